@@ -1,0 +1,101 @@
+"""Adapters: nodes that stand in the params tree where a weight stood."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxpeft import kernel, tree
+from jaxpeft.adapters import targets
+from jaxpeft.adapters.lora import LoRA, lora
+from jaxpeft.errors import InputError, suggest
+
+# Each entry wraps one kernel: `method(base, key, **settings)`. Its keyword arguments
+# are its keys in the configuration, beside those of `inject`.
+METHODS: dict[str, Callable[..., Any]] = {
+    "lora": lora,
+}
+
+__all__ = ["METHODS", "LoRA", "inject", "lora", "merge", "trainable_mask"]
+
+
+def inject(
+    params: Mapping[str, Any], rules: Mapping[str, Any], key: Array
+) -> dict[str, Any]:
+    """The params with an adapter in place of every targeted kernel.
+
+    rules: `method` (default "lora"), `target_modules` (default "all-linear") and the
+    method's own keyword arguments. The model computes the same function until the
+    adapters train. Adapter weights are float32 whatever the base's dtype.
+    Raises InputError for an unknown method or key, a pattern that matches nothing, a
+    rank that does not fit.
+    """
+    settings = dict(rules)
+    name = settings.pop("method", "lora")
+    pattern = settings.pop("target_modules", targets.ALL_LINEAR)
+    if name not in METHODS:
+        raise InputError(f"adapter.method: found {name!r}" + suggest(name, METHODS))
+    chosen = targets.select(params, pattern)
+    kernels = dict(tree.walk(params))
+    changes = {}
+    for index, (path, layers) in enumerate(sorted(chosen.items())):
+        base = kernels[f"{path}.kernel"]
+        node = METHODS[name](base, jax.random.fold_in(key, index), **settings)
+        if not all(layers):
+            node = node.replace(scale=node.scale * jnp.asarray(layers, jnp.float32))
+        changes[f"{path}.kernel"] = node
+    return tree.replace(params, changes)
+
+
+def trainable_mask(params: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
+    """A tree of booleans like `params`: true where a leaf trains.
+
+    Those are the adapters' own weights, and the leaves whose dotted name ends with an
+    entry of `also` ("norm.scale"). Use it with `tree.partition`.
+    """
+
+    def ends(name: str) -> bool:
+        return any(name == e or name.endswith("." + e) for e in also)
+
+    def mask(name: str, value: Any) -> Any:
+        if not kernel.is_node(value):
+            return ends(name)
+        own = getattr(value, "TRAINABLE", ())
+        return tree.map_named(
+            lambda field, _: field.split(".")[0] in own or ends(f"{name}.{field}"),
+            value,
+        )
+
+    masks = {name: mask(name, value) for name, value in tree.walk(params)}
+    return tree.replace(params, masks)
+
+
+def merge(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
+    """The params with every adapter folded into a plain matrix.
+
+    The sum is formed in float32 and stored in `dtype`, by default the dtype that the
+    base had. Works layer by layer, so that no second float32 copy of a stack exists.
+    """
+
+    def fold(node: Any) -> Array:
+        target = dtype or _base_dtype(node)
+        if len(node.shape) == 2:
+            return node.dense().astype(target)
+        layers = range(node.shape[0])
+        slices = [jax.tree.map(lambda x, i=i: x[i], node) for i in layers]
+        return jnp.asarray(
+            np.stack([np.asarray(s.dense().astype(target)) for s in slices])
+        )
+
+    changes = {name: fold(node) for name, node in kernel.nodes(params).items()}
+    return tree.replace(params, changes)
+
+
+def _base_dtype(node: Any) -> Any:
+    base = node
+    while hasattr(base, "base"):
+        base = base.base
+    return getattr(base, "dtype", jnp.float32)

@@ -1,0 +1,116 @@
+"""The command line: which commands there are, and how each of them ends."""
+
+import argparse
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+
+from jaxpeft import console
+from jaxpeft.errors import (
+    EXIT_INPUT,
+    EXIT_NUMERICS,
+    EXIT_PREEMPTED,
+    InputError,
+    NumericsError,
+    Preempted,
+    suggest,
+)
+
+EXIT_INTERRUPTED = 130
+
+# Each is a module of the package with a `main(argv) -> int`, imported when it is run.
+COMMANDS: dict[str, str] = {
+    "train": "fine-tune a model as a configuration file says; continues by itself",
+    "evaluate": "loss, perplexity and token accuracy over the evaluation data",
+    "generate": "answer prompts with a trained model",
+    "export": "write a run as a PEFT adapter or a merged Hugging Face model",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `jaxpeft COMMAND ...` and return its exit code.
+
+    Args:
+        argv: the arguments after the program's name; those of the process by default.
+    """
+    command, *rest = sys.argv[1:] if argv is None else argv or [""]
+    if command in ("-h", "--help", "help"):
+        console.say(usage())
+        return 0
+    if command == "--version":
+        console.say(f"jaxpeft {_version()}")
+        return 0
+    if command not in COMMANDS:
+        fault = f"{command!r} is not a command" if command else "no command given"
+        console.error(fault + suggest(command, COMMANDS))
+        return EXIT_INPUT
+    return run(importlib.import_module(f"jaxpeft.{command}").main, rest)
+
+
+def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
+    """Run a command's `main` and return the exit code that its outcome stands for.
+
+    Failures that a person can act on become lines on standard error; any other
+    exception is a fault of the program, and passes through with its traceback.
+    """
+    try:
+        return main(list(argv)) or 0
+    except InputError as error:
+        for problem in error.problems:
+            console.error(problem)
+        return EXIT_INPUT
+    except NumericsError as error:
+        console.error(str(error))
+        return EXIT_NUMERICS
+    except Preempted as error:
+        console.warn(str(error) or "stopped and saved; repeat the command to continue")
+        return EXIT_PREEMPTED
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        return EXIT_INTERRUPTED
+
+
+def config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add `--config FILE` and the positional `overrides` to a command's parser.
+
+    Read them with `parser.parse_intermixed_args`, so that options may stand between
+    the overrides.
+    """
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        required=required,
+        help="the YAML file that describes the run",
+    )
+    parser.add_argument(
+        "overrides",
+        metavar="section.key=value",
+        nargs="*",
+        help="replaces a key of the file, such as training.max_steps=20 or "
+        "adapter.target_modules=[q_proj,v_proj]; the value is YAML",
+    )
+
+
+def usage() -> str:
+    """The text of `jaxpeft --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: jaxpeft COMMAND ...",
+            "",
+            "Parameter-efficient fine-tuning of language models with JAX.",
+            "",
+            *lines,
+            "",
+            "`jaxpeft COMMAND --help` explains a command and its options.",
+        ]
+    )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("jaxpeft")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed: run from its source)"

@@ -1,0 +1,41 @@
+"""The configuration of a run: its sections, their defaults, and how YAML becomes them.
+
+The sections `adapter`, `optimizer` and `schedule` choose a component by name; their
+other keys are that component's keyword arguments, so its signature is their schema.
+This package knows no component: who has the registries passes them in as `Table`s.
+"""
+
+from jaxpeft.config.components import Table, check_call
+from jaxpeft.config.reading import build, load, parse, parse_section, to_yaml
+from jaxpeft.config.sections import (
+    AdapterSection,
+    ComponentSection,
+    DataSection,
+    MeshSection,
+    ModelSection,
+    OptimizerSection,
+    RunConfig,
+    ScheduleSection,
+    SourceSection,
+    TrainingSection,
+)
+
+__all__ = [
+    "AdapterSection",
+    "ComponentSection",
+    "DataSection",
+    "MeshSection",
+    "ModelSection",
+    "OptimizerSection",
+    "RunConfig",
+    "ScheduleSection",
+    "SourceSection",
+    "Table",
+    "TrainingSection",
+    "build",
+    "check_call",
+    "load",
+    "parse",
+    "parse_section",
+    "to_yaml",
+]

@@ -1,0 +1,153 @@
+"""Tables of components that a configuration chooses from by name.
+
+A component is a callable; its keyword parameters, with their annotations, are the
+schema of the configuration keys that reach it. Nothing else declares them.
+"""
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from jaxpeft.config.wording import shown, wanted
+from jaxpeft.errors import suggest
+
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    types.NoneType: "null",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Components by name, the other names they go by, and what they get from the code.
+
+    Attributes:
+        entries: name -> callable.
+        aliases: another name -> a name in `entries`.
+        given: parameters that the code supplies when it builds; they are no keys.
+    """
+
+    entries: Mapping[str, Callable[..., Any]]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    given: Collection[str] = ()
+
+    def resolve(self, name: str) -> str:
+        """The name in `entries` that `name` stands for, or `name` itself."""
+        return self.aliases.get(name, name)
+
+    def parameters(self, name: str) -> dict[str, inspect.Parameter]:
+        """The keyword parameters of an entry, `given` ones included."""
+        signature = inspect.signature(self.entries[self.resolve(name)], eval_str=True)
+        skipped = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+        return {n: p for n, p in signature.parameters.items() if p.kind not in skipped}
+
+    def keys(self, name: str) -> list[str]:
+        """The configuration keys of an entry; none if there is no such entry."""
+        if self.resolve(name) not in self.entries:
+            return []
+        return [
+            key
+            for key, parameter in self.parameters(name).items()
+            if key not in self.given and parameter.kind is not parameter.VAR_KEYWORD
+        ]
+
+
+def check_call(
+    section: str,
+    name: str,
+    table: Table,
+    kwargs: Mapping[str, Any],
+    meant: Callable[[str, list[str]], str] = suggest,
+    selector: str = "name",
+) -> list[str]:
+    """What is wrong with calling the component `name` with these keys of a section.
+
+    Args:
+        section: the section's name, for messages.
+        name: the component chosen.
+        table: what there is to choose from.
+        kwargs: the section's keys that are meant for the component.
+        meant: the tail of the message about an unknown key, from it and the known ones.
+        selector: the section's key that chose the component, for messages.
+
+    Returns:
+        A problem for each unknown, mistyped or missing key; empty if all is well.
+    """
+    if table.resolve(name) not in table.entries:
+        near = difflib.get_close_matches(name, [*table.entries, *table.aliases])
+        tail = suggest(name, near or table.entries)
+        return [f"{section}.{selector}: found {name!r}; is not known{tail}"]
+    parameters, keys = table.parameters(name), table.keys(name)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    problems = []
+    for key, value in kwargs.items():
+        found = f"{section}.{key}: found {shown(value)}"
+        if key in table.given:
+            problems.append(f"{found}; is set by the run itself; remove it")
+        elif key in keys:
+            fault = _fault(parameters[key].annotation, value)
+            problems += [f"{found}; {fault}"] if fault else []
+        elif not takes_any:
+            problems.append(f"{found}; is not a key of {name!r}{meant(key, keys)}")
+    problems += [
+        f"{section}.{key}: is missing; {name!r} needs it, {_described(annotation)}"
+        for key in keys
+        if key not in kwargs and parameters[key].default is inspect.Parameter.empty
+        for annotation in [parameters[key].annotation]
+    ]
+    return problems
+
+
+def _fault(annotation: Any, value: Any) -> str:
+    """What `value` must be to be one of `annotation`; empty if it is."""
+    if annotation is inspect.Parameter.empty:
+        annotation = Any
+    adapter = TypeAdapter(annotation, config=_STRICT)
+    try:
+        # YAML has no tuples: a list stands for one.
+        adapter.validate_python(tuple(value) if _is_tuple(annotation, value) else value)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        if len(errors) == 1 and not errors[0]["loc"]:
+            return wanted(errors[0])
+        return f"must be {_described(annotation)}"
+    return ""
+
+
+def _is_tuple(annotation: Any, value: Any) -> bool:
+    origins = [typing.get_origin(a) or a for a in _alternatives(annotation)]
+    return isinstance(value, list) and tuple in origins and list not in origins
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _described(annotation: Any) -> str:
+    """The annotation in words: "text or a list of text"."""
+    kinds = []
+    for kind in _alternatives(annotation):
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if origin is Literal:
+            kinds += [shown(choice) for choice in arguments]
+        elif origin is typing.Annotated:
+            kinds.append(_described(arguments[0]))
+        elif isinstance(origin, type) and issubclass(origin, Collection):
+            items = [_described(a) for a in arguments if a is not Ellipsis]
+            shape = "a mapping" if issubclass(origin, Mapping) else "a list"
+            kinds.append(f"{shape} (each {items[-1]})" if items else shape)
+        else:
+            kinds.append(_NAMES.get(kind, getattr(kind, "__name__", "a value")))
+    return " or ".join(dict.fromkeys(kinds))

@@ -1,0 +1,265 @@
+"""From YAML and command-line overrides to a checked configuration, and back."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from jaxpeft import strict_yaml
+from jaxpeft.config.components import Table, check_call
+from jaxpeft.config.sections import (
+    SECTIONS,
+    ComponentSection,
+    RunConfig,
+    SourceSection,
+)
+from jaxpeft.config.wording import meant, shown, wanted
+from jaxpeft.errors import InputError
+
+Keys = dict[str, list[str]]  # section ("" is the top) -> the keys it knows
+
+
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    tables: Mapping[str, Table] | None = None,
+) -> RunConfig:
+    """The configuration in a YAML file, with `section.key=value` overrides applied.
+
+    Args:
+        path: the file.
+        overrides: each replaces one key; the last one of a key counts.
+        tables: section -> what it chooses from. The keys of a component are checked
+            only against a table.
+
+    Raises:
+        InputError: everything that is wrong, at once; what is wrong with the YAML
+            itself comes alone.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(strict_yaml.MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); name an existing YAML file"
+        ) from None
+    mapping, problems = _overridden(strict_yaml.load(text, str(path)), overrides)
+    try:
+        config = parse(mapping, str(path), tables)
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    return config
+
+
+def parse(
+    mapping: Mapping[str, Any],
+    name: str = "configuration",
+    tables: Mapping[str, Table] | None = None,
+) -> RunConfig:
+    """The configuration that a mapping of sections holds; aliases become real names.
+
+    Raises:
+        InputError: everything that is wrong, at once.
+    """
+    if not isinstance(mapping, Mapping):
+        raise InputError(f"{name}: found {shown(mapping)}; must be a mapping")
+    tables = tables or {}
+    mapping = {key: _named(key, value, tables) for key, value in mapping.items()}
+    keys = _known_keys(mapping, tables)
+    try:
+        config = RunConfig.model_validate(mapping)
+        problems = []
+    except ValidationError as error:
+        problems = _reported(error, mapping, keys)
+    for section, table in tables.items():
+        problems += _component_problems(section, mapping.get(section), table, keys)
+    problems += _conflicts(mapping)
+    if problems:
+        raise InputError(*problems)
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The YAML text that `load` reads back to an equal configuration."""
+    return strict_yaml.dump(config.model_dump())
+
+
+def parse_section(section: str, keys: Mapping[str, Any], table: Table) -> Any:
+    """One of the sections that choose a component, from a mapping of its keys.
+
+    Raises:
+        InputError: everything that is wrong, at once.
+    """
+    mapping = {section: _named(section, keys, {section: table})}
+    known = _known_keys(mapping, {section: table})
+    problems = _component_problems(section, mapping[section], table, known)
+    try:
+        parsed = SECTIONS[section].model_validate(mapping[section])
+    except ValidationError as error:
+        problems = [*_reported(error, mapping, known, section), *problems]
+    if problems:
+        raise InputError(*problems)
+    return parsed
+
+
+def build(table: Table, choice: ComponentSection, **given: Any) -> Any:
+    """What the component that a section chooses returns for its options and `given`."""
+    component = table.entries[table.resolve(choice.choice)]
+    return component(**choice.options, **given)
+
+
+def _named(section: str, keys: Any, tables: Mapping[str, Table]) -> Any:
+    """The section's keys with the component's own name in place of an alias."""
+    if section not in tables or not isinstance(keys, Mapping):
+        return keys
+    selector = _component_class(section).selector
+    name = keys.get(selector)
+    if not isinstance(name, str):
+        return keys
+    return {**keys, selector: tables[section].resolve(name)}
+
+
+def _component_class(section: str) -> type[ComponentSection]:
+    cls = SECTIONS[section]
+    assert issubclass(cls, ComponentSection), section
+    return cls
+
+
+def _chosen(section: str, keys: Any) -> str:
+    """The name of the component that the section chooses; "" if it is not text."""
+    cls = _component_class(section)
+    default = cls.model_fields[cls.selector].default
+    name = keys.get(cls.selector, default) if isinstance(keys, Mapping) else default
+    return name if isinstance(name, str) else ""
+
+
+def _known_keys(mapping: Mapping[str, Any], tables: Mapping[str, Table]) -> Keys:
+    known = {section: list(cls.model_fields) for section, cls in SECTIONS.items()}
+    for section, table in tables.items():
+        known[section] += table.keys(_chosen(section, mapping.get(section)))
+    source = list(SourceSection.model_fields)
+    return {"": list(RunConfig.model_fields), **known, "data.train": source}
+
+
+def _component_problems(
+    section: str, keys: Any, table: Table, known: Keys
+) -> list[str]:
+    name = _chosen(section, keys)
+    keys = {} if keys is None else keys
+    if not name or not isinstance(keys, Mapping):
+        return []
+    declared = _component_class(section).model_fields
+    options = {key: value for key, value in keys.items() if key not in declared}
+
+    def tail(key: str, _: list[str]) -> str:
+        return meant(section, key, known)
+
+    selector = _component_class(section).selector
+    return check_call(section, name, table, options, tail, selector)
+
+
+def _reported(
+    failure: ValidationError, mapping: Mapping[str, Any], known: Keys, root: str = ""
+) -> list[str]:
+    """The problems that pydantic found, each naming key, value and remedy."""
+    problems = []
+    for error in failure.errors(include_url=False):
+        location = (root, *error["loc"]) if root else error["loc"]
+        where = _dotted(location, mapping)
+        found = f"{where}: found {shown(error['input'])}"
+        if error["type"] == "value_error":
+            lines = str(error.get("ctx", {}).get("error")).splitlines()
+            problems += [f"{where}.{line}" for line in lines]
+        elif error["type"] == "missing":
+            problems.append(f"{where}: is missing; add it, or give {where}=VALUE")
+        elif error["type"] == "extra_forbidden":
+            # Both lists of sources have the same keys.
+            names = [part for part in location[:-1] if isinstance(part, str)]
+            section = ".".join(names).replace("data.eval", "data.train")
+            tail = meant(section, str(location[-1]), known)
+            problems.append(f"{found}; there is no such key{tail}")
+        else:
+            problems.append(f"{found}; {wanted(error)}")
+    return problems
+
+
+def _dotted(location: Sequence[str | int], mapping: Any) -> str:
+    """`data.train[1].path`; without `[0]` where the file has no list in that place."""
+    text = ""
+    for part in location:
+        if isinstance(part, str):
+            text += f".{part}" if text else part
+            mapping = mapping.get(part) if isinstance(mapping, Mapping) else None
+        elif isinstance(mapping, Sequence):
+            text += f"[{part}]"
+            mapping = mapping[part]
+    return text
+
+
+def _conflicts(mapping: Mapping[str, Any]) -> list[str]:
+    """What one section asks for and another makes impossible.
+
+    Looks at the mapping, not at the validated sections, so that these problems are
+    told together with any others, and only about what the user wrote.
+    """
+    data, schedule, training = (
+        section if isinstance(section, Mapping) else {}
+        for section in map(mapping.get, ("data", "schedule", "training"))
+    )
+    problems = []
+    warmup, steps = schedule.get("warmup_steps"), training.get("max_steps")
+    if type(warmup) is int and type(steps) is int and warmup > steps > 0:
+        problems.append(
+            f"schedule.warmup_steps: found {warmup}; must be at most "
+            f"training.max_steps, which is {steps}"
+        )
+    for key in ("eval_steps", "early_stopping_patience"):
+        if training.get(key) is not None and data.get("eval") is None:
+            problems.append(
+                f"training.{key}: found {shown(training[key])}; needs evaluation data: "
+                f"give data.eval, or set training.{key} to null"
+            )
+    return problems
+
+
+def _overridden(
+    mapping: dict[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The mapping with each `section.key=value` in place, and what prevented one."""
+    problems: list[str] = []
+    for override in overrides:
+        try:
+            mapping = _override(mapping, override)
+        except InputError as error:
+            problems += error.problems
+    return mapping, problems
+
+
+def _override(mapping: dict[str, Any], override: str) -> dict[str, Any]:
+    path, equals, text = override.partition("=")
+    parts = path.split(".")
+    if not equals or not all(parts):
+        raise InputError(f"{override}: is not an override; write section.key=value")
+    if parts[0] not in RunConfig.model_fields:
+        tail = meant("", parts[0], _known_keys(mapping, {}))
+        raise InputError(f"{path}: there is no section or key {parts[0]!r}{tail}")
+    value = strict_yaml.parse_scalar(text, path)
+    top = dict(mapping)  # aliases share nodes: copy what is written to
+    node = top
+    for depth, part in enumerate(parts[:-1], 1):
+        inner = node.get(part)
+        is_section = depth > 1 or part in SECTIONS
+        if not is_section or not isinstance(inner, Mapping | None):
+            here = ".".join(parts[:depth])
+            kind = "a single value" if inner is None else shown(inner)
+            raise InputError(
+                f"{path}: {here} is {kind}, which has no key {parts[depth]!r}; "
+                f"override all of it: {here}=VALUE"
+            )
+        node[part] = dict(inner or {})
+        node = node[part]
+    node[parts[-1]] = value
+    return top

@@ -1,0 +1,284 @@
+"""The sections of a configuration: every key, its type, its default, its meaning."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Whole = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False
+    )
+
+
+class ComponentSection(_Section):
+    """A section that names a component; `options` are that component's own keys."""
+
+    model_config = ConfigDict(extra="allow")
+    selector: ClassVar[str] = "name"
+
+    @property
+    def choice(self) -> str:
+        """The component's name."""
+        return getattr(self, self.selector)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that this section leaves to the component."""
+        return dict(self.model_extra or {})
+
+
+class ModelSection(_Section):
+    """The frozen base model."""
+
+    path: Text = Field(
+        description="a local directory in Hugging Face format, or a hub id"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="bfloat16", description="of the frozen base and the activations"
+    )
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        default="none", description="how the frozen base is stored"
+    )
+    remat: Literal["none", "full", "dots"] = Field(
+        default="none",
+        description="what the backward pass computes again to save memory",
+    )
+
+
+class AdapterSection(ComponentSection):
+    """What trains. The other keys are the method's, such as `r` and `lora_alpha`."""
+
+    selector: ClassVar[str] = "method"
+    method: Text = Field(default="lora", description="lora, full, ...")
+    init_from: Text | None = Field(
+        default=None, description="a PEFT adapter directory to continue from"
+    )
+
+
+class SourceSection(_Section):
+    """One file of examples."""
+
+    path: Text = Field(description="a json, jsonl, csv, parquet or txt file")
+    format: Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"] = (
+        Field(default="alpaca", description="how a record is laid out")
+    )
+    weight: Positive = Field(default=1.0, description="share in a mixture of sources")
+    fields: dict[str, Text] | None = Field(
+        default=None, description="the format's column names -> the file's own"
+    )
+    max_samples: Count | None = Field(
+        default=None, description="use the first ones only"
+    )
+
+
+def _several(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        if not value:
+            raise PydanticCustomError("no_source", "must name at least one source")
+        return tuple(value)
+    return (value,) if isinstance(value, Mapping | SourceSection) else value
+
+
+Sources = Annotated[tuple[SourceSection, ...], BeforeValidator(_several)]
+
+
+class DataSection(_Section):
+    """The examples, and how they become batches."""
+
+    train: Sources = Field(description="one source or a list of them")
+    eval: Sources | None = Field(
+        default=None, description="likewise; null: no evaluation"
+    )
+    max_length: Count = Field(
+        default=1024, description="tokens; longer examples are cut"
+    )
+    packing: bool = Field(default=False, description="several examples in one sequence")
+    shuffle: bool = Field(
+        default=True, description="another order in each epoch, by the seed"
+    )
+    train_on: Literal["assistant", "all"] = Field(
+        default="assistant", description="the turns whose tokens count in the loss"
+    )
+    length_buckets: Count = Field(
+        default=3, description="how many padded lengths a run may compile"
+    )
+    eval_batch_size: Count | None = Field(
+        default=None, description="null: as many as a step of training holds at a time"
+    )
+
+
+class OptimizerSection(ComponentSection):
+    """The optimizer. The other keys are its own, such as `b1` and `weight_decay`."""
+
+    name: Text = Field(default="adamw", description="adamw, ...")
+    learning_rate: float = Field(
+        default=2e-4, ge=0, description="the schedule's highest"
+    )
+    max_grad_norm: Positive | None = Field(
+        default=1.0, description="clip the global gradient norm to this; null: do not"
+    )
+
+
+class ScheduleSection(ComponentSection):
+    """The course of the learning rate. The other keys are the schedule's own."""
+
+    name: Text = Field(default="cosine", description="constant, linear, cosine, ...")
+    warmup_ratio: float | None = Field(
+        default=None, ge=0, le=1, description="share of the steps that warm up"
+    )
+    warmup_steps: Whole | None = Field(default=None, description="steps that warm up")
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "ScheduleSection":
+        if self.warmup_ratio is not None and self.warmup_steps is not None:
+            raise ValueError(
+                f"warmup_ratio: found {self.warmup_ratio} beside warmup_steps "
+                f"{self.warmup_steps}; give only one, or set the other to null"
+            )
+        return self
+
+
+class TrainingSection(_Section):
+    """How long to train, in which batches, and what to do on the way."""
+
+    max_steps: Count | None = Field(
+        default=None, description="optimizer steps, or num_epochs"
+    )
+    num_epochs: Positive | None = Field(
+        default=None,
+        description="passes over the data, or max_steps; 1.0 if neither is given",
+    )
+    batch_size: Count = Field(
+        default=16, description="sequences a step, over all devices and accumulation"
+    )
+    gradient_accumulation_steps: Count = Field(
+        default=1, description="parts that a batch is cut into, one after another"
+    )
+    logging_steps: Count = Field(
+        default=10, description="steps between two lines of the log"
+    )
+    eval_steps: Count | None = Field(
+        default=50, description="steps between two evaluations; null: at the end only"
+    )
+    save_steps: Count = Field(default=50, description="steps between two checkpoints")
+    save_total_limit: Count | None = Field(
+        default=3, description="checkpoints to keep; null: all"
+    )
+    early_stopping_patience: Count | None = Field(
+        default=None, description="evaluations without improvement before the run ends"
+    )
+    max_nonfinite_steps: Whole = Field(
+        default=10, description="steps skipped in a row before the run aborts"
+    )
+    watchdog_seconds: Count | None = Field(
+        default=None, description="abort a run that makes no step for so long"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_epoch(cls, keys: Any) -> Any:
+        lengths = ("max_steps", "num_epochs")
+        if isinstance(keys, Mapping) and all(keys.get(key) is None for key in lengths):
+            return {**keys, "num_epochs": 1.0}
+        return keys
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainingSection":
+        problems = []
+        if self.max_steps is not None and self.num_epochs is not None:
+            problems.append(
+                f"max_steps: found {self.max_steps} beside num_epochs "
+                f"{self.num_epochs}; give only one, or set the other to null"
+            )
+        size, parts = self.batch_size, self.gradient_accumulation_steps
+        if size % parts:
+            below, above = size // parts * parts, -(-size // parts) * parts
+            problems.append(
+                f"batch_size: found {size}; is not divisible by "
+                f"gradient_accumulation_steps {parts}; use "
+                + (f"{below} or {above}" if below else f"{above}")
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class MeshSection(_Section):
+    """How many devices share each kind of work; -1 takes what is left of them."""
+
+    data: int = Field(default=-1, ge=-1, description="replicas that split the batch")
+    fsdp: int = Field(
+        default=1, ge=-1, description="devices that split weights and batch"
+    )
+    tensor: int = Field(default=1, ge=-1, description="devices that split each layer")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MeshSection":
+        axes = self.model_dump()
+        problems = [
+            f"{axis}: found 0; must be a number of devices, or -1 for what is left"
+            for axis, size in axes.items()
+            if size == 0
+        ]
+        if list(axes.values()).count(-1) > 1:
+            first, *_, last = [axis for axis, size in axes.items() if size == -1]
+            problems.append(
+                f"{last}: found -1, as for {first}; only one axis can take what is "
+                f"left, so set mesh.{first} to a number"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class RunConfig(_Section):
+    """Everything that a run depends on."""
+
+    output_dir: Text = Field(description="the run directory")
+    seed: int = Field(default=42, ge=0, lt=2**32, description="of all that is random")
+    model: ModelSection
+    adapter: AdapterSection = Field(default_factory=AdapterSection)
+    data: DataSection
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    schedule: ScheduleSection = Field(default_factory=ScheduleSection)
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    mesh: MeshSection = Field(default_factory=MeshSection)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections(cls, keys: Any) -> Any:
+        """An empty section is one of defaults; steps of an evaluation need its data."""
+        if not isinstance(keys, Mapping):
+            return keys
+        empty = {name: {} for name in SECTIONS if keys.get(name) is None}
+        keys = {**keys, **empty}
+        data, training = keys["data"], keys["training"]
+        readable = isinstance(data, Mapping) and isinstance(training, Mapping)
+        if readable and data.get("eval") is None:
+            keys["training"] = {"eval_steps": None, **training}
+        return keys
+
+
+SECTIONS: dict[str, type[_Section]] = {
+    "model": ModelSection,
+    "adapter": AdapterSection,
+    "data": DataSection,
+    "optimizer": OptimizerSection,
+    "schedule": ScheduleSection,
+    "training": TrainingSection,
+    "mesh": MeshSection,
+}

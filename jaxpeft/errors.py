@@ -1,0 +1,42 @@
+"""Failures that a person can act on, and the exit code each one ends a command with."""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_INPUT = 2
+EXIT_NUMERICS = 3
+EXIT_PREEMPTED = 75
+EXIT_STALLED = 124
+
+
+class InputError(ValueError):
+    """What the user gave is wrong: a key, a file, a value. Ends a command with 2.
+
+    Each problem is one sentence or two that name the key or file, the value found
+    and the remedy; several are reported together, so that one run finds them all.
+    """
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class NumericsError(ArithmeticError):
+    """The numbers went wrong: the loss or gradient is not finite. Ends with 3."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop, has saved, and continues when repeated. Ends with 75."""
+
+
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """A tail for an error message: the nearest of `choices`, or all of them.
+
+    >>> suggest("lorra", ["lora", "dora"])
+    "; did you mean 'lora'?"
+    """
+    choices = list(choices)
+    near = difflib.get_close_matches(str(word), choices, n=3, cutoff=0.6)
+    if near:
+        return "; did you mean " + " or ".join(repr(c) for c in near) + "?"
+    return "; choose from " + ", ".join(choices) if choices else ""

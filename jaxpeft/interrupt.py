@@ -1,0 +1,136 @@
+"""Ends that come from outside: a request to stop, and a run that no longer moves."""
+
+import faulthandler
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from types import FrameType, TracebackType
+from typing import Any
+
+from jaxpeft.errors import EXIT_STALLED
+
+
+class Interrupt:
+    """Turns SIGTERM and the first SIGINT of a `with` block into a flag.
+
+    The loop looks at `requested` between two steps, saves and leaves; a second SIGINT
+    raises KeyboardInterrupt at once. The handlers that stood before come back at the
+    end of the block. Outside the main thread, where Python allows no handlers, the flag
+    stays down and signals keep their meaning.
+
+    With `jax.distributed` pass `signals=()`: JAX's own handler and this one displace
+    each other in silence, and only JAX's sync point stops all processes at the same
+    step.
+
+    Attributes:
+        signal: the signal that asked first, or None.
+    """
+
+    def __init__(
+        self,
+        signals: Iterable[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
+    ):
+        self.signal: signal.Signals | None = None
+        self._signals = tuple(signals)
+        self._presses = 0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether the process has been asked to stop."""
+        return self.signal is not None
+
+    def __enter__(self) -> "Interrupt":
+        if threading.current_thread() is threading.main_thread():
+            for number in self._signals:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            # None stands for a handler that was not installed by Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = self.signal or signal.Signals(number)
+        if number == signal.SIGINT:
+            self._presses += 1
+            if self._presses > 1:
+                raise KeyboardInterrupt
+
+
+class Watchdog:
+    """Ends the process with exit code 124 when nothing has moved for `seconds`.
+
+    All threads' tracebacks go to standard error first, so that one sees where it hangs.
+    The time runs from the construction and anew from each `pet`. `None` disables it.
+    (`faulthandler.dump_traceback_later` does the same, but exits with 1.)
+    """
+
+    def __init__(self, seconds: float | None):
+        self._seconds = seconds
+        self._changed = threading.Condition()
+        self._patience = self._deadline = 0.0
+        self._stopped = seconds is None
+        if not self._stopped:
+            self.pet()
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def pet(self, grace: float | None = None) -> None:
+        """Something moved: wait `seconds` from now, or at least `grace` seconds.
+
+        A grace covers what is known to take long, such as a compilation or a save.
+        """
+        if self._seconds is None:
+            return
+        with self._changed:
+            before = self._deadline
+            self._patience = max(self._seconds, grace or 0.0)
+            self._deadline = time.monotonic() + self._patience
+            # A later deadline is found when the watching thread wakes at the old one.
+            if self._deadline < before:
+                self._changed.notify()
+
+    def stop(self) -> None:
+        """Watch no longer; may be called more than once."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
+    def __enter__(self) -> "Watchdog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _watch(self) -> None:
+        with self._changed:
+            while not self._stopped:
+                left = self._deadline - time.monotonic()
+                if left > 0:
+                    self._changed.wait(left)
+                elif left < -1.0:
+                    # This thread slept too: the whole process was suspended.
+                    self._deadline = time.monotonic() + self._patience
+                else:
+                    self._bite()
+
+    def _bite(self) -> None:
+        # Straight to the descriptor: whoever hangs may hold the lock of sys.stderr.
+        line = f"error: no progress for {self._patience:.0f} s; the threads stand at:\n"
+        os.write(2, line.encode())
+        faulthandler.dump_traceback(file=2, all_threads=True)
+        os._exit(EXIT_STALLED)

@@ -1,0 +1,77 @@
+"""What stands in a params tree where a matrix stood: anything with `x @ kernel`."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxpeft import tree
+
+Axes = tuple[str | None, ...]
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """A weight of shape (*layers, d_in, d_out) that a model multiplies from the left.
+
+    JAX arrays are kernels; adapters and quantized weights are `flax.struct`
+    dataclasses with these members. `x @ kernel` reaches `__rmatmul__` because JAX
+    arrays return `NotImplemented` for operands that they do not know.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __rmatmul__(self, x: Array) -> Array: ...
+
+    def dense(self) -> Array:
+        """The matrix in float32: what `x @ kernel` multiplies with."""
+        ...
+
+    def axes(self, base: Axes) -> Any:
+        """Logical axes in the kernel's own structure; `base` are the matrix's."""
+        ...
+
+
+def is_node(x: Any) -> bool:
+    """Whether `x` is a kernel of ours (an adapter, a quantized weight), not an array."""
+    return hasattr(x, "dense") and hasattr(x, "__rmatmul__")
+
+
+def dense(kernel: Any) -> Array:
+    """The float32 matrix of a kernel or an array, shape (*layers, d_in, d_out)."""
+    if is_node(kernel):
+        return kernel.dense()
+    return jnp.asarray(kernel, jnp.float32)
+
+
+def axes_of(kernel: Any, base: Axes) -> Any:
+    """Logical axes of a kernel in its own structure; those of an array are `base`."""
+    return kernel.axes(base) if is_node(kernel) else base
+
+
+def nodes(params: Mapping) -> dict[str, Any]:
+    """{dotted name: kernel} for the adapters and quantized weights in `params`."""
+    return {name: leaf for name, leaf in tree.walk(params) if is_node(leaf)}
+
+
+def with_dropout(params: Mapping, key: Array) -> Mapping:
+    """`params` with a dropout key in every adapter that drops; without it none drops.
+
+    Keys depend on `key` and on the adapter's place alone, so that a step repeats
+    exactly when its key is a function of the step.
+    """
+    changes = {
+        name: node.with_key(jax.random.fold_in(key, index))
+        for index, (name, node) in enumerate(sorted(nodes(params).items()))
+        if getattr(node, "dropout", 0.0) > 0.0
+    }
+    return tree.replace(params, changes) if changes else params
+
+
+def dropout(x: Array, rate: float, key: Array) -> Array:
+    """`x` with entries zeroed with probability `rate` and the rest over `1 - rate`."""
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))

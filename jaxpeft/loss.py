@@ -1,0 +1,125 @@
+"""Next-token cross-entropy over large vocabularies, a slice of the sequence at a time."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+
+CHUNK_LOGITS = 2**21  # float32 logits alive at once: 8 MiB
+
+
+class TokenSums(NamedTuple):
+    """Sums over the supervised tokens of a batch; divide by `count` for means."""
+
+    nll: Array  # () float32, negative log likelihood in nats
+    correct: Array  # () float32, tokens whose logit is the largest
+    count: Array  # () float32
+
+
+def token_sums(
+    hidden: Array, head: Any, targets: Array, supervised: Array
+) -> TokenSums:
+    """Loss and accuracy summed over supervised tokens.
+
+    hidden: (batch, seq, d); head: a kernel (d, vocab); targets: (batch, seq) int32;
+    supervised: (batch, seq) bool. The logits of a chunk of the sequence at a time
+    exist, in float32. Not differentiable in a useful amount of memory: see `nll_sum`.
+    """
+    chunks = _chunks(hidden, head, targets, supervised)
+
+    def body(total: TokenSums, chunk: tuple) -> tuple[TokenSums, None]:
+        return jax.tree.map(jnp.add, total, _chunk_sums(head, *chunk)), None
+
+    zero = TokenSums(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+    return jax.lax.scan(body, zero, chunks)[0]
+
+
+@jax.custom_vjp
+def nll_sum(hidden: Array, head: Any, targets: Array, supervised: Array) -> Array:
+    """Negative log likelihood in nats summed over the supervised tokens, () float32.
+
+    Arguments as for `token_sums`. The gradient of each chunk is formed beside its
+    logits in the forward pass, so that the logits are computed once and never kept.
+    """
+    return token_sums(hidden, head, targets, supervised).nll
+
+
+def _nll_forward(hidden: Any, head: Any, targets: Any, supervised: Any) -> tuple:
+    # The leaves say whether a gradient is wanted: a frozen head costs none.
+    leaves, treedef = jax.tree.flatten(head, is_leaf=lambda x: hasattr(x, "perturbed"))
+    wanted = [leaf.perturbed for leaf in leaves]
+    trained = [leaf.value for leaf in leaves if leaf.perturbed]
+
+    def rebuild(trained: list) -> Any:
+        values = iter(trained)
+        return treedef.unflatten(
+            [
+                next(values) if w else x.value
+                for x, w in zip(leaves, wanted, strict=True)
+            ]
+        )
+
+    chunks = _chunks(hidden.value, rebuild(trained), targets.value, supervised.value)
+
+    def body(carry: tuple, chunk: tuple) -> tuple:
+        h, target, mask = chunk
+        nll, dhead = carry
+
+        def loss(h: Array, trained: list) -> Array:
+            return _chunk_sums(rebuild(trained), h, target, mask).nll
+
+        value, (dh, dtrained) = jax.value_and_grad(loss, argnums=(0, 1))(h, trained)
+        return (nll + value, jax.tree.map(jnp.add, dhead, dtrained)), dh
+
+    zero = [jnp.zeros(x.shape, jnp.float32) for x in trained]
+    (nll, dhead), dh = jax.lax.scan(body, (jnp.zeros((), jnp.float32), zero), chunks)
+    dtrained = iter(g.astype(x.dtype) for g, x in zip(dhead, trained, strict=True))
+    dhead = treedef.unflatten([next(dtrained) if w else None for w in wanted])
+    return nll, (_unchunk(dh, hidden.value.shape), dhead)
+
+
+def _nll_backward(residuals: tuple, cotangent: Any) -> tuple:
+    if isinstance(cotangent, SymbolicZero):
+        return None, None, None, None
+    dh, dhead = jax.tree.map(lambda g: (g * cotangent).astype(g.dtype), residuals)
+    return dh, dhead, None, None
+
+
+nll_sum.defvjp(_nll_forward, _nll_backward, symbolic_zeros=True)
+
+
+def _chunk_sums(head: Any, hidden: Array, targets: Array, mask: Array) -> TokenSums:
+    logits = (hidden @ head).astype(jnp.float32)  # (batch, chunk, vocab)
+    at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    nll = jax.nn.logsumexp(logits, axis=-1) - at_target
+    hit = jnp.argmax(logits, axis=-1) == targets
+    return TokenSums(
+        nll=jnp.sum(jnp.where(mask, nll, 0.0)),
+        correct=jnp.sum(hit & mask).astype(jnp.float32),
+        count=jnp.sum(mask).astype(jnp.float32),
+    )
+
+
+def _chunks(hidden: Array, head: Any, targets: Array, mask: Array) -> tuple:
+    """The arrays cut along the sequence, which no mesh axis splits: (chunks, batch, n).
+
+    The sequence is padded to a whole number of chunks with unsupervised places.
+    """
+    batch, seq, _ = hidden.shape
+    length = max(1, min(seq, CHUNK_LOGITS // (batch * head.shape[-1])))
+    count = -(-seq // length)
+    length = -(-seq // count)
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, [(0, 0), (0, count * length - seq)] + [(0, 0)] * (x.ndim - 2))
+        x = x.reshape(batch, count, length, *x.shape[2:])
+        return jnp.moveaxis(x, 1, 0)
+
+    return cut(hidden), cut(targets), cut(mask)
+
+
+def _unchunk(x: Array, shape: tuple[int, ...]) -> Array:
+    batch, seq, width = shape
+    return jnp.moveaxis(x, 0, 1).reshape(batch, -1, width)[:, :seq]

@@ -1,0 +1,79 @@
+"""Decoder-only transformers as pure functions over a params mapping."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxpeft.errors import InputError, suggest
+from jaxpeft.models import llama
+from jaxpeft.models.spec import ModelConfig, ParamSpec, Rope
+from jaxpeft.models.transformer import Cache, forward, head, hidden_states, init_cache
+from jaxpeft.models.weights import param_specs, random, shapes
+
+FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
+    "llama": llama.config,
+}
+
+LARGEST_CONFIG = 1_000_000  # bytes; the largest in use have a few thousand
+
+__all__ = [
+    "FAMILIES",
+    "Cache",
+    "ModelConfig",
+    "ParamSpec",
+    "Rope",
+    "config",
+    "forward",
+    "head",
+    "hidden_states",
+    "init_cache",
+    "param_specs",
+    "random",
+    "shapes",
+]
+
+
+def config(source: str | Path | Mapping[str, Any], **settings: Any) -> ModelConfig:
+    """The hyperparameters of a model.
+
+    source: a directory in Hugging Face format, or the content of its `config.json`.
+    settings: fields of ModelConfig that say how to run it (`activation_dtype`,
+    `remat`). Raises InputError for a missing folder or file, an unknown model_type
+    and every field that the family does not handle.
+    """
+    hf = source if isinstance(source, Mapping) else _read(Path(source))
+    kind = hf.get("model_type")
+    if kind not in FAMILIES:
+        raise InputError(
+            f"config.json: model_type: found {kind!r}; supported: "
+            + ", ".join(FAMILIES)
+            + (suggest(kind, FAMILIES) if kind else "")
+        )
+    return dataclasses.replace(FAMILIES[kind](hf), **settings)
+
+
+def _read(directory: Path) -> Mapping[str, Any]:
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise InputError(
+            f"model.path: {str(directory)!r} is not a folder; give a local folder in "
+            "Hugging Face format (config.json, *.safetensors, tokenizer files)"
+        )
+    if not path.is_file():
+        raise InputError(
+            f"model.path: {str(path)!r} is missing; a folder in Hugging Face format "
+            "holds config.json, *.safetensors and the tokenizer's files"
+        )
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise InputError(f"{path}: larger than {LARGEST_CONFIG} bytes; no real one is")
+    try:
+        hf = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not valid JSON ({error}); restore the file"
+        ) from None
+    if not isinstance(hf, dict):
+        raise InputError(f"{path}: holds {type(hf).__name__}, not a JSON object")
+    return hf

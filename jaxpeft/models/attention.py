@@ -1,0 +1,134 @@
+"""Grouped-query attention: during training, and against a cache of keys and values."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+BLOCK = 64  # queries at a time where the sequence is short, see `_blocks`
+MOST_BLOCKS = 8
+MASKED = -1e30
+
+
+def attend(q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
+    """Causal attention of a whole sequence to itself.
+
+    q: (batch, seq, heads, head_dim); k, v: (batch, seq, kv_heads, head_dim);
+    segments: (batch, seq) int32 or None. With segments, a token sees only its own:
+    packed examples never see each other, and padding (0) sees padding alone. Right
+    padding needs none: what is causal never looks there.
+    Returns (batch, seq, heads, head_dim) in q's dtype; the softmax is float32.
+    """
+    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+        mask = None
+        if segments is not None:
+            mask = segments[:, None, :, None] == segments[:, None, None, :]
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=True, implementation="cudnn"
+        )
+    return _ungroup(_blockwise(_group(q, k.shape[2]), k, v, segments))
+
+
+def attend_cached(q: Array, k: Array, v: Array, visible: Array) -> Array:
+    """Attention of new queries to a cache.
+
+    q: (batch, new, heads, head_dim); k, v: (batch, slots, kv_heads, head_dim);
+    visible: (batch, new, slots) bool. Returns (batch, new, heads, head_dim).
+    """
+    return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None])
+
+
+def _group(q: Array, groups: int) -> Array:
+    """(batch, seq, heads, dim) -> (batch, groups, heads/groups, seq, dim)."""
+    batch, seq, heads, dim = q.shape
+    return q.reshape(batch, seq, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4)
+
+
+def _ungroup(x: Array) -> Array:
+    batch, groups, each, seq, dim = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(batch, seq, groups * each, dim)
+
+
+def _blocks(seq: int) -> list[tuple[int, int]]:
+    """Ranges of queries. Each meets only the keys up to its end: with n blocks,
+    (n + 1) / 2n of the full square is computed, and never all of it is in memory."""
+    count = min(MOST_BLOCKS, max(1, seq // BLOCK))
+    length = -(-seq // count)
+    return [(at, min(at + length, seq)) for at in range(0, seq, length)]
+
+
+@jax.custom_vjp
+def _blockwise(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+    """Attention that keeps the log-sum-exp of each row and no probabilities: the
+    backward pass forms them again (Dao et al., 2022).
+
+    q: (batch, groups, each, seq, dim); k, v: (batch, seq, groups, dim). Returns q's
+    shape.
+    """
+    return _blockwise_forward(q, k, v, segments)[0]
+
+
+def _scores(
+    q: Array, k: Array, segments: Array | None, block: tuple[int, int]
+) -> Array:
+    """Masked float32 logits of one block of queries: (batch, groups, each, n, end)."""
+    start, end = block
+    logits = jnp.einsum(
+        "bgrqd,bkgd->bgrqk",
+        q[..., start:end, :],
+        k[:, :end],
+        preferred_element_type=jnp.float32,
+    )
+    logits = logits * q.shape[-1] ** -0.5
+    seen = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
+    if segments is not None:
+        same = segments[:, start:end, None] == segments[:, None, :end]
+        seen = (seen & same)[:, None, None]
+    return jnp.where(seen, logits, MASKED)
+
+
+def _blockwise_forward(
+    q: Array, k: Array, v: Array, segments: Array | None
+) -> tuple[Array, tuple]:
+    outs, sums = [], []
+    for block in _blocks(q.shape[-2]):
+        logits = _scores(q, k, segments, block)
+        largest = jnp.max(logits, axis=-1, keepdims=True)
+        weights = jnp.exp(logits - largest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        out = jnp.einsum(
+            "bgrqk,bkgd->bgrqd",
+            weights.astype(v.dtype),
+            v[:, : block[1]],
+            preferred_element_type=jnp.float32,
+        )
+        outs.append((out / total).astype(q.dtype))
+        sums.append((largest + jnp.log(total))[..., 0])
+    out = checkpoint_name(jnp.concatenate(outs, axis=-2), "attention")
+    logsumexp = checkpoint_name(jnp.concatenate(sums, axis=-1), "attention")
+    return out, (q, k, v, segments, out, logsumexp)
+
+
+def _blockwise_backward(residuals: tuple, dout: Array) -> tuple:
+    q, k, v, segments, out, logsumexp = residuals
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    inner = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for block in _blocks(q.shape[-2]):
+        rows, end = slice(*block), block[1]
+        weights = jnp.exp(_scores(q, k, segments, block) - logsumexp[..., rows, None])
+        dblock = dout[..., rows, :]
+        dv = dv.at[:, :end].add(
+            product("bgrqk,bgrqd->bkgd", weights.astype(v.dtype), dblock)
+        )
+        dweights = product("bgrqd,bkgd->bgrqk", dblock, v[:, :end])
+        dlogits = weights * (dweights - inner[..., rows, None]) * q.shape[-1] ** -0.5
+        dlogits = dlogits.astype(q.dtype)
+        dq.append(product("bgrqk,bkgd->bgrqd", dlogits, k[:, :end]).astype(q.dtype))
+        dk = dk.at[:, :end].add(product("bgrqk,bgrqd->bkgd", dlogits, q[..., rows, :]))
+    return jnp.concatenate(dq, axis=-2), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+_blockwise.defvjp(_blockwise_forward, _blockwise_backward)

@@ -1,0 +1,93 @@
+"""What a model is made of: its hyperparameters and the declaration of each weight."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Axes = tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding: base frequency and the scaling of long contexts.
+
+    `kind` and the fields carry Hugging Face's names and meanings (`rope_parameters`);
+    a field that a kind does not use stays `None`.
+    """
+
+    theta: float = 10000.0
+    kind: Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"] = (
+        "default"
+    )
+    factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    attention_factor: float | None = None
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The hyperparameters of a decoder-only transformer, under Hugging Face's names."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope: Rope = field(default_factory=Rope)
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    hidden_act: str = "silu"
+    initializer_range: float = 0.02
+    # How to run it, not what it is: set by the caller, absent from config.json.
+    activation_dtype: str | None = None  # None: that of the embedding
+    remat: Literal["none", "full", "dots"] = "none"
+    # config.json as read, for writing the model back.
+    hf: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One weight, declared once.
+
+    shape, axes: as stored here, with a leading "layers" axis where layers are stacked.
+    init: the name of the initializer for random models: "normal", "ones" or "zeros".
+    hf: Hugging Face's tensor name; `{}` stands for the layer index.
+    transposed: Hugging Face stores it (out, in), we store (in, out).
+    """
+
+    shape: tuple[int, ...]
+    axes: Axes
+    init: Literal["normal", "ones", "zeros"]
+    hf: str
+    transposed: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the first axis counts layers."""
+        return self.axes[:1] == ("layers",)
+
+    def hf_shape(self) -> tuple[int, ...]:
+        """The shape of one Hugging Face tensor (a single layer's, where stacked)."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        return shape[::-1] if self.transposed else shape
+
+    def hf_names(self) -> list[str]:
+        """The Hugging Face tensors behind this weight, in the order of the layers."""
+        if not self.stacked:
+            return [self.hf]
+        return [self.hf.format(i) for i in range(self.shape[0])]

@@ -1,0 +1,247 @@
+"""YAML as people expect it: `2e-4` is a number, a repeated key is an error.
+
+Numbers and booleans follow the YAML 1.2 core schema, which PyYAML (YAML 1.1) does not.
+What could run code, hide a mistake or exhaust the machine is refused before any value
+is built: tags beyond the plain types, repeated keys, deep nesting, alias bombs.
+"""
+
+import re
+from typing import Any, ClassVar
+
+import yaml
+
+from jaxpeft.errors import InputError
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 10_000
+MAX_DEPTH = 32
+
+_QUOTE = "put text that holds special characters in quotes"
+_TAG = "tag:yaml.org,2002:"
+_LINE_BREAKS = re.compile("[\x85\u2028\u2029]")
+_NOT_FINITE = re.compile(r"\.(inf|nan)$", re.IGNORECASE)  # Python spells it undotted
+
+# (tag, whole-match pattern, possible first characters): YAML 1.2, section 10.3.2.
+_FLOAT = (
+    r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_RESOLVERS = (
+    ("null", r"(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", list("-+0123456789")),
+    ("float", _FLOAT, list("-+.0123456789")),
+    ("merge", r"<<$", ["<"]),
+)
+
+
+def load(text: str | bytes, name: str) -> dict[str, Any]:
+    """The mapping that a YAML document holds; every key in it is a string.
+
+    Args:
+        text: the document; bytes are read as UTF-8.
+        name: the file's name, for messages.
+
+    Raises:
+        InputError: the document is not one plain YAML mapping; the message starts
+            with `name:line`.
+    """
+    value = _parse(_decoded(text, name), name)
+    if value is None:
+        raise InputError(f"{name}:1: is empty; write `key: value` lines in it")
+    if not isinstance(value, dict):
+        kind = "a list" if isinstance(value, list) else repr(value)[:60]
+        raise InputError(
+            f"{name}:1: found {kind} at the top; write a mapping: `key: value` lines"
+        )
+    return value
+
+
+def parse_scalar(text: str, name: str = "value") -> Any:
+    """The value that `text` would have after `key:` in a file: `2e-4`, `[a, b]`, `on`.
+
+    Raises:
+        InputError: `text` is not a YAML value; the message starts with `name`.
+    """
+    try:
+        return _parse(_decoded(text, name), name)
+    except InputError as error:
+        found = text if len(text) <= 60 else text[:57] + "..."
+        reason = error.problems[0].removeprefix(f"{name}:1: ")
+        raise InputError(f"{name}: found {found!r}; {reason}") from None
+
+
+def dump(mapping: dict[str, Any]) -> str:
+    """The YAML that `load` reads back to an equal mapping; tuples become lists."""
+    return yaml.dump(mapping, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _decoded(text: str | bytes, name: str) -> str:
+    if len(text) > MAX_BYTES:
+        raise InputError(
+            f"{name}:1: is larger than {MAX_BYTES:,} bytes; name a configuration file"
+        )
+    if isinstance(text, str):
+        return text
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{name}:{line}: found byte 0x{text[error.start]:02x}, which is not UTF-8; "
+            "name a text file, saved as UTF-8"
+        ) from None
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        loader = _Loader(text)
+        return loader.get_single_data()
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise InputError(
+            f"{name}:{line}: found the control character U+{error.character:04X}; "
+            "name a text file, not a binary one"
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        raise InputError(f"{name}:{_explained(error)}") from None
+
+
+def _explained(error: yaml.MarkedYAMLError) -> str:
+    """`line: what is wrong; the remedy` for an error of PyYAML's or of the loader's."""
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else 1
+    problem = error.problem or error.context or "is not YAML"
+    if isinstance(error, _Refused):
+        return f"{line}: {problem}"
+    if "'\\t'" in problem:
+        return f"{line}: found a tab; indent with spaces"
+    if error.context == "expected a single document in the stream":
+        return f"{line}: found a second document; keep one, without `---` lines"
+    if "undefined alias" in problem:
+        return f"{line}: {problem}; {_QUOTE}"
+    where = f" {error.context}" if error.context else ""
+    return f"{line}: {problem}{where}; check indentation and brackets, and {_QUOTE}"
+
+
+class _Refused(yaml.MarkedYAMLError):
+    """Correct YAML that a configuration may not hold; its message has the remedy."""
+
+    def __init__(self, problem: str, mark: yaml.Mark):
+        super().__init__(problem=problem, problem_mark=mark)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 scalars, plain types only, and bounds on the tree."""
+
+    # Emptied, so that nothing of YAML 1.1 (sexagesimals, dates, yes and no) is left.
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_constructors: ClassVar[dict] = {}
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.depth = 0
+        self.nodes = 0  # what the document holds once every alias is written out
+        self.sizes: dict[int, int] = {}
+
+    def compose_node(self, parent, index):
+        """The node that comes next, refused where the tree grows too deep or large."""
+        mark = self.peek_event().start_mark
+        if self.depth >= MAX_DEPTH:
+            raise _Refused(f"is nested deeper than {MAX_DEPTH}; flatten it", mark)
+        before, alias = self.nodes, self.check_event(yaml.AliasEvent)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if alias and id(node) not in self.sizes:
+            raise _Refused("an anchor that contains itself; write it out", mark)
+        self.nodes += self.sizes[id(node)] if alias else 1
+        if self.nodes > MAX_NODES:
+            raise _Refused(
+                f"holds more than {MAX_NODES:,} values once aliases are written out; "
+                "remove aliases",
+                mark,
+            )
+        self.sizes.setdefault(id(node), self.nodes - before)
+        return node
+
+    def compose_mapping_node(self, anchor):
+        """The mapping node, refused where a key is repeated or is not text."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.tag not in (_TAG + "str", _TAG + "merge"):
+                found = repr(key.value) if key.id == "scalar" else "a collection"
+                raise _Refused(
+                    f"found {found} as a key; keys are text: put it in quotes",
+                    key.start_mark,
+                )
+            if key.value in lines:
+                raise _Refused(
+                    f"the key {key.value!r} is already on line {lines[key.value]}; "
+                    "keep one of the two",
+                    key.start_mark,
+                )
+            lines[key.value] = key.start_mark.line + 1
+        return node
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """The whole or floating-point number that the scalar spells."""
+        text = self.construct_scalar(node)
+        try:
+            if node.tag == _TAG + "float":
+                return float(_NOT_FINITE.sub(r"\1", text))
+            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        except ValueError:  # `!!int abc`, or more digits than Python converts
+            problem = f"found {text[:40]!r}, which is not a number that can be read"
+            raise _Refused(f"{problem}; write a plain one", node.start_mark) from None
+
+    def construct_true_or_false(self, node: yaml.ScalarNode) -> bool:
+        """The boolean that the scalar spells."""
+        text = self.construct_scalar(node)
+        if text.lower() not in ("true", "false"):  # `!!bool maybe`
+            raise _Refused(f"found {text!r}; write true or false", node.start_mark)
+        return text.lower() == "true"
+
+    def refuse_tag(self, node: yaml.Node) -> None:
+        """Raise for a tag that is none of YAML's plain types."""
+        tag = node.tag.replace(_TAG, "!!")[:60]
+        raise _Refused(
+            f"found the tag {tag!r}; write a plain value without a tag",
+            node.start_mark,
+        )
+
+
+for _kind, _pattern, _first in _RESOLVERS:
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)
+for _kind, _construct in {
+    "null": yaml.SafeLoader.construct_yaml_null,
+    "bool": _Loader.construct_true_or_false,
+    "int": _Loader.construct_number,
+    "float": _Loader.construct_number,
+    "str": yaml.SafeLoader.construct_yaml_str,
+    "seq": yaml.SafeLoader.construct_yaml_seq,
+    "map": yaml.SafeLoader.construct_yaml_map,
+}.items():
+    _Loader.add_constructor(_TAG + _kind, _construct)
+_Loader.yaml_constructors[None] = _Loader.refuse_tag  # for every other tag
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes whatever YAML 1.1 or 1.2 would not read as text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Text as it stands, or escaped where YAML would fold its line breaks."""
+        style = '"' if _LINE_BREAKS.search(text) else None
+        return self.represent_scalar(_TAG + "str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+# On top of YAML 1.1's own, so that neither kind of reader takes text for a number.
+for _kind, _pattern, _first in _RESOLVERS:
+    _Dumper.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)

@@ -1,0 +1,94 @@
+"""Parameter trees: names, splitting by a mask, and sizes."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+PyTree = Any
+
+
+def path_name(path: tuple) -> str:
+    """The dotted name of a key path: `("model", "norm")` gives "model.norm"."""
+    return ".".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
+
+
+def named_leaves(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[str, Any]]:
+    """(dotted name, leaf) of every leaf, in the order of `jax.tree.leaves`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return [(path_name(path), leaf) for path, leaf in leaves]
+
+
+def map_named(
+    function: Callable[[str, Any], Any],
+    tree: PyTree,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> PyTree:
+    """`jax.tree.map` whose function also gets the dotted name of each leaf."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(path_name(path), leaf), tree, is_leaf=is_leaf
+    )
+
+
+def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
+    """Splits `tree` into (where `mask` is true, where it is false).
+
+    Both results keep the structure, with `None` in each other's places, so that only
+    the first one meets `grad`, the optimizer and the checkpoint. Inverse: `combine`.
+    """
+    true = jax.tree.map(lambda m, x: x if m else None, mask, tree)
+    false = jax.tree.map(lambda m, x: None if m else x, mask, tree)
+    return true, false
+
+
+def combine(*trees: PyTree) -> PyTree:
+    """Fills the `None` holes of the first tree from the others: undoes `partition`."""
+
+    def first(*leaves: Any) -> Any:
+        return next((x for x in leaves if x is not None), None)
+
+    return jax.tree.map(first, *trees, is_leaf=lambda x: x is None)
+
+
+def count(tree: PyTree) -> int:
+    """The number of elements in all leaves (arrays or abstract shapes)."""
+    return sum(int(np.prod(x.shape, dtype=np.int64)) for x in jax.tree.leaves(tree))
+
+
+def nbytes(tree: PyTree) -> int:
+    """The bytes of all leaves (arrays or abstract shapes)."""
+    return sum(
+        int(np.prod(x.shape, dtype=np.int64)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
+def walk(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything that is not a mapping, nodes kept whole.
+
+    Unlike `named_leaves` it does not look into adapters or quantized weights: each
+    stands under the name of the weight whose place it took.
+    """
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from walk(value, name + ".")
+        else:
+            yield name, value
+
+
+def replace(tree: Mapping, changes: Mapping[str, Any]) -> dict:
+    """A copy of nested mappings with the values at the dotted names exchanged."""
+
+    def visit(node: Mapping, prefix: str) -> dict:
+        return {
+            key: visit(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else changes.get(f"{prefix}{key}", value)
+            for key, value in node.items()
+        }
+
+    return visit(tree, "")

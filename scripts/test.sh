@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Set up .venv with the test extra, then check format, lint, types and tests.
+#
+#   bash scripts/test.sh                    everything
+#   bash scripts/test.sh tests/data -x      arguments go on to pytest
+#
+# PYTEST_WORKERS sets the number of test processes (default: one a core, at most 8).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash scripts/setup_venv.sh test
+export PATH="$PWD/.venv/bin:$PATH"
+
+# Tests run where everybody can run them, offline, a thread for each worker.
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+export HF_HUB_OFFLINE=1
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+check() {
+    echo "== $*"
+    "$@"
+}
+
+check ruff format --check .
+check ruff check .
+check pyright --pythonpath .venv/bin/python
+check pytest --numprocesses "${PYTEST_WORKERS:-auto}" --maxprocesses 8 \
+    --dist worksteal "$@"
+echo "All checks passed."
