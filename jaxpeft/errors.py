@@ -26,7 +26,7 @@ class NumericsError(ArithmeticError):
 
 
 class Preempted(Exception):
-    """The run was asked to stop, has saved, and continues when repeated. Ends with 75."""
+    """The run was asked to stop and has saved: repeat the command. Ends with 75."""
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:

@@ -36,7 +36,7 @@ class Kernel(Protocol):
 
 
 def is_node(x: Any) -> bool:
-    """Whether `x` is a kernel of ours (an adapter, a quantized weight), not an array."""
+    """Whether `x` is a kernel of ours, an adapter or a quantized weight."""
     return hasattr(x, "dense") and hasattr(x, "__rmatmul__")
 
 

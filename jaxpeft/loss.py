@@ -1,4 +1,4 @@
-"""Next-token cross-entropy over large vocabularies, a slice of the sequence at a time."""
+"""Next-token cross-entropy over large vocabularies, a part of the sequence at once."""
 
 from typing import Any, NamedTuple
 

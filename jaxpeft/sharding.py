@@ -59,12 +59,7 @@ def named(
 
 def of(mesh: Mesh, axes: Any, tree: Any) -> Any:
     """The sharding of every leaf of `tree`, whose logical axes stand in `axes`."""
-    return jax.tree.map(
-        lambda x, names: named(mesh, names, x.shape),
-        tree,
-        axes,
-        is_leaf=lambda x: hasattr(x, "shape") and not hasattr(x, "dense"),
-    )
+    return jax.tree.map(lambda x, names: named(mesh, names, x.shape), tree, axes)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -87,7 +82,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def check_batch(sequences: int, mesh: Mesh, key: str) -> None:
-    """Raises InputError unless the mesh divides `sequences`; `key` names their setting."""
+    """Raises InputError, naming `key`, unless the mesh divides `sequences`."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if sequences % parts:
         below, above = sequences // parts * parts, -(-sequences // parts) * parts

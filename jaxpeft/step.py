@@ -38,14 +38,14 @@ class TrainState:
         cls, params: Any, tx: optax.GradientTransformation, key: Array
     ) -> "TrainState":
         """The state before the first step."""
-        zero = jnp.zeros((), jnp.int32)
         return cls(
-            step=zero,
+            step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=tx.init(params),
             key=key,
-            skipped=zero,
-            skipped_in_row=zero,
+            # Arrays of their own: a buffer cannot be donated twice.
+            skipped=jnp.zeros((), jnp.int32),
+            skipped_in_row=jnp.zeros((), jnp.int32),
         )
 
 

@@ -1,5 +1,6 @@
 """Parameter trees: names, splitting by a mask, and sizes."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -64,6 +65,18 @@ def nbytes(tree: PyTree) -> int:
         int(np.prod(x.shape, dtype=np.int64)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
     )
+
+
+def digest(tree: PyTree) -> str:
+    """A hexadecimal blake2b over names, dtypes, shapes and bits of all leaves."""
+    total = hashlib.blake2b(digest_size=16)
+    for name, leaf in named_leaves(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        values = np.ascontiguousarray(jax.device_get(leaf))
+        total.update(f"{name} {values.dtype} {values.shape} ".encode())
+        total.update(values.tobytes())
+    return total.hexdigest()
 
 
 def walk(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from jax import Array
 from jaxpeft import kernel, tree
 from jaxpeft.adapters import targets
 from jaxpeft.adapters.lora import LoRA, lora
+from jaxpeft.config import Table
 from jaxpeft.errors import InputError, suggest
 
 # Each entry wraps one kernel: `method(base, key, **settings)`. Its keyword arguments
@@ -18,8 +19,9 @@ from jaxpeft.errors import InputError, suggest
 METHODS: dict[str, Callable[..., Any]] = {
     "lora": lora,
 }
+TABLE = Table(METHODS, given={"base", "key"})
 
-__all__ = ["METHODS", "LoRA", "inject", "lora", "merge", "trainable_mask"]
+__all__ = ["METHODS", "TABLE", "LoRA", "inject", "lora", "merge", "trainable_mask"]
 
 
 def inject(

@@ -78,10 +78,14 @@ def _select_names(wanted: list[str], names: dict[str, list[str]]) -> dict:
         for entry in wanted
         if not any(hit(name, entry) for hf in names.values() for name in hf)
     ]
-    if missing or not wanted:
+    if missing:
         raise InputError(
             *(_unmatched(e, names, "an entry must end a") for e in missing)
-            or ("adapter.target_modules: an empty list; name at least one module",)
+        )
+    if not wanted:
+        raise InputError(
+            "adapter.target_modules: found an empty list; name at least one module, "
+            f"or {ALL_LINEAR!r}"
         )
     chosen = {
         p: [any(hit(n, e) for e in wanted) for n in hf] for p, hf in names.items()

@@ -55,7 +55,8 @@ class ModelSection(_Section):
     )
     remat: Literal["none", "full", "dots"] = Field(
         default="none",
-        description="what the backward pass computes again to save memory",
+        description="what the backward pass computes again to save memory: nothing "
+        "wide, the MLP's products (dots), or whole layers (full)",
     )
 
 
@@ -63,7 +64,11 @@ class AdapterSection(ComponentSection):
     """What trains. The other keys are the method's, such as `r` and `lora_alpha`."""
 
     selector: ClassVar[str] = "method"
-    method: Text = Field(default="lora", description="lora, full, ...")
+    method: Text = Field(default="lora", description="lora")
+    target_modules: Text | list[Text] = Field(
+        default="all-linear",
+        description="names, a regular expression over whole names, or all-linear",
+    )
     init_from: Text | None = Field(
         default=None, description="a PEFT adapter directory to continue from"
     )
@@ -183,6 +188,10 @@ class TrainingSection(_Section):
     )
     max_nonfinite_steps: Whole = Field(
         default=10, description="steps skipped in a row before the run aborts"
+    )
+    samples: Whole = Field(
+        default=1,
+        description="evaluation examples to answer before and after training",
     )
     watchdog_seconds: Count | None = Field(
         default=None, description="abort a run that makes no step for so long"

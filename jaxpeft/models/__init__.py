@@ -10,7 +10,7 @@ from jaxpeft.errors import InputError, suggest
 from jaxpeft.models import llama
 from jaxpeft.models.spec import ModelConfig, ParamSpec, Rope
 from jaxpeft.models.transformer import Cache, forward, head, hidden_states, init_cache
-from jaxpeft.models.weights import param_specs, random, shapes
+from jaxpeft.models.weights import is_spec, param_specs, random, shapes
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
     "llama": llama.config,
@@ -29,6 +29,7 @@ __all__ = [
     "head",
     "hidden_states",
     "init_cache",
+    "is_spec",
     "param_specs",
     "random",
     "shapes",

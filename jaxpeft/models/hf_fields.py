@@ -1,4 +1,4 @@
-"""Reading a Hugging Face `config.json` strictly: every field is used, inert or refused."""
+"""Reading `config.json` strictly: every field is used, inert or refused."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

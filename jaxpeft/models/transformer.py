@@ -22,12 +22,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
 }
 
-# What the backward pass of a layer keeps; the rest it computes once more.
+# What the backward pass of a layer keeps; the rest it computes once more. "none" keeps
+# the result of every matrix product: norms and activations cost less to repeat than
+# to store. "dots" lets go of the widest ones, "full" of everything but the input.
+KEPT = ("q", "k", "v", "attention", "logsumexp", "residual", "low")
 POLICIES = {
+    "none": jax.checkpoint_policies.save_only_these_names(*KEPT, "gate", "up"),
+    "dots": jax.checkpoint_policies.save_only_these_names(*KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_only_these_names(
-        "q", "k", "v", "attention", "logsumexp", "residual", "gate", "up", "low"
-    ),
 }
 
 
@@ -93,8 +95,7 @@ def hidden_states(
     def body(x: Array, layer: Params) -> tuple[Array, None]:
         return _layer(x, layer, angles, lambda *qkv: attend(*qkv, segments), cfg), None
 
-    if cfg.remat != "none":
-        body = jax.checkpoint(body, policy=POLICIES[cfg.remat], prevent_cse=False)
+    body = jax.checkpoint(body, policy=POLICIES[cfg.remat], prevent_cse=False)
     x, _ = jax.lax.scan(body, _embed(params, tokens, cfg), params["model"]["layers"])
     return rms_norm(x, params["model"]["norm"]["scale"], cfg.rms_norm_eps)
 
@@ -179,7 +180,7 @@ def _layer(
     attention: Callable[[Array, Array, Array], Array],
     cfg: ModelConfig,
 ) -> Array:
-    """One block: x + attention(norm(x)), then + mlp(norm(x)). x: (batch, seq, hidden)."""
+    """x + attention(norm(x)), then + mlp(norm(x)); x is (batch, seq, hidden)."""
     h = rms_norm(x, layer["input_layernorm"]["scale"], cfg.rms_norm_eps)
     x = x + _self_attention(h, layer["self_attn"], angles, attention, cfg)
     x = checkpoint_name(x, "residual")

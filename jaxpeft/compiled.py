@@ -1,0 +1,51 @@
+"""Jitted functions that say when they compile, how long it took and what they need."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+class Compiled:
+    """A function compiled once for each shape of its last argument, a batch.
+
+    report: called with a line of text at every compilation.
+    """
+
+    def __init__(
+        self,
+        function: Callable,
+        name: str,
+        report: Callable[[str], None],
+        donate: tuple[int, ...] = (),
+    ):
+        self._jitted = jax.jit(function, donate_argnums=donate)
+        self._name, self._report = name, report
+        self._programs: dict[tuple, Any] = {}
+        self.seconds = 0.0  # spent compiling so far
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The function's result; compiles first where the batch's shape is new."""
+        shape = arguments[-1]["tokens"].shape
+        if shape not in self._programs:
+            self._programs[shape] = self._compile(shape, arguments)
+        return self._programs[shape](*arguments)
+
+    def is_new(self, batch: dict[str, Any]) -> bool:
+        """Whether this batch's shape is still to be compiled."""
+        return batch["tokens"].shape not in self._programs
+
+    def _compile(self, shape: tuple[int, ...], arguments: tuple) -> Any:
+        start = time.monotonic()
+        program = self._jitted.lower(*arguments).compile()
+        took = time.monotonic() - start
+        self.seconds += took
+        memory = program.memory_analysis()
+        room = getattr(memory, "temp_size_in_bytes", 0) / 2**20
+        size = " x ".join(map(str, shape))
+        self._report(
+            f"compiled the {self._name} for batches of {size} in {took:.1f} s "
+            f"({room:,.0f} MiB of temporaries)"
+        )
+        return program

@@ -1,0 +1,22 @@
+"""Data: files -> records -> conversations -> examples -> batches."""
+
+from jaxpeft.data.batches import Batch, Batches, EvalBatches, collate
+from jaxpeft.data.examples import Examples, SourceSummary, Summary
+from jaxpeft.data.formats import FORMATS, Conversation
+from jaxpeft.data.load import load_eval, load_train
+from jaxpeft.data.render import Example
+
+__all__ = [
+    "FORMATS",
+    "Batch",
+    "Batches",
+    "Conversation",
+    "EvalBatches",
+    "Example",
+    "Examples",
+    "SourceSummary",
+    "Summary",
+    "collate",
+    "load_eval",
+    "load_train",
+]

@@ -1,0 +1,231 @@
+"""Batches for training and evaluation, each a pure function of its number.
+
+A batch is a dict of numpy arrays, all (batch, length): `tokens` and `targets` int32,
+`supervised` bool (the target counts), `positions` int32 (from 0 in each example) and
+`segments` int32 (1, 2, ... per example of a row; 0 is padding, always on the right).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+from jaxpeft.data.buckets import batch_maxima, choose_lengths
+from jaxpeft.data.examples import Examples, Summary
+from jaxpeft.data.order import DrawOrder
+from jaxpeft.data.packed_rows import PackedRows
+
+Batch = dict[str, np.ndarray]
+
+_PREFETCH = 8
+
+
+def collate(
+    examples: Examples, rows: Sequence[np.ndarray], length: int, pad_id: int
+) -> Batch:
+    """The batch with these examples (numbers) in each row; an empty row is padding."""
+    shape = (len(rows), length)
+    tokens = np.full(shape, pad_id, np.int32)
+    targets, positions, segments = (np.zeros(shape, np.int32) for _ in range(3))
+    supervised = np.zeros(shape, bool)
+    for r, row in enumerate(rows):
+        at = 0
+        for segment, number in enumerate(row, 1):
+            first, last = examples.starts[number], examples.starts[number + 1]
+            stop = at + int(last - first)
+            tokens[r, at:stop] = examples.tokens[first:last]
+            positions[r, at:stop] = np.arange(stop - at)
+            segments[r, at:stop] = segment
+            if stop > at:
+                targets[r, at : stop - 1] = examples.tokens[first + 1 : last]
+                supervised[r, at : stop - 1] = examples.supervised[first + 1 : last]
+            at = stop
+    return {
+        "tokens": tokens,
+        "targets": targets,
+        "supervised": supervised,
+        "positions": positions,
+        "segments": segments,
+    }
+
+
+def _fitting(lengths: Sequence[int], needed: int) -> int:
+    return next(length for length in lengths if length >= needed)
+
+
+class Batches:
+    """Endless training batches: `batches[step]`, or `batches.iterate(start_step)`.
+
+    Both give the same content, which depends on the data, the settings and the step
+    alone: to resume is to start at a step. Batches run on across epochs; no example
+    is dropped at an epoch's end. Unpacked rows are padded to one of `lengths`; packed
+    rows always have `max_length`.
+
+    Attributes:
+        examples: the data, example by example.
+        lengths: all row lengths that occur, ascending.
+        fingerprint: changes with the data or anything that orders it.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        *,
+        batch_size: int,
+        seed: int,
+        max_length: int,
+        pad_id: int = 0,
+        shuffle: bool = True,
+        packing: bool = False,
+        length_buckets: int = 4,
+    ):
+        self.batch_size = batch_size
+        self.examples, self._pad_id = examples, pad_id
+        weights = [source.weight for source in examples.sources]
+        order = DrawOrder(examples.source_starts, weights, seed=seed, shuffle=shuffle)
+        self._rows = None
+        if packing:
+            import grain
+
+            self.lengths: tuple[int, ...] = (max_length,)
+            self._rows = PackedRows(
+                examples, order, max_length, seed if shuffle else None
+            )
+            self._stream = grain.MapDataset.source(self._rows)
+        else:
+            bounds = zip(examples.source_starts[:-1], examples.source_starts[1:])
+            maxima, often = batch_maxima(
+                [examples.lengths[a:b] for a, b in bounds],
+                [weight / sum(weights) for weight in weights],
+                batch_size=batch_size,
+                shuffle=shuffle,
+            )
+            self.lengths = choose_lengths(
+                maxima,
+                often,
+                buckets=length_buckets,
+                longest=int(examples.lengths.max()),
+                limit=max_length,
+            )
+            self._stream = order.dataset
+        self._batches = self._stream.batch(batch_size, batch_fn=self._collate)
+        self.fingerprint: str = _fingerprint(
+            examples,
+            seed=seed,
+            shuffle=shuffle,
+            packing=packing,
+            batch_size=batch_size,
+            weights=weights,
+            max_length=max_length,
+            lengths=self.lengths,
+            pad_id=pad_id,
+        )
+
+    def __getitem__(self, step: int) -> Batch:
+        if step < 0:
+            raise IndexError(f"batches are numbered from 0; there is no batch {step}")
+        batch = self._batches[step]
+        assert batch is not None  # nothing is ever filtered
+        return batch
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        """Batches `start_step`, `start_step + 1`, ... made ahead in a thread."""
+        import grain
+
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
+        ahead = iter(self._batches[start_step:].to_iter_dataset(options))
+        with closing(ahead):
+            yield from ahead
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps that see every example once (of the first epoch, if packed)."""
+        rows = self._rows.count(0) if self._rows else len(self.examples)
+        return rows / self.batch_size
+
+    def epoch(self, step: int) -> float:
+        """Epochs completed, in fractions, when `step` steps have been taken."""
+        if self._rows is None:
+            return step * self.batch_size / len(self.examples)
+        return self._rows.epoch_at(step * self.batch_size)
+
+    def summary(self) -> Summary:
+        """The data in numbers, for the log."""
+        rows = self._rows.count(0) if self._rows else None
+        return self.examples.summary(self.lengths, rows)
+
+    def _collate(self, elements: Sequence[Any]) -> Batch:
+        rows = [np.atleast_1d(element) for element in elements]
+        needed = max(int(self.examples.lengths[row].sum()) for row in rows)
+        length = _fitting(self.lengths, needed)
+        return collate(self.examples, rows, length, self._pad_id)
+
+
+class EvalBatches:
+    """Every example once, in order; the last batch is filled up with empty rows.
+
+    Attributes:
+        examples: the data, example by example.
+        lengths: all row lengths that occur, ascending.
+        fingerprint: changes with the data or the batch size.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        *,
+        batch_size: int,
+        max_length: int,
+        pad_id: int = 0,
+        length_buckets: int = 4,
+    ):
+        self.batch_size = batch_size
+        self.examples, self._pad_id = examples, pad_id
+        maxima, often = batch_maxima(
+            [examples.lengths], [1.0], batch_size=batch_size, shuffle=False
+        )
+        self.lengths = choose_lengths(
+            maxima,
+            often,
+            buckets=length_buckets,
+            longest=int(examples.lengths.max()),
+            limit=max_length,
+        )
+        self.fingerprint: str = _fingerprint(
+            examples, batch_size=batch_size, max_length=max_length
+        )
+
+    def __len__(self) -> int:
+        return -(-len(self.examples) // self.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        if not 0 <= number < len(self):
+            raise IndexError(f"there is no batch {number} among {len(self)}")
+        first = number * self.batch_size
+        stop = min(first + self.batch_size, len(self.examples))
+        length = _fitting(self.lengths, int(self.examples.lengths[first:stop].max()))
+        rows = [np.array([i] if i < stop else [], np.int64) for i in self._span(first)]
+        return collate(self.examples, rows, length, self._pad_id)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[number] for number in range(len(self)))
+
+    def _span(self, first: int) -> range:
+        return range(first, first + self.batch_size)
+
+    def summary(self) -> Summary:
+        """The data in numbers, for the log."""
+        return self.examples.summary(self.lengths)
+
+
+def _fingerprint(examples: Examples, **settings: Any) -> str:
+    """A hash over all tokens, what of them is supervised, and the settings."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (examples.tokens, examples.supervised, examples.starts):
+        digest.update(np.ascontiguousarray(array).data)
+    digest.update(repr(examples.source_starts).encode())
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()

@@ -1,0 +1,142 @@
+"""From a data section of the configuration to batches."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jaxpeft.data import formats, sources
+from jaxpeft.data.batches import Batches, EvalBatches
+from jaxpeft.data.examples import Examples, gather
+from jaxpeft.data.render import Example, render
+from jaxpeft.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from jaxpeft.config import DataSection, SourceSection
+
+
+def load_train(
+    section: "DataSection",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    batch_size: int,
+    seed: int,
+    vocab_size: int | None = None,
+) -> Batches:
+    """The training data of `section`, read, rendered, and ready to be drawn from.
+
+    Args:
+        batch_size: rows in a batch, over all devices and accumulation steps.
+        seed: of shuffling.
+        vocab_size: rows of the model's embedding, which every token has to fit.
+
+    Raises:
+        InputError: whatever is wrong with the files, records, template or tokens; the
+            problems of all sources together.
+    """
+    examples = _examples(
+        "data.train",
+        section.train,
+        section,
+        tokenizer,
+        vocab_size,
+        split=section.packing,
+    )
+    return Batches(
+        examples,
+        batch_size=batch_size,
+        seed=seed,
+        max_length=section.max_length,
+        pad_id=_pad_id(tokenizer, vocab_size),
+        shuffle=section.shuffle,
+        packing=section.packing,
+        length_buckets=section.length_buckets,
+    )
+
+
+def load_eval(
+    section: "DataSection",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    batch_size: int,
+    vocab_size: int | None = None,
+) -> EvalBatches | None:
+    """The evaluation data of `section`, never packed; None where it names none.
+
+    Arguments and errors as for `load_train`. Weights have no effect here.
+    """
+    if not section.eval:
+        return None
+    examples = _examples(
+        "data.eval", section.eval, section, tokenizer, vocab_size, split=False
+    )
+    return EvalBatches(
+        examples,
+        batch_size=batch_size,
+        max_length=section.max_length,
+        pad_id=_pad_id(tokenizer, vocab_size),
+        length_buckets=section.length_buckets,
+    )
+
+
+def _examples(
+    key: str,
+    wanted: "Sequence[SourceSection]",
+    section: "DataSection",
+    tokenizer: "PreTrainedTokenizerBase",
+    vocab_size: int | None,
+    *,
+    split: bool,
+) -> Examples:
+    loaded: list[tuple[str, float, list[Example]]] = []
+    problems: list[str] = []
+    for source in wanted:
+        try:
+            some = _load(source, section, tokenizer, split)
+        except InputError as error:
+            problems += error.problems
+        else:
+            loaded.append((source.path, source.weight, some))
+    if problems:
+        raise InputError(*dict.fromkeys(problems))
+    examples = gather(loaded)
+    if not examples.supervised.any():
+        raise InputError(
+            f"{key}: none of the {len(examples)} examples has a token left to learn "
+            f"({sum(s.truncated for s in examples.sources)} were cut at "
+            f"data.max_length {section.max_length}); raise max_length so that the "
+            "answers fit, or look at the answers in the data"
+        )
+    largest = int(examples.tokens.max())
+    if vocab_size is not None and largest >= vocab_size:
+        raise InputError(
+            f"{tokenizer.name_or_path}: the tokenizer gives token id {largest}, but "
+            f"the model's embedding has {vocab_size} rows; use the tokenizer that "
+            "belongs to this model"
+        )
+    return examples
+
+
+def _load(
+    source: "SourceSection",
+    section: "DataSection",
+    tokenizer: "PreTrainedTokenizerBase",
+    split: bool,
+) -> list[Example]:
+    rows = sources.read(source.path, source.max_samples)
+    return render(
+        formats.parse(rows, source.format, source.fields),
+        [row.place for row in rows],
+        tokenizer,
+        max_length=section.max_length,
+        train_on=section.train_on,
+        split=split,
+    )
+
+
+def _pad_id(tokenizer: "PreTrainedTokenizerBase", vocab_size: int | None) -> int:
+    """What fills rows up. Any token would do: padding is masked by position."""
+    pad = tokenizer.pad_token_id
+    if not isinstance(pad, int) or (vocab_size is not None and pad >= vocab_size):
+        return 0
+    return pad

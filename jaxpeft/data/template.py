@@ -1,0 +1,188 @@
+"""The tokenizer's own chat template: conversations -> text.
+
+The template is run by transformers alone (its sandbox), after `template_guard` has
+seen it finish on a few of the conversations.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from jaxpeft.data.formats import Conversation, Message
+from jaxpeft.data.template_guard import FAULTS, check_template
+from jaxpeft.data.tool_turns import (
+    ANSWER_PROBES,
+    CALL_PROBES,
+    PROBE,
+    adapt,
+    needs_probing,
+)
+from jaxpeft.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Llama 3's templates write today's date into the system prompt unless it is given:
+# the tokens, and with them the data's fingerprint, would change overnight. This is
+# the date that those templates themselves fall back to.
+_FIXED: dict[str, Any] = {"date_string": "26 Jul 2024"}
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class ChatTemplate:
+    """Renders conversations with what the tokenizer's template can express.
+
+    Raises:
+        InputError: the tokenizer has no chat template.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self.tokenizer = tokenizer
+        self.name = tokenizer.name_or_path or "the tokenizer"
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"{self.name}: the tokenizer has no chat template; put the "
+                "chat_template.jinja of its instruction-tuned sibling into that "
+                "folder, or train on plain text with format: text"
+            )
+        try:
+            self.source: str = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise InputError(f"{self.name}: {error}") from error
+        self.marks_generation = bool(_GENERATION.search(self.source))
+
+    def prepare(
+        self, conversations: Sequence[Conversation], places: Sequence[str]
+    ) -> list[Conversation]:
+        """The conversations in the roles and keys that this template can express.
+
+        Before the template is run here, it has to render the first and the largest of
+        them in a child process.
+
+        Raises:
+            InputError: the template is broken, hangs, explodes or refuses a
+                conversation; with the tokenizer's folder and the row.
+        """
+        knows_calls = knows_answers = False
+        if any(map(needs_probing, conversations)):
+            for probe in (*CALL_PROBES, *ANSWER_PROBES):
+                self._check([probe], places, may_refuse=True)
+            knows_calls = any(map(self._writes, CALL_PROBES))
+            knows_answers = any(map(self._writes, ANSWER_PROBES))
+        adapted = [
+            adapt(
+                conversation,
+                knows_tools=bool(re.search(r"\btools\b", self.source)),
+                knows_calls=knows_calls,
+                knows_answers=knows_answers,
+            )
+            for conversation in conversations
+        ]
+        largest = max(range(len(adapted)), key=lambda i: _size(adapted[i]))
+        chosen = list(dict.fromkeys((0, largest)))
+        self._check([adapted[i] for i in chosen], [places[i] for i in chosen])
+        return adapted
+
+    def _check(
+        self,
+        conversations: Sequence[Conversation],
+        places: Sequence[str],
+        may_refuse: bool = False,
+    ) -> None:
+        problem = check_template(
+            self.source,
+            [{"messages": c.messages, "tools": c.tools} for c in conversations],
+            {**_FIXED, **self.tokenizer.special_tokens_map},
+        )
+        if problem is None:
+            return
+        if problem.refused is None:
+            raise InputError(
+                f"{self.name}: the chat template cannot be used: {problem.text}; "
+                "correct or replace chat_template.jinja there"
+            )
+        if not may_refuse:
+            raise self._refusal(places[problem.refused], problem.text)
+
+    def _refusal(self, place: str, message: object) -> InputError:
+        return InputError(
+            f"{place}: the chat template of {self.name} refuses this conversation: "
+            f"{message}"
+        )
+
+    def _writes(self, probe: Conversation) -> bool:
+        try:
+            return PROBE in self._apply([probe.messages], None, False)[0]
+        except _faults():
+            return False
+
+    def render(
+        self,
+        conversations: Sequence[Conversation],
+        places: Sequence[str],
+        *,
+        prompt: bool = False,
+    ) -> list[str]:
+        """Each conversation as one text; `prompt` adds the assistant's header.
+
+        Raises:
+            InputError: the template raises; with the row and its message.
+        """
+        if not any(c.tools for c in conversations):
+            try:
+                return self._apply([c.messages for c in conversations], None, prompt)
+            except _faults():
+                pass  # one by one, to name the row
+        texts = []
+        for conversation, place in zip(conversations, places, strict=True):
+            try:
+                turns, tools = [conversation.messages], conversation.tools
+                texts += self._apply(turns, tools, prompt)
+            except _faults() as error:
+                raise self._refusal(place, error) from error
+        return texts
+
+    def _apply(
+        self, turns: list[list[Message]], tools: list | None, prompt: bool
+    ) -> list[str]:
+        if not turns:
+            return []
+        texts: Any = self.tokenizer.apply_chat_template(
+            turns, tools=tools, tokenize=False, add_generation_prompt=prompt, **_FIXED
+        )
+        return texts
+
+    def encode_generation(
+        self, conversations: Sequence[Conversation]
+    ) -> list[tuple[list[int], list[int]]]:
+        """(token ids, 1 where the template's `{% generation %}` block wrote it)."""
+        encoded = []
+        for conversation in conversations:
+            out: Any = self.tokenizer.apply_chat_template(
+                [conversation.messages],
+                tools=conversation.tools,  # pyright: ignore[reportArgumentType]
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+                tokenizer_kwargs={"verbose": False},
+                **_FIXED,
+            )
+            encoded.append((out["input_ids"][0], out["assistant_masks"][0]))
+        return encoded
+
+
+def until(conversation: Conversation, turn: int) -> Conversation:
+    """The conversation before message number `turn` (from 0)."""
+    return replace(conversation, messages=conversation.messages[:turn])
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What a template can raise: its own errors, the sandbox's, and plain mistakes."""
+    import jinja2
+
+    return (jinja2.TemplateError, *FAULTS)
+
+
+def _size(conversation: Conversation) -> int:
+    return sum(len(m["content"]) + 100 for m in conversation.messages)

@@ -1,0 +1,21 @@
+"""Hugging Face's formats, in and out: models, tokenizers, PEFT adapters, the hub."""
+
+from jaxpeft.hf.hub import resolve
+from jaxpeft.hf.identity import fingerprint
+from jaxpeft.hf.load import load
+from jaxpeft.hf.peft_load import load_adapter
+from jaxpeft.hf.peft_save import save_adapter
+from jaxpeft.hf.save import save
+from jaxpeft.hf.tokenizer import check_vocab, load_tokenizer, stop_ids
+
+__all__ = [
+    "check_vocab",
+    "fingerprint",
+    "load",
+    "load_adapter",
+    "load_tokenizer",
+    "resolve",
+    "save",
+    "save_adapter",
+    "stop_ids",
+]

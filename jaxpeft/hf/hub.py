@@ -1,0 +1,71 @@
+"""Where a model is: a local folder, or a copy of a Hugging Face repository."""
+
+import re
+from pathlib import Path
+
+from jaxpeft.errors import InputError
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+# What is downloaded: never pickles, never code.
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+TIMEOUT = 5.0  # seconds for the hub to answer at all
+
+
+def resolve(path_or_id: str | Path) -> Path:
+    """The local folder of a model or adapter, downloaded first if it is a hub id.
+
+    A folder that exists is returned as it is. `org/name` is fetched into the hub's
+    cache (or found there without a network). Raises InputError where neither helps.
+    """
+    text, path = str(path_or_id), Path(path_or_id)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(
+            f"model.path: {text!r} is a file; give the folder that holds config.json"
+        )
+    # `runs/model` where runs/ exists is a mistyped path: do not ask the hub for it.
+    if not REPOSITORY.fullmatch(text) or Path(text).parent.is_dir():
+        raise InputError(
+            f"model.path: the folder {text!r} does not exist; give a local folder in "
+            "Hugging Face format, or a hub id such as 'org/name'"
+        )
+    return _download(text)
+
+
+def _download(repository: str) -> Path:
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository,
+            allow_patterns=list(FILES),
+            ignore_patterns=["*/*"],
+            etag_timeout=TIMEOUT,
+        )
+    except Exception as error:
+        # Besides OSErrors these are its HTTP library's, another one in each version.
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"model.path: {repository!r} is neither a local folder nor a reachable hub "
+            f"id ({reason[0][:300]}); check the spelling, the network and, for a gated "
+            "model, `hf auth login`, or give a local folder"
+        ) from error
+    return Path(folder)

@@ -1,0 +1,166 @@
+"""A model's weights, from safetensors straight into their place in the params."""
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxpeft.errors import InputError, suggest
+from jaxpeft.hf import checkpoint_index, layout
+from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
+from jaxpeft.models.spec import ModelConfig, ParamSpec
+from jaxpeft.models.weights import is_spec, param_specs
+
+DTYPES = ("float32", "bfloat16", "float16")
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# Tables that older versions of transformers stored and every version computes.
+INERT = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+MOST_PROBLEMS = 8  # listed of one kind; a wrong config breaks every tensor alike
+
+Sources = Mapping[str, SafetensorsFile]
+Shardings = Callable[[ParamSpec], jax.sharding.Sharding]
+
+
+def load(
+    path: str | Path,
+    cfg: ModelConfig,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    shardings: Shardings | None = None,
+) -> dict[str, Any]:
+    """The params mapping of a model's folder, layers stacked, cast to `dtype`.
+
+    path: a local folder with `model.safetensors` or its shards. mesh, shardings: the
+    devices, and where each weight (by its declaration) goes; every device then reads
+    its own part alone. A mesh alone places the whole model on each of its devices.
+    No second copy of the model ever exists in memory.
+
+    Raises InputError for tensors that are missing, left over, of another shape than
+    `cfg` says, not finite, or neither float32, float16 nor bfloat16.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"model.dtype: found {dtype!r}" + suggest(dtype, DTYPES))
+    if mesh is not None and shardings is None:
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        shardings = lambda spec: replicated  # noqa: E731
+    sources = checkpoint_index.tensors(Path(path))
+    specs = param_specs(cfg)
+    _check(jax.tree.leaves(specs, is_leaf=is_spec), sources, cfg)
+    place = functools.partial(_place, sources, jnp.dtype(dtype), shardings)
+    return jax.tree.map(place, specs, is_leaf=is_spec)
+
+
+def _place(
+    sources: Sources, dtype: np.dtype, shardings: Shardings | None, spec: ParamSpec
+) -> Array:
+    read = functools.partial(_read, sources, dtype, spec)
+    if shardings is None:
+        array = jax.device_put(read((slice(None),) * len(spec.shape)))
+    else:
+        array = jax.make_array_from_callback(spec.shape, shardings(spec), read)
+    # Transfers are asynchronous: without waiting, the host could hold several leaves.
+    return array.block_until_ready()
+
+
+def _read(
+    sources: Sources,
+    dtype: np.dtype,
+    spec: ParamSpec,
+    index: tuple[slice, ...] | None,
+) -> np.ndarray:
+    """The part `index` of a weight, read from the files tensor by tensor."""
+    index = index or ()
+    ranges = [range(n)[part] for n, part in zip(spec.shape, index, strict=True)]
+    target = layout.aligned_empty(tuple(len(r) for r in ranges), dtype)
+    names, within = spec.hf_names(), index
+    places = [target]
+    if spec.stacked:
+        names, within = [names[i] for i in ranges[0]], index[1:]
+        places = list(target)
+    if spec.transposed:
+        within = within[::-1]
+    for name, place in zip(names, places, strict=True):
+        file = sources[name]
+        values = file.view(name)[within]
+        layout.require_finite(values, f"{file.path}: {name!r}")
+        layout.copy(values, place, transposed=spec.transposed)
+        if dtype == np.float16 and not layout.is_finite(place):
+            raise InputError(
+                f"model.dtype: {name!r} holds values beyond float16's range; "
+                "use bfloat16 or float32"
+            )
+        del values
+        file.release(name)
+    return target
+
+
+def _check(specs: list[ParamSpec], sources: Sources, cfg: ModelConfig) -> None:
+    """Raises InputError with every disagreement between the config and the files."""
+    wanted = {name: spec for spec in specs for name in spec.hf_names()}
+    missing = [_missing(name) for name in wanted if name not in sources]
+    mismatched = []
+    for name, spec in wanted.items():
+        if name not in sources:
+            continue
+        file, expected = sources[name], spec.hf_shape()
+        found = file.tensors[name]
+        if found.shape != expected:
+            mismatched.append(
+                f"{file.path}: {name!r} has shape {found.shape}; config.json implies "
+                f"{expected}. Weights and config.json belong to different models: "
+                "restore both from the same source"
+            )
+        if found.dtype not in FLOATS:
+            mismatched.append(
+                f"{file.path}: {name!r} has dtype {found.dtype}; handled are "
+                f"{', '.join(FLOATS)}. Use the model's unquantized weights"
+            )
+    surplus = [name for name in sources if name not in wanted and not INERT.match(name)]
+    if cfg.tie_word_embeddings and HEAD in surplus and not mismatched + missing:
+        surplus.remove(HEAD)
+        mismatched += _untied_head(sources)
+    problems = [*_first(missing), *_first(mismatched)]
+    if surplus:
+        problems.append(
+            f"{sources[surplus[0]].path.parent}: {len(surplus)} tensors have no place "
+            f"in the model that config.json describes: {', '.join(surplus[:5])}"
+            f"{' ...' if len(surplus) > 5 else ''}. Restore config.json, or use the "
+            "weights that belong to it"
+        )
+    if problems:
+        raise InputError(*problems)
+
+
+def _missing(name: str) -> str:
+    if name != HEAD:
+        return f"model.path: the tensor {name!r} is missing; download the weights again"
+    return (
+        f"model.path: the tensor {HEAD!r} is missing, and config.json has "
+        "tie_word_embeddings false; set it to true if the model shares its embedding "
+        "with the head, else download the weights again"
+    )
+
+
+def _untied_head(sources: Sources) -> list[str]:
+    """A problem where a head is stored that is not the embedding it is tied to."""
+    head, embedding = sources[HEAD].tensors[HEAD], sources[EMBEDDING].tensors[EMBEDDING]
+    if head.dtype == embedding.dtype and head.shape == embedding.shape:
+        stored, tied = (sources[n].view(n).view(np.uint8) for n in (HEAD, EMBEDDING))
+        if np.array_equal(stored, tied):
+            return []
+    return [
+        f"{sources[HEAD].path}: {HEAD!r} differs from {EMBEDDING!r}, though "
+        "config.json has tie_word_embeddings true; set it to false to use that head"
+    ]
+
+
+def _first(problems: list[str]) -> list[str]:
+    more = len(problems) - MOST_PROBLEMS
+    return [*problems[:MOST_PROBLEMS], *([f"... and {more} more"] if more > 0 else [])]

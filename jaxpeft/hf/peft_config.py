@@ -1,0 +1,232 @@
+"""adapter_config.json: what PEFT's fields mean for each module of a model."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxpeft import console
+from jaxpeft.errors import InputError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LARGEST_CONFIG = 10_000_000  # bytes; names of all modules of a large model fit
+
+# Fields without influence on what a loaded LoRA computes.
+INERT = frozenset(
+    """auto_mapping base_model_name_or_path corda_config
+    ensure_weight_tying eva_config fan_in_fan_out inference_mode loftq_config
+    lora_ga_config megatron_config megatron_core peft_version qalora_group_size
+    revision runtime_config task_type""".split()
+)
+# Fields that change what it computes, handled only at a value that leaves it alone.
+REFUSED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+)
+# Initialisations that leave the base as it is. The others (PiSSA, OLoRA, LoftQ, ...)
+# change its weights, so that such an adapter alone says nothing about the base.
+INITS = (None, True, False, "gaussian", "eva", "mica", "orthogonal")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The fields of a LoRA's adapter_config.json, under PEFT's names and defaults."""
+
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def targets(self, module: str) -> bool:
+        """Whether a linear module of this full name carries the adapter, as in PEFT."""
+        if self.exclude_modules and _matches(self.exclude_modules, module):
+            return False
+        wanted = self.target_modules
+        if isinstance(wanted, str) and wanted.lower() == "all-linear":
+            return module != "lm_head"
+        if wanted is None or not _matches(wanted, module):
+            return False
+        # PEFT lets a regular expression decide alone.
+        return isinstance(wanted, str) or self._in_layers(module)
+
+    def rank(self, module: str) -> int:
+        """The rank of a module's adapter."""
+        return _by_pattern(self.rank_pattern, module, self.r)
+
+    def scale(self, module: str) -> float:
+        """The factor before `B @ A` in a module."""
+        alpha = _by_pattern(self.alpha_pattern, module, self.lora_alpha)
+        rank = self.rank(module)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def _in_layers(self, module: str) -> bool:
+        layers = self.layers_to_transform
+        if layers is None or layers == []:
+            return True
+        patterns = self.layers_pattern or [r"[^.]*"]
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
+            if found:
+                return int(found[1]) in (
+                    [layers] if isinstance(layers, int) else layers
+                )
+        return False
+
+
+def read(directory: Path) -> AdapterConfig:
+    """The config of a PEFT adapter's folder.
+
+    Raises InputError where it is missing or malformed, or asks for what is not
+    handled. Missing fields get PEFT's defaults; unknown ones warn, as in PEFT.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        inner = sorted(p.parent.name for p in directory.glob(f"*/{CONFIG}"))
+        hint = f"; there is one in {', '.join(map(repr, inner[:3]))}" if inner else ""
+        raise InputError(
+            f"{path}: missing{hint}; give the folder of a PEFT adapter, which holds "
+            f"{CONFIG} and {WEIGHTS}"
+        )
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"larger than {LARGEST_CONFIG} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not valid JSON ({error}); restore the file"
+        ) from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no JSON object; restore the file")
+    return _parse(path, content)
+
+
+def _parse(path: Path, content: Mapping[str, Any]) -> AdapterConfig:
+    problems = [f"{path}: {problem}" for problem in _refusals(content)]
+    own = AdapterConfig.__dataclass_fields__
+    # null stands for the default, as PEFT itself writes it.
+    values = {k: v for k, v in content.items() if k in own and v is not None}
+    for name, value in values.items():
+        valid, wanted = VALID[name]
+        if not valid(value):
+            problems.append(f"{path}: {name}: found {value!r}; it must be {wanted}")
+    if problems:
+        raise InputError(*problems)
+    known = {"peft_type", "bias", "init_lora_weights", *own, *INERT, *REFUSED}
+    for name in sorted(set(content) - known):
+        if content[name]:
+            console.warn(f"{path}: {name}: unknown and ignored")
+    return AdapterConfig(**values)
+
+
+def _refusals(content: Mapping[str, Any]) -> Iterable[str]:
+    kind = content.get("peft_type")
+    if kind != "LORA":
+        yield f"peft_type: found {kind!r}; handled is 'LORA'"
+    if content.get("bias", "none") not in (None, "none"):
+        yield (
+            f"bias: found {content['bias']!r}; only 'none' is handled: merge the "
+            "adapter into its model with PEFT's merge_and_unload instead"
+        )
+    for name in REFUSED:
+        if content.get(name):
+            yield (
+                f"{name}: found {content[name]!r}, which is not handled; merge the "
+                "adapter into its model with PEFT's merge_and_unload instead"
+            )
+    init = content.get("init_lora_weights")
+    if init not in INITS:
+        yield (
+            f"init_lora_weights: found {init!r}, which changes the base's weights; "
+            "save the adapter with PEFT's path_initial_model_for_weight_conversion"
+        )
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _is_regex(value: Any) -> bool:
+    try:
+        re.compile(value)
+    except (re.error, TypeError, RecursionError):
+        return False
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_patterns(value: Any, valid: Any) -> bool:
+    return isinstance(value, dict) and all(
+        _is_regex(key) and valid(number) for key, number in value.items()
+    )
+
+
+VALID = {
+    "r": (lambda v: _is_whole(v, 1), "a whole number from 1"),
+    "lora_alpha": (_is_number, "a number"),
+    "lora_dropout": (lambda v: _is_number(v) and 0 <= v < 1, "a number in [0, 1)"),
+    "use_rslora": (lambda v: isinstance(v, bool), "true or false"),
+    "target_modules": (
+        lambda v: _is_names(v) or _is_regex(v),
+        "a list of names or a regular expression",
+    ),
+    "exclude_modules": (
+        lambda v: _is_names(v) or _is_regex(v),
+        "a list of names or a regular expression",
+    ),
+    "layers_to_transform": (
+        lambda v: all(_is_whole(i, 0) for i in (v if isinstance(v, list) else [v])),
+        "a whole number or a list of them",
+    ),
+    "layers_pattern": (
+        lambda v: all(_is_regex(p) for p in (v if isinstance(v, list) else [v])),
+        "a regular expression or a list of them",
+    ),
+    "rank_pattern": (
+        lambda v: _is_patterns(v, lambda n: _is_whole(n, 1)),
+        "a mapping of regular expressions to whole numbers from 1",
+    ),
+    "alpha_pattern": (
+        lambda v: _is_patterns(v, _is_number),
+        "a mapping of regular expressions to numbers",
+    ),
+}
+
+
+def _matches(wanted: list[str] | str, module: str) -> bool:
+    if isinstance(wanted, str):
+        return bool(re.fullmatch(wanted, module))
+    return any(module == entry or module.endswith(f".{entry}") for entry in wanted)
+
+
+def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

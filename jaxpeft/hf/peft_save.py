@@ -1,0 +1,204 @@
+"""Writing the LoRA nodes of a params mapping as a PEFT adapter."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxpeft import kernel, tree
+from jaxpeft.adapters.lora import LoRA
+from jaxpeft.errors import InputError, NumericsError
+from jaxpeft.hf import layout, peft_config, safetensors_file
+from jaxpeft.hf.peft_load import Module, keys, linear_modules, load_adapter
+from jaxpeft.hf.replacing import replacing
+from jaxpeft.models.spec import ModelConfig
+
+
+class Adapter(NamedTuple):
+    """One module's adapter in PEFT's layout, and the alpha that gives its scale."""
+
+    a: np.ndarray  # (r, in) float32
+    b: np.ndarray  # (out, r) float32
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+def save_adapter(
+    params: Mapping[str, Any],
+    directory: str | Path,
+    cfg: ModelConfig,
+    base: str | Path | None = None,
+) -> None:
+    """Writes the LoRA nodes of `params` so that PEFT and vLLM load them unmodified.
+
+    base: the model's folder or hub id, noted in the config. Layers that an adapter
+    leaves out (scale 0) are not written. The files are reopened and every tensor
+    compared before they replace older ones. Raises InputError where there is nothing to
+    write, an adapter has no such form, or the folder is unwritable; NumericsError where
+    a weight is not finite.
+    """
+    directory = Path(directory)
+    modules = linear_modules(cfg)
+    rslora, adapters = _adapters(params, modules)
+    dropout = max(
+        node.dropout for node in kernel.nodes(params).values() if isinstance(node, LoRA)
+    )
+    config = _config(adapters, modules, rslora, dropout, base)
+    tensors = {}
+    for name, adapter in adapters.items():
+        tensors.update(zip(keys(name), (adapter.a, adapter.b), strict=True))
+    for key, values in tensors.items():
+        if not layout.is_finite(values):
+            raise NumericsError(
+                f"{key} holds NaN or infinity: the training diverged; export an "
+                "earlier checkpoint"
+            )
+    with replacing(directory) as partial:
+        safetensors_file.write(
+            partial / peft_config.WEIGHTS,
+            {key: (values.dtype, values.shape) for key, values in tensors.items()},
+            tensors.__getitem__,
+            {"format": "pt"},
+        )
+        text = json.dumps(config, indent=2) + "\n"
+        (partial / peft_config.CONFIG).write_text(text, encoding="utf-8")
+        _verify(params, partial, cfg)
+
+
+def _adapters(
+    params: Mapping[str, Any], modules: Mapping[str, Module]
+) -> tuple[bool, dict[str, Adapter]]:
+    """(use_rslora, {module name: adapter}) of what is adapted, in the model's order."""
+    nodes = kernel.nodes(params)
+    others = [
+        n
+        for n, k in nodes.items()
+        if hasattr(k, "TRAINABLE") and not isinstance(k, LoRA)
+    ]
+    loras = {n: k for n, k in nodes.items() if isinstance(k, LoRA)}
+    strangers = sorted(set(loras) - {module.path for module in modules.values()})
+    if others or strangers:
+        raise InputError(
+            *(
+                f"{name}: {type(nodes[name]).__name__} cannot be written as a LoRA; "
+                "export the merged model instead"
+                for name in others
+            ),
+            *(
+                f"{name}: no linear module of the model that the config describes; "
+                "save with the model's own config"
+                for name in strangers
+            ),
+        )
+    rslora = bool(loras) and all(node.use_rslora for node in loras.values())
+    host = {
+        path: tuple(np.asarray(x, np.float32) for x in (node.a, node.b, node.scale))
+        for path, node in loras.items()
+    }
+    found = {}
+    for name, module in modules.items():
+        if module.path not in host:
+            continue
+        at = () if module.layer is None else module.layer
+        a, b, scale = (x[at] for x in host[module.path])
+        if scale != 0:
+            alpha = _alpha(float(scale), a.shape[1], loras[module.path], rslora)
+            found[name] = Adapter(a.T, b.T, alpha)
+    if not found:
+        raise InputError(
+            "the params hold no LoRA with a scale other than 0; put adapters in with "
+            "adapters.inject(params, rules, key), lora_alpha not 0"
+        )
+    return rslora, found
+
+
+def _alpha(scale: float, rank: int, node: LoRA, rslora: bool) -> float:
+    """The lora_alpha that gives `scale`: the node's own wherever it does."""
+    divisor = math.sqrt(rank) if rslora else rank
+    if np.float32(node.lora_alpha / divisor) == np.float32(scale):
+        alpha = node.lora_alpha
+    else:
+        alpha = scale * divisor
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def _config(
+    adapters: Mapping[str, Adapter],
+    modules: Mapping[str, Module],
+    rslora: bool,
+    dropout: float,
+    base: str | Path | None,
+) -> dict[str, Any]:
+    ranks = {name: adapter.rank for name, adapter in adapters.items()}
+    alphas = {name: adapter.alpha for name, adapter in adapters.items()}
+    r = Counter(ranks.values()).most_common(1)[0][0]
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None if base is None else str(base),
+        "r": r,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "target_modules": _shortened(set(adapters), set(modules)),
+        "use_rslora": rslora,
+        "use_dora": False,
+        "rank_pattern": _patterns(ranks, r),
+        "alpha_pattern": _patterns(alphas, alpha),
+        "modules_to_save": None,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _shortened(chosen: set[str], everything: set[str]) -> list[str]:
+    """Names that select exactly `chosen`: the last component wherever that does."""
+    left_out = {_last(name) for name in everything - chosen}
+    return sorted({n if _last(n) in left_out else _last(n) for n in chosen})
+
+
+def _patterns(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
+    """{name: value} of the modules that differ from the default, names shortened."""
+    together: dict[str, set[Any]] = {}
+    for name, value in values.items():
+        together.setdefault(_last(name), set()).add(value)
+    return {
+        _last(name) if len(together[_last(name)]) == 1 else name: value
+        for name, value in values.items()
+        if value != default
+    }
+
+
+def _verify(params: Mapping[str, Any], directory: Path, cfg: ModelConfig) -> None:
+    """Reads the adapter back over the same base: every value must be the same.
+
+    PEFT only warns about keys that it cannot place, and then serves the bare base.
+    """
+    loras = {n: k for n, k in kernel.nodes(params).items() if isinstance(k, LoRA)}
+    bare = tree.replace(params, {name: node.base for name, node in loras.items()})
+    found = kernel.nodes(load_adapter(bare, directory, cfg))
+    for name, node in loras.items():
+        scale = np.asarray(node.scale)
+        adapted = scale != 0
+        if not adapted.any():
+            continue
+        read = found[name]
+        same = all(
+            np.array_equal(np.asarray(mine)[adapted], np.asarray(other)[adapted])
+            for mine, other in ((node.a, read.a), (node.b, read.b))
+        )
+        if not same or not np.allclose(scale, np.asarray(read.scale), rtol=1e-6):
+            raise RuntimeError(f"{directory}: {name} was not written as it should be")

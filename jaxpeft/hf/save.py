@@ -1,0 +1,181 @@
+"""A model back into Hugging Face's format: safetensors, an index, config.json."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpeft import kernel, tree
+from jaxpeft.errors import InputError, suggest
+from jaxpeft.hf import checkpoint_index, layout, safetensors_file
+from jaxpeft.hf.load import DTYPES
+from jaxpeft.hf.replacing import replacing
+from jaxpeft.models.spec import ModelConfig, ParamSpec
+from jaxpeft.models.weights import param_specs
+
+METADATA = {"format": "pt"}  # without it transformers refuses a file
+WEIGHTS = re.compile(
+    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+)
+
+
+class Part(NamedTuple):
+    """One Hugging Face tensor: the layer of a leaf (None: all of it) that it holds."""
+
+    leaf: Any
+    spec: ParamSpec
+    layer: int | None
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.spec.hf_shape()) * self.dtype.itemsize
+
+
+def save(
+    params: Mapping[str, Any],
+    directory: str | Path,
+    cfg: ModelConfig,
+    *,
+    max_shard_bytes: float = 5e9,
+    dtype: str | None = None,
+) -> None:
+    """Writes `config.json` and `model.safetensors` (or shards and their index).
+
+    dtype: float32, bfloat16 or float16; None keeps each weight's own, bit for bit.
+    A file replaces its predecessor only when all are complete and verified; weights
+    of an earlier save are removed. One tensor at a time is copied. The tokenizer's
+    files are not touched. Raises InputError where adapters or quantized weights are
+    left in `params`, where they are not those of `cfg`, or the folder is unwritable.
+    """
+    directory = Path(directory)
+    parts = _parts(params, cfg, dtype)
+    shards = _shards(parts, max_shard_bytes)
+    with replacing(directory) as partial:
+        for name, shard in shards.items():
+            safetensors_file.write(
+                partial / name,
+                {tensor: (p.dtype, p.spec.hf_shape()) for tensor, p in shard.items()},
+                lambda tensor: _values(parts[tensor]),
+                METADATA,
+            )
+        if len(shards) > 1:
+            _write_json(partial / checkpoint_index.INDEX, _index(shards))
+        _write_json(partial / "config.json", _config(cfg, parts))
+        _verify(partial, parts)
+        for old in directory.iterdir():
+            if WEIGHTS.fullmatch(old.name) and not (partial / old.name).exists():
+                old.unlink()
+
+
+def _parts(
+    params: Mapping[str, Any], cfg: ModelConfig, dtype: str | None
+) -> dict[str, Part]:
+    """{Hugging Face tensor name: its part}, widest elements first.
+
+    Within a file, an element then never starts off its own boundary.
+    """
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"dtype: found {dtype!r}" + suggest(str(dtype), DTYPES))
+    left = kernel.nodes(params)
+    if left:
+        raise InputError(
+            f"the params still hold {len(left)} adapters or quantized weights "
+            f"({next(iter(left))}, ...); fold them in first: "
+            "adapters.merge(params)"
+        )
+    if not cfg.hf:
+        raise InputError(
+            "the model's config has no content of a config.json to write; make it with "
+            "models.config(path or mapping)"
+        )
+    specs, leaves = dict(tree.walk(param_specs(cfg))), dict(tree.walk(params))
+    problems = [
+        f"params: {name}: has shape {tuple(getattr(leaves.get(name), 'shape', ()))}, "
+        f"but the config implies {spec.shape}; save with the model's own config"
+        for name, spec in specs.items()
+        if tuple(getattr(leaves.get(name), "shape", ())) != spec.shape
+    ]
+    problems += [
+        f"params: {name}: has no place in the model that the config describes"
+        for name in leaves
+        if name not in specs
+    ]
+    if problems:
+        raise InputError(*problems)
+    parts = {}
+    for name, spec in specs.items():
+        leaf = leaves[name]
+        stored = jnp.dtype(dtype or leaf.dtype)
+        for layer, tensor in enumerate(spec.hf_names()):
+            parts[tensor] = Part(leaf, spec, layer if spec.stacked else None, stored)
+    return dict(sorted(parts.items(), key=lambda item: -item[1].dtype.itemsize))
+
+
+def _shards(parts: Mapping[str, Part], limit: float) -> dict[str, dict[str, Part]]:
+    """{file name: its parts}: each at most `limit` bytes, or a single tensor."""
+    shards: list[dict[str, Part]] = [{}]
+    size = 0
+    for name, part in parts.items():
+        if shards[-1] and size + part.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = part
+        size += part.nbytes
+    if len(shards) == 1:
+        return {checkpoint_index.SINGLE: shards[0]}
+    return {
+        f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard
+        for i, shard in enumerate(shards, 1)
+    }
+
+
+def _values(part: Part) -> np.ndarray:
+    """The tensor as Hugging Face lays it out, in the dtype to store."""
+    leaf = part.leaf if part.layer is None else part.leaf[part.layer]
+    values = np.asarray(leaf)
+    if values.dtype == part.dtype and not part.spec.transposed:
+        return values
+    target = np.empty(part.spec.hf_shape(), part.dtype)
+    layout.copy(values, target, transposed=part.spec.transposed)
+    return target
+
+
+def _index(shards: Mapping[str, Mapping[str, Part]]) -> dict[str, Any]:
+    parts = [part for shard in shards.values() for part in shard.values()]
+    return {
+        "metadata": {
+            "total_parameters": sum(math.prod(p.spec.hf_shape()) for p in parts),
+            "total_size": sum(p.nbytes for p in parts),
+        },
+        "weight_map": {name: file for file, shard in shards.items() for name in shard},
+    }
+
+
+def _config(cfg: ModelConfig, parts: Mapping[str, Part]) -> dict[str, Any]:
+    """config.json as it was read, but for the dtype and references to code."""
+    hf = {k: v for k, v in cfg.hf.items() if k != "auto_map"}
+    stored = next(iter(parts.values())).dtype.name
+    # transformers before 4.56 and many other readers know only the older name.
+    for key in {"dtype", "torch_dtype"} & set(hf) or {"dtype"}:
+        hf[key] = stored
+    return hf
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _verify(directory: Path, parts: Mapping[str, Part]) -> None:
+    """Reopens what was written: every tensor must have its shape and dtype."""
+    found = checkpoint_index.tensors(directory)
+    for name, part in parts.items():
+        tensor = found[name].tensors[name]
+        dtype = safetensors_file.FLOATS[tensor.dtype]
+        if (tensor.shape, dtype) != (part.spec.hf_shape(), part.dtype):
+            raise RuntimeError(f"{directory}: {name} was not written as it should be")

@@ -1,0 +1,204 @@
+"""What happens beside the steps: the log, evaluation, checkpoints, the ends of a run."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from jaxpeft.checkpoint import Checkpoints
+from jaxpeft.errors import NumericsError, Preempted
+from jaxpeft.interrupt import Interrupt, Watchdog
+from jaxpeft.loop import Moment
+from jaxpeft.progress import Progress
+
+SAVE_GRACE = 600.0  # seconds that a compilation or a save may take before it is a hang
+
+
+class MetricsFile:
+    """`metrics.jsonl`: a line of JSON an entry, written through at once.
+
+    Resuming at a step drops the lines after it, which the steps to come write anew.
+    """
+
+    def __init__(self, path: Path, resumed_at: int | None):
+        kept = []
+        if resumed_at is not None and path.exists():
+            for line in path.read_text().splitlines(keepends=True):
+                # A killed process may have left half a line, always the last one.
+                if line.endswith("\n") and json.loads(line)["step"] <= resumed_at:
+                    kept.append(line)
+        path.write_text("".join(kept))
+        self._file = path.open("a")
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Appends an entry."""
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class Log:
+    """Writes a line for every `every`-th step; `tokens` counts from the run's start."""
+
+    def __init__(
+        self,
+        file: MetricsFile,
+        progress: Progress,
+        schedule: optax.Schedule,
+        epoch: Callable[[int], float],
+        *,
+        every: int,
+        last: int,
+        tokens: int,
+    ):
+        self._file, self._progress, self._schedule = file, progress, schedule
+        self._epoch, self._every, self._last = epoch, every, last
+        self.tokens = tokens
+        self._since, self._window = time.monotonic(), 0
+        self._paused = 0.0
+
+    def paused(self, seconds: float) -> None:
+        """Time that was no training (compiling, evaluating): not in the tokens/s."""
+        self._paused += seconds
+
+    def __call__(self, moment: Moment) -> None:
+        self.tokens += moment.tokens
+        self._window += moment.tokens
+        self._progress.advance(moment.step)
+        if moment.step % self._every and moment.step not in (1, self._last):
+            return
+        loss = float(moment.metrics["loss"])  # waits for the step
+        updates = moment.step - 1 - int(moment.state.skipped)
+        elapsed = time.monotonic() - self._since - self._paused
+        line = {
+            "step": moment.step,
+            "loss": loss,
+            "learning_rate": float(self._schedule(max(0, updates))),
+            "grad_norm": float(moment.metrics["grad_norm"]),
+            "tokens": self.tokens,
+            "tokens_per_second": round(self._window / max(elapsed, 1e-9), 1),
+            "epoch": round(self._epoch(moment.step), 4),
+        }
+        self._file.write(line)
+        self._progress.log(moment.step, line)
+        self._since, self._window, self._paused = time.monotonic(), 0, 0.0
+
+
+class Evaluate:
+    """Evaluates after every `every`-th step and the last one; keeps the newest loss.
+
+    With a patience it ends the run once that many evaluations in a row have brought no
+    lower loss than the best before them.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[Any], dict[str, float]],
+        file: MetricsFile,
+        log: Log,
+        progress: Progress,
+        *,
+        every: int | None,
+        last: int,
+        patience: int | None,
+        best: float | None,
+        waited: int,
+    ):
+        self._evaluate, self._file, self._log = evaluate, file, log
+        self._progress, self._every, self._last = progress, every, last
+        self._patience, self.best, self.waited = patience, best, waited
+        self.newest: dict[str, float] | None = None
+
+    def __call__(self, moment: Moment) -> bool:
+        due = self._every is not None and moment.step % self._every == 0
+        if not due and moment.step != self._last:
+            return False
+        self.run(moment.step, moment.state.params)
+        return self._exhausted(moment.step)
+
+    def run(self, step: int, trainable: Any) -> None:
+        """Evaluates, and writes the line of `step`."""
+        start = time.monotonic()
+        self.newest = self._evaluate(trainable)
+        self._file.write({"step": step, **self.newest})
+        self._progress.note(
+            f"evaluation after step {step}: loss {self.newest['eval_loss']:.4f}, "
+            f"token accuracy {self.newest['eval_accuracy']:.1%}"
+        )
+        self._log.paused(time.monotonic() - start)
+
+    def _exhausted(self, step: int) -> bool:
+        assert self.newest is not None
+        loss = self.newest["eval_loss"]
+        if self.best is None or loss < self.best:
+            self.best, self.waited = loss, 0
+        else:
+            self.waited += 1
+        if self._patience is None or self.waited < self._patience:
+            return False
+        self._progress.note(
+            f"stopped early after step {step}: no evaluation loss below "
+            f"{self.best:.4f} in {self.waited} evaluations"
+        )
+        return True
+
+
+class Save:
+    """Saves every `every`-th step, and the last; at once when asked to stop."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        extra: Callable[[], dict[str, Any]],
+        interrupt: Interrupt,
+        watchdog: Watchdog,
+        *,
+        every: int,
+        last: int,
+    ):
+        self._checkpoints, self._extra, self._interrupt = checkpoints, extra, interrupt
+        self._watchdog, self._every, self._last = watchdog, every, last
+
+    def __call__(self, moment: Moment) -> None:
+        stopping = self._interrupt.signal
+        if stopping or moment.step % self._every == 0 or moment.step == self._last:
+            self._watchdog.pet(SAVE_GRACE)
+            self._checkpoints.save(moment.step, moment.state, self._extra())
+        if stopping and moment.step != self._last:
+            self._checkpoints.wait()
+            raise Preempted(
+                f"{stopping.name} received: saved after step {moment.step}; repeat the "
+                "command to continue"
+            )
+        self._watchdog.pet()
+
+
+def abort_on_nonfinite(limit: int) -> Callable[[Moment], None]:
+    """A hook that ends the run once `limit` steps in a row had no finite gradient.
+
+    Such steps leave the state as it was, so that nothing non-finite is ever saved. It
+    looks at the step before the newest: asking after that one would make the host wait.
+    """
+    before: list[Moment] = []
+
+    def hook(moment: Moment) -> None:
+        before.append(moment)
+        if len(before) < 2:
+            return
+        earlier = before.pop(0)
+        in_row = int(earlier.metrics["skipped_in_row"])
+        if in_row > limit:
+            raise NumericsError(
+                f"step {earlier.step}: the loss or gradient was not finite in {in_row} "
+                "steps in a row (training.max_nonfinite_steps); lower "
+                "optimizer.learning_rate, use dtype float32 or bfloat16, or look at "
+                "the data of these steps"
+            )
+
+    return hook

@@ -1,0 +1,47 @@
+"""The training loop: draw a batch, take a step, tell the hooks."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxpeft.data import Batch
+from jaxpeft.step import Metrics, TrainState
+
+
+class Moment(NamedTuple):
+    """What a hook sees after a step: `step` counts from 1."""
+
+    step: int
+    state: TrainState
+    metrics: Metrics
+    tokens: int  # in the batch, padding left out
+
+
+# Returns whether the run should end after this step.
+Hook = Callable[[Moment], bool | None]
+
+
+def fit(
+    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+    state: TrainState,
+    batches: Iterable[Batch],
+    hooks: Sequence[Hook],
+    *,
+    first: int,
+    last: int,
+) -> TrainState:
+    """Takes the steps after `first` up to `last`, or until a hook ends the run.
+
+    step: (state, batch) -> (state, metrics), the state donated. batches: from batch
+    `first` on. Every hook sees every step, in order, also one that ends the run.
+    """
+    for done, batch in enumerate(batches, first + 1):
+        if done > last:
+            break
+        state, metrics = step(state, batch)
+        tokens = int(np.count_nonzero(batch["segments"]))
+        moment = Moment(done, state, metrics, tokens)
+        if any([hook(moment) for hook in hooks]):
+            break
+    return state

@@ -1,0 +1,92 @@
+"""How a run shows itself: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from jaxpeft import console
+
+
+class PlainProgress:
+    """A line for every logged step: for files, pipes and cluster logs."""
+
+    def __init__(self, total: int, done: int):
+        self._total, self._start, self._first = total, time.monotonic(), done
+
+    def log(self, step: int, line: dict[str, Any]) -> None:
+        """Shows a logged training step."""
+        left = self._left(step)
+        console.say(
+            f"step {step:>{len(str(self._total))}}/{self._total}"
+            f"  loss {line['loss']:.4f}"
+            f"  lr {line['learning_rate']:.2e}"
+            f"  grad {line['grad_norm']:.2f}"
+            f"  {line['tokens_per_second']:,.0f} tok/s"
+            f"  {left} left"
+        )
+
+    def advance(self, step: int) -> None:
+        """Every step; plain lines show only those that are logged."""
+
+    def note(self, text: str) -> None:
+        """Shows a line of its own."""
+        console.say(text)
+
+    def close(self) -> None:
+        """Ends the display."""
+
+    def _left(self, step: int) -> str:
+        rate = (time.monotonic() - self._start) / max(1, step - self._first)
+        seconds = int(rate * (self._total - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+class BarProgress:
+    """A bar with step, loss, learning rate, tokens per second and the time left."""
+
+    def __init__(self, total: int, done: int):
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        self._task = self._bar.add_task("", total=total, completed=done)
+        self._bar.start()
+
+    def log(self, step: int, line: dict[str, Any]) -> None:
+        """Shows a logged training step beside the bar."""
+        text = (
+            f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}"
+            f"  {line['tokens_per_second']:,.0f} tok/s"
+        )
+        self._bar.update(self._task, description=text)
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        self._bar.update(self._task, completed=step)
+
+    def note(self, text: str) -> None:
+        """Shows a line of its own above the bar."""
+        self._bar.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Ends the display."""
+        self._bar.stop()
+
+
+Progress = PlainProgress | BarProgress
+
+
+def make_progress(total: int, done: int) -> Progress:
+    """A display for a run of `total` steps of which `done` are taken."""
+    return (BarProgress if sys.stdout.isatty() else PlainProgress)(total, done)

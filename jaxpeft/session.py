@@ -1,0 +1,131 @@
+"""A base model, its tokenizer and its adapter, opened as a configuration says."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpeft import adapters, config, hf, kernel, models, optim, sharding, tree
+from jaxpeft.config import AdapterSection, ModelSection, RunConfig
+from jaxpeft.errors import InputError
+from jaxpeft.models import ModelConfig
+
+TABLES = {
+    "adapter": adapters.TABLE,
+    "optimizer": optim.OPTIMIZERS,
+    "schedule": optim.SCHEDULES,
+}
+CONFIG = "config.yaml"
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model before its weights are read."""
+
+    directory: Path
+    cfg: ModelConfig
+    tokenizer: Any
+    dtype: str  # that the weights are stored in
+
+    def load(self, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
+        """The weights, on the mesh by their logical axes."""
+        if mesh is None:
+            return hf.load(self.directory, self.cfg, dtype=self.dtype)
+        return hf.load(
+            self.directory,
+            self.cfg,
+            dtype=self.dtype,
+            mesh=mesh,
+            shardings=lambda spec: sharding.named(mesh, spec.axes, spec.shape),
+        )
+
+    def shapes(self) -> dict[str, Any]:
+        """The weights' shapes alone."""
+        return models.shapes(self.cfg, self.dtype)
+
+
+def open_base(section: ModelSection) -> Base:
+    """Opens a model's config and tokenizer; raises InputError for what is wrong.
+
+    On a CPU the activations are float32 whatever the weights are stored in: products
+    of 16-bit numbers are slower there, and no memory would be saved.
+    """
+    if section.quantization != "none":
+        raise InputError(
+            f"model.quantization: found {section.quantization!r}; this version stores "
+            "the base in float32, bfloat16 or float16: use none"
+        )
+    directory = hf.resolve(section.path)
+    widened = jax.default_backend() == "cpu" and section.dtype != "float32"
+    cfg = models.config(
+        directory,
+        remat=section.remat,
+        activation_dtype="float32" if widened else None,
+    )
+    tokenizer = hf.load_tokenizer(directory)
+    hf.check_vocab(tokenizer, cfg)
+    return Base(directory, cfg, tokenizer, section.dtype)
+
+
+def check_adapter(base: Base, section: AdapterSection) -> None:
+    """Raises InputError if the adapter does not fit, before any weight is read."""
+    if section.init_from is None:
+        inject = functools.partial(adapters.inject, rules=_rules(section))
+        jax.eval_shape(
+            lambda params, key: inject(params, key=key),
+            base.shapes(),
+            jax.random.key(0),
+        )
+
+
+def add_adapter(
+    params: Mapping[str, Any], section: AdapterSection, cfg: ModelConfig, key: jax.Array
+) -> dict[str, Any]:
+    """The params with a new adapter, or with the one of `init_from`.
+
+    What the configuration says of an adapter to continue from (`r`, `lora_alpha`,
+    `target_modules`) must agree with it; what it does not say is the adapter's own.
+    """
+    if section.init_from is None:
+        return adapters.inject(params, _rules(section), key)
+    shaping = {"r", "lora_alpha", "use_rslora"} & set(section.options)
+    if shaping or "target_modules" in section.model_fields_set:
+        rules = {**_rules(section), "init_lora_weights": "zero"}
+        params = adapters.inject(params, rules, key)
+    params = hf.load_adapter(params, hf.resolve(section.init_from), cfg)
+    dropout = section.options.get("lora_dropout")
+    if dropout is None:
+        return dict(params)
+    nodes = kernel.nodes(params).items()
+    changes = {n: dataclasses.replace(node, dropout=dropout) for n, node in nodes}
+    return tree.replace(params, changes)
+
+
+def open_run(directory: str | Path) -> tuple[RunConfig, Path]:
+    """The configuration of a run directory and the folder of its trained adapter."""
+    directory = Path(directory)
+    path = directory / CONFIG
+    if not path.is_file():
+        raise InputError(
+            f"--run: {str(path)!r} is missing; give the output_dir of a training run"
+        )
+    adapter = directory / ADAPTER
+    if not adapter.is_dir():
+        raise InputError(
+            f"--run: {str(adapter)!r} is missing: the run has not ended; repeat its "
+            "training command to finish it"
+        )
+    return config.load(path, (), TABLES), adapter
+
+
+def _rules(section: AdapterSection) -> dict[str, Any]:
+    return {
+        "method": section.method,
+        "target_modules": section.target_modules,
+        **section.options,
+    }

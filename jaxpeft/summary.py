@@ -1,0 +1,73 @@
+"""What a run consists of, in a few lines: parameters, memory, data."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jaxpeft import tree
+from jaxpeft.data import Summary
+
+MIB = 2**20
+
+
+def parameter_table(params: Mapping[str, Any], trainable: Any) -> list[str]:
+    """Lines with the parameters of each kind of module: total and trainable.
+
+    A kind is the last named component before the weight: "q_proj", "norm".
+    """
+    total: dict[str, int] = defaultdict(int)
+    trains: dict[str, int] = defaultdict(int)
+    for counts, some in ((total, params), (trains, trainable)):
+        for name, value in tree.walk(some):
+            counts[_kind(name)] += tree.count(_weights(value))
+    rows = [("module", "parameters", "trainable")]
+    rows += [(k, f"{n:,}", f"{trains[k]:,}") for k, n in total.items()]
+    everything, learned = sum(total.values()), sum(trains.values())
+    share = f"{learned:,} ({learned / max(everything, 1):.2%})"
+    rows.append(("total", f"{everything:,}", share))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return [
+        f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}"
+        for row in rows
+    ]
+
+
+def memory_line(frozen: Any, trainable: Any, opt_state: Any) -> str:
+    """The bytes of what stays in memory between two steps."""
+    parts = {"base": frozen, "adapter": trainable, "optimizer": opt_state}
+    sizes = {name: _bytes(value) / MIB for name, value in parts.items()}
+    return "memory: " + ", ".join(f"{n} {s:,.1f} MiB" for n, s in sizes.items())
+
+
+def data_lines(kind: str, summary: Summary) -> list[str]:
+    """Lines about a data set; what was cut is never passed over in silence."""
+    lengths = ", ".join(map(str, summary.lengths))
+    rows = f" in {summary.rows:,} packed rows" if summary.rows is not None else ""
+    lines = [
+        f"{kind} data: {summary.examples:,} examples{rows}, {summary.tokens:,} tokens, "
+        f"{summary.supervised:,} of them supervised; padded to {lengths}"
+    ]
+    if summary.truncated:
+        lines.append(
+            f"  {summary.truncated:,} examples are longer than data.max_length and "
+            f"were cut; {summary.without_target:,} have nothing left to learn"
+        )
+    elif summary.without_target:
+        lines.append(f"  {summary.without_target:,} examples have nothing to learn")
+    return lines
+
+
+def _kind(name: str) -> str:
+    return name.rsplit(".", 2)[-2] if "." in name else name
+
+
+def _weights(value: Any) -> Any:
+    """The parameters of a node: its scales and keys are none."""
+    return [x for name, x in tree.named_leaves(value) if name not in ("scale", "key")]
+
+
+def _bytes(value: Any) -> int:
+    arrays = [x for x in jax.tree.leaves(value) if hasattr(x, "dtype")]
+    return tree.nbytes(arrays)

@@ -1,0 +1,37 @@
+"""`python -m jaxpeft.train --config FILE`: fine-tune a model; continues by itself."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from jaxpeft import cli
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with its arguments; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpeft train",
+        description="Fine-tune a model as a configuration file says. Repeating the "
+        "command continues a run that was interrupted.",
+    )
+    cli.config_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never", "anyway"),
+        default="auto",
+        help="auto (default): continue where output_dir holds a checkpoint of the same "
+        "run; never: start over, only in an empty or absent directory; anyway: "
+        "continue although configuration, data or base have changed",
+    )
+    args = parser.parse_intermixed_args(list(argv))
+
+    # Imported here, so that --help answers at once.
+    from jaxpeft import config, run, session
+
+    cfg = config.load(args.config, args.overrides, session.TABLES)
+    run.train(cfg, resume=args.resume)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main, sys.argv[1:]))

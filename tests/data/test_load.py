@@ -1,0 +1,168 @@
+"""From a data section to batches: real files, whole sections, refusals."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from jaxpeft.data import EvalBatches, load_eval, load_train
+from jaxpeft.errors import InputError
+
+
+def source(path, format="alpaca", **settings):
+    base = {"weight": 1.0, "fields": None, "max_samples": None}
+    return SimpleNamespace(path=path, format=format, **(base | settings))
+
+
+def section(*train, **settings):
+    base = {
+        "eval": None,
+        "max_length": 128,
+        "packing": False,
+        "shuffle": False,
+        "train_on": "assistant",
+        "length_buckets": 3,
+    }
+    return SimpleNamespace(train=train, **(base | settings))
+
+
+def load(*train, tokenizer, batch_size=2, vocab_size=None, **settings):
+    return load_train(
+        section(*train, **settings),
+        tokenizer,
+        batch_size=batch_size,
+        seed=0,
+        vocab_size=vocab_size,
+    )
+
+
+ALPACA = [{"instruction": f"q{i}", "input": "", "output": f"a{i}"} for i in range(5)]
+
+
+def test_step_k_trains_on_the_file_in_order(write, tokenizer):
+    batches = load(source(write("d.json", ALPACA)), tokenizer=tokenizer)
+    for step in range(3):
+        batch = batches[step]
+        for row in range(2):
+            record = ALPACA[(2 * step + row) % 5]
+            ids = tokenizer.apply_chat_template(
+                [
+                    {"role": "user", "content": record["instruction"]},
+                    {"role": "assistant", "content": record["output"]},
+                ]
+            )["input_ids"]
+            used = batch["segments"][row] > 0
+            np.testing.assert_array_equal(batch["tokens"][row, used], ids)
+            targets = batch["targets"][row, batch["supervised"][row]]
+            assert tokenizer.decode(targets) == record["output"] + "<|im_end|>"
+
+
+def test_the_summary_counts_cuts_and_examples_without_target(write, tokenizer):
+    records = [*ALPACA, {"instruction": "long " * 90, "output": "lost"}]
+    batches = load(source(write("d.json", records)), tokenizer=tokenizer, max_length=40)
+    summary = batches.summary()
+    assert (summary.examples, summary.truncated, summary.without_target) == (6, 1, 1)
+    assert summary.lengths == batches.lengths == (32, 40)
+    assert summary.sources[0].examples == 6
+    supervised = sum(int(batches[step]["supervised"].sum()) for step in range(3))
+    assert summary.supervised == supervised
+
+
+def test_max_samples_and_several_sources(write, tokenizer):
+    texts = write("t.txt", "one\ntwo\nthree")
+    batches = load(
+        source(write("d.json", ALPACA), max_samples=2),
+        source(texts, format="text", weight=2.0),
+        tokenizer=tokenizer,
+    )
+    assert [s.examples for s in batches.summary().sources] == [2, 3]
+    assert [s.weight for s in batches.summary().sources] == [1.0, 2.0]
+
+
+def test_packing_splits_long_documents(write, tokenizer):
+    path = write("t.txt", "All work and no play. " * 100)
+    packed = load(source(path, "text"), tokenizer=tokenizer, packing=True)
+    cut = load(source(path, "text"), tokenizer=tokenizer)
+    assert (packed.summary().truncated, cut.summary().truncated) == (0, 1)
+    assert packed.summary().tokens > 4 * cut.summary().tokens
+
+
+def test_evaluation_data(write, tokenizer):
+    path = write("d.json", ALPACA)
+    assert load_eval(section(source(path)), tokenizer, batch_size=2) is None
+    settings = section(source(path), eval=(source(path), source(path)))
+    batches = load_eval(settings, tokenizer, batch_size=4)
+    assert isinstance(batches, EvalBatches)
+    assert batches.summary().examples == 10
+    assert len(batches) == 3
+
+
+def test_all_labels_masked(write, tokenizer):
+    path = write("d.json", ALPACA)
+    with pytest.raises(InputError, match=r"data\.train: none of the 5 examples has"):
+        load(source(path), tokenizer=tokenizer, max_length=4)
+    with pytest.raises(InputError, match=r"data\.eval: none of the 5"):
+        settings = section(source(path), eval=(source(path),), max_length=4)
+        load_eval(settings, tokenizer, batch_size=2)
+
+
+def test_tokens_beyond_the_embedding(write, tokenizer):
+    path = write("d.json", ALPACA)
+    assert load(source(path), tokenizer=tokenizer, vocab_size=len(tokenizer))
+    with pytest.raises(InputError, match="the model's embedding has 10 rows"):
+        load(source(path), tokenizer=tokenizer, vocab_size=10)
+
+
+def test_the_problems_of_all_sources_are_reported_together(write, tokenizer):
+    with pytest.raises(InputError) as caught:
+        load(
+            source(write("a.jsonl", "{")),
+            source(write("b.json", [{"instruction": "q"}])),
+            source(write("c.json", ALPACA)),
+            tokenizer=tokenizer,
+        )
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "fields", "examples"),
+    [
+        ("e2e/train.json", "alpaca", None, 4247),
+        (
+            "gsm8k/eval.jsonl",
+            "prompt_completion",
+            {"prompt": "question", "completion": "answer"},
+            973,
+        ),
+        ("llamafactory/alpaca_zh_demo.json", "alpaca", None, 1000),
+        ("llamafactory/wiki_demo.txt", "text", None, 30),
+        ("llamafactory/c4_demo.jsonl", "text", None, 300),
+    ],
+)
+def test_real_files(shared_data, tokenizer, name, format, fields, examples):
+    path = shared_data(name)
+    batches = load(
+        source(path, format, fields=fields), tokenizer=tokenizer, max_length=256
+    )
+    assert batches.summary().examples == examples
+    assert batches[0]["tokens"].shape[1] in batches.lengths
+
+
+def test_real_tool_calls(shared_data, tokenizer):
+    """Every assistant turn of every conversation is learned, and nothing else."""
+    import json
+
+    path = shared_data("llamafactory/glaive_toolcall_en_demo.json")
+    with open(path, encoding="utf-8") as file:
+        records = json.load(file)
+    batches = load(
+        source(path, "sharegpt"), tokenizer=tokenizer, batch_size=1, max_length=8192
+    )
+    for step in range(0, len(records), 29):
+        batch = batches[step]
+        said = [
+            turn["value"] + "<|im_end|>"
+            for turn in records[step]["conversations"]
+            if turn["from"] in ("gpt", "function_call")
+        ]
+        assert tokenizer.decode(batch["targets"][batch["supervised"]]) == "".join(said)

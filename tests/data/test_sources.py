@@ -1,0 +1,125 @@
+"""Files are read exactly or refused with file and line."""
+
+import sys
+
+import pytest
+
+from jaxpeft.data import sources
+from jaxpeft.errors import InputError
+
+
+def values(path, **kw):
+    return [row.value for row in sources.read(path, **kw)]
+
+
+RECORDS = [{"a": "1", "b": "zwei ✓"}, {"a": "", "b": "x,\ny"}]
+
+
+def test_json_list(write):
+    path = write("d.json", RECORDS)
+    assert values(path) == RECORDS
+    assert sources.read(path)[1].place == f"{path} (row 2)"
+
+
+def test_jsonl_counts_lines_and_rows(write):
+    path = write("d.jsonl", '{"a": 1}\n\n{"a": "\u2028"}\r\n')
+    rows = sources.read(path)
+    assert [r.value for r in rows] == [{"a": 1}, {"a": "\u2028"}]
+    assert rows[1].place == f"{path}:3 (row 2)"
+
+
+def test_json_named_file_of_lines(write):
+    assert values(write("d.json", '{"a": 1}\n{"a": 2}\n')) == [{"a": 1}, {"a": 2}]
+
+
+def test_csv_with_quotes_newlines_bom(write):
+    path = write("d.csv", '\ufeffa,b\r\n1,zwei ✓\r\n"","x,\ny"\r\n')
+    assert values(path) == RECORDS
+
+
+def test_csv_takes_long_fields(write):
+    assert values(write("d.csv", "a\n" + "x" * 200_000))[0]["a"] == "x" * 200_000
+
+
+def test_txt_is_one_document_a_line_or_blocks_between_blank_lines(write):
+    assert values(write("a.txt", "one\ntwo\n")) == ["one", "two"]
+    assert values(write("b.txt", "one\nmore\n\n \ntwo\n")) == ["one\nmore", "two"]
+
+
+def test_directory_reads_known_files_by_name(write, tmp_path):
+    write("some/2.json", [{"a": 2}])
+    write("some/1.jsonl", '{"a": 1}')
+    write("some/readme.md", "no data")
+    assert values(str(tmp_path / "some")) == [{"a": 1}, {"a": 2}]
+
+
+def test_max_rows(write):
+    assert values(write("d.json", RECORDS), max_rows=1) == RECORDS[:1]
+
+
+def test_parquet_round_trip(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the datasets extra")
+    import pyarrow.parquet as parquet
+
+    path = tmp_path / "d.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
+    assert values(str(path)) == RECORDS
+    path.write_bytes(b"PAR1 not really")
+    with pytest.raises(InputError, match="not a valid parquet file"):
+        sources.read(str(path))
+
+
+def test_parquet_without_pyarrow_names_the_extra(write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"pip install 'jaxpeft\[datasets\]'"):
+        sources.read(write("d.parquet", b"PAR1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.jsonl", '{"a": 1}\n{"a": \n', r"d\.jsonl:2: not valid JSON"),
+        ("d.json", '[{"a": 1},\n {"a" 2}]', r"d\.json:2: not valid JSON"),
+        ("d.json", '{\n "a": 1}', r"d\.json:1: not valid JSON"),
+        ("d.json", "3", r"holds int, expected a list"),
+        ("d.json", "[1]", r"d\.json \(row 1\): a record has to be an object"),
+        ("d.jsonl", "[1]", r"d\.jsonl:1 \(row 1\): a record has to be an object"),
+        ("d.jsonl", "[" * 100_000, r"d\.jsonl:1: this JSON is nested too deeply"),
+        ("d.json", b'[{"a":\n"\xff"}]', r"d\.json:2: byte 0xff is not valid UTF-8"),
+        ("d.txt", b"fine\nfine\n\xe4\n", r"d\.txt:3: byte 0xe4"),
+        ("d.jsonl", '{"a": "x"}\n{"a": "\\ud83d"}', r"d\.jsonl:2: \\ud83d is half"),
+        ("d.json", '[\n"\\uDE00\\ud83d"]', r"d\.json:2: \\uDE00 is half"),
+        ("d.json", '["\\ud83d\\u0041"]', r"d\.json:1: \\ud83d is half"),
+        ("d.json", "[]", r"d\.json: holds no records"),
+        ("d.jsonl", "\n\n", "holds no records"),
+        ("d.csv", "a,b\n", "holds no records"),
+        ("d.csv", "", "holds no records"),
+        ("d.txt", " \n", "holds no records"),
+        ("d.csv", "a,b\n1,2\n1\n", r"d\.csv:3 \(row 2\): 1 fields"),
+        ("d.csv", "a,a\n1,2\n", r"d\.csv:1: the header line needs distinct"),
+        ("d.csv", 'a\n"open\n', r"d\.csv:2: not valid CSV"),
+        ("d.xlsx", "a", r"cannot read '\.xlsx'; convert it to one of \.json"),
+    ],
+)
+def test_refused(write, name, content, message):
+    with pytest.raises(InputError, match=message):
+        sources.read(write(name, content))
+
+
+def test_whole_surrogate_pairs_and_escaped_backslashes_are_text(write):
+    path = write("d.json", r'[{"a": "\ud83d\ude00 \\ud83d"}]')
+    assert values(path) == [{"a": "😀 \\ud83d"}]
+
+
+def test_missing_file_suggests_its_neighbour(write, tmp_path):
+    write("train.json", RECORDS)
+    with pytest.raises(InputError, match=r"did you mean 'train\.json'"):
+        sources.read(str(tmp_path / "trian.json"))
+
+
+def test_directory_does_not_follow_links_out_of_it(write, tmp_path):
+    outside = write("secret.json", RECORDS)
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "d.json").symlink_to(outside)
+    with pytest.raises(InputError, match="leads out of"):
+        sources.read(str(tmp_path / "some"))
