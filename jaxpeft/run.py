@@ -4,12 +4,11 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from jaxpeft import (
@@ -17,6 +16,7 @@ from jaxpeft import (
     config,
     console,
     data,
+    evaluation,
     hf,
     hooks,
     kernel,
@@ -35,7 +35,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.generation import generate
 from jaxpeft.interrupt import Interrupt, Watchdog
 from jaxpeft.loop import fit
-from jaxpeft.progress import make_progress
+from jaxpeft.progress import Progress, make_progress
 from jaxpeft.run_lock import LOCK, RunLock
 from jaxpeft.session import ADAPTER, CONFIG, Base
 from jaxpeft.step import TrainState, make_eval_step, make_train_step
@@ -91,9 +91,7 @@ class Run:
         self.steps = cfg.training.max_steps or math.ceil(
             cfg.training.num_epochs * self.batches.steps_per_epoch
         )
-        optimizer, schedule = (
-            s.model_dump() for s in (cfg.optimizer, cfg.schedule)
-        )
+        optimizer, schedule = (s.model_dump() for s in (cfg.optimizer, cfg.schedule))
         self.tx = optim.make(optimizer, schedule, self.steps)
         self.schedule = optim.make_schedule(
             cfg.optimizer.learning_rate, schedule, self.steps
@@ -226,7 +224,7 @@ def _steps(
     evaluate = None
     if run.evaluation is not None:
         evaluate = hooks.Evaluate(
-            evaluator(run, progress.note),
+            _evaluator(run, progress),
             file,
             log,
             progress,
@@ -307,25 +305,13 @@ def _finish(run: Run, state: TrainState) -> None:
         console.say(f"{name + ':':<9}{run.output / path}")
 
 
-def evaluator(
-    run: Run, report: Callable[[str], None]
-) -> Callable[[Any], dict[str, float]]:
-    """The function from the trainable tree to loss, perplexity and accuracy."""
-    step = Compiled(make_eval_step(run.base.cfg), "evaluation", report)
-    evaluation: Iterable[data.Batch] = run.evaluation or ()
+def _evaluator(run: Run, progress: Progress) -> Callable[[Any], dict[str, float]]:
+    """The function from the trainable tree to the losses over the evaluation data."""
+    step = Compiled(make_eval_step(run.base.cfg), "evaluation", progress.note)
 
     def evaluate(trainable: Any) -> dict[str, float]:
-        sums = [
-            step(trainable, run.frozen, run.on_devices(batch)) for batch in evaluation
-        ]
-        nll, correct, count = (float(np.sum(jax.device_get(x))) for x in zip(*sums))
-        loss = nll / count
-        return {
-            "eval_loss": loss,
-            "eval_perplexity": math.exp(min(loss, 700.0)),
-            "eval_accuracy": correct / count,
-            "eval_tokens": int(count),
-        }
+        batches = map(run.on_devices, run.evaluation or ())
+        return evaluation.losses(step(trainable, run.frozen, b) for b in batches)
 
     return evaluate
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,18 @@ def add_adapter(
     return tree.replace(params, changes)
 
 
-def open_run(directory: str | Path) -> tuple[RunConfig, Path]:
-    """The configuration of a run directory and the folder of its trained adapter."""
+def open_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in a file, checked against all that it can choose from."""
+    return config.load(path, overrides, TABLES)
+
+
+def open_run(
+    directory: str | Path, overrides: Sequence[str] = ()
+) -> tuple[RunConfig, Path]:
+    """The configuration of a run directory and the folder of its trained adapter.
+
+    Raises InputError where the directory holds no run, or one that has not ended.
+    """
     directory = Path(directory)
     path = directory / CONFIG
     if not path.is_file():
@@ -120,7 +130,7 @@ def open_run(directory: str | Path) -> tuple[RunConfig, Path]:
             f"--run: {str(adapter)!r} is missing: the run has not ended; repeat its "
             "training command to finish it"
         )
-    return config.load(path, (), TABLES), adapter
+    return open_config(path, overrides), adapter
 
 
 def _rules(section: AdapterSection) -> dict[str, Any]:

@@ -26,10 +26,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(list(argv))
 
     # Imported here, so that --help answers at once.
-    from jaxpeft import config, run, session
+    from jaxpeft import run, session
 
-    cfg = config.load(args.config, args.overrides, session.TABLES)
-    run.train(cfg, resume=args.resume)
+    run.train(session.open_config(args.config, args.overrides), resume=args.resume)
     return 0
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxpeft import sharding
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.hf import checkpoint_index, layout
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
@@ -37,36 +38,33 @@ def load(
 ) -> dict[str, Any]:
     """The params mapping of a model's folder, layers stacked, cast to `dtype`.
 
-    path: a local folder with `model.safetensors` or its shards. mesh, shardings: the
-    devices, and where each weight (by its declaration) goes; every device then reads
-    its own part alone. A mesh alone places the whole model on each of its devices.
-    No second copy of the model ever exists in memory.
+    path: a local folder with `model.safetensors` or its shards. mesh: the devices,
+    each of which then reads its own part alone; shardings: where a weight goes, by its
+    declaration, if not where its logical axes say. No second copy of the model ever
+    exists in memory.
 
     Raises InputError for tensors that are missing, left over, of another shape than
     `cfg` says, not finite, or neither float32, float16 nor bfloat16.
     """
     if dtype not in DTYPES:
         raise InputError(f"model.dtype: found {dtype!r}" + suggest(dtype, DTYPES))
-    if mesh is not None and shardings is None:
-        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        shardings = lambda spec: replicated  # noqa: E731
     sources = checkpoint_index.tensors(Path(path))
     specs = param_specs(cfg)
     _check(jax.tree.leaves(specs, is_leaf=is_spec), sources, cfg)
-    place = functools.partial(_place, sources, jnp.dtype(dtype), shardings)
+
+    def place(spec: ParamSpec) -> Array:
+        read = functools.partial(_read, sources, jnp.dtype(dtype), spec)
+        if shardings is not None:
+            array = jax.make_array_from_callback(spec.shape, shardings(spec), read)
+        elif mesh is not None:
+            by_axes = sharding.named(mesh, spec.axes, spec.shape)
+            array = jax.make_array_from_callback(spec.shape, by_axes, read)
+        else:
+            array = jax.device_put(read((slice(None),) * len(spec.shape)))
+        # Transfers are asynchronous: without waiting, the host could hold several.
+        return array.block_until_ready()
+
     return jax.tree.map(place, specs, is_leaf=is_spec)
-
-
-def _place(
-    sources: Sources, dtype: np.dtype, shardings: Shardings | None, spec: ParamSpec
-) -> Array:
-    read = functools.partial(_read, sources, dtype, spec)
-    if shardings is None:
-        array = jax.device_put(read((slice(None),) * len(spec.shape)))
-    else:
-        array = jax.make_array_from_callback(spec.shape, shardings(spec), read)
-    # Transfers are asynchronous: without waiting, the host could hold several leaves.
-    return array.block_until_ready()
 
 
 def _read(

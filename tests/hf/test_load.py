@@ -139,17 +139,14 @@ def run_alone(script: str, *arguments: str, devices: int = 1) -> str:
 
 ON_A_MESH = """
 import sys, jax, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxpeft import hf, models
+from jaxpeft import hf, models, sharding
 
-mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("x", "y"))
-def shardings(spec):
-    names = {"embed": "x", "heads": "y", "mlp": "y", "vocab": "y"}
-    return NamedSharding(mesh, P(*(names.get(axis) for axis in spec.axes)))
+mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2)
+whole_model = lambda spec: sharding.replicated(mesh)
 cfg = models.config(sys.argv[1])
 whole = hf.load(sys.argv[1], cfg)
-for parts in (hf.load(sys.argv[1], cfg, mesh=mesh, shardings=shardings),
-              hf.load(sys.argv[1], cfg, mesh=mesh)):
+for parts in (hf.load(sys.argv[1], cfg, mesh=mesh),
+              hf.load(sys.argv[1], cfg, mesh=mesh, shardings=whole_model)):
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     print(parts["lm_head"]["kernel"].sharding.spec)
     print(parts["model"]["layers"]["mlp"]["down_proj"]["kernel"]
@@ -159,7 +156,7 @@ for parts in (hf.load(sys.argv[1], cfg, mesh=mesh, shardings=shardings),
 
 def test_each_device_of_a_mesh_gets_its_part(base):
     assert run_alone(ON_A_MESH, str(base), devices=4).splitlines() == [
-        "P('x', 'y')",
+        "P('fsdp', 'tensor')",
         "(3, 24, 16)",
         "P()",
         "(3, 48, 32)",

@@ -1,0 +1,158 @@
+"""What is done with a trained model: evaluate it, ask it, write it for others."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpeft import adapters, console, data, evaluation, hf, session, sharding, tree
+from jaxpeft.compiled import Compiled
+from jaxpeft.config import ModelSection, RunConfig
+from jaxpeft.data.formats import Conversation
+from jaxpeft.data.template import ChatTemplate
+from jaxpeft.errors import InputError
+from jaxpeft.generation import generate
+from jaxpeft.session import Base
+from jaxpeft.step import make_eval_step
+
+# What goes along with a merged model: its tokenizer, its template, how it generates.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A base model with its weights and, if it has one, its adapter."""
+
+    base: Base
+    params: Mapping[str, Any]
+
+    def answer(
+        self,
+        prompts: Sequence[str],
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        **settings: Any,
+    ) -> list[str]:
+        """The model's answer to each prompt, special tokens left out.
+
+        raw: continue the text itself, without the chat template. settings: those of
+        `generation.generate`. Raises InputError as it does, and for a tokenizer
+        without a chat template.
+        """
+        tokenizer = self.base.tokenizer
+        if raw:
+            encoded = tokenizer(list(prompts))["input_ids"]
+        else:
+            texts = _rendered(tokenizer, prompts, system)
+            encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        answers = generate(
+            self.params,
+            self.base.cfg,
+            encoded,
+            stop=hf.stop_ids(self.base.directory, tokenizer),
+            **settings,
+        )
+        return [tokenizer.decode(a, skip_special_tokens=True) for a in answers]
+
+
+def load(
+    run: str | None, model: str | None, adapter: str | None, dtype: str | None
+) -> Trained:
+    """A finished run, or a model's folder and perhaps a PEFT adapter for it.
+
+    dtype: of the weights; None: the run's, or float32. Raises InputError for what is
+    missing or does not fit together.
+    """
+    if run is not None:
+        cfg, directory = session.open_run(run)
+        section = cfg.model.model_copy(update={"dtype": dtype} if dtype else {})
+    else:
+        section = ModelSection(path=str(model), dtype=dtype or "float32")
+        directory = hf.resolve(adapter) if adapter else None
+    base = session.open_base(section)
+    return Trained(base, _params(base, directory))
+
+
+def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
+    """The losses over the evaluation data of `cfg`, see `evaluation.losses`.
+
+    adapter: a PEFT adapter's folder; None: the one that the run would continue from,
+    or the base alone.
+    """
+    if cfg.data.eval is None:
+        raise InputError("data.eval: missing; name the data to evaluate on")
+    mesh = sharding.make_mesh(**cfg.mesh.model_dump())
+    base = session.open_base(cfg.model)
+    size = cfg.training.batch_size // cfg.training.gradient_accumulation_steps
+    batches = data.load_eval(
+        cfg.data,
+        base.tokenizer,
+        batch_size=cfg.data.eval_batch_size or size,
+        vocab_size=base.cfg.vocab_size,
+    )
+    if adapter is None and cfg.adapter.init_from is not None:
+        adapter = hf.resolve(cfg.adapter.init_from)
+    params = _params(base, adapter, mesh)
+    parts = tree.partition(params, adapters.trainable_mask(params))
+    step = Compiled(make_eval_step(base.cfg), "evaluation", console.say)
+    return evaluation.losses(
+        step(*parts, sharding.put_batch(_unpacked(batch), mesh))
+        for batch in batches or ()
+    )
+
+
+def export(run: str, kind: str, out: str, dtype: str | None) -> None:
+    """Writes a run as a PEFT adapter ("peft") or a merged model ("merged").
+
+    dtype: of the merged weights; None: as the run stored its base. Raises InputError
+    where `out` is not empty or cannot be written.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"--out: {out!r} exists and is not empty; name a new folder")
+    cfg, adapter = session.open_run(run)
+    base = session.open_base(cfg.model)
+    params = _params(base, adapter)
+    if kind == "peft":
+        hf.save_adapter(params, target, base.cfg, base=cfg.model.path)
+        return
+    hf.save(adapters.merge(params), target, base.cfg, dtype=dtype)
+    for name in COMPANIONS:
+        if (base.directory / name).is_file():
+            shutil.copy(base.directory / name, target / name)
+
+
+def _params(
+    base: Base, adapter: Path | None, mesh: jax.sharding.Mesh | None = None
+) -> dict[str, Any]:
+    params = base.load(mesh)
+    return params if adapter is None else hf.load_adapter(params, adapter, base.cfg)
+
+
+def _rendered(tokenizer: Any, prompts: Sequence[str], system: str | None) -> list[str]:
+    first = [{"role": "system", "content": system}] if system else []
+    turns = [
+        Conversation([*first, {"role": "user", "content": prompt}])
+        for prompt in prompts
+    ]
+    template, places = ChatTemplate(tokenizer), ["--prompt"] * len(turns)
+    return template.render(template.prepare(turns, places), places, prompt=True)
+
+
+def _unpacked(batch: data.Batch) -> data.Batch:
+    return {name: value for name, value in batch.items() if name != "segments"}
