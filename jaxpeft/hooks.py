@@ -1,4 +1,4 @@
-"""What happens beside the steps: the log, evaluation, checkpoints, the ends of a run."""
+"""What happens beside the steps: log, evaluation, checkpoints, ends of a run."""
 
 import json
 import time
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optax
 
 from jaxpeft.checkpoint import Checkpoints
@@ -79,7 +80,7 @@ class Log:
         line = {
             "step": moment.step,
             "loss": loss,
-            "learning_rate": float(self._schedule(max(0, updates))),
+            "learning_rate": float(np.asarray(self._schedule(max(0, updates)))),
             "grad_norm": float(moment.metrics["grad_norm"]),
             "tokens": self.tokens,
             "tokens_per_second": round(self._window / max(elapsed, 1e-9), 1),

@@ -42,6 +42,7 @@ def fit(
         state, metrics = step(state, batch)
         tokens = int(np.count_nonzero(batch["segments"]))
         moment = Moment(done, state, metrics, tokens)
-        if any([hook(moment) for hook in hooks]):
+        ends = [hook(moment) for hook in hooks]  # all of them, also after a True
+        if any(ends):
             break
     return state

@@ -88,8 +88,9 @@ class Run:
             batch_size=cfg.data.eval_batch_size or micro,
             vocab_size=vocabulary,
         )
+        epochs = cfg.training.num_epochs or 1.0
         self.steps = cfg.training.max_steps or math.ceil(
-            cfg.training.num_epochs * self.batches.steps_per_epoch
+            epochs * self.batches.steps_per_epoch
         )
         optimizer, schedule = (s.model_dump() for s in (cfg.optimizer, cfg.schedule))
         self.tx = optim.make(optimizer, schedule, self.steps)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxpeft import adapters, config, hf, kernel, models, optim, sharding, tree
+from jaxpeft import adapters, config, hf, kernel, models, optim, tree
 from jaxpeft.config import AdapterSection, ModelSection, RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.models import ModelConfig
@@ -34,15 +34,7 @@ class Base:
 
     def load(self, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
         """The weights, on the mesh by their logical axes."""
-        if mesh is None:
-            return hf.load(self.directory, self.cfg, dtype=self.dtype)
-        return hf.load(
-            self.directory,
-            self.cfg,
-            dtype=self.dtype,
-            mesh=mesh,
-            shardings=lambda spec: sharding.named(mesh, spec.axes, spec.shape),
-        )
+        return hf.load(self.directory, self.cfg, dtype=self.dtype, mesh=mesh)
 
     def shapes(self) -> dict[str, Any]:
         """The weights' shapes alone."""

@@ -82,7 +82,9 @@ def load(
         cfg, directory = session.open_run(run)
         section = cfg.model.model_copy(update={"dtype": dtype} if dtype else {})
     else:
-        section = ModelSection(path=str(model), dtype=dtype or "float32")
+        section = ModelSection.model_validate(
+            {"path": model, "dtype": dtype or "float32"}
+        )
         directory = hf.resolve(adapter) if adapter else None
     base = session.open_base(section)
     return Trained(base, _params(base, directory))

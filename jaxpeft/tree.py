@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
@@ -71,7 +72,7 @@ def digest(tree: PyTree) -> str:
     """A hexadecimal blake2b over names, dtypes, shapes and bits of all leaves."""
     total = hashlib.blake2b(digest_size=16)
     for name, leaf in named_leaves(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         values = np.ascontiguousarray(jax.device_get(leaf))
         total.update(f"{name} {values.dtype} {values.shape} ".encode())

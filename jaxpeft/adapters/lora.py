@@ -1,5 +1,6 @@
 """LoRA: a frozen kernel plus a trainable low-rank update (Hu et al., 2021)."""
 
+import dataclasses
 from typing import Any, Literal
 
 import jax
@@ -62,7 +63,8 @@ class LoRA:
     def axes(self, base: Axes) -> "LoRA":
         """`a` and `b` follow the kernel's dimensions; the rank is replicated."""
         *layers, d_in, d_out = base
-        return self.replace(
+        return dataclasses.replace(
+            self,
             base=kernels.axes_of(self.base, base),
             a=(*layers, d_in, None),
             b=(*layers, None, d_out),
@@ -73,7 +75,7 @@ class LoRA:
         """The same adapter dropping by `key`, one key for each layer; None: never."""
         if key is not None and self.scale.ndim:
             key = jax.random.split(key, self.scale.shape)
-        return self.replace(key=key)
+        return dataclasses.replace(self, key=key)
 
 
 def lora(

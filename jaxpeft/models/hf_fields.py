@@ -134,7 +134,7 @@ class Fields:
             values.setdefault("original_max_position_embeddings", trained)
         if kind == "longrope":
             original = values["original_max_position_embeddings"]
-            values.setdefault("factor", trained / original)
+            values.setdefault("factor", trained / (original or trained))
         allowed = {*required, *ROPE_OPTIONAL.get(kind, ())}
         if kind in ("default", "linear", "dynamic"):
             values.pop("original_max_position_embeddings", None)
@@ -148,11 +148,18 @@ class Fields:
                 f"config.json: rope_parameters.{name}: not handled for rope_type "
                 f"{kind!r}" + suggest(name, sorted(allowed))
             )
-        chosen = {
-            k: tuple(v) if isinstance(v, list) else v
-            for k, v in values.items()
-            if k in allowed
-        }
+        chosen: dict[str, Any] = {}
+        for name in sorted(allowed & set(values)):
+            value = values[name]
+            several = name in ("short_factor", "long_factor")
+            numbers = value if several and isinstance(value, list) else [value]
+            if not all(isinstance(n, int | float) for n in numbers):
+                self.problems.append(
+                    f"config.json: rope_parameters.{name}: found {value!r}; it must be "
+                    + ("a list of numbers" if several else "a number")
+                )
+                return Rope()
+            chosen[name] = tuple(numbers) if several else value
         return Rope(theta=float(theta), kind=kind, **chosen)
 
     def finish(self) -> None:

@@ -73,7 +73,7 @@ def _yarn(rope: Rope, dim: int) -> np.ndarray:
         turns = original / (rotations * 2 * math.pi)
         return dim * math.log(turns) / (2 * math.log(rope.theta))
 
-    low, high = correction(rope.beta_fast or 32), correction(rope.beta_slow or 1)
+    low, high = correction(rope.beta_fast), correction(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)

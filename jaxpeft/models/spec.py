@@ -12,25 +12,25 @@ class Rope:
     """Rotary position embedding: base frequency and the scaling of long contexts.
 
     `kind` and the fields carry Hugging Face's names and meanings (`rope_parameters`);
-    a field that a kind does not use stays `None`.
+    a kind reads only the fields that it has there.
     """
 
     theta: float = 10000.0
     kind: Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"] = (
         "default"
     )
-    factor: float | None = None
-    original_max_position_embeddings: int | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    factor: float = 1.0
+    original_max_position_embeddings: int = 2048
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
     truncate: bool = True
     attention_factor: float | None = None
-    short_factor: tuple[float, ...] | None = None
-    long_factor: tuple[float, ...] | None = None
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,11 @@ def hidden_states(
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     angles = rope.cos_sin(positions, cfg)
 
+    def attention(q: Array, k: Array, v: Array) -> Array:
+        return attend(q, k, v, segments)
+
     def body(x: Array, layer: Params) -> tuple[Array, None]:
-        return _layer(x, layer, angles, lambda *qkv: attend(*qkv, segments), cfg), None
+        return _layer(x, layer, angles, attention, cfg), None
 
     body = jax.checkpoint(body, policy=POLICIES[cfg.remat], prevent_cse=False)
     x, _ = jax.lax.scan(body, _embed(params, tokens, cfg), params["model"]["layers"])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxpeft.errors import InputError
 
@@ -79,7 +80,7 @@ def _with_warmup(
 ) -> optax.Schedule:
     """`shape` of the progress in [0, 1] after warmup, times the rate."""
 
-    def schedule(count: Array | int) -> Array:
+    def schedule(count: ArrayLike) -> Array:
         step = jnp.asarray(count, jnp.float32)
         after = (step - warmup_steps) / max(1, total_steps - warmup_steps)
         factor = shape(jnp.clip(after, 0.0, 1.0))
