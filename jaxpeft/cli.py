@@ -1,6 +1,7 @@
 """The command line: which commands there are, and how each of them ends."""
 
 import argparse
+import errno
 import importlib
 import importlib.metadata
 import sys
@@ -16,8 +17,11 @@ from jaxpeft.errors import (
     Preempted,
     suggest,
 )
+from jaxpeft.huge_pages import restart_with_huge_pages
 
 EXIT_INTERRUPTED = 130
+# Of the place where files go, not of the program.
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 # Each is a module of the package with a `main(argv) -> int`, imported when it is run.
 COMMANDS: dict[str, str] = {
@@ -45,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         fault = f"{command!r} is not a command" if command else "no command given"
         console.error(fault + suggest(command, COMMANDS))
         return EXIT_INPUT
+    if argv is None and command == "train":
+        restart_with_huge_pages()
     return run(importlib.import_module(f"jaxpeft.{command}").main, rest)
 
 
@@ -66,6 +72,14 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
     except Preempted as error:
         console.warn(str(error) or "stopped and saved; repeat the command to continue")
         return EXIT_PREEMPTED
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        console.error(
+            f"{error.filename or 'a file'}: {error.strerror}; make room or permit "
+            "writing there, then repeat the command"
+        )
+        return EXIT_INPUT
     except KeyboardInterrupt:
         console.error("interrupted")
         return EXIT_INTERRUPTED

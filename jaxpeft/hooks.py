@@ -1,6 +1,8 @@
 """What happens beside the steps: log, evaluation, checkpoints, ends of a run."""
 
 import json
+import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +23,8 @@ SAVE_GRACE = 600.0  # seconds that a compilation or a save may take before it is
 class MetricsFile:
     """`metrics.jsonl`: a line of JSON an entry, written through at once.
 
-    Resuming at a step drops the lines after it, which the steps to come write anew.
+    JSON has no NaN and no infinity: null stands for them. Resuming at a step drops the
+    lines after it, which the steps to come write anew.
     """
 
     def __init__(self, path: Path, resumed_at: int | None):
@@ -31,12 +34,16 @@ class MetricsFile:
                 # A killed process may have left half a line, always the last one.
                 if line.endswith("\n") and json.loads(line)["step"] <= resumed_at:
                     kept.append(line)
-        path.write_text("".join(kept))
+        # Moved into place, so that a kill right here cannot cost the lines kept.
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, path)
         self._file = path.open("a")
 
     def write(self, entry: dict[str, Any]) -> None:
         """Appends an entry."""
-        self._file.write(json.dumps(entry) + "\n")
+        finite = {k: v if math.isfinite(v) else None for k, v in entry.items()}
+        self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -63,6 +70,10 @@ class Log:
         self.tokens = tokens
         self._since, self._window = time.monotonic(), 0
         self._paused = 0.0
+
+    def restart(self) -> None:
+        """All the time up to now was no training."""
+        self._since, self._paused = time.monotonic(), 0.0
 
     def paused(self, seconds: float) -> None:
         """Time that was no training (compiling, evaluating): not in the tokens/s."""
@@ -134,14 +145,19 @@ class Evaluate:
         )
         self._log.paused(time.monotonic() - start)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the patience is at its end."""
+        return self._patience is not None and self.waited >= self._patience
+
     def _exhausted(self, step: int) -> bool:
         assert self.newest is not None
         loss = self.newest["eval_loss"]
-        if self.best is None or loss < self.best:
+        if self.best is None or math.isnan(self.best) or loss < self.best:
             self.best, self.waited = loss, 0
         else:
             self.waited += 1
-        if self._patience is None or self.waited < self._patience:
+        if not self.exhausted:
             return False
         self._progress.note(
             f"stopped early after step {step}: no evaluation loss below "
@@ -180,26 +196,26 @@ class Save:
         self._watchdog.pet()
 
 
-def abort_on_nonfinite(limit: int) -> Callable[[Moment], None]:
-    """A hook that ends the run once `limit` steps in a row had no finite gradient.
+def abort_on_nonfinite(limit: int, last: int) -> Callable[[Moment], None]:
+    """A hook that ends the run when over `limit` steps in a row were not finite.
 
     Such steps leave the state as it was, so that nothing non-finite is ever saved. It
-    looks at the step before the newest: asking after that one would make the host wait.
+    looks at the step before the newest: asking after that one would make the host
+    wait. Only of the run's `last` step there is no later moment to ask.
     """
     before: list[Moment] = []
 
     def hook(moment: Moment) -> None:
         before.append(moment)
-        if len(before) < 2:
-            return
-        earlier = before.pop(0)
-        in_row = int(earlier.metrics["skipped_in_row"])
-        if in_row > limit:
-            raise NumericsError(
-                f"step {earlier.step}: the loss or gradient was not finite in {in_row} "
-                "steps in a row (training.max_nonfinite_steps); lower "
-                "optimizer.learning_rate, use dtype float32 or bfloat16, or look at "
-                "the data of these steps"
-            )
+        while len(before) > (moment.step != last):
+            earlier = before.pop(0)
+            in_row = int(earlier.metrics["skipped_in_row"])
+            if in_row > limit:
+                raise NumericsError(
+                    f"step {earlier.step}: the loss or gradient was not finite in "
+                    f"{in_row} steps in a row, and training.max_nonfinite_steps is "
+                    f"{limit}; lower optimizer.learning_rate, use dtype float32 or "
+                    "bfloat16, or look at the data of these steps"
+                )
 
     return hook

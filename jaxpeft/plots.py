@@ -7,8 +7,11 @@ import numpy as np
 
 
 def read_metrics(path: Path) -> tuple[list[dict], list[dict]]:
-    """(training lines, evaluation lines) of a `metrics.jsonl`."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    """(training lines, evaluation lines) of a `metrics.jsonl`, null read as NaN."""
+    lines = [
+        {k: np.nan if v is None else v for k, v in json.loads(line).items()}
+        for line in path.read_text().splitlines()
+    ]
     training = [line for line in lines if "loss" in line]
     return training, [line for line in lines if "eval_loss" in line]
 

@@ -11,7 +11,8 @@ class PlainProgress:
     """A line for every logged step: for files, pipes and cluster logs."""
 
     def __init__(self, total: int, done: int):
-        self._total, self._start, self._first = total, time.monotonic(), done
+        self._total = total
+        self._first: tuple[int, float] | None = None  # step seen, and when
 
     def log(self, step: int, line: dict[str, Any]) -> None:
         """Shows a logged training step."""
@@ -27,6 +28,8 @@ class PlainProgress:
 
     def advance(self, step: int) -> None:
         """Every step; plain lines show only those that are logged."""
+        if self._first is None:
+            self._first = step, time.monotonic()
 
     def note(self, text: str) -> None:
         """Shows a line of its own."""
@@ -36,7 +39,11 @@ class PlainProgress:
         """Ends the display."""
 
     def _left(self, step: int) -> str:
-        rate = (time.monotonic() - self._start) / max(1, step - self._first)
+        """The time left by the pace since the first step, which only compiles."""
+        first, start = self._first or (step, 0.0)
+        if step == first:
+            return "-:--:--"
+        rate = (time.monotonic() - start) / (step - first)
         seconds = int(rate * (self._total - step))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxpeft import adapters, config, hf, kernel, models, optim, tree
+from jaxpeft import adapters, config, hf, kernel, models, optim, sharding, tree
 from jaxpeft.config import AdapterSection, ModelSection, RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.models import ModelConfig
@@ -96,6 +96,32 @@ def add_adapter(
     nodes = kernel.nodes(params).items()
     changes = {n: dataclasses.replace(node, dropout=dropout) for n, node in nodes}
     return tree.replace(params, changes)
+
+
+def check_length(cfg: RunConfig, base: Base) -> None:
+    """Raises InputError where examples could be longer than the model's context."""
+    context = base.cfg.max_position_embeddings
+    if cfg.data.max_length > context:
+        raise InputError(
+            f"data.max_length: found {cfg.data.max_length}; the model's context is "
+            f"{context} tokens (config.json: max_position_embeddings); use at most that"
+        )
+
+
+def check_batches(cfg: RunConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises InputError where the devices of the mesh cannot share a batch evenly."""
+    parts = cfg.training.gradient_accumulation_steps
+    devices, size = mesh.shape["data"] * mesh.shape["fsdp"], cfg.training.batch_size
+    step = devices * parts
+    if size % step:
+        near = f"{size // step * step} or " if size > step else ""
+        raise InputError(
+            f"training.batch_size: found {size}; {devices} devices (mesh data x fsdp) "
+            f"times {parts} gradient_accumulation_steps do not divide it; use {near}"
+            f"{size // step * step + step}"
+        )
+    if cfg.data.eval_batch_size is not None:
+        sharding.check_batch(cfg.data.eval_batch_size, mesh, "data.eval_batch_size")
 
 
 def open_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

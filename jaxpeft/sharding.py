@@ -25,10 +25,15 @@ def make_mesh(
 ) -> Mesh:
     """A mesh with the axes "data", "fsdp" and "tensor"; -1 takes what is left.
 
-    Raises InputError where the sizes do not multiply to the number of devices.
+    Raises InputError where the sizes do not multiply to the number of devices, and
+    where one is 0 or several are -1.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    if min(data, fsdp, tensor) < -1 or 0 in sizes.values():
+        raise InputError(f"mesh: {sizes}; each size is 1 or more, or -1")
+    if list(sizes.values()).count(-1) > 1:
+        raise InputError(f"mesh: {sizes}; only one size can be -1, what is left")
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     shape = [len(devices) // fixed if s == -1 else s for s in sizes.values()]
     if int(np.prod(shape)) != len(devices):

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxpeft import cli
+from jaxpeft.huge_pages import restart_with_huge_pages
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,11 +27,12 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(list(argv))
 
     # Imported here, so that --help answers at once.
-    from jaxpeft import run, session
+    from jaxpeft import session, training
 
-    run.train(session.open_config(args.config, args.overrides), resume=args.resume)
+    training.train(session.open_config(args.config, args.overrides), resume=args.resume)
     return 0
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     raise SystemExit(cli.run(main, sys.argv[1:]))

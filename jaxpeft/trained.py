@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxpeft import adapters, console, data, evaluation, hf, session, sharding, tree
+from jaxpeft import adapters, data, evaluation, hf, session, sharding, tree
 from jaxpeft.compiled import Compiled
 from jaxpeft.config import ModelSection, RunConfig
 from jaxpeft.data.formats import Conversation
@@ -101,17 +101,20 @@ def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
     mesh = sharding.make_mesh(**cfg.mesh.model_dump())
     base = session.open_base(cfg.model)
     size = cfg.training.batch_size // cfg.training.gradient_accumulation_steps
+    size = cfg.data.eval_batch_size or size
+    sharding.check_batch(size, mesh, "data.eval_batch_size")
     batches = data.load_eval(
         cfg.data,
         base.tokenizer,
-        batch_size=cfg.data.eval_batch_size or size,
+        batch_size=size,
         vocab_size=base.cfg.vocab_size,
     )
     if adapter is None and cfg.adapter.init_from is not None:
         adapter = hf.resolve(cfg.adapter.init_from)
     params = _params(base, adapter, mesh)
     parts = tree.partition(params, adapters.trainable_mask(params))
-    step = Compiled(make_eval_step(base.cfg), "evaluation", console.say)
+    # Standard output is the result's alone: nobody is told what is compiled.
+    step = Compiled(make_eval_step(base.cfg), "evaluation", lambda text: None)
     return evaluation.losses(
         step(*parts, sharding.put_batch(_unpacked(batch), mesh))
         for batch in batches or ()

@@ -53,11 +53,10 @@ def lora(
     *,
     r: int,
     lora_alpha: float = 16.0,
-    target_modules: str | list[str] = "all-linear",
     init: Literal["kaiming", "gaussian"] = "kaiming",
     lora_dropout: float = 0.0,
 ):
-    return ("lora", base, r, lora_alpha, target_modules, init, lora_dropout)
+    return ("lora", base, r, lora_alpha, init, lora_dropout)
 
 
 def adamw(
@@ -115,7 +114,7 @@ def test_the_public_example_is_read_as_it_stands(tmp_path):
     assert found.optimizer.learning_rate == 2e-4
     assert found.optimizer.options == {"b1": 0.9, "eps": 1e-8, "weight_decay": 0}
     assert found.adapter.choice == "lora"
-    assert found.adapter.options["target_modules"] == "all-linear"
+    assert found.adapter.target_modules == "all-linear"
     assert [source.path for source in found.data.train] == ["train.json"]
     assert found.training.num_epochs is None
     assert found.training.eval_steps == 50
@@ -191,7 +190,7 @@ def test_a_component_is_built_from_its_section_and_what_the_code_gives():
     built = config.build(TABLES["optimizer"], found.optimizer, learning_rate=3)
     assert built == ("adamw", 3, 0.9, 1e-8, 0.0, [0, 0.5], False)
     built = config.build(TABLES["adapter"], found.adapter, base="W")
-    assert built == ("lora", "W", 4, 16.0, ["q_proj"], "kaiming", 0.0)
+    assert built == ("lora", "W", 4, 16.0, "kaiming", 0.0)
 
 
 def test_a_section_is_checked_on_its_own():
@@ -211,7 +210,7 @@ def test_overrides_replace_keys_of_the_file(tmp_path):
     overrides += ["seed=7", "data.eval.path=other.json", "training.batch_size=32"]
     found = config.load(file, [*overrides, "seed=8"])
     assert found.optimizer.learning_rate == 1e-3
-    assert found.adapter.options["target_modules"] == ["q_proj"]
+    assert found.adapter.target_modules == ["q_proj"]
     assert found.seed == 8
     assert found.data.eval is not None
     assert found.data.eval[0].path == "other.json"

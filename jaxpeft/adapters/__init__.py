@@ -11,7 +11,7 @@ from jax import Array
 from jaxpeft import kernel, tree
 from jaxpeft.adapters import targets
 from jaxpeft.adapters.lora import LoRA, lora
-from jaxpeft.config import Table
+from jaxpeft.config import Table, check_call
 from jaxpeft.errors import InputError, suggest
 
 # Each entry wraps one kernel: `method(base, key, **settings)`. Its keyword arguments
@@ -40,6 +40,9 @@ def inject(
     pattern = settings.pop("target_modules", targets.ALL_LINEAR)
     if name not in METHODS:
         raise InputError(f"adapter.method: found {name!r}" + suggest(name, METHODS))
+    problems = check_call("adapter", name, TABLE, settings, selector="method")
+    if problems:
+        raise InputError(*problems)
     chosen = targets.select(params, pattern)
     kernels = dict(tree.walk(params))
     changes = {}

@@ -88,7 +88,9 @@ def lora(
     use_rslora: bool = False,
     init_lora_weights: Init = True,
 ) -> LoRA:
-    """Wraps a kernel of shape (*layers, d_in, d_out); the product is unchanged.
+    """A low-rank update around a kernel of shape (*layers, d_in, d_out).
+
+    The product is unchanged at first.
 
     Initialisation is PEFT's (`init_lora_weights`): true draws A uniform in
     ±1/sqrt(d_in) (Kaiming with a = sqrt 5), "gaussian" normal with deviation 1/r; B is

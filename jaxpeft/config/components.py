@@ -100,7 +100,7 @@ def check_call(
         elif not takes_any:
             problems.append(f"{found}; is not a key of {name!r}{meant(key, keys)}")
     problems += [
-        f"{section}.{key}: is missing; {name!r} needs it, {_described(annotation)}"
+        f"{section}.{key}: is missing; {name!r} needs it, {described(annotation)}"
         for key in keys
         if key not in kwargs and parameters[key].default is inspect.Parameter.empty
         for annotation in [parameters[key].annotation]
@@ -120,7 +120,7 @@ def _fault(annotation: Any, value: Any) -> str:
         errors = error.errors(include_url=False)
         if len(errors) == 1 and not errors[0]["loc"]:
             return wanted(errors[0])
-        return f"must be {_described(annotation)}"
+        return f"must be {described(annotation)}"
     return ""
 
 
@@ -135,7 +135,7 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _described(annotation: Any) -> str:
+def described(annotation: Any) -> str:
     """The annotation in words: "text or a list of text"."""
     kinds = []
     for kind in _alternatives(annotation):
@@ -143,9 +143,9 @@ def _described(annotation: Any) -> str:
         if origin is Literal:
             kinds += [shown(choice) for choice in arguments]
         elif origin is typing.Annotated:
-            kinds.append(_described(arguments[0]))
+            kinds.append(described(arguments[0]))
         elif isinstance(origin, type) and issubclass(origin, Collection):
-            items = [_described(a) for a in arguments if a is not Ellipsis]
+            items = [described(a) for a in arguments if a is not Ellipsis]
             shape = "a mapping" if issubclass(origin, Mapping) else "a list"
             kinds.append(f"{shape} (each {items[-1]})" if items else shape)
         else:

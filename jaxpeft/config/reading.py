@@ -84,7 +84,12 @@ def parse(
 
 def to_yaml(config: RunConfig) -> str:
     """The YAML text that `load` reads back to an equal configuration."""
-    return strict_yaml.dump(config.model_dump())
+    keys = config.model_dump()
+    chosen = config.adapter.model_fields_set
+    if config.adapter.init_from and "target_modules" not in chosen:
+        # An adapter to continue from says itself what it adapts.
+        del keys["adapter"]["target_modules"]
+    return strict_yaml.dump(keys)
 
 
 def parse_section(section: str, keys: Mapping[str, Any], table: Table) -> Any:

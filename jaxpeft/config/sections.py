@@ -60,12 +60,23 @@ class ModelSection(_Section):
     )
 
 
+def _targets(value: Any) -> Any:
+    names = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(name, str) and name for name in names):
+        raise PydanticCustomError("targets", "must be text or a list (each text)")
+    return value
+
+
+# Checked as a whole: of a union pydantic reports every member's complaint.
+Targets = Annotated[Any, BeforeValidator(_targets)]
+
+
 class AdapterSection(ComponentSection):
     """What trains. The other keys are the method's, such as `r` and `lora_alpha`."""
 
     selector: ClassVar[str] = "method"
-    method: Text = Field(default="lora", description="lora")
-    target_modules: Text | list[Text] = Field(
+    method: Text = Field(default="lora", description="how the base is adapted: lora")
+    target_modules: Targets = Field(
         default="all-linear",
         description="names, a regular expression over whole names, or all-linear",
     )
@@ -77,7 +88,9 @@ class AdapterSection(ComponentSection):
 class SourceSection(_Section):
     """One file of examples."""
 
-    path: Text = Field(description="a json, jsonl, csv, parquet or txt file")
+    path: Text = Field(
+        description="a json, jsonl, csv, parquet or txt file, or a folder of them"
+    )
     format: Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"] = (
         Field(default="alpaca", description="how a record is laid out")
     )

@@ -152,7 +152,7 @@ def _targeted(
     wanted = {key for name in targeted for key in keys(name)}
     problems = [_surplus(key, modules) for key in sorted(found - wanted)]
     problems += [
-        f"{key!r} is missing, though the config targets its module"
+        f"{key!r} is missing, though the config targets its module; restore both files"
         for name in targeted
         for key in keys(name)
         if key not in found

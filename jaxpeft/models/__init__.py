@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.errors import InputError, suggest
+from jaxpeft.errors import InputError
 from jaxpeft.models import llama
 from jaxpeft.models.spec import ModelConfig, ParamSpec, Rope
 from jaxpeft.models.transformer import Cache, forward, head, hidden_states, init_cache
@@ -46,11 +46,10 @@ def config(source: str | Path | Mapping[str, Any], **settings: Any) -> ModelConf
     """
     hf = source if isinstance(source, Mapping) else _read(Path(source))
     kind = hf.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(
             f"config.json: model_type: found {kind!r}; supported: "
             + ", ".join(FAMILIES)
-            + (suggest(kind, FAMILIES) if kind else "")
         )
     return dataclasses.replace(FAMILIES[kind](hf), **settings)
 

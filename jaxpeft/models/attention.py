@@ -22,13 +22,27 @@ def attend(q: Array, k: Array, v: Array, segments: Array | None = None) -> Array
     Returns (batch, seq, heads, head_dim) in q's dtype; the softmax is float32.
     """
     if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
-        mask = None
-        if segments is not None:
-            mask = segments[:, None, :, None] == segments[:, None, None, :]
-        return jax.nn.dot_product_attention(
-            q, k, v, mask=mask, is_causal=True, implementation="cudnn"
-        )
-    return _ungroup(_blockwise(_group(q, k.shape[2]), k, v, segments))
+        return _attend_cudnn(q, k, v, segments)
+    # Heads first, once: each block would otherwise transpose its keys and values anew.
+    grouped = checkpoint_name(_group(q, k.shape[2]), "q")
+    keys = checkpoint_name(k.transpose(0, 2, 1, 3), "k")
+    values = checkpoint_name(v.transpose(0, 2, 1, 3), "v")
+    return _ungroup(_blockwise(grouped, keys, values, segments))
+
+
+def _attend_cudnn(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+    mask = None
+    if segments is not None:
+        mask = segments[:, None, :, None] == segments[:, None, None, :]
+    out = jax.nn.dot_product_attention(
+        checkpoint_name(q, "q"),
+        checkpoint_name(k, "k"),
+        checkpoint_name(v, "v"),
+        mask=mask,
+        is_causal=True,
+        implementation="cudnn",
+    )
+    return checkpoint_name(out, "attention")
 
 
 def attend_cached(q: Array, k: Array, v: Array, visible: Array) -> Array:
@@ -64,7 +78,7 @@ def _blockwise(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
     """Attention that keeps the log-sum-exp of each row and no probabilities: the
     backward pass forms them again (Dao et al., 2022).
 
-    q: (batch, groups, each, seq, dim); k, v: (batch, seq, groups, dim). Returns q's
+    q: (batch, groups, each, seq, dim); k, v: (batch, groups, seq, dim). Returns q's
     shape.
     """
     return _blockwise_forward(q, k, v, segments)[0]
@@ -76,9 +90,9 @@ def _scores(
     """Masked float32 logits of one block of queries: (batch, groups, each, n, end)."""
     start, end = block
     logits = jnp.einsum(
-        "bgrqd,bkgd->bgrqk",
+        "bgrqd,bgkd->bgrqk",
         q[..., start:end, :],
-        k[:, :end],
+        k[..., :end, :],
         preferred_element_type=jnp.float32,
     )
     logits = logits * q.shape[-1] ** -0.5
@@ -99,9 +113,9 @@ def _blockwise_forward(
         weights = jnp.exp(logits - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         out = jnp.einsum(
-            "bgrqk,bkgd->bgrqd",
+            "bgrqk,bgkd->bgrqd",
             weights.astype(v.dtype),
-            v[:, : block[1]],
+            v[..., : block[1], :],
             preferred_element_type=jnp.float32,
         )
         outs.append((out / total).astype(q.dtype))
@@ -120,14 +134,18 @@ def _blockwise_backward(residuals: tuple, dout: Array) -> tuple:
         rows, end = slice(*block), block[1]
         weights = jnp.exp(_scores(q, k, segments, block) - logsumexp[..., rows, None])
         dblock = dout[..., rows, :]
-        dv = dv.at[:, :end].add(
-            product("bgrqk,bgrqd->bkgd", weights.astype(v.dtype), dblock)
+        dv = dv.at[..., :end, :].add(
+            product("bgrqk,bgrqd->bgkd", weights.astype(v.dtype), dblock)
         )
-        dweights = product("bgrqd,bkgd->bgrqk", dblock, v[:, :end])
+        dweights = product("bgrqd,bgkd->bgrqk", dblock, v[..., :end, :])
         dlogits = weights * (dweights - inner[..., rows, None]) * q.shape[-1] ** -0.5
         dlogits = dlogits.astype(q.dtype)
-        dq.append(product("bgrqk,bkgd->bgrqd", dlogits, k[:, :end]).astype(q.dtype))
-        dk = dk.at[:, :end].add(product("bgrqk,bgrqd->bkgd", dlogits, q[..., rows, :]))
+        dq.append(
+            product("bgrqk,bgkd->bgrqd", dlogits, k[..., :end, :]).astype(q.dtype)
+        )
+        dk = dk.at[..., :end, :].add(
+            product("bgrqk,bgrqd->bgkd", dlogits, q[..., rows, :])
+        )
     return jnp.concatenate(dq, axis=-2), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 

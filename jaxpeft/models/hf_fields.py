@@ -1,5 +1,6 @@
 """Reading `config.json` strictly: every field is used, inert or refused."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,11 +72,11 @@ class Fields:
             return 1
         return value
 
-    def number(self, name: str, default: float) -> float:
-        """A number."""
+    def number(self, name: str, default: float, *, positive: bool = False) -> float:
+        """A finite number, 0 or more; above 0 where `positive`."""
         value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self._problem(name, "a number")
+        if not _is_number(value) or value < 0 or (positive and value == 0):
+            self._problem(name, "a number above 0" if positive else "a number from 0")
             return default
         return float(value)
 
@@ -102,17 +103,19 @@ class Fields:
 
     def rope(self) -> Rope:
         """The rotary embedding: `rope_parameters`, or `rope_theta` + `rope_scaling`."""
-        theta = self.number("rope_theta", 10000.0)
-        trained = self._get("max_position_embeddings", 2048)
-        given = self._get("rope_parameters", None) or self._get("rope_scaling", None)
+        theta = self.number("rope_theta", 10000.0, positive=True)
+        name = "rope_parameters" if self.hf.get("rope_parameters") else "rope_scaling"
+        given = self.hf.get(name) or None
+        trained = self.hf.get("max_position_embeddings") or 2048
+        trained = trained if _is_number(trained) else 2048  # `size` reports it
         self.seen |= {"rope_parameters", "rope_scaling"}
         if given is None:
             return Rope(theta=theta)
         if not isinstance(given, Mapping):
-            self._problem("rope_parameters", "a mapping with `rope_type`")
+            self._problem(name, "a mapping with `rope_type`")
             return Rope(theta=theta)
         kind = given.get("rope_type", given.get("type", "default"))
-        if kind not in ROPE_FIELDS:
+        if not isinstance(kind, str) or kind not in ROPE_FIELDS:
             self.problems.append(
                 f"config.json: rope_type: found {kind!r}" + suggest(kind, ROPE_FIELDS)
             )
@@ -125,7 +128,7 @@ class Fields:
         values = {k: v for k, v in given.items() if v is not None}
         values.pop("rope_type", None)
         values.pop("type", None)
-        theta = values.pop("rope_theta", theta)
+        theta = values.get("rope_theta", theta)
         required = ROPE_FIELDS[kind]
         if "original_max_position_embeddings" in required:
             original = self._get("original_max_position_embeddings", None)
@@ -134,8 +137,9 @@ class Fields:
             values.setdefault("original_max_position_embeddings", trained)
         if kind == "longrope":
             original = values["original_max_position_embeddings"]
-            values.setdefault("factor", trained / (original or trained))
-        allowed = {*required, *ROPE_OPTIONAL.get(kind, ())}
+            sound = _is_number(original) and original > 0
+            values.setdefault("factor", trained / original if sound else 1.0)
+        allowed = {"rope_theta", *required, *ROPE_OPTIONAL.get(kind, ())}
         if kind in ("default", "linear", "dynamic"):
             values.pop("original_max_position_embeddings", None)
         for name in sorted(set(required) - set(values)):
@@ -151,15 +155,15 @@ class Fields:
         chosen: dict[str, Any] = {}
         for name in sorted(allowed & set(values)):
             value = values[name]
-            several = name in ("short_factor", "long_factor")
-            numbers = value if several and isinstance(value, list) else [value]
-            if not all(isinstance(n, int | float) for n in numbers):
+            wanted = _wanted(name, value)
+            if wanted:
                 self.problems.append(
                     f"config.json: rope_parameters.{name}: found {value!r}; it must be "
-                    + ("a list of numbers" if several else "a number")
+                    f"{wanted}"
                 )
                 return Rope()
-            chosen[name] = tuple(numbers) if several else value
+            chosen[name] = tuple(value) if isinstance(value, list) else value
+        chosen.pop("rope_theta", None)
         return Rope(theta=float(theta), kind=kind, **chosen)
 
     def finish(self) -> None:
@@ -185,3 +189,21 @@ class Fields:
         ]
         if self.problems:
             raise InputError(*self.problems)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `value` is a finite number and no boolean."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _wanted(name: str, value: Any) -> str:
+    """What a rope parameter must be, where `value` is not that; else empty."""
+    if name == "truncate":
+        return "" if isinstance(value, bool) else "true or false"
+    if name in ("short_factor", "long_factor"):
+        sound = isinstance(value, list) and all(_is_number(n) and n > 0 for n in value)
+        return "" if sound else "a list of numbers above 0"
+    may_be_zero = name in ("mscale", "mscale_all_dim")
+    sound = _is_number(value) and (value > 0 or (may_be_zero and value == 0))
+    return "" if sound else "a number" if may_be_zero else "a number above 0"

@@ -203,9 +203,8 @@ def _self_attention(
     def heads(name: str) -> Array:  # (batch, seq, heads, head_dim)
         return linear(x, weights[name]).reshape(batch, seq, -1, cfg.head_dim)
 
-    q = checkpoint_name(rope.rotate(heads("q_proj"), *angles), "q")
-    k = checkpoint_name(rope.rotate(heads("k_proj"), *angles), "k")
-    out = attention(q, k, checkpoint_name(heads("v_proj"), "v"))
+    q, k = rope.rotate(heads("q_proj"), *angles), rope.rotate(heads("k_proj"), *angles)
+    out = attention(q, k, heads("v_proj"))
     return linear(out.reshape(batch, seq, -1), weights["o_proj"])
 
 

@@ -1,0 +1,76 @@
+"""Write docs/configuration.md from the schema itself."""
+
+import inspect
+from pathlib import Path
+
+from pydantic_core import PydanticUndefined
+
+from jaxpeft.config.components import Table, described
+from jaxpeft.config.sections import SECTIONS, RunConfig, SourceSection
+from jaxpeft.session import TABLES
+
+TARGET = Path(__file__).parents[1] / "docs" / "configuration.md"
+INTRODUCTION = """# Configuration
+
+YAML in sections; any key can be replaced on the command line as `section.key=value`,
+whose value is YAML too. `2e-4` is a number. Unknown keys are errors with a suggestion,
+and all errors are listed at once. Relative paths are relative to the current directory.
+
+This page is made from the schema by `scripts/make_config_docs.py`.
+"""
+
+
+def rows(model: type) -> list[str]:
+    """A Markdown table row for each field of a section."""
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for name, field in model.model_fields.items():
+        if field.default is not PydanticUndefined:
+            default = "null" if field.default is None else str(field.default)
+        else:
+            default = "required" if field.is_required() else ""
+        meaning = (field.description or "").replace("|", "\\|")
+        lines.append(f"| `{name}` | {default.lower()} | {meaning} |")
+    return lines
+
+
+def components(section: str, table: Table) -> list[str]:
+    """The choices of a section, each with its own keys."""
+    lines = []
+    for name, entry in table.entries.items():
+        summary = (inspect.getdoc(entry) or "").partition("\n")[0]
+        others = [alias for alias, real in table.aliases.items() if real == name]
+        also = f" (also `{'`, `'.join(others)}`)" if others else ""
+        lines += ["", f"**{section}: `{name}`**{also}: {summary}", ""]
+        keys = table.keys(name)
+        if not keys:
+            lines.append("No keys of its own.")
+            continue
+        lines += ["| key | default | is |", "|---|---|---|"]
+        for key in keys:
+            parameter = table.parameters(name)[key]
+            kind = described(parameter.annotation)
+            lines.append(f"| `{key}` | {str(parameter.default).lower()} | {kind} |")
+    return lines
+
+
+def text() -> str:
+    """The whole page."""
+    top = [name for name in RunConfig.model_fields if name not in SECTIONS]
+    lines = [INTRODUCTION, "## At the top", "", "| key | default | meaning |"]
+    lines.append("|---|---|---|")
+    for name in top:
+        field = RunConfig.model_fields[name]
+        default = "required" if field.is_required() else field.default
+        lines.append(f"| `{name}` | {default} | {field.description} |")
+    for section, model in SECTIONS.items():
+        summary = (inspect.getdoc(model) or "").replace("\n", " ")
+        lines += ["", f"## {section}", "", summary, "", *rows(model)]
+        if section == "data":
+            lines += ["", "A source:", "", *rows(SourceSection)]
+        if section in TABLES:
+            lines += components(section, TABLES[section])
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(text())

@@ -1,0 +1,202 @@
+"""Runs that are killed, stopped or damaged end as if nothing had happened."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from jaxpeft.run_lock import RunLock
+
+# A run with everything on that could make a difference.
+CHANGES = {
+    "adapter": {
+        "r": 4,
+        "lora_dropout": 0.2,
+        "target_modules": ["q_proj", "up_proj"],
+    },
+    "data.packing": True,
+    "training.max_steps": 20,
+    "training.gradient_accumulation_steps": 2,
+    "training.eval_steps": 5,
+    "training.save_steps": 5,
+}
+
+# Sends itself a signal right after step 13, when step 10 is sealed.
+CHILD = """
+import os, signal, sys
+from jaxpeft import cli, hooks, train
+
+save = hooks.Save.__call__
+
+def saved(self, moment):
+    save(self, moment)
+    if moment.step == 13:
+        self._checkpoints.wait()
+        os.kill(os.getpid(), int(sys.argv[1]))
+
+hooks.Save.__call__ = saved
+sys.exit(cli.run(train.main, sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def changes(files):
+    return {**CHANGES, "data.eval": {"path": files["eval"]}}
+
+
+@pytest.fixture
+def straight(trained, changes):
+    """The run that nothing happens to, in tmp_path / "straight"."""
+    done = trained("straight", **changes)
+    assert done.code == 0
+    return done
+
+
+@pytest.fixture
+def signalled(tmp_path, programs):
+    """signalled(signal, run): starts a run's command in a child that signals itself."""
+
+    def run(signal, name):
+        arguments = ["--config", str(tmp_path / f"{name}.yaml")]
+        arguments += [f"output_dir={tmp_path / name}"]
+        return subprocess.run(
+            [sys.executable, "-c", CHILD, str(int(signal)), *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(programs)},
+        )
+
+    return run
+
+
+@pytest.fixture
+def same_end(metrics, tmp_path):
+    """Asserts that two runs have the same final state and wrote the same losses."""
+
+    def check(done, name, straight):
+        assert done.code == 0, done.err
+        assert done.digest == straight.digest
+        whole, parts = (metrics(tmp_path / run) for run in ("straight", name))
+        clock = {"tokens_per_second"}
+        for before, after in zip(whole, parts, strict=True):
+            assert [{k: s[k] for k in s.keys() - clock} for s in before] == [
+                {k: s[k] for k in s.keys() - clock} for s in after
+            ]
+        assert not list((tmp_path / name).glob("*.partial"))
+        weights = "adapter/adapter_model.safetensors"
+        assert (tmp_path / name / weights).read_bytes() == (
+            tmp_path / "straight" / weights
+        ).read_bytes()
+
+    return check
+
+
+@pytest.fixture
+def stopped(trained, changes, signalled, straight, tmp_path):
+    """A run that was killed after step 13, ready to be repeated; its name."""
+    shutil.copy(tmp_path / "straight.yaml", tmp_path / "killed.yaml")
+    child = signalled(signal.SIGKILL, "killed")
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert "step 13/20" in child.stdout
+    folder = tmp_path / "killed" / "checkpoints"
+    assert sorted(int(step.name) for step in folder.iterdir()) == [5, 10]
+    return "killed"
+
+
+def test_a_killed_run_continues_bitwise(stopped, trained, changes, straight, same_end):
+    done = trained(stopped, **changes)
+    assert "continuing after step 10" in done.out
+    same_end(done, stopped, straight)
+
+
+def test_a_damaged_newest_checkpoint_costs_only_its_steps(
+    stopped, trained, changes, straight, same_end, tmp_path
+):
+    step = tmp_path / stopped / "checkpoints" / "10"
+    largest = max(
+        (f for f in step.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size
+    )
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    done = trained(stopped, **changes)
+    assert f"warning: checkpoint {step} is damaged" in done.err
+    assert "continuing after step 5" in done.out
+    same_end(done, stopped, straight)
+
+
+def test_a_request_to_stop_saves_and_the_command_continues(
+    trained, changes, signalled, straight, same_end, tmp_path
+):
+    shutil.copy(tmp_path / "straight.yaml", tmp_path / "run.yaml")
+    child = signalled(signal.SIGTERM, "run")
+    assert child.returncode == 75, child.stderr
+    assert "SIGTERM received: saved after step 14" in child.stderr
+    assert not (tmp_path / "run" / "adapter").exists()
+    done = trained("run", **changes)
+    assert "continuing after step 14" in done.out
+    same_end(done, "run", straight)
+
+
+def test_a_finished_run_is_repeated_without_a_step(
+    trained, straight, same_end, changes
+):
+    same_end(trained("straight", **changes), "straight", straight)
+
+
+def test_never_starts_over_only_in_an_empty_directory(trained, metrics, tmp_path):
+    (tmp_path / "run").mkdir()
+    assert trained("run", "--resume", "never").code == 0
+    before = metrics(tmp_path / "run")
+    done = trained("run", "--resume", "never")
+    assert done.code == 2
+    assert f"output_dir: '{tmp_path / 'run'}' is not empty" in done.err
+    assert metrics(tmp_path / "run") == before
+
+
+def test_another_configuration_data_or_base_is_refused(
+    trained, files, tiny, metrics, tmp_path
+):
+    assert trained("run").code == 0
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    base = shutil.copytree(tiny, tmp_path / "base")
+    config = base / "config.json"
+    config.write_text(config.read_text() + "\n")
+    for words, changes in {
+        "config changed since": {"optimizer.learning_rate": 2e-2},
+        "data changed since": {"data.train": {"path": files["eval"]}},
+        "base changed since": {"model": {"path": str(base), "dtype": "float32"}},
+        "config and data changed": {"seed": 1},
+    }.items():
+        done = trained("run", **changes)
+        assert done.code == 2 and words in done.err
+        assert "new output_dir" in done.err and "--resume anyway" in done.err
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    # Neither its place nor how often it reports makes it another run.
+    same = {"training.logging_steps": 4, "training.save_total_limit": 7}
+    assert trained("run", **same).code == 0
+    done = trained("run", "--resume", "anyway", **{"training.max_steps": 10})
+    assert done.code == 0 and "continuing after step 8" in done.out
+    assert [s["step"] for s in metrics(tmp_path / "run")[0]] == list(range(1, 11))
+
+
+def test_a_trained_adapter_is_not_overwritten_from_step_0(trained, tmp_path):
+    assert trained("run").code == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    done = trained("run")
+    assert done.code == 2
+    assert "holds a trained adapter and no checkpoint" in done.err
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_directory_is_written_by_one_process(trained, tmp_path):
+    with RunLock(tmp_path / "run"):
+        done = trained("run")
+    assert done.code == 2
+    assert f"output_dir '{tmp_path / 'run'}' is in use by process {os.getpid()}" in (
+        done.err
+    )
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

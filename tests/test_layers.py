@@ -1,0 +1,114 @@
+"""Imports point downward only, and nothing in the package can run foreign code."""
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "jaxpeft"
+
+# Lowest first. A module imports from the lines above its own alone, never from its
+# own line; a package stands for all its modules.
+LAYERS = (
+    # 0: the language's own library, jax, numpy and pydantic
+    ("errors", "console", "tree", "manifest", "huge_pages"),
+    ("strict_yaml", "kernel", "run_lock", "interrupt"),
+    ("config",),
+    # 1: where arrays lie
+    ("sharding",),
+    # 2: siblings that do not know each other
+    ("adapters", "models", "optim", "data"),
+    # 3: models and adapters meet files, losses and steps
+    ("hf", "checkpoint", "loss", "compiled"),
+    ("step", "evaluation"),
+    # 4: a run and what is done with its result
+    ("generation", "plots", "progress", "loop", "summary"),
+    ("hooks", "session"),
+    ("trained", "run"),
+    ("training",),
+    # 5: commands
+    ("cli",),
+    ("train", "evaluate", "generate", "export", "__main__"),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+# They run code that stands in a file, or are the reference that we do without.
+BANNED = {"torch", "pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
+
+
+def modules() -> dict[str, Path]:
+    """{dotted name: file}; a package's own file is the package's name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(p for p in parts if p != "__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports anywhere, functions and type checks included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else str(node.module)
+
+
+def component(name: str) -> str:
+    """The module or package directly under jaxpeft that a module belongs to."""
+    return name.split(".")[1]
+
+
+def test_every_module_has_its_layer():
+    found = {component(name) for name in MODULES if "." in name}
+    assert found - set(LEVEL) == set(), "give these a line of LAYERS"
+    assert set(LEVEL) - found == set(), "these are gone"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if "." in name])
+def test_imports_point_downward(name):
+    own = component(name)
+    for other in imported(MODULES[name]):
+        if not other.startswith("jaxpeft.") or component(other) == own:
+            continue
+        below, above = LEVEL.get(component(other), 99), LEVEL.get(own, -1)
+        assert below < above, f"{name} imports {other}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {
+        name: {other for other in imported(path) if other in MODULES} - {"jaxpeft"}
+        for name, path in MODULES.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_the_package_itself_imports_nothing():
+    assert not list(imported(PACKAGE / "__init__.py"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_runs_foreign_code(name):
+    path = MODULES[name]
+    assert not {module.split(".")[0] for module in imported(path)} & BANNED
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        where = f"{path.name}:{node.lineno}"
+        called = node.func
+        if isinstance(called, ast.Name):
+            assert called.id not in {"eval", "exec", "__import__"}, where
+        if isinstance(called, ast.Attribute):
+            assert called.attr not in {"system", "popen"}, where
+        for keyword in node.keywords:
+            unsafe = keyword.arg in {"shell", "allow_pickle", "trust_remote_code"}
+            is_false = ast.unparse(keyword.value) == "False"
+            assert not unsafe or is_false, f"{where}: {keyword.arg}"
