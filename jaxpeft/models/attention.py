@@ -129,24 +129,28 @@ def _blockwise_backward(residuals: tuple, dout: Array) -> tuple:
     q, k, v, segments, out, logsumexp = residuals
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     inner = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    # Summed as (dim, seq): with the small operand on the left, XLA on CPU transposes
+    # that one and not the probabilities.
+    dq = []
+    dk = jnp.zeros((*k.shape[:2], k.shape[3], k.shape[2]), jnp.float32)
+    dv = jnp.zeros_like(dk)
     for block in _blocks(q.shape[-2]):
         rows, end = slice(*block), block[1]
         weights = jnp.exp(_scores(q, k, segments, block) - logsumexp[..., rows, None])
         dblock = dout[..., rows, :]
-        dv = dv.at[..., :end, :].add(
-            product("bgrqk,bgrqd->bgkd", weights.astype(v.dtype), dblock)
+        dv = dv.at[..., :end].add(
+            product("bgrqd,bgrqk->bgdk", dblock, weights.astype(v.dtype))
         )
         dweights = product("bgrqd,bgkd->bgrqk", dblock, v[..., :end, :])
         dlogits = weights * (dweights - inner[..., rows, None]) * q.shape[-1] ** -0.5
         dlogits = dlogits.astype(q.dtype)
-        dq.append(
-            product("bgrqk,bgkd->bgrqd", dlogits, k[..., :end, :]).astype(q.dtype)
+        dq.append(product("bgrqk,bgkd->bgrqd", dlogits, k[..., :end, :]))
+        dk = dk.at[..., :end].add(
+            product("bgrqd,bgrqk->bgdk", q[..., rows, :], dlogits)
         )
-        dk = dk.at[..., :end, :].add(
-            product("bgrqk,bgrqd->bgkd", dlogits, q[..., rows, :])
-        )
-    return jnp.concatenate(dq, axis=-2), dk.astype(k.dtype), dv.astype(v.dtype), None
+    dk, dv = jnp.swapaxes(dk, -1, -2), jnp.swapaxes(dv, -1, -2)
+    dq = jnp.concatenate(dq, axis=-2)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 _blockwise.defvjp(_blockwise_forward, _blockwise_backward)
