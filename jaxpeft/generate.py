@@ -10,6 +10,28 @@ from jaxpeft.errors import InputError
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
+    args = parse(argv)
+
+    # Imported here, so that --help answers at once.
+    from jaxpeft import trained
+
+    model = trained.load(args.run, args.model, args.adapter, args.dtype)
+    answers = model.answer(
+        args.prompt,
+        system=args.system,
+        raw=args.raw,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    for answer in answers:
+        console.say(answer)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command's arguments; raises InputError for those that contradict."""
     parser = argparse.ArgumentParser(
         prog="jaxpeft generate",
         description="Answer prompts through the tokenizer's chat template.",
@@ -63,23 +85,7 @@ def main(argv: Sequence[str]) -> int:
         problems.append("--prompt: missing; give the text to answer")
     if problems:
         raise InputError(*problems)
-
-    # Imported here, so that --help answers at once.
-    from jaxpeft import trained
-
-    model = trained.load(args.run, args.model, args.adapter, args.dtype)
-    answers = model.answer(
-        args.prompt,
-        system=args.system,
-        raw=args.raw,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        seed=args.seed,
-    )
-    for answer in answers:
-        console.say(answer)
-    return 0
+    return args
 
 
 if __name__ == "__main__":

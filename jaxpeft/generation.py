@@ -117,9 +117,7 @@ def _generate(
     def choose(logits: Array, index: Array) -> Array:
         if greedy:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        kept = _nucleus(logits / temperature, top_p)
-        draw = jax.random.categorical(jax.random.fold_in(key, index), kept)
-        return draw.astype(jnp.int32)
+        return _draw(logits / temperature, top_p, jax.random.fold_in(key, index))
 
     def body(carry: tuple) -> tuple:
         index, done, lengths, answers, logits, position, cache = carry
@@ -142,23 +140,18 @@ def _generate(
         index, done, *_ = carry
         return (index < max_new_tokens) & ~jnp.all(done)
 
-    start = (
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((batch,), bool),
-        jnp.zeros((batch,), jnp.int32),
-        jnp.zeros((batch, max_new_tokens), jnp.int32),
-        logits,
-        positions[:, -1] + 1,
-        cache,
-    )
+    done, counts = jnp.zeros((batch,), bool), jnp.zeros((batch,), jnp.int32)
+    answers = jnp.zeros((batch, max_new_tokens), jnp.int32)
+    start = (jnp.int32(0), done, counts, answers, logits, positions[:, -1] + 1, cache)
     _, _, lengths, answers, *_ = jax.lax.while_loop(unfinished, body, start)
     return answers, lengths
 
 
-def _nucleus(logits: Array, top_p: Array) -> Array:
-    """Logits with all but the most probable tokens, up to mass `top_p`, at -inf."""
+def _draw(logits: Array, top_p: Array, key: Array) -> Array:
+    """A token for each row, of the most probable ones that make up `top_p`."""
     ordered = jnp.sort(logits, axis=-1)[:, ::-1]
     probabilities = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     smallest = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
-    return jnp.where(logits >= smallest, logits, -jnp.inf)
+    kept = jnp.where(logits >= smallest, logits, -jnp.inf)
+    return jax.random.categorical(key, kept).astype(jnp.int32)

@@ -24,13 +24,18 @@ def token_sums(
     """Loss and accuracy summed over supervised tokens.
 
     hidden: (batch, seq, d); head: a kernel (d, vocab); targets: (batch, seq) int32;
-    supervised: (batch, seq) bool. The logits of a chunk of the sequence at a time
-    exist, in float32. Not differentiable in a useful amount of memory: see `nll_sum`.
+    supervised: (batch, seq) bool. Logits exist for a part of the sequence at a time,
+    in float32, and only as far as any row has supervised tokens: prompts and padding
+    cost nothing. Not differentiable in a useful amount of memory: see `nll_sum`.
     """
-    chunks = _chunks(hidden, head, targets, supervised)
+    order = _supervised_first(supervised)
+    chunks = _chunks(head, order, hidden, targets, supervised)
 
     def body(total: TokenSums, chunk: tuple) -> tuple[TokenSums, None]:
-        return jax.tree.map(jnp.add, total, _chunk_sums(head, *chunk)), None
+        def add() -> TokenSums:
+            return jax.tree.map(jnp.add, total, _chunk_sums(head, *chunk))
+
+        return jax.lax.cond(jnp.any(chunk[-1]), add, lambda: total), None
 
     zero = TokenSums(*(jnp.zeros((), jnp.float32) for _ in range(3)))
     return jax.lax.scan(body, zero, chunks)[0]
@@ -61,23 +66,32 @@ def _nll_forward(hidden: Any, head: Any, targets: Any, supervised: Any) -> tuple
             ]
         )
 
-    chunks = _chunks(hidden.value, rebuild(trained), targets.value, supervised.value)
+    order = _supervised_first(supervised.value)
+    chunks = _chunks(
+        rebuild(trained), order, hidden.value, targets.value, supervised.value
+    )
 
     def body(carry: tuple, chunk: tuple) -> tuple:
         h, target, mask = chunk
-        nll, dhead = carry
 
         def loss(h: Array, trained: list) -> Array:
             return _chunk_sums(rebuild(trained), h, target, mask).nll
 
-        value, (dh, dtrained) = jax.value_and_grad(loss, argnums=(0, 1))(h, trained)
-        return (nll + value, jax.tree.map(jnp.add, dhead, dtrained)), dh
+        def add() -> tuple:
+            value, grads = jax.value_and_grad(loss, argnums=(0, 1))(h, trained)
+            dh, dtrained = grads
+            return jax.tree.map(jnp.add, carry, (value, dtrained)), dh
+
+        return jax.lax.cond(jnp.any(mask), add, lambda: (carry, jnp.zeros_like(h)))
 
     zero = [jnp.zeros(x.shape, jnp.float32) for x in trained]
     (nll, dhead), dh = jax.lax.scan(body, (jnp.zeros((), jnp.float32), zero), chunks)
+    dh = _unchunk(dh, hidden.value.shape)
+    # A permutation's inverse gathers: XLA's scatter-add would be slower.
+    dh = _permuted(dh, jnp.argsort(order, axis=1))
     dtrained = iter(g.astype(x.dtype) for g, x in zip(dhead, trained, strict=True))
     dhead = treedef.unflatten([next(dtrained) if w else None for w in wanted])
-    return nll, (_unchunk(dh, hidden.value.shape), dhead)
+    return nll, (dh, dhead)
 
 
 def _nll_backward(residuals: tuple, cotangent: Any) -> tuple:
@@ -102,10 +116,22 @@ def _chunk_sums(head: Any, hidden: Array, targets: Array, mask: Array) -> TokenS
     )
 
 
-def _chunks(hidden: Array, head: Any, targets: Array, mask: Array) -> tuple:
-    """The arrays cut along the sequence, which no mesh axis splits: (chunks, batch, n).
+def _supervised_first(mask: Array) -> Array:
+    """For each row the places of the sequence, the supervised ones first, in order."""
+    return jnp.argsort(~mask, axis=1, stable=True)
 
-    The sequence is padded to a whole number of chunks with unsupervised places.
+
+def _permuted(x: Array, order: Array) -> Array:
+    """`x` (batch, seq, ...) with the sequence of each row in another order."""
+    order = order.reshape(*order.shape, *(1,) * (x.ndim - 2))
+    return jnp.take_along_axis(x, order, axis=1)
+
+
+def _chunks(head: Any, order: Array, hidden: Array, *others: Array) -> tuple:
+    """The arrays in `order`, cut along the sequence, which no mesh axis splits.
+
+    Each becomes (chunks, batch, n, ...); the sequence is padded to a whole number of
+    chunks with unsupervised places.
     """
     batch, seq, _ = hidden.shape
     length = max(1, min(seq, CHUNK_LOGITS // (batch * head.shape[-1])))
@@ -113,11 +139,12 @@ def _chunks(hidden: Array, head: Any, targets: Array, mask: Array) -> tuple:
     length = -(-seq // count)
 
     def cut(x: Array) -> Array:
+        x = _permuted(x, order)
         x = jnp.pad(x, [(0, 0), (0, count * length - seq)] + [(0, 0)] * (x.ndim - 2))
         x = x.reshape(batch, count, length, *x.shape[2:])
         return jnp.moveaxis(x, 1, 0)
 
-    return cut(hidden), cut(targets), cut(mask)
+    return tuple(cut(x) for x in (hidden, *others))
 
 
 def _unchunk(x: Array, shape: tuple[int, ...]) -> Array:

@@ -18,19 +18,8 @@ from jaxpeft.generation import generate
 from jaxpeft.session import Base
 from jaxpeft.step import make_eval_step
 
-# What goes along with a merged model: its tokenizer, its template, how it generates.
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+# What goes along with a merged model: how it generates, and its tokenizer.
+COMPANIONS = ("generation_config.json", *hf.TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)

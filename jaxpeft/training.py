@@ -1,7 +1,6 @@
 """Training from the first step, or the one to continue from, to the adapter."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.interrupt import Interrupt, Watchdog
 from jaxpeft.loop import fit
-from jaxpeft.progress import Progress, make_progress
+from jaxpeft.progress import make_progress
 from jaxpeft.run import Run, describe
 from jaxpeft.run_lock import LOCK, RunLock
 from jaxpeft.session import ADAPTER, CONFIG
@@ -47,98 +46,124 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
         restored = checkpoints.restore(state, check_fingerprint=resume != "anyway")
         state, extra = restored or (state, {})
         (run.output / CONFIG).write_text(config.to_yaml(cfg))
-        state = _steps(run, state, extra, checkpoints, interrupt, watchdog)
+        first = int(state.step)
+        steps = _Steps(run, first, extra, checkpoints, interrupt, watchdog)
+        state = steps.take_all(state)
         checkpoints.wait()
     _finish(run, state)
 
 
-def _steps(
-    run: Run,
-    state: TrainState,
-    extra: dict[str, Any],
-    checkpoints: Checkpoints,
-    interrupt: Interrupt,
-    watchdog: Watchdog,
-) -> TrainState:
-    """From the state that was restored, or the first one, to the last step."""
-    training, first = run.cfg.training, int(state.step)
-    progress = make_progress(run.steps, first)
-    file = hooks.MetricsFile(run.output / METRICS, first if extra else None)
-    step = Compiled(make_train_step(run.base.cfg, run.tx), "step", progress.note, (0,))
-    log = hooks.Log(
-        file,
-        progress,
-        run.schedule,
-        run.batches.epoch,
-        every=training.logging_steps,
-        last=run.steps,
-        tokens=extra.get("tokens", 0),
-    )
-    evaluate = None
-    if run.evaluation is not None:
-        evaluate = hooks.Evaluate(
-            _evaluator(run, progress, watchdog),
-            file,
-            log,
-            progress,
-            every=training.eval_steps,
+class _Steps:
+    """The steps of a run, from a restored state or the first one to the last."""
+
+    def __init__(
+        self,
+        run: Run,
+        first: int,
+        extra: dict[str, Any],
+        checkpoints: Checkpoints,
+        interrupt: Interrupt,
+        watchdog: Watchdog,
+    ):
+        training = run.cfg.training
+        self.run, self.first, self.resumed = run, first, bool(extra)
+        self.watchdog = watchdog
+        self.progress = make_progress(run.steps, first)
+        self.file = hooks.MetricsFile(
+            run.output / METRICS, first if self.resumed else None
+        )
+        train_step = make_train_step(run.base.cfg, run.tx)
+        self.step = Compiled(train_step, "step", self.progress.note, donate=(0,))
+        self.eval_step = Compiled(
+            make_eval_step(run.base.cfg), "evaluation", self.progress.note
+        )
+        self.log = hooks.Log(
+            self.file,
+            self.progress,
+            run.schedule,
+            run.batches.epoch,
+            every=training.logging_steps,
             last=run.steps,
+            tokens=extra.get("tokens", 0),
+        )
+        self.evaluate = self._evaluation_hook(extra) if run.evaluation else None
+        self.save = hooks.Save(
+            checkpoints,
+            self._position,
+            interrupt,
+            watchdog,
+            every=training.save_steps,
+            last=run.steps,
+        )
+
+    def take_all(self, state: TrainState) -> TrainState:
+        """Takes them; says what the untrained model does where they begin anew."""
+        limit = self.run.cfg.training.max_nonfinite_steps
+        abort = hooks.abort_on_nonfinite(limit, self.run.steps)
+        evaluate = [self.evaluate] if self.evaluate else []
+        try:
+            if self.resumed:
+                self.progress.note(f"continuing after step {self.first}")
+            else:
+                self._before(state)
+            if self.evaluate is not None and self.evaluate.exhausted:
+                return state  # it had stopped early, and was saved
+            self.log.restart()
+            return fit(
+                self._take,
+                state,
+                self.run.batches.iterate(self.first),
+                [abort, self.log, *evaluate, self.save],
+                first=self.first,
+                last=self.run.steps,
+            )
+        finally:
+            self.progress.close()
+            self.file.close()
+
+    def _take(self, state: TrainState, batch: data.Batch) -> tuple[TrainState, Any]:
+        micro = self.run.micro_batches(batch)
+        if self.step.is_new(micro):
+            self.watchdog.pet(hooks.SAVE_GRACE)
+        start, compiled = time.monotonic(), self.step.seconds
+        result = self.step(state, self.run.frozen, micro)
+        if self.step.seconds > compiled:
+            self.log.paused(time.monotonic() - start)
+        return result
+
+    def _before(self, state: TrainState) -> None:
+        if self.evaluate is not None:
+            self.evaluate.run(0, state.params)
+        for prompt, _, answer in self.run.answers(state.params):
+            console.say(f"before training\n  prompt: {_short(prompt)}")
+            console.say(f"  answer: {_short(answer)}")
+
+    def _position(self) -> dict[str, Any]:
+        """What a checkpoint notes beside the state."""
+        if self.evaluate is None:
+            return {"tokens": self.log.tokens}
+        best, waited = self.evaluate.best, self.evaluate.waited
+        return {"tokens": self.log.tokens, "best": best, "waited": waited}
+
+    def _evaluation_hook(self, extra: dict[str, Any]) -> hooks.Evaluate:
+        training = self.run.cfg.training
+        return hooks.Evaluate(
+            self._losses,
+            self.file,
+            self.log,
+            self.progress,
+            every=training.eval_steps,
+            last=self.run.steps,
             patience=training.early_stopping_patience,
             best=extra.get("best"),
             waited=extra.get("waited", 0),
         )
 
-    def take(state: TrainState, batch: data.Batch) -> tuple[TrainState, Any]:
-        micro = run.micro_batches(batch)
-        if step.is_new(micro):
-            watchdog.pet(hooks.SAVE_GRACE)
-        start, compiled = time.monotonic(), step.seconds
-        result = step(state, run.frozen, micro)
-        if step.seconds > compiled:
-            log.paused(time.monotonic() - start)
-        return result
-
-    def position() -> dict[str, Any]:
-        best = {"best": evaluate.best, "waited": evaluate.waited} if evaluate else {}
-        return {"tokens": log.tokens, **best}
-
-    save = hooks.Save(
-        checkpoints,
-        position,
-        interrupt,
-        watchdog,
-        every=training.save_steps,
-        last=run.steps,
-    )
-    abort = hooks.abort_on_nonfinite(training.max_nonfinite_steps, run.steps)
-    try:
-        if extra:
-            progress.note(f"continuing after step {first}")
-        else:
-            _before(run, state, evaluate)
-        if evaluate is not None and evaluate.exhausted:
-            return state  # it had stopped early, and was saved
-        log.restart()
-        return fit(
-            take,
-            state,
-            run.batches.iterate(first),
-            [abort, log, *([evaluate] if evaluate else []), save],
-            first=first,
-            last=run.steps,
-        )
-    finally:
-        progress.close()
-        file.close()
-
-
-def _before(run: Run, state: TrainState, evaluate: hooks.Evaluate | None) -> None:
-    """What the untrained model does, for comparison."""
-    if evaluate is not None:
-        evaluate.run(0, state.params)
-    for prompt, _, answer in run.answers(state.params):
-        console.say(f"before training\n  prompt: {_short(prompt)}")
-        console.say(f"  answer: {_short(answer)}")
+    def _losses(self, trainable: Any) -> dict[str, float]:
+        self.watchdog.pet(hooks.SAVE_GRACE)
+        batches = map(self.run.on_devices, self.run.evaluation or ())
+        frozen = self.run.frozen
+        return evaluation.losses(self.eval_step(trainable, frozen, b) for b in batches)
 
 
 def _finish(run: Run, state: TrainState) -> None:
@@ -159,20 +184,6 @@ def _finish(run: Run, state: TrainState) -> None:
     console.say(f"state after step {int(state.step)}: {tree.digest(state)}")
     for name, path in (("adapter", ADAPTER), ("plot", PLOT), ("metrics", METRICS)):
         console.say(f"{name + ':':<9}{run.output / path}")
-
-
-def _evaluator(
-    run: Run, progress: Progress, watchdog: Watchdog
-) -> Callable[[Any], dict[str, float]]:
-    """The function from the trainable tree to the losses over the evaluation data."""
-    step = Compiled(make_eval_step(run.base.cfg), "evaluation", progress.note)
-
-    def evaluate(trainable: Any) -> dict[str, float]:
-        watchdog.pet(hooks.SAVE_GRACE)
-        batches = map(run.on_devices, run.evaluation or ())
-        return evaluation.losses(step(trainable, run.frozen, b) for b in batches)
-
-    return evaluate
 
 
 def check_output(output: Path, resume: str) -> None:

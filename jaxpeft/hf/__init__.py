@@ -6,9 +6,15 @@ from jaxpeft.hf.load import load
 from jaxpeft.hf.peft_load import load_adapter
 from jaxpeft.hf.peft_save import save_adapter
 from jaxpeft.hf.save import save
-from jaxpeft.hf.tokenizer import check_vocab, load_tokenizer, stop_ids
+from jaxpeft.hf.tokenizer import (
+    TOKENIZER_FILES,
+    check_vocab,
+    load_tokenizer,
+    stop_ids,
+)
 
 __all__ = [
+    "TOKENIZER_FILES",
     "check_vocab",
     "fingerprint",
     "load",

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from jaxpeft.errors import InputError
+from jaxpeft.hf.tokenizer import TOKENIZER_FILES
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 # What is downloaded: never pickles, never code.
@@ -14,16 +15,7 @@ FILES = (
     "model.safetensors.index.json",
     "adapter_config.json",
     "adapter_model.safetensors",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tekken.json",
-    "chat_template.jinja",
-    "chat_template.json",
+    *TOKENIZER_FILES,
 )
 TIMEOUT = 5.0  # seconds for the hub to answer at all
 

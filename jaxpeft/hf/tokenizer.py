@@ -8,6 +8,19 @@ from typing import Any
 from jaxpeft.errors import InputError
 from jaxpeft.models.spec import ModelConfig
 
+# All that a tokenizer can consist of, its chat template included.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 # Any one of these is enough to build a tokenizer from.
 SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 # With these classes tokenizer.json says everything, and AutoTokenizer would choose the
