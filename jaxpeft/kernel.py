@@ -52,6 +52,14 @@ def axes_of(kernel: Any, base: Axes) -> Any:
     return kernel.axes(base) if is_node(kernel) else base
 
 
+def product(subscripts: str, left: Array, right: Array) -> Array:
+    """`jnp.einsum` of two arrays of one dtype, summed and returned in float32."""
+    if jax.default_backend() == "cpu":
+        # XLA has no such product of 16-bit operands for every shape there.
+        left, right = left.astype(jnp.float32), right.astype(jnp.float32)
+    return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
+
+
 def nodes(params: Mapping) -> dict[str, Any]:
     """{dotted name: kernel} for the adapters and quantized weights in `params`."""
     return {name: leaf for name, leaf in tree.walk(params) if is_node(leaf)}

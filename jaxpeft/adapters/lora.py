@@ -162,19 +162,9 @@ def _low_rank_backward(residuals: tuple, dy: Array) -> tuple:
     dx = dlow @ a.astype(dy.dtype).T
     flat_x = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
     flat_dlow = dlow.reshape(-1, dlow.shape[-1])
-    da = jax.lax.dot_general(
-        flat_dlow,
-        flat_x,
-        (((0,), (0,)), ((), ())),
-        preferred_element_type=jnp.float32,
-    ).T
+    da = kernels.product("tr,td->rd", flat_dlow, flat_x).T
     flat_dy = dy.reshape(-1, dy.shape[-1])
-    db = jax.lax.dot_general(
-        low.reshape(-1, low.shape[-1]),
-        flat_dy,
-        (((0,), (0,)), ((), ())),
-        preferred_element_type=jnp.float32,
-    )
+    db = kernels.product("tr,td->rd", low.reshape(-1, low.shape[-1]), flat_dy)
     return dx, da.astype(a.dtype), db.astype(b.dtype), jnp.zeros_like(scale)
 
 

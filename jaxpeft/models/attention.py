@@ -1,11 +1,11 @@
 """Grouped-query attention: during training, and against a cache of keys and values."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+
+from jaxpeft.kernel import product
 
 BLOCK = 64  # queries at a time where the sequence is short, see `_blocks`
 MOST_BLOCKS = 8
@@ -89,12 +89,7 @@ def _scores(
 ) -> Array:
     """Masked float32 logits of one block of queries: (batch, groups, each, n, end)."""
     start, end = block
-    logits = jnp.einsum(
-        "bgrqd,bgkd->bgrqk",
-        q[..., start:end, :],
-        k[..., :end, :],
-        preferred_element_type=jnp.float32,
-    )
+    logits = product("bgrqd,bgkd->bgrqk", q[..., start:end, :], k[..., :end, :])
     logits = logits * q.shape[-1] ** -0.5
     seen = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
     if segments is not None:
@@ -112,11 +107,8 @@ def _blockwise_forward(
         largest = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = jnp.einsum(
-            "bgrqk,bgkd->bgrqd",
-            weights.astype(v.dtype),
-            v[..., : block[1], :],
-            preferred_element_type=jnp.float32,
+        out = product(
+            "bgrqk,bgkd->bgrqd", weights.astype(v.dtype), v[..., : block[1], :]
         )
         outs.append((out / total).astype(q.dtype))
         sums.append((largest + jnp.log(total))[..., 0])
@@ -127,7 +119,6 @@ def _blockwise_forward(
 
 def _blockwise_backward(residuals: tuple, dout: Array) -> tuple:
     q, k, v, segments, out, logsumexp = residuals
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     inner = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     # Summed as (dim, seq): with the small operand on the left, XLA on CPU transposes
     # that one and not the probabilities.
