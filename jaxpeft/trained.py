@@ -86,7 +86,10 @@ def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
     or the base alone.
     """
     if cfg.data.eval is None:
-        raise InputError("data.eval: missing; name the data to evaluate on")
+        raise InputError(
+            "data.eval: missing; name the data to evaluate on, for instance "
+            "'data.eval={path: eval.json, format: alpaca}'"
+        )
     mesh = sharding.make_mesh(**cfg.mesh.model_dump())
     base = session.open_base(cfg.model)
     size = cfg.training.batch_size // cfg.training.gradient_accumulation_steps
