@@ -58,7 +58,7 @@ def test_max_rows(write):
 
 
 def test_parquet_round_trip(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason="needs the datasets extra")
+    import pyarrow
     import pyarrow.parquet as parquet
 
     path = tmp_path / "d.parquet"
