@@ -1,5 +1,6 @@
 """What happens beside the steps: log, evaluation, checkpoints, ends of a run."""
 
+import dataclasses
 import json
 import math
 import os
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import optax
 
+from jaxpeft import optim
 from jaxpeft.checkpoint import Checkpoints
 from jaxpeft.errors import NumericsError, Preempted
 from jaxpeft.interrupt import Interrupt, Watchdog
 from jaxpeft.loop import Moment
 from jaxpeft.progress import Progress
+from jaxpeft.step import TrainState
 
 SAVE_GRACE = 600.0  # seconds that a compilation or a save may take before it is a hang
 
@@ -91,7 +94,7 @@ class Log:
         line = {
             "step": moment.step,
             "loss": loss,
-            "learning_rate": float(np.asarray(self._schedule(max(0, updates)))),
+            "learning_rate": self._rate(max(0, updates), moment.state),
             "grad_norm": float(moment.metrics["grad_norm"]),
             "tokens": self.tokens,
             "tokens_per_second": round(self._window / max(elapsed, 1e-9), 1),
@@ -100,6 +103,10 @@ class Log:
         self._file.write(line)
         self._progress.log(moment.step, line)
         self._since, self._window, self._paused = time.monotonic(), 0, 0.0
+
+    def _rate(self, updates: int, state: TrainState) -> float:
+        factor = optim.rate_factor(state.opt_state)
+        return float(np.asarray(self._schedule(updates))) * float(np.asarray(factor))
 
 
 class Evaluate:
@@ -111,7 +118,7 @@ class Evaluate:
 
     def __init__(
         self,
-        evaluate: Callable[[Any], dict[str, float]],
+        evaluate: Callable[[TrainState], dict[str, float]],
         file: MetricsFile,
         log: Log,
         progress: Progress,
@@ -131,19 +138,23 @@ class Evaluate:
         due = self._every is not None and moment.step % self._every == 0
         if not due and moment.step != self._last:
             return False
-        self.run(moment.step, moment.state.params)
+        newest = self.run(moment.step, moment.state)
+        # Some schedules lower the rate by this loss; what is saved knows of it.
+        opt_state = optim.observe(moment.state.opt_state, newest["eval_loss"])
+        moment.state = dataclasses.replace(moment.state, opt_state=opt_state)
         return self._exhausted(moment.step)
 
-    def run(self, step: int, trainable: Any) -> None:
-        """Evaluates, and writes the line of `step`."""
+    def run(self, step: int, state: TrainState) -> dict[str, float]:
+        """Evaluates, and writes the line of `step`; returns the losses."""
         start = time.monotonic()
-        self.newest = self._evaluate(trainable)
+        self.newest = self._evaluate(state)
         self._file.write({"step": step, **self.newest})
         self._progress.note(
             f"evaluation after step {step}: loss {self.newest['eval_loss']:.4f}, "
             f"token accuracy {self.newest['eval_accuracy']:.1%}"
         )
         self._log.paused(time.monotonic() - start)
+        return self.newest
 
     @property
     def exhausted(self) -> bool:

@@ -1,7 +1,8 @@
 """The training loop: draw a batch, take a step, tell the hooks."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,8 +10,12 @@ from jaxpeft.data import Batch
 from jaxpeft.step import Metrics, TrainState
 
 
-class Moment(NamedTuple):
-    """What a hook sees after a step: `step` counts from 1."""
+@dataclass
+class Moment:
+    """What a hook sees after a step: `step` counts from 1.
+
+    A hook may put another `state` in: the hooks after it and the next step get that.
+    """
 
     step: int
     state: TrainState
@@ -43,6 +48,7 @@ def fit(
         tokens = int(np.count_nonzero(batch["segments"]))
         moment = Moment(done, state, metrics, tokens)
         ends = [hook(moment) for hook in hooks]  # all of them, also after a True
+        state = moment.state
         if any(ends):
             break
     return state

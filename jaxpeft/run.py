@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 from jaxpeft import (
     adapters,
@@ -23,8 +22,10 @@ from jaxpeft import (
     tree,
 )
 from jaxpeft.config import RunConfig
+from jaxpeft.errors import InputError
+from jaxpeft.fused import make_fused_train_step
 from jaxpeft.generation import generate
-from jaxpeft.step import TrainState
+from jaxpeft.step import TrainState, TrainStep, make_train_step
 
 SAMPLE_TOKENS = 96  # of an answer shown before and after training
 
@@ -56,6 +57,7 @@ class Run:
         self.parts = cfg.training.gradient_accumulation_steps
         micro = cfg.training.batch_size // self.parts
         session.check_batches(cfg, self.mesh)
+        fused = fused_backward(cfg)
         self.base = session.open_base(cfg.model)
         session.check_length(cfg, self.base)
         session.check_adapter(self.base, cfg.adapter)
@@ -77,11 +79,17 @@ class Run:
         self.steps = cfg.training.max_steps or steps_in(
             epochs, self.batches.steps_per_epoch
         )
-        optimizer, schedule = (s.model_dump() for s in (cfg.optimizer, cfg.schedule))
-        self.tx = optim.make(optimizer, schedule, self.steps)
-        self.schedule = optim.make_schedule(
-            cfg.optimizer.learning_rate, schedule, self.steps
-        )
+        sections = cfg.optimizer.model_dump(), cfg.schedule.model_dump()
+        made = optim.make_parts(*sections, self.steps)
+        if made.scale is not None and cfg.training.eval_steps is None:
+            raise InputError(
+                f"schedule.name: found {cfg.schedule.name!r}; it follows the "
+                "evaluation loss, and nothing is evaluated: set data.eval and "
+                "training.eval_steps"
+            )
+        self.schedule = made.rate
+        self.leafwise = optim.leafwise(made, cfg.optimizer.name) if fused else None
+        self.tx = made.optimizer if fused else made.chain()
         adapter_key, self.key = jax.random.split(jax.random.key(cfg.seed))
         params = self.base.load(self.mesh)
         params = session.add_adapter(params, cfg.adapter, self.base.cfg, adapter_key)
@@ -95,16 +103,23 @@ class Run:
         state = TrainState.create(self.trainable, self.tx, self.key)
         whole = sharding.replicated(self.mesh)
         placed, _ = tree.partition(self.shardings, self.mask)
-        opt_state = optax.tree.map_params(
-            self.tx,
-            lambda _, where: where,
-            state.opt_state,
-            placed,
-            transform_non_params=lambda _: whole,
+        opt_state = sharding.of_state(
+            self.mesh, state.opt_state, self.trainable, placed
         )
         where = jax.tree.map(lambda _: whole, state)
         where = where.replace(params=placed, opt_state=opt_state)
         return jax.device_put(state, where)
+
+    def train_step(self) -> TrainStep:
+        """The step that the configuration describes, to be jitted."""
+        if self.leafwise is None:
+            return make_train_step(self.base.cfg, self.tx)
+        limit = self.cfg.optimizer.max_grad_norm
+        return make_fused_train_step(self.base.cfg, self.leafwise, limit)
+
+    def view(self, state: TrainState) -> Any:
+        """The trainable parameters to evaluate and to keep: averaged ones, if any."""
+        return optim.evaluation_params(state.opt_state, state.params)
 
     def fingerprint(self) -> dict[str, str]:
         """What a resumed run must share with the one that was saved."""
@@ -152,6 +167,35 @@ class Run:
             prompt_text = tokenizer.decode(prompt, skip_special_tokens=True)
             shown.append((prompt_text, *texts))
         return shown
+
+
+def fused_backward(cfg: RunConfig) -> bool:
+    """Whether layers are updated inside the backward pass.
+
+    Raises InputError where that was asked for and cannot be.
+    """
+    wanted, full = cfg.training.fused_backward, cfg.adapter.method == session.FULL
+    if wanted is None:
+        wanted = full and cfg.optimizer.name in optim.FUSED
+    if not wanted:
+        return False
+    parts = cfg.training.gradient_accumulation_steps
+    problems = []
+    if not full:
+        problems.append(
+            f"training.fused_backward: found true with adapter.method "
+            f"{cfg.adapter.method!r}; an adapter's gradients are small: remove it, or "
+            "use method full"
+        )
+    if parts > 1:
+        problems.append(
+            f"training.gradient_accumulation_steps: found {parts}; a backward pass "
+            "that updates each layer as it goes has no gradients to add up: use 1 with "
+            "a smaller batch_size, or training.fused_backward: false"
+        )
+    if problems:
+        raise InputError(*problems)
+    return True
 
 
 def shardings(params: Any, cfg: models.ModelConfig, mesh: jax.sharding.Mesh) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ TABLES = {
 }
 CONFIG = "config.yaml"
 ADAPTER = "adapter"
+MODEL = "model"  # in its place after full fine-tuning
+FULL = "full"
+
+# What goes along with a model's weights: how it generates, and its tokenizer.
+COMPANIONS = ("generation_config.json", *hf.TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,12 @@ class Base:
     def shapes(self) -> dict[str, Any]:
         """The weights' shapes alone."""
         return models.shapes(self.cfg, self.dtype)
+
+    def copy_companions(self, target: Path) -> None:
+        """Copies to `target` what belongs to the model beside its weights."""
+        for name in COMPANIONS:
+            if (self.directory / name).is_file():
+                shutil.copy(self.directory / name, target / name)
 
 
 def open_base(section: ModelSection) -> Base:
@@ -66,6 +78,11 @@ def open_base(section: ModelSection) -> Base:
 
 def check_adapter(base: Base, section: AdapterSection) -> None:
     """Raises InputError if the adapter does not fit, before any weight is read."""
+    if section.method == FULL and section.init_from is not None:
+        raise InputError(
+            f"adapter.init_from: found {section.init_from!r} beside method full, which "
+            "has no adapter; remove it, or merge that adapter first (jaxpeft export)"
+        )
     if section.init_from is None:
         inject = functools.partial(adapters.inject, rules=_rules(section))
         jax.eval_shape(
@@ -131,10 +148,12 @@ def open_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def open_run(
     directory: str | Path, overrides: Sequence[str] = ()
-) -> tuple[RunConfig, Path]:
+) -> tuple[RunConfig, Path | None]:
     """The configuration of a run directory and the folder of its trained adapter.
 
-    Raises InputError where the directory holds no run, or one that has not ended.
+    After full fine-tuning there is no adapter, and the configuration's base model is
+    the one that was trained. Raises InputError where the directory holds no run, or
+    one that has not ended.
     """
     directory = Path(directory)
     path = directory / CONFIG
@@ -142,18 +161,23 @@ def open_run(
         raise InputError(
             f"--run: {str(path)!r} is missing; give the output_dir of a training run"
         )
-    adapter = directory / ADAPTER
-    if not adapter.is_dir():
+    cfg = open_config(path, overrides)
+    result = directory / (MODEL if cfg.adapter.method == FULL else ADAPTER)
+    if not result.is_dir():
         raise InputError(
-            f"--run: {str(adapter)!r} is missing: the run has not ended; repeat its "
+            f"--run: {str(result)!r} is missing: the run has not ended; repeat its "
             "training command to finish it"
         )
-    return open_config(path, overrides), adapter
+    if cfg.adapter.method != FULL:
+        return cfg, result
+    trained = cfg.model.model_copy(update={"path": str(result)})
+    return cfg.model_copy(update={"model": trained}), None
 
 
 def _rules(section: AdapterSection) -> dict[str, Any]:
+    targets = {"target_modules": section.target_modules}
     return {
         "method": section.method,
-        "target_modules": section.target_modules,
+        **({} if section.method == FULL else targets),
         **section.options,
     }

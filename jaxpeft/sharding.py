@@ -67,6 +67,40 @@ def of(mesh: Mesh, axes: Any, tree: Any) -> Any:
     return jax.tree.map(lambda x, names: named(mesh, names, x.shape), tree, axes)
 
 
+def of_state(mesh: Mesh, state: Any, params: Any, placed: Any) -> Any:
+    """Where each leaf of an optimizer's state lies: like the parameter it belongs to.
+
+    params, placed: the parameters (arrays or shapes) and their shardings, one
+    structure. A state's leaf belongs to the parameter whose path is a part of its own.
+    With as many dimensions it is split as the parameter is, wherever the mesh divides
+    it (codes, and the scales of their blocks); what is smaller is replicated.
+    """
+    shapes = jax.tree_util.tree_leaves_with_path(params)
+    specs = jax.tree.leaves(placed)
+    known = {
+        tuple(map(str, path)): (leaf.ndim, spec.spec)
+        for (path, leaf), spec in zip(shapes, specs, strict=True)
+    }
+
+    def where(path: tuple, leaf: Any) -> NamedSharding:
+        keys = tuple(map(str, path))
+        owners = (
+            known.get(keys[start:end])
+            for start in range(len(keys))
+            for end in range(len(keys), start, -1)
+        )
+        ndim, spec = next(filter(None, owners), (0, PartitionSpec()))
+        if leaf.ndim != ndim:
+            return replicated(mesh)
+        parts = [
+            part if part and size % mesh.shape[part] == 0 else None
+            for part, size in zip(spec, leaf.shape)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*parts))
+
+    return jax.tree_util.tree_map_with_path(where, state)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())

@@ -81,6 +81,7 @@ def make_train_step(cfg: ModelConfig, tx: optax.GradientTransformation) -> Train
         return nll, jnp.sum(mask).astype(jnp.float32)
 
     gradient = jax.value_and_grad(token_loss, has_aux=True)
+    tx = optax.with_extra_args_support(tx)
 
     def train_step(
         state: TrainState, frozen: Any, batch: Batch
@@ -109,7 +110,7 @@ def make_train_step(cfg: ModelConfig, tx: optax.GradientTransformation) -> Train
 
 def _apply(
     state: TrainState,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     grads: Any,
     value: Array,
     count: Array,
@@ -117,7 +118,7 @@ def _apply(
     """One update, or none where the loss or the gradient is not finite."""
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(value)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value)
     params = optax.apply_updates(state.params, updates)
 
     def chosen(new: Array, old: Array) -> Array:

@@ -1,6 +1,5 @@
 """What is done with a trained model: evaluate it, ask it, write it for others."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,6 @@ from jaxpeft.errors import InputError
 from jaxpeft.generation import generate
 from jaxpeft.session import Base
 from jaxpeft.step import make_eval_step
-
-# What goes along with a merged model: how it generates, and its tokenizer.
-COMPANIONS = ("generation_config.json", *hf.TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)
@@ -126,12 +122,15 @@ def export(run: str, kind: str, out: str, dtype: str | None) -> None:
     base = session.open_base(cfg.model)
     params = _params(base, adapter)
     if kind == "peft":
+        if adapter is None:
+            raise InputError(
+                "--to: found 'peft'; the run trained the whole model and has no "
+                "adapter: use --to merged"
+            )
         hf.save_adapter(params, target, base.cfg, base=cfg.model.path)
         return
     hf.save(adapters.merge(params), target, base.cfg, dtype=dtype)
-    for name in COMPANIONS:
-        if (base.directory / name).is_file():
-            shutil.copy(base.directory / name, target / name)
+    base.copy_companions(target)
 
 
 def _params(

@@ -14,8 +14,8 @@ from jaxpeft.loop import fit
 from jaxpeft.progress import make_progress
 from jaxpeft.run import Run, describe
 from jaxpeft.run_lock import LOCK, RunLock
-from jaxpeft.session import ADAPTER, CONFIG
-from jaxpeft.step import TrainState, make_eval_step, make_train_step
+from jaxpeft.session import ADAPTER, CONFIG, FULL, MODEL
+from jaxpeft.step import TrainState, make_eval_step
 
 CHECKPOINTS, METRICS, PLOT = "checkpoints", "metrics.jsonl", "loss.png"
 
@@ -72,8 +72,7 @@ class _Steps:
         self.file = hooks.MetricsFile(
             run.output / METRICS, first if self.resumed else None
         )
-        train_step = make_train_step(run.base.cfg, run.tx)
-        self.step = Compiled(train_step, "step", self.progress.note, donate=(0,))
+        self.step = Compiled(run.train_step(), "step", self.progress.note, donate=(0,))
         self.eval_step = Compiled(
             make_eval_step(run.base.cfg), "evaluation", self.progress.note
         )
@@ -133,8 +132,8 @@ class _Steps:
 
     def _before(self, state: TrainState) -> None:
         if self.evaluate is not None:
-            self.evaluate.run(0, state.params)
-        for prompt, _, answer in self.run.answers(state.params):
+            self.evaluate.run(0, state)
+        for prompt, _, answer in self.run.answers(self.run.view(state)):
             console.say(f"before training\n  prompt: {_short(prompt)}")
             console.say(f"  answer: {_short(answer)}")
 
@@ -159,8 +158,9 @@ class _Steps:
             waited=extra.get("waited", 0),
         )
 
-    def _losses(self, trainable: Any) -> dict[str, float]:
+    def _losses(self, state: TrainState) -> dict[str, float]:
         self.watchdog.pet(hooks.SAVE_GRACE)
+        trainable = self.run.view(state)
         batches = map(self.run.on_devices, self.run.evaluation or ())
         frozen = self.run.frozen
         return evaluation.losses(self.eval_step(trainable, frozen, b) for b in batches)
@@ -168,11 +168,19 @@ class _Steps:
 
 def _finish(run: Run, state: TrainState) -> None:
     """Writes the adapter and the plot, and says what came of the run."""
-    params = tree.combine(state.params, run.frozen)
-    hf.save_adapter(params, run.output / ADAPTER, run.base.cfg, base=run.cfg.model.path)
+    trained = run.view(state)
+    params = tree.combine(trained, run.frozen)
+    result = MODEL if run.cfg.adapter.method == FULL else ADAPTER
+    if result == MODEL:
+        hf.save(params, run.output / MODEL, run.base.cfg)
+        run.base.copy_companions(run.output / MODEL)
+    else:
+        hf.save_adapter(
+            params, run.output / ADAPTER, run.base.cfg, base=run.cfg.model.path
+        )
     metrics = run.output / METRICS
     plots.plot_losses(metrics, run.output / PLOT, str(run.output))
-    for prompt, reference, answer in run.answers(state.params):
+    for prompt, reference, answer in run.answers(trained):
         console.say(f"after training\n  prompt: {_short(prompt)}")
         console.say(f"  answer: {_short(answer)}\n  reference: {_short(reference)}")
     _, evaluations = plots.read_metrics(metrics)
@@ -182,7 +190,7 @@ def _finish(run: Run, state: TrainState) -> None:
     if int(state.skipped):
         console.warn(f"{int(state.skipped)} steps had no finite gradient: skipped")
     console.say(f"state after step {int(state.step)}: {tree.digest(state)}")
-    for name, path in (("adapter", ADAPTER), ("plot", PLOT), ("metrics", METRICS)):
+    for name, path in ((result, result), ("plot", PLOT), ("metrics", METRICS)):
         console.say(f"{name + ':':<9}{run.output / path}")
 
 
@@ -198,10 +206,12 @@ def check_output(output: Path, resume: str) -> None:
             f"output_dir: {str(output)!r} is not empty, and --resume never starts over "
             "only in an empty directory; choose another one, or empty it yourself"
         )
-    if ADAPTER in found and CHECKPOINTS not in found:
+    trained = [name for name in (ADAPTER, MODEL) if name in found]
+    if trained and CHECKPOINTS not in found:
         raise InputError(
-            f"output_dir: {str(output)!r} holds a trained adapter and no checkpoint to "
-            "continue from; training would overwrite it: choose another directory"
+            f"output_dir: {str(output)!r} holds a trained {trained[0]} and no "
+            "checkpoint to continue from; training would overwrite it: choose another "
+            "directory"
         )
 
 

@@ -49,7 +49,11 @@ def components(section: str, table: Table) -> list[str]:
         for key in keys:
             parameter = table.parameters(name)[key]
             kind = described(parameter.annotation)
-            lines.append(f"| `{key}` | {str(parameter.default).lower()} | {kind} |")
+            needed = parameter.default is inspect.Parameter.empty
+            default = "required" if needed else str(parameter.default).lower()
+            lines.append(
+                f"| `{key}` | {default} | {kind.replace('|', chr(92) + '|')} |"
+            )
     return lines
 
 

@@ -16,13 +16,14 @@ LAYERS = (
     ("errors", "console", "tree", "manifest", "huge_pages"),
     ("strict_yaml", "kernel", "run_lock", "interrupt"),
     ("config",),
-    # 1: where arrays lie
-    ("sharding",),
+    # 1: where arrays lie, and how they are stored
+    ("sharding", "quant"),
     # 2: siblings that do not know each other
     ("adapters", "models", "optim", "data"),
     # 3: models and adapters meet files, losses and steps
     ("hf", "checkpoint", "loss", "compiled"),
     ("step", "evaluation"),
+    ("fused",),
     # 4: a run and what is done with its result
     ("generation", "plots", "progress", "loop", "summary"),
     ("hooks", "session"),

@@ -12,14 +12,20 @@ from jaxpeft import kernel, tree
 from jaxpeft.adapters import targets
 from jaxpeft.adapters.lora import LoRA, lora
 from jaxpeft.config import Table, check_call
-from jaxpeft.errors import InputError, suggest
+from jaxpeft.errors import InputError
 
 # Each entry wraps one kernel: `method(base, key, **settings)`. Its keyword arguments
 # are its keys in the configuration, beside those of `inject`.
 METHODS: dict[str, Callable[..., Any]] = {
     "lora": lora,
 }
-TABLE = Table(METHODS, given={"base", "key"})
+
+
+def full() -> None:
+    """No adapter: every weight of the base trains, and the result is a whole model."""
+
+
+TABLE = Table({**METHODS, "full": full}, given={"base", "key"})
 
 __all__ = ["METHODS", "TABLE", "LoRA", "inject", "lora", "merge", "trainable_mask"]
 
@@ -31,18 +37,19 @@ def inject(
 
     rules: `method` (default "lora"), `target_modules` (default "all-linear") and the
     method's own keyword arguments. The model computes the same function until the
-    adapters train. Adapter weights are float32 whatever the base's dtype.
+    adapters train. Adapter weights are float32 whatever the base's dtype. Method
+    "full" adds none: then the base itself trains, in the dtype that it has.
     Raises InputError for an unknown method or key, a pattern that matches nothing, a
     rank that does not fit.
     """
     settings = dict(rules)
     name = settings.pop("method", "lora")
     pattern = settings.pop("target_modules", targets.ALL_LINEAR)
-    if name not in METHODS:
-        raise InputError(f"adapter.method: found {name!r}" + suggest(name, METHODS))
     problems = check_call("adapter", name, TABLE, settings, selector="method")
     if problems:
         raise InputError(*problems)
+    if name == "full":
+        return dict(params)
     chosen = targets.select(params, pattern)
     kernels = dict(tree.walk(params))
     changes = {}
@@ -59,8 +66,11 @@ def trainable_mask(params: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
     """A tree of booleans like `params`: true where a leaf trains.
 
     Those are the adapters' own weights, and the leaves whose dotted name ends with an
-    entry of `also` ("norm.scale"). Use it with `tree.partition`.
+    entry of `also` ("norm.scale"). Params without any adapter train as a whole,
+    unless `also` names something. Use it with `tree.partition`.
     """
+    if not also and not kernel.nodes(params):
+        return jax.tree.map(lambda _: True, params)
 
     def ends(name: str) -> bool:
         return any(name == e or name.endswith("." + e) for e in also)

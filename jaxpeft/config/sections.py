@@ -1,5 +1,6 @@
 """The sections of a configuration: every key, its type, its default, its meaning."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -139,6 +140,34 @@ class DataSection(_Section):
     )
 
 
+def _regular(value: Any) -> Any:
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise PydanticCustomError(
+            "pattern", "must be a regular expression ({error})", {"error": str(error)}
+        ) from None
+    return value
+
+
+class GroupSection(_Section):
+    """Parameters with settings of their own."""
+
+    pattern: Annotated[Text, BeforeValidator(_regular)] = Field(
+        description="a regular expression for the whole dotted name of a parameter"
+    )
+    learning_rate_factor: float = Field(
+        default=1.0, ge=0, description="their rate over that of the others"
+    )
+    weight_decay: float | None = Field(
+        default=None, ge=0, description="null: that of the others"
+    )
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 class OptimizerSection(ComponentSection):
     """The optimizer. The other keys are its own, such as `b1` and `weight_decay`."""
 
@@ -148,6 +177,17 @@ class OptimizerSection(ComponentSection):
     )
     max_grad_norm: Positive | None = Field(
         default=1.0, description="clip the global gradient norm to this; null: do not"
+    )
+    groups: Annotated[tuple[GroupSection, ...], BeforeValidator(_tuple)] = Field(
+        default=(),
+        description="a list of {pattern, learning_rate_factor, weight_decay}; the "
+        "first one that matches a parameter counts",
+    )
+    lora_plus_ratio: Positive | None = Field(
+        default=None, description="LoRA+: the rate of every b over that of every a"
+    )
+    decay_all: bool = Field(
+        default=False, description="weight decay for biases and norms too"
     )
 
 
@@ -205,6 +245,11 @@ class TrainingSection(_Section):
     samples: Whole = Field(
         default=1,
         description="evaluation examples to answer before and after training",
+    )
+    fused_backward: bool | None = Field(
+        default=None,
+        description="update each layer inside the backward pass, so that never all "
+        "gradients exist; null: for lomo and adalomo with method full",
     )
     watchdog_seconds: Count | None = Field(
         default=None, description="abort a run that makes no step for so long"

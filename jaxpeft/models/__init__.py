@@ -9,7 +9,16 @@ from typing import Any
 from jaxpeft.errors import InputError
 from jaxpeft.models import llama
 from jaxpeft.models.spec import ModelConfig, ParamSpec, Rope
-from jaxpeft.models.transformer import Cache, forward, head, hidden_states, init_cache
+from jaxpeft.models.transformer import (
+    Cache,
+    embed,
+    forward,
+    head,
+    hidden_states,
+    init_cache,
+    make_block,
+    rms_norm,
+)
 from jaxpeft.models.weights import is_spec, param_specs, random, shapes
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
@@ -25,13 +34,16 @@ __all__ = [
     "ParamSpec",
     "Rope",
     "config",
+    "embed",
     "forward",
     "head",
     "hidden_states",
     "init_cache",
     "is_spec",
+    "make_block",
     "param_specs",
     "random",
+    "rms_norm",
     "shapes",
 ]
 

@@ -90,17 +90,40 @@ def hidden_states(
     """The normalised last hidden states, (batch, seq, hidden): what the head reads."""
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    block = make_block(cfg, positions, segments)
+
+    def body(x: Array, layer: Params) -> tuple[Array, None]:
+        return block(x, layer), None
+
+    body = jax.checkpoint(body, policy=POLICIES[cfg.remat], prevent_cse=False)
+    weights = params["model"]
+    x = embed(weights["embed_tokens"], tokens, cfg)
+    x, _ = jax.lax.scan(body, x, weights["layers"])
+    return rms_norm(x, weights["norm"]["scale"], cfg.rms_norm_eps)
+
+
+def make_block(
+    cfg: ModelConfig, positions: Array, segments: Array | None
+) -> Callable[[Array, Params], Array]:
+    """The function (x, weights of one layer) -> x of a whole sequence.
+
+    x: (batch, seq, hidden); positions, segments: see `forward`.
+    """
     angles = rope.cos_sin(positions, cfg)
 
     def attention(q: Array, k: Array, v: Array) -> Array:
         return attend(q, k, v, segments)
 
-    def body(x: Array, layer: Params) -> tuple[Array, None]:
-        return _layer(x, layer, angles, attention, cfg), None
+    def block(x: Array, layer: Params) -> Array:
+        return _layer(x, layer, angles, attention, cfg)
 
-    body = jax.checkpoint(body, policy=POLICIES[cfg.remat], prevent_cse=False)
-    x, _ = jax.lax.scan(body, _embed(params, tokens, cfg), params["model"]["layers"])
-    return rms_norm(x, params["model"]["norm"]["scale"], cfg.rms_norm_eps)
+    return block
+
+
+def embed(weights: Params, tokens: Array, cfg: ModelConfig) -> Array:
+    """What the first layer reads: (batch, seq, hidden), of `embed_tokens`."""
+    x = weights["embedding"][tokens]
+    return x.astype(cfg.activation_dtype or x.dtype)
 
 
 def decode(
@@ -142,7 +165,8 @@ def decode(
         return x, (stored[0], stored[1])
 
     layers = (params["model"]["layers"], cache.k, cache.v)
-    x, (k, v) = jax.lax.scan(body, _embed(params, tokens, cfg), layers)
+    x = embed(params["model"]["embed_tokens"], tokens, cfg)
+    x, (k, v) = jax.lax.scan(body, x, layers)
     x = x[:, -1:] if last_only else x
     x = rms_norm(x, params["model"]["norm"]["scale"], cfg.rms_norm_eps)
     logits = (x @ head(params)).astype(jnp.float32)
@@ -169,11 +193,6 @@ def linear(x: Array, weights: Params) -> Array:
     """`x @ kernel + bias`, the bias where there is one."""
     y = x @ weights["kernel"]
     return y + weights["bias"].astype(y.dtype) if "bias" in weights else y
-
-
-def _embed(params: Params, tokens: Array, cfg: ModelConfig) -> Array:
-    x = params["model"]["embed_tokens"]["embedding"][tokens]
-    return x.astype(cfg.activation_dtype or x.dtype)
 
 
 def _layer(

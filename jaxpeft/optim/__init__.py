@@ -1,72 +1,79 @@
 """Optimizers and schedules as ordinary optax transformations."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import optax
-
-from jaxpeft import config
 from jaxpeft.optim import schedules
+from jaxpeft.optim.adafactor import adafactor
+from jaxpeft.optim.adagrad import adagrad
+from jaxpeft.optim.adalomo import adalomo
+from jaxpeft.optim.adam_mini import adam_mini
 from jaxpeft.optim.adamw import adamw
-
-__all__ = ["OPTIMIZERS", "SCHEDULES", "adamw", "make", "make_schedule", "schedules"]
-
-# name -> callable; what it takes besides `given` are its keys in the configuration.
-OPTIMIZERS = config.Table(
-    entries={"adamw": adamw},
-    aliases={
-        "adamw_torch": "adamw",
-        "adamw_torch_fused": "adamw",
-        "adamw_hf": "adamw",
-        "paged_adamw": "adamw",
-        "paged_adamw_32bit": "adamw",
-    },
-    given={"learning_rate", "mask"},
+from jaxpeft.optim.adamw_4bit import adamw_4bit
+from jaxpeft.optim.adamw_8bit import adamw_8bit
+from jaxpeft.optim.ademamix import ademamix
+from jaxpeft.optim.apollo import apollo, apollo_mini
+from jaxpeft.optim.came import came
+from jaxpeft.optim.galore import galore
+from jaxpeft.optim.grokadamw import grokadamw
+from jaxpeft.optim.lion import lion
+from jaxpeft.optim.lion_8bit import lion_8bit
+from jaxpeft.optim.lomo import lomo
+from jaxpeft.optim.lora_plus import lora_plus
+from jaxpeft.optim.make import FUSED, OPTIMIZERS, leafwise, make, make_parts
+from jaxpeft.optim.muon import muon
+from jaxpeft.optim.plateau import observe, rate_factor
+from jaxpeft.optim.prodigy import prodigy
+from jaxpeft.optim.quantize_state import quantize_state
+from jaxpeft.optim.rmsprop import rmsprop
+from jaxpeft.optim.rule import Group, Layout, Rule, transformation
+from jaxpeft.optim.schedule_free import (
+    evaluation_params,
+    schedule_free_adamw,
+    schedule_free_radam,
+    schedule_free_sgd,
 )
-SCHEDULES = config.Table(
-    entries={
-        "constant": schedules.constant,
-        "linear": schedules.linear,
-        "cosine": schedules.cosine,
-    },
-    aliases={"constant_with_warmup": "constant", "warmup_cosine": "cosine"},
-    given={"learning_rate", "total_steps", "warmup_steps"},
-)
+from jaxpeft.optim.scheduling import SCHEDULES, make_schedule
+from jaxpeft.optim.sgd import sgd
+from jaxpeft.optim.stable_adamw import stable_adamw
 
-
-def make_schedule(
-    learning_rate: float, schedule: Mapping[str, Any], total_steps: int
-) -> optax.Schedule:
-    """The schedule that a `schedule` section describes: step (from 0) -> rate.
-
-    schedule: `name`, `warmup_ratio` or `warmup_steps`, and the schedule's own keys.
-    Raises InputError for unknown names and keys.
-    """
-    section = config.parse_section("schedule", schedule, SCHEDULES)
-    warmup = schedules.resolve_warmup(
-        total_steps, section.warmup_steps, section.warmup_ratio
-    )
-    return config.build(
-        SCHEDULES,
-        section,
-        learning_rate=learning_rate,
-        total_steps=total_steps,
-        warmup_steps=warmup,
-    )
-
-
-def make(
-    optimizer: Mapping[str, Any], schedule: Mapping[str, Any], total_steps: int
-) -> optax.GradientTransformation:
-    """The optax transformation that a configuration describes.
-
-    optimizer: `name`, `learning_rate`, `max_grad_norm` (clipping by the global norm,
-    None: none) and the optimizer's own keywords. schedule: see `make_schedule`.
-    Raises InputError for unknown names and keys, all at once for each section.
-    """
-    section = config.parse_section("optimizer", optimizer, OPTIMIZERS)
-    rate = make_schedule(section.learning_rate, schedule, total_steps)
-    transformation = config.build(OPTIMIZERS, section, learning_rate=rate)
-    if section.max_grad_norm is None:
-        return transformation
-    return optax.chain(optax.clip_by_global_norm(section.max_grad_norm), transformation)
+__all__ = [
+    "FUSED",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Group",
+    "Layout",
+    "Rule",
+    "adafactor",
+    "adagrad",
+    "adalomo",
+    "adam_mini",
+    "adamw",
+    "adamw_4bit",
+    "adamw_8bit",
+    "ademamix",
+    "apollo",
+    "apollo_mini",
+    "came",
+    "evaluation_params",
+    "galore",
+    "grokadamw",
+    "leafwise",
+    "lion",
+    "lion_8bit",
+    "lomo",
+    "lora_plus",
+    "make",
+    "make_parts",
+    "make_schedule",
+    "muon",
+    "observe",
+    "prodigy",
+    "quantize_state",
+    "rate_factor",
+    "rmsprop",
+    "schedule_free_adamw",
+    "schedule_free_radam",
+    "schedule_free_sgd",
+    "schedules",
+    "sgd",
+    "stable_adamw",
+    "transformation",
+]

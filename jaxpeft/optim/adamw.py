@@ -1,8 +1,47 @@
 """AdamW: Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import optax
+from jax import Array
+
+from jaxpeft.optim.rule import (
+    Context,
+    Layout,
+    Place,
+    Rule,
+    RuleTransformation,
+    debias,
+    transformation,
+)
+
+
+class AdamState(NamedTuple):
+    """Both moments of one tensor, float32 and shaped like it."""
+
+    mu: Array
+    nu: Array
+
+
+def adamw_rule(b1: float, b2: float, eps: float) -> Rule:
+    """The rule of `adamw`."""
+
+    def init(p: Array, place: Place) -> AdamState:
+        return AdamState(jnp.zeros_like(p), jnp.zeros_like(p))
+
+    def update(
+        g: Array, state: AdamState, p: Array, ctx: Context
+    ) -> tuple[Array, AdamState]:
+        # torch rounds b1 m and b2 v and then adds the gradient's term in one rounding;
+        # a compiler that fuses does the same to the first product of a sum.
+        mu = (1 - b1) * g + b1 * state.mu
+        nu = ((1 - b2) * g) * g + b2 * state.nu
+        root = jnp.sqrt(nu) / jnp.sqrt(debias(b2, ctx.t)) + eps
+        rate = ctx.learning_rate / debias(b1, ctx.t)
+        return ctx.decayed(p) - rate * (mu / root), AdamState(mu, nu)
+
+    return Rule(init, update)
 
 
 def adamw(
@@ -12,13 +51,22 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     mask: Any = None,
-) -> optax.GradientTransformation:
-    """p <- p - rate * (m / (sqrt(v) + eps) + weight_decay * p), moments debiased.
+    layout: Layout | None = None,
+) -> RuleTransformation:
+    """Adam with a decay of the weights that the moments do not see.
 
-    m <- b1 m + (1 - b1) g and v <- b2 v + (1 - b2) g**2, float32: 8 bytes a parameter.
-    mask: which parameters decay, a tree of booleans or a function to one; None: all.
-    optax's own, with the decay that torch's AdamW has by default.
+        m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g**2
+        p <- p (1 - rate * weight_decay)
+        p <- p - rate / (1 - b1**t) * m / (sqrt(v) / sqrt(1 - b2**t) + eps)
+
+    State: m and v in float32, 8 bytes a parameter. mask, layout: see
+    `rule.transformation`. Equal to torch.optim.AdamW; `optax.adamw` differs from both
+    by the rounding of its fused decay and of 1 - b**t.
     """
-    return optax.adamw(
-        learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask
+    return transformation(
+        adamw_rule(b1, b2, eps),
+        learning_rate,
+        weight_decay=weight_decay,
+        mask=mask,
+        layout=layout,
     )

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
-from jaxpeft import optim
+from jaxpeft import config, optim, tree
 from jaxpeft.errors import InputError
 
 CONSTANT = {"name": "constant"}
@@ -23,17 +24,47 @@ def steps(tx, grads):
 
 @pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS.aliases))
 def test_aliases_mean_the_same(name):
-    grads = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    named, meant = (
-        steps(optim.make({"name": n, "learning_rate": 0.1}, CONSTANT, 3), grads)
+    """A configuration with the alias is the one with the name."""
+    sections = [
+        config.parse_section("optimizer", {"name": n}, optim.OPTIMIZERS)
         for n in (name, optim.OPTIMIZERS.aliases[name])
-    )
-    np.testing.assert_array_equal(named, meant)
+    ]
+    assert sections[0] == sections[1]
+    assert sections[0].name in optim.OPTIMIZERS.entries
 
 
-@pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused"])
+# What users of transformers bring along, and what it is here.
+TRANSFORMERS = {
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "adamw_8bit",
+    "paged_adamw_32bit": "adamw",
+    "lion_32bit": "lion",
+    "paged_lion_32bit": "lion",
+    "lion_8bit": "lion_8bit",
+    "paged_lion_8bit": "lion_8bit",
+    "apollo_adamw": "apollo",
+    "galore_adamw": "galore",
+    "grokadamw": "grokadamw",
+    "lomo": "lomo",
+    "adalomo": "adalomo",
+    "schedule_free_adamw": "schedule_free_adamw",
+    "schedule_free_sgd": "schedule_free_sgd",
+    "schedule_free_radam": "schedule_free_radam",
+    "stable_adamw": "stable_adamw",
+    "adafactor": "adafactor",
+    "sgd": "sgd",
+    "rmsprop": "rmsprop",
+    "adagrad": "adagrad",
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers_names_are_known(name):
-    assert optim.OPTIMIZERS.resolve(name) == "adamw"
+    assert name in {*transformers.training_args.OptimizerNames}
+    assert optim.OPTIMIZERS.resolve(name) == TRANSFORMERS[name]
 
 
 def test_the_schedule_sets_the_rate():
@@ -65,6 +96,102 @@ def test_keys_reach_the_optimizer():
     section = {"name": "adamw", "learning_rate": 1.0, "weight_decay": 0.0}
     tx = optim.make({**section, "eps": 1.0, "max_grad_norm": None}, CONSTANT, 1)
     np.testing.assert_allclose(steps(tx, [np.ones(4)])[0], -0.5, rtol=1e-5)
+
+
+# A norm's scale and a bias beside a matrix, in a stack of two layers; and LoRA's two.
+TREE = {
+    "layers": {
+        "norm": {"scale": jnp.ones((2, 4))},
+        "mlp": {"kernel": jnp.ones((2, 4, 4)), "bias": jnp.ones((2, 4))},
+        "q_proj": {"kernel": {"a": jnp.ones((2, 4, 2)), "b": jnp.ones((2, 2, 4))}},
+    }
+}
+
+
+def moved(**keys):
+    """How far each leaf goes at gradient 1, by name: once the rate, or its decay."""
+    section = {"name": "sgd", "learning_rate": 1.0, "max_grad_norm": None, **keys}
+    tx = optim.make(section, CONSTANT, 1)
+    ones = jax.tree.map(jnp.ones_like, TREE)
+    updates, _ = tx.update(ones, tx.init(TREE), TREE)
+    return {
+        name.removeprefix("layers."): round(-float(jnp.mean(value)), 6)
+        for name, value in tree.named_leaves(updates)
+    }
+
+
+def test_biases_and_norms_do_not_decay_unless_told():
+    assert moved(weight_decay=0.5) == {
+        "norm.scale": 1.0,
+        "mlp.kernel": 1.5,
+        "mlp.bias": 1.0,
+        "q_proj.kernel.a": 1.5,
+        "q_proj.kernel.b": 1.5,
+    }
+    assert set(moved(weight_decay=0.5, decay_all=True).values()) == {1.5}
+
+
+def test_the_first_group_that_matches_counts():
+    groups = [
+        {"pattern": r".*mlp\..*", "learning_rate_factor": 0.5, "weight_decay": 0.0},
+        {"pattern": r".*(kernel|scale)", "learning_rate_factor": 2.0},
+    ]
+    assert moved(weight_decay=0.5, groups=groups) == {
+        "norm.scale": 2.0,
+        "mlp.kernel": 0.5,
+        "mlp.bias": 0.5,
+        "q_proj.kernel.a": 1.5,
+        "q_proj.kernel.b": 1.5,
+    }
+
+
+def test_lora_plus_gives_b_a_rate_of_its_own():
+    found = moved(lora_plus_ratio=16.0)
+    assert found.pop("q_proj.kernel.b") == 16.0
+    assert set(found.values()) == {1.0}
+
+
+def test_a_rate_of_its_own_is_that_of_an_optimizer_alone():
+    """A group's factor acts as another learning rate, moments and all."""
+    grads = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    section = {"name": "adamw", "weight_decay": 0.1, "learning_rate": 1e-3}
+    group = {"pattern": "w", "learning_rate_factor": 3.0}
+    found, alone = (
+        steps(optim.make({**section, **keys}, CONSTANT, 5), grads)
+        for keys in ({"groups": [group]}, {"learning_rate": 3e-3})
+    )
+    np.testing.assert_allclose(found, alone, rtol=1e-5)
+
+
+def test_schedule_free_warms_up_by_itself():
+    section = {"name": "schedule_free_sgd", "learning_rate": 1.0, "momentum": 0.9}
+    schedule = {"name": "constant", "warmup_steps": 4}
+    made = optim.make_parts(section, schedule, 10)
+    rates = [float(made.rate(i)) for i in range(6)]
+    np.testing.assert_allclose(rates, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+    ours = steps(made.chain(), np.full((3, 4), 0.1, np.float32))
+    direct = optim.schedule_free_sgd(1.0, warmup_steps=4)
+    np.testing.assert_array_equal(ours, steps(direct, np.full((3, 4), 0.1, np.float32)))
+
+
+def test_relative_steps_need_no_rate():
+    section = {"name": "adafactor", "relative_step": True, "max_grad_norm": None}
+    made = optim.make_parts({**section, "warmup_init": True}, CONSTANT, 10)
+    np.testing.assert_allclose([made.rate(0), made.rate(9)], [1e-6, 1e-5], rtol=1e-6)
+    first = steps(made.chain(), np.ones((1, 4), np.float32))[0]
+    np.testing.assert_allclose(first, -1e-6, rtol=1e-4)
+
+
+def test_a_plateau_scales_what_the_optimizer_does():
+    section = {"name": "sgd", "learning_rate": 1.0, "max_grad_norm": None}
+    schedule = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
+    tx = optim.make(section, schedule, 10)
+    state, ones = tx.init(PARAMS), {"w": jnp.ones(4)}
+    for loss in (1.0, 2.0):
+        state = optim.observe(state, loss)
+    updates, _ = tx.update(ones, state, PARAMS)
+    np.testing.assert_allclose(updates["w"], -0.5)
+    assert float(optim.rate_factor(state)) == 0.5
 
 
 def problems(optimizer, schedule=CONSTANT):

@@ -1,0 +1,64 @@
+"""LOMO: gradient descent without optimizer state (Lv et al., 2023)."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxpeft.errors import InputError
+from jaxpeft.optim.rule import (
+    Context,
+    Layout,
+    Place,
+    Rule,
+    RuleTransformation,
+    transformation,
+)
+
+
+def lomo_rule(clip_value: float | None) -> Rule:
+    """The rule of `lomo`."""
+
+    def init(p: Array, place: Place) -> tuple[()]:
+        return ()
+
+    def update(
+        g: Array, state: tuple[()], p: Array, ctx: Context
+    ) -> tuple[Array, tuple[()]]:
+        g = g if clip_value is None else jnp.clip(g, -clip_value, clip_value)
+        return ctx.decayed(p) - ctx.learning_rate * g, state
+
+    return Rule(init, update)
+
+
+def lomo(
+    learning_rate: optax.ScalarOrSchedule,
+    clip_value: float | None = None,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    layout: Layout | None = None,
+) -> RuleTransformation:
+    """Gradient descent, the rule that LOMO applies during the backward pass.
+
+        g <- g cut to [-clip_value, clip_value]
+        p <- p (1 - rate * weight_decay) - rate * g
+
+    No state. What LOMO saves is the memory of the gradients, and that is the work of
+    the backward pass, not of this rule. Equal to lomo_optim's `Lomo` in float32; its
+    clipping by the global norm happens before a rule sees the gradient, and its loss
+    scale has no counterpart, being of use in float16 only. Raises InputError for a
+    `clip_value` that is not above 0. mask, layout: see `rule.transformation`.
+    """
+    if clip_value is not None and not clip_value > 0:
+        raise InputError(
+            f"optimizer.clip_value: found {clip_value}; must be above 0, or null for "
+            "no clipping"
+        )
+    return transformation(
+        lomo_rule(clip_value),
+        learning_rate,
+        weight_decay=weight_decay,
+        mask=mask,
+        layout=layout,
+    )

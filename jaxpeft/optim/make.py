@@ -1,0 +1,244 @@
+"""From the sections of a configuration to an optax transformation."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxpeft import config, tree
+from jaxpeft.errors import InputError
+from jaxpeft.optim.adafactor import adafactor, relative_rate
+from jaxpeft.optim.adagrad import adagrad
+from jaxpeft.optim.adalomo import adalomo
+from jaxpeft.optim.adam_mini import adam_mini
+from jaxpeft.optim.adamw import adamw
+from jaxpeft.optim.adamw_4bit import adamw_4bit
+from jaxpeft.optim.adamw_8bit import adamw_8bit
+from jaxpeft.optim.ademamix import ademamix
+from jaxpeft.optim.apollo import apollo, apollo_mini
+from jaxpeft.optim.came import came
+from jaxpeft.optim.galore import galore
+from jaxpeft.optim.grokadamw import grokadamw
+from jaxpeft.optim.lion import lion
+from jaxpeft.optim.lion_8bit import lion_8bit
+from jaxpeft.optim.lomo import lomo
+from jaxpeft.optim.muon import muon
+from jaxpeft.optim.prodigy import prodigy
+from jaxpeft.optim.rmsprop import rmsprop
+from jaxpeft.optim.rule import Group, Layout, Leafwise, RuleTransformation
+from jaxpeft.optim.schedule_free import (
+    schedule_free_adamw,
+    schedule_free_radam,
+    schedule_free_sgd,
+)
+from jaxpeft.optim.scheduling import (
+    SCHEDULES,
+    make_scale,
+    make_schedule,
+    resolve_warmup,
+)
+from jaxpeft.optim.sgd import sgd
+from jaxpeft.optim.stable_adamw import stable_adamw
+
+# name -> callable; what it takes besides `given` are its keys in the configuration.
+OPTIMIZERS = config.Table(
+    entries={
+        "adamw": adamw,
+        "adafactor": adafactor,
+        "adagrad": adagrad,
+        "adalomo": adalomo,
+        "adam_mini": adam_mini,
+        "adamw_4bit": adamw_4bit,
+        "adamw_8bit": adamw_8bit,
+        "ademamix": ademamix,
+        "apollo": apollo,
+        "apollo_mini": apollo_mini,
+        "came": came,
+        "galore": galore,
+        "grokadamw": grokadamw,
+        "lion": lion,
+        "lion_8bit": lion_8bit,
+        "lomo": lomo,
+        "muon": muon,
+        "prodigy": prodigy,
+        "rmsprop": rmsprop,
+        "schedule_free_adamw": schedule_free_adamw,
+        "schedule_free_radam": schedule_free_radam,
+        "schedule_free_sgd": schedule_free_sgd,
+        "sgd": sgd,
+        "stable_adamw": stable_adamw,
+    },
+    aliases={
+        "adamw_torch": "adamw",
+        "adamw_torch_fused": "adamw",
+        "adamw_hf": "adamw",
+        "adamw_bnb_8bit": "adamw_8bit",
+        "paged_adamw_8bit": "adamw_8bit",
+        "adamw_torch_8bit": "adamw_8bit",
+        "adamw_torch_4bit": "adamw_4bit",
+        "paged_lion_8bit": "lion_8bit",
+        "lion_bnb_8bit": "lion_8bit",
+        "apollo_adamw": "apollo",
+        "galore_adamw": "galore",
+        "paged_adamw": "adamw",
+        "paged_adamw_32bit": "adamw",
+        "lion_32bit": "lion",
+        "paged_lion": "lion",
+        "paged_lion_32bit": "lion",
+        "schedule_free_radamw": "schedule_free_radam",
+    },
+    given={"learning_rate", "mask", "layout", "warmup_steps"},
+)
+
+# They are made for a backward pass that updates as it goes.
+FUSED = ("lomo", "adalomo")
+# They average their parameters instead of lowering the rate.
+SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd")
+# Every leaf of a model's layers stacks them along its first axis.
+STACKED = r"(.*\.)?layers\..*"
+# Biases and the scales of norms, by the last part of their names.
+UNDECAYED = re.compile(r"(.*\.)?(bias|scale)")
+LORA_B = r"(.*\.)?b"
+
+
+class Parts(NamedTuple):
+    """What a configuration says of the optimizer.
+
+    optimizer: without clipping. max_grad_norm: None for no clipping. scale: what an
+    evaluation loss steers, if anything does. rate: the learning rate of each step.
+    """
+
+    optimizer: optax.GradientTransformation
+    max_grad_norm: float | None
+    scale: optax.GradientTransformation | None
+    rate: optax.Schedule
+
+    def chain(self) -> optax.GradientTransformationExtraArgs:
+        """All of them in one transformation."""
+        chain = [self.optimizer]
+        if self.max_grad_norm is not None:
+            chain.insert(0, optax.clip_by_global_norm(self.max_grad_norm))
+        if self.scale is not None:
+            chain.append(self.scale)
+        made = optax.chain(*chain) if len(chain) > 1 else self.optimizer
+        return optax.with_extra_args_support(made)
+
+
+def make(
+    optimizer: Mapping[str, Any], schedule: Mapping[str, Any], total_steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """The optax transformation that a configuration describes.
+
+    optimizer: `name`, `learning_rate`, `max_grad_norm` (clipping by the global norm,
+    None: none), `groups`, `lora_plus_ratio`, `decay_all` and the optimizer's own
+    keywords. schedule: see `make_schedule`. Leaves with "layers" in their names are
+    taken to stack the layers of a model. Raises InputError for unknown names and keys,
+    all at once for each section, and for an optimizer and a schedule that do not go
+    together.
+    """
+    return make_parts(optimizer, schedule, total_steps).chain()
+
+
+def make_parts(
+    optimizer: Mapping[str, Any], schedule: Mapping[str, Any], total_steps: int
+) -> Parts:
+    """What `make` puts together, in parts; takes and raises the same."""
+    section = config.parse_section("optimizer", optimizer, OPTIMIZERS)
+    rate = make_schedule(section.learning_rate, schedule, total_steps)
+    scale = make_scale(schedule, section.learning_rate)
+    given: dict[str, Any] = {"learning_rate": rate}
+    takes = OPTIMIZERS.parameters(section.name)
+    if section.name in SCHEDULE_FREE:
+        warmup = _own_warmup(section.name, schedule, total_steps)
+        given["learning_rate"] = section.learning_rate
+        if "warmup_steps" in takes:
+            given["warmup_steps"] = warmup
+            rate = _warmed_up(section.learning_rate, warmup)
+        elif warmup:
+            raise InputError(
+                f"schedule.warmup_steps: found {warmup}; {section.name!r} warms up by "
+                "itself: leave warmup_steps and warmup_ratio out"
+            )
+    if section.options.get("relative_step"):
+        rate = _relative(section, schedule)
+        given["learning_rate"] = None
+    groups = _groups(section)
+    if "layout" in takes:
+        given["layout"] = Layout(STACKED, groups)
+    elif groups:
+        raise InputError(
+            f"optimizer.groups: {section.name!r} has one rate for all parameters; "
+            "remove the groups, or choose another optimizer"
+        )
+    if "mask" in takes and not section.decay_all:
+        given["mask"] = decayed
+    made = config.build(OPTIMIZERS, section, **given)
+    return Parts(made, section.max_grad_norm, scale, rate)
+
+
+def leafwise(parts: Parts, name: str) -> Leafwise:
+    """The rule of an optimizer, for a backward pass that updates as it goes.
+
+    Raises InputError where the optimizer, called `name`, needs all gradients at once,
+    and where the schedule needs the whole update.
+    """
+    if not isinstance(parts.optimizer, RuleTransformation):
+        raise InputError(
+            f"optimizer.name: found {name!r}; it looks at all gradients at once, and "
+            "training.fused_backward never has them; set fused_backward: false"
+        )
+    if parts.scale is not None:
+        raise InputError(
+            "schedule.name: a rate that the evaluation loss steers cannot go with "
+            "training.fused_backward; choose another schedule, or fused_backward: false"
+        )
+    return parts.optimizer.leafwise
+
+
+def decayed(params: Any) -> Any:
+    """A tree of booleans: true where weight decay applies, so not to biases and norms.
+
+    As transformers' Trainer has it.
+    """
+    return tree.map_named(lambda name, _: not UNDECAYED.fullmatch(name), params)
+
+
+def _groups(section: Any) -> tuple[Group, ...]:
+    groups = [
+        Group(g.pattern, g.learning_rate_factor, g.weight_decay) for g in section.groups
+    ]
+    if section.lora_plus_ratio is not None:
+        groups.append(Group(LORA_B, section.lora_plus_ratio))
+    return tuple(groups)
+
+
+def _own_warmup(name: str, schedule: Mapping[str, Any], total_steps: int) -> int:
+    """The warmup steps of an optimizer that averages instead of decaying its rate."""
+    section = config.parse_section("schedule", schedule, SCHEDULES)
+    if section.name != "constant":
+        raise InputError(
+            f"schedule.name: found {section.name!r}; {name!r} averages its parameters "
+            "instead of lowering the rate: use {name: constant}, with warmup_steps or "
+            "warmup_ratio as you like"
+        )
+    return resolve_warmup(total_steps, section.warmup_steps, section.warmup_ratio)
+
+
+def _relative(section: Any, schedule: Mapping[str, Any]) -> optax.Schedule:
+    """The rate that Adafactor chooses by itself."""
+    if config.parse_section("schedule", schedule, SCHEDULES).name != "constant":
+        raise InputError(
+            "optimizer.relative_step: found true; the rate then follows from the step "
+            "alone: use it with schedule {name: constant}; learning_rate has no effect"
+        )
+    return relative_rate(bool(section.options.get("warmup_init")))
+
+
+def _warmed_up(learning_rate: float, warmup_steps: int) -> optax.Schedule:
+    def rate(count: Any) -> jax.Array:
+        return learning_rate * jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
+
+    return rate

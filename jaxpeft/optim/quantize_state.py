@@ -1,0 +1,131 @@
+"""Any optimizer with its state in 8 bits, and which tensors that is good for."""
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxpeft import tree
+from jaxpeft.errors import InputError
+from jaxpeft.quant import Blockwise, blockwise, quantize
+
+# The fields in which optax, torch and this library keep what is never negative.
+UNSIGNED = (
+    "nu|nu_max|v|v_row|v_col|exp_avg_sq(_row|_col)?|max_exp_avg_sq|sum_of_squares|"
+    "second_moment"
+)
+
+
+class Selection(NamedTuple):
+    """Which tensors have a state in few bits; the others keep theirs in float32.
+
+    block_size: elements to a scale. min_quantized_size: of a tensor, each layer of a
+    stack being one. float32_names: a regular expression for the whole dotted names of
+    leaves that keep float32 all the same, such as embeddings.
+    """
+
+    block_size: int
+    min_quantized_size: int
+    float32_names: str | None
+
+    def check(self, bits: int = 8) -> "Selection":
+        """Itself; raises InputError for values that make no sense."""
+        blockwise.check(self.block_size, self.min_quantized_size, bits)
+        check_pattern("float32_names", self.float32_names)
+        return self
+
+    def takes(self, size: int, name: str) -> bool:
+        """Whether a tensor of so many elements and this name is quantized."""
+        pattern = self.float32_names
+        named = pattern is not None and re.fullmatch(pattern, name)
+        return size >= self.min_quantized_size and not named
+
+
+def check_pattern(key: str, pattern: str | None) -> None:
+    """Raises InputError unless `pattern` is None or a regular expression."""
+    try:
+        re.compile(pattern or "")
+    except (re.error, TypeError) as error:
+        raise InputError(
+            f"optimizer.{key}: found {pattern!r}, which is no regular expression "
+            f"({error}); give one that matches whole names, such as '.*embed.*'"
+        ) from error
+
+
+def quantize_state(
+    tx: optax.GradientTransformation,
+    *,
+    block_size: int = 256,
+    min_quantized_size: int = 4096,
+    float32_names: str | None = None,
+    unsigned: str = UNSIGNED,
+) -> optax.GradientTransformationExtraArgs:
+    """`tx` with the float arrays of its state in 8 bits between the updates.
+
+    An update decodes the whole state, does that of `tx` and encodes the result, so
+    that one more state in float32 exists meanwhile: what is saved are the bytes that
+    stay and are stored. The optimizers of this library with 8 bits in their names go
+    through a tensor in parts instead.
+
+    State: that of `tx` with a `Blockwise` in the place of each float array of at least
+    `min_quantized_size` elements, 1.016 bytes an element. Integers, keys, scalars and
+    smaller arrays stay. Blocks are those of bitsandbytes: of the flattened array; a
+    stack of layers is one array, whose blocks cross layers where the block size does
+    not divide the last axis.
+
+    Args:
+        tx: any optax transformation; the keyword arguments of an update reach it.
+        block_size: elements to a scale.
+        min_quantized_size: arrays with fewer elements stay.
+        float32_names: a regular expression for the names of parameters whose arrays
+            stay. It must match the dotted name of the array in the state, or what is
+            left of it without its first parts.
+        unsigned: a regular expression for the whole names of the fields whose arrays
+            are never negative; they get the unsigned code book, the others the signed
+            one. Only fields of named tuples and dataclasses count, so that parameters
+            may have any names in dictionaries. A negative number in such an array
+            would become zero: pass "" if a field of yours has such a name.
+    """
+    select = Selection(block_size, min_quantized_size, float32_names).check()
+    check_pattern("unsigned", unsigned)
+    tx = optax.with_extra_args_support(tx)
+
+    def encoded(path: tuple, x: Any) -> Any:
+        if not _is_float(x) or not _takes(select, x, path):
+            return x
+        fields = (k.name for k in path if isinstance(k, jax.tree_util.GetAttrKey))
+        positive = any(re.fullmatch(unsigned, name) for name in fields)
+        return quantize(x, signed=not positive, block_size=block_size)
+
+    def init(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(encoded, tx.init(params))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        whole = jax.tree.map(_decoded, state, is_leaf=_is_quantized)
+        updates, whole = tx.update(updates, whole, params, **extra)
+        return updates, jax.tree_util.tree_map_with_path(encoded, whole)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _takes(select: Selection, x: Array, path: tuple) -> bool:
+    parts = tree.path_name(path).split(".")
+    names = (".".join(parts[i:]) for i in range(len(parts)))
+    return all(select.takes(x.size, name) for name in names)
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _is_quantized(x: Any) -> bool:
+    return isinstance(x, Blockwise)
+
+
+def _decoded(x: Any) -> Any:
+    return x.dequantize() if _is_quantized(x) else x

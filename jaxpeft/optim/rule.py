@@ -1,0 +1,332 @@
+"""Update rules: the mathematics of an optimizer for one tensor, and trees of them.
+
+A `Rule` sees one tensor at a time. `transformation` makes an ordinary optax
+transformation of it and does, once for all rules, what is not their mathematics: holes
+in the tree, stacked layers, learning-rate schedules, weight-decay masks, parameter
+groups, precision. The fused backward pass drives the same rules a layer at a time.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from jaxpeft import tree
+from jaxpeft.errors import InputError
+
+
+class Place(NamedTuple):
+    """Which tensor it is.
+
+    name: the dotted path of its leaf. stacked: how many leading axes of the array
+    that a rule is given stack tensors: 0, or 1 for a `chunked` rule on stacked layers.
+    """
+
+    name: str
+    stacked: int = 0
+
+
+class Context(NamedTuple):
+    """What a rule knows of the step, and what this tensor's settings are.
+
+    t: () int32, the number of this update, from 1. learning_rate: () float32, the
+    tensor's own. weight_decay: 0.0 where the mask leaves the tensor out. index: the
+    tensor's number among all that train, from 0, each layer of a stack counted; an
+    array inside a stack. shared: the rule's shared scalars of this step.
+    """
+
+    t: Array
+    learning_rate: Array
+    weight_decay: float
+    place: Place
+    index: Any = 0
+    shared: Any = ()
+
+    def decayed(self, p: Array) -> Array:
+        """p (1 - rate * decay): the form of torch's AdamW, rounded as it rounds."""
+        return p if self.weight_decay == 0 else p * (1 - self.rate_times_decay)
+
+    @property
+    def rate_times_decay(self) -> Array:
+        """rate * decay, () float32."""
+        return self.learning_rate * self.weight_decay
+
+
+class Rule(NamedTuple):
+    """The mathematics of an optimizer for one tensor.
+
+    init: (tensor, place) -> state, any pytree. update: (gradient, state, tensor,
+    context) -> (new tensor, new state). Tensors and gradients come in float32, the
+    new tensor goes back in float32, and a state's arrays keep shape and dtype.
+
+    shared: scalars that all tensors share; `advance` makes those of a step from the
+    last ones, the learning rate, t and the keyword arguments of the update.
+
+    chunked: the rule goes through a tensor in parts, so as never to hold a second
+    one; it is given arrays in their own dtype, and stacked layers in one piece. It
+    returns the change of the tensor, float32, instead of the new tensor.
+    """
+
+    init: Callable[[Array, Place], Any]
+    update: Callable[[Array, Any, Array, Context], tuple[Array, Any]]
+    shared: Any = ()
+    advance: Callable[[Any, Array, Array, Mapping[str, Any]], Any] | None = None
+    chunked: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors with settings of their own.
+
+    pattern: a regular expression for the whole dotted name of a leaf. factor: their
+    learning rate over everybody's. weight_decay: None for everybody's.
+    """
+
+    pattern: str
+    factor: float = 1.0
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the leaves of a tree are treated, by their dotted names.
+
+    stacked: a regular expression for the whole name of the leaves whose first axis
+    stacks the layers of a model; each layer then is a tensor of its own. groups: the
+    first one that matches a leaf counts.
+    """
+
+    stacked: str | None = None
+    groups: tuple[Group, ...] = ()
+
+    def is_stacked(self, name: str) -> bool:
+        """Whether the first axis of the leaf of this name stacks tensors."""
+        return self.stacked is not None and bool(re.fullmatch(self.stacked, name))
+
+    def group(self, name: str) -> Group | None:
+        """The group of the leaf of this name."""
+        matching = (g for g in self.groups if re.fullmatch(g.pattern, name))
+        return next(matching, None)
+
+    def check(self, names: list[str]) -> None:
+        """Raises InputError for a group that no leaf belongs to."""
+        problems = [
+            f"optimizer.groups: no parameter that trains has a name that matches "
+            f"{group.pattern!r}; the names are such as {', '.join(names[:3])}"
+            for group in self.groups
+            if not any(re.fullmatch(group.pattern, name) for name in names)
+        ]
+        if problems:
+            raise InputError(*problems)
+
+
+class RuleState(NamedTuple):
+    """State of a rule over a tree.
+
+    count: () int32, updates made. shared: the rule's scalars. leaves: a tree like the
+    parameters, each leaf replaced by its rule's state.
+    """
+
+    count: Array
+    shared: Any
+    leaves: Any
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A leaf of the parameters and its settings."""
+
+    place: Place
+    stacked: bool
+    factor: float
+    weight_decay: float
+    index: int
+
+
+class Leafwise:
+    """A rule with its learning rate, decay, mask and layout: what a tree needs."""
+
+    def __init__(
+        self,
+        rule: Rule,
+        learning_rate: optax.ScalarOrSchedule,
+        weight_decay: float,
+        mask: Any,
+        layout: Layout,
+    ):
+        self.rule, self.learning_rate = rule, learning_rate
+        self.weight_decay, self.mask, self.layout = weight_decay, mask, layout
+
+    def tensors(self, params: Any) -> list[Tensor]:
+        """The settings of every leaf of `params`, in the order of `jax.tree.leaves`."""
+        named = tree.named_leaves(params)
+        decays = _mask_leaves(self.mask, params, len(named))
+        found, index = [], 0
+        for (name, leaf), decay in zip(named, decays, strict=True):
+            group = self.layout.group(name) or Group("")
+            own = group.weight_decay
+            wanted = self.weight_decay if own is None else own
+            stacked = self.layout.is_stacked(name)
+            found.append(
+                Tensor(
+                    Place(name, int(stacked and self.rule.chunked)),
+                    stacked,
+                    group.factor,
+                    wanted if decay else 0.0,
+                    index,
+                )
+            )
+            index += leaf.shape[0] if stacked else 1
+        return found
+
+    def init(self, params: Any) -> RuleState:
+        """The state before the first update."""
+        leaves, treedef = jax.tree.flatten(params)
+        tensors = self.tensors(params)
+        if leaves:
+            self.layout.check([t.place.name for t in tensors])
+        states = [self._init_leaf(p, t) for p, t in zip(leaves, tensors, strict=True)]
+        # Arrays of their own: a buffer cannot be donated twice.
+        shared = jax.tree.map(lambda x: jnp.array(x, copy=True), self.rule.shared)
+        return RuleState(jnp.zeros((), jnp.int32), shared, treedef.unflatten(states))
+
+    def begin(self, state: RuleState, extra: Mapping[str, Any]) -> Context:
+        """The context of the next update, without what is a tensor's own."""
+        rate = self.learning_rate
+        rate = rate(state.count) if callable(rate) else rate
+        rate, t = jnp.asarray(rate, jnp.float32), state.count + 1
+        shared = state.shared
+        if self.rule.advance is not None:
+            shared = self.rule.advance(shared, rate, t, extra)
+        return Context(t, rate, 0.0, Place(""), 0, shared)
+
+    def context(self, common: Context, tensor: Tensor) -> Context:
+        """`common` with what is the tensor's own."""
+        return common._replace(
+            learning_rate=common.learning_rate * np.float32(tensor.factor),
+            weight_decay=tensor.weight_decay,
+            place=tensor.place,
+            index=tensor.index,
+        )
+
+    def change(
+        self, g: Array, state: Any, p: Array, context: Context
+    ) -> tuple[Array, Any]:
+        """(new - old in float32, new state) of one tensor.
+
+        The difference is exact wherever the new value is within a factor of 2 of the
+        old one, so that adding it gives the new value bit for bit.
+        """
+        if self.rule.chunked:
+            return self.rule.update(g, state, p, context)
+        g, p = g.astype(jnp.float32), p.astype(jnp.float32)
+        new, state = self.rule.update(g, state, p, context)
+        return new - p, state
+
+    def update(
+        self, updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        """optax's update: (changes in float32, new state)."""
+        if params is None:
+            raise ValueError(
+                "this optimizer's update needs the parameters: give params"
+            )
+        leaves, treedef = jax.tree.flatten(params)
+        gradients = treedef.flatten_up_to(updates)
+        states = treedef.flatten_up_to(state.leaves)
+        common = self.begin(state, extra)
+        results = [
+            self._update_leaf(g, s, p, tensor, common)
+            for g, s, p, tensor in zip(
+                gradients, states, leaves, self.tensors(params), strict=True
+            )
+        ]
+        changes = treedef.unflatten([change for change, _ in results])
+        states = treedef.unflatten([new for _, new in results])
+        return changes, RuleState(common.t, common.shared, states)
+
+    def _init_leaf(self, p: Array, tensor: Tensor) -> Any:
+        if tensor.stacked and not self.rule.chunked:
+            return jax.vmap(lambda x: self._init_one(x, tensor.place))(p)
+        return self._init_one(p, tensor.place)
+
+    def _init_one(self, p: Array, place: Place) -> Any:
+        return self.rule.init(p if self.rule.chunked else p.astype(jnp.float32), place)
+
+    def _update_leaf(
+        self, g: Array, state: Any, p: Array, tensor: Tensor, common: Context
+    ) -> tuple[Array, Any]:
+        context = self.context(common, tensor)
+        if not tensor.stacked or self.rule.chunked:
+            return self.change(g, state, p, context)
+
+        def layer(g: Array, state: Any, p: Array, index: Array) -> tuple[Array, Any]:
+            return self.change(g, state, p, context._replace(index=index))
+
+        return jax.vmap(layer)(g, state, p, tensor.index + jnp.arange(p.shape[0]))
+
+
+class RuleTransformation(optax.GradientTransformationExtraArgs):
+    """An optax transformation made of a rule, which it remembers as `leafwise`."""
+
+    leafwise: Leafwise
+
+
+def transformation(
+    rule: Rule,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    layout: Layout | None = None,
+) -> RuleTransformation:
+    """The optax transformation that applies `rule` to every leaf of a tree.
+
+    learning_rate: a number, or a function of the updates made. mask: which leaves
+    decay, a tree of booleans or a function from the parameters to one; None: all.
+    Its updates are float32 differences, to be added by `optax.apply_updates`. Raises
+    InputError for a rate that is not finite.
+    """
+    if isinstance(learning_rate, int | float) and not math.isfinite(learning_rate):
+        raise InputError(
+            f"optimizer.learning_rate: found {learning_rate}; must be a finite number"
+        )
+    leafwise = Leafwise(rule, learning_rate, weight_decay, mask, layout or Layout())
+    made = RuleTransformation(leafwise.init, leafwise.update)
+    made.leafwise = leafwise
+    return made
+
+
+def debias(beta: float, t: Array) -> Array:
+    """1 - beta**t, () float32, without the cancellation that a power would bring."""
+    if beta == 0:
+        return jnp.ones((), jnp.float32)
+    return -jnp.expm1(t.astype(jnp.float32) * np.float32(np.log(beta)))
+
+
+def of_direction(direction: optax.GradientTransformation) -> Rule:
+    """The rule p <- p (1 - rate * decay) - rate * u, u from an optax transformation."""
+
+    def init(p: Array, place: Place) -> Any:
+        return direction.init(p)
+
+    def update(g: Array, state: Any, p: Array, ctx: Context) -> tuple[Array, Any]:
+        updates, state = direction.update(g, state, p)
+        u = jnp.asarray(updates)
+        return ctx.decayed(p) - ctx.learning_rate * u, state
+
+    return Rule(init, update)
+
+
+def _mask_leaves(mask: Any, params: Any, count: int) -> list[bool]:
+    if mask is None:
+        return [True] * count
+    mask = mask(params) if callable(mask) else mask
+    return jax.tree.leaves(jax.tree.broadcast(mask, params))

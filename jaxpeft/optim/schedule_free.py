@@ -1,0 +1,284 @@
+"""Schedule-Free optimization: averages take the place of decay (Defazio et al., 2024).
+
+Three sequences run side by side: z takes the optimizer's steps, x is the average of z,
+and gradients are taken between the two, at y = (1 - b1) z + b1 x. The parameters in
+training are y. The state keeps z, and x follows from both: `evaluation_params`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from jaxpeft.errors import InputError
+from jaxpeft.optim.rule import (
+    Context,
+    Layout,
+    Place,
+    Rule,
+    RuleState,
+    RuleTransformation,
+    debias,
+    transformation,
+)
+
+
+class Scalars(NamedTuple):
+    """What all tensors share, each () float32.
+
+    b1: how far y is from z, a setting that `evaluation_params` reads here. weight_sum:
+    of the averaging weights so far. lr_max: the highest rate so far. scale: the rate
+    of the last update over the learning rate. c: the last z's share in the average.
+    """
+
+    b1: Array
+    weight_sum: Array
+    lr_max: Array
+    scale: Array
+    c: Array
+
+
+class ScheduleFreeState(NamedTuple):
+    """z: float32, like the tensor. nu: likewise, the mean of squares; None for SGD."""
+
+    z: Array
+    nu: Array | None
+
+
+Scale = Callable[[Array], Array]
+Direction = Callable[[Array, Any, Array], Array]
+
+
+def schedule_free_rule(
+    b1: float,
+    b2: float | None,
+    r: float,
+    weight_lr_power: float,
+    scale: Scale,
+    direction: Direction,
+) -> Rule:
+    """The rule that the three share.
+
+    b2: of the average of squares, None for none. scale: from t to the factor of the
+    learning rate. direction: from the gradient, the average of squares and t to the
+    step of z without decay.
+    """
+
+    def init(p: Array, place: Place) -> ScheduleFreeState:
+        # A copy: the parameter's own buffer may be donated beside the state.
+        nu = None if b2 is None else jnp.zeros_like(p)
+        return ScheduleFreeState(jnp.array(p, copy=True), nu)
+
+    def advance(shared: Scalars, rate: Array, t: Array, extra: Any) -> Scalars:
+        factor = scale(t)
+        lr_max = jnp.maximum(shared.lr_max, rate * factor)
+        weight = jnp.power(t.astype(jnp.float32), r) * jnp.power(
+            lr_max, weight_lr_power
+        )
+        total = shared.weight_sum + weight
+        c = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1.0), 0.0)
+        return Scalars(shared.b1, total, lr_max, factor, c)
+
+    def update(
+        g: Array, state: ScheduleFreeState, y: Array, ctx: Context
+    ) -> tuple[Array, ScheduleFreeState]:
+        rate, c = ctx.learning_rate * ctx.shared.scale, ctx.shared.c
+        z, nu = state
+        if nu is not None and b2 is not None:
+            nu = b2 * nu + (1 - b2) * jnp.square(g)
+        step = direction(g, nu, ctx.t)
+        if ctx.weight_decay != 0:
+            step = step + ctx.weight_decay * y
+        y = y + c * (z - y) + (rate * (b1 * (1 - c) - 1)) * step
+        return y, ScheduleFreeState(z - rate * step, nu)
+
+    start = Scalars._make(map(np.float32, (b1, 0.0, -1.0, 0.0, 0.0)))
+    return Rule(init, update, start, advance)
+
+
+def schedule_free_sgd(
+    learning_rate: optax.ScalarOrSchedule = 1.0,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    layout: Layout | None = None,
+    *,
+    warmup_steps: int = 0,
+    r: float = 0.0,
+    weight_lr_power: float = 2.0,
+) -> RuleTransformation:
+    """Schedule-Free gradient descent.
+
+        rate_t = rate * min(1, t / warmup_steps)
+        w = t**r * max(rate_1, ..., rate_t)**weight_lr_power;  W <- W + w;  c = w / W
+        s = g + weight_decay * y
+        y <- y + c (z - y) + rate_t (momentum (1 - c) - 1) s
+        z <- z - rate_t * s
+
+    The parameters in training are y; evaluate and export `evaluation_params`, and
+    never write those back. `learning_rate` should be constant: the average does the
+    work of a decay, and `warmup_steps` is a linear warmup whose first step is not 0. A
+    schedule is followed all the same, as the reference follows its caller's.
+
+    State: z in float32, 4 bytes a parameter, and a few float32 scalars. Equal to
+    schedulefree's `SGDScheduleFree`, except that the reference gives z the dtype of
+    the parameters and takes fractions for `warmup_steps`: 0.1 there begins with ten
+    times the rate. Here they raise InputError, and so does a momentum that is not
+    between 0 and 1. mask, layout: see `rule.transformation`.
+    """
+    _check(momentum, warmup_steps, "momentum")
+    rule = schedule_free_rule(
+        momentum, None, r, weight_lr_power, _warmup(warmup_steps), lambda g, nu, t: g
+    )
+    return transformation(
+        rule, learning_rate, weight_decay=weight_decay, mask=mask, layout=layout
+    )
+
+
+def schedule_free_adamw(
+    learning_rate: optax.ScalarOrSchedule = 2.5e-3,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    layout: Layout | None = None,
+    *,
+    warmup_steps: int = 0,
+    r: float = 0.0,
+    weight_lr_power: float = 2.0,
+) -> RuleTransformation:
+    """Schedule-Free AdamW: `schedule_free_sgd` with the gradient over its history.
+
+        v <- b2 v + (1 - b2) g**2
+        s = g / (sqrt(v / (1 - b2**t)) + eps) + weight_decay * y
+
+    and all else as there, b1 for the momentum. State: z and v in float32, 8 bytes a
+    parameter. Equal to schedulefree's `AdamWScheduleFree`, with the exceptions named
+    there; InputError as there.
+    """
+    _check(b1, warmup_steps, "b1")
+
+    def direction(g: Array, nu: Array, t: Array) -> Array:
+        return g / (jnp.sqrt(nu / debias(b2, t)) + eps)
+
+    rule = schedule_free_rule(
+        b1, b2, r, weight_lr_power, _warmup(warmup_steps), direction
+    )
+    return transformation(
+        rule, learning_rate, weight_decay=weight_decay, mask=mask, layout=layout
+    )
+
+
+def schedule_free_radam(
+    learning_rate: optax.ScalarOrSchedule = 2.5e-3,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    layout: Layout | None = None,
+    *,
+    r: float = 0.0,
+    weight_lr_power: float = 2.0,
+    silent_sgd_phase: bool = True,
+) -> RuleTransformation:
+    """Schedule-Free RAdam: AdamW whose early steps are as small as v is uncertain.
+
+        rho = rho_inf - 2 t b2**t / (1 - b2**t),  rho_inf = 2 / (1 - b2) - 1
+        rate_t = rate * sqrt((rho - 4) (rho - 2) rho_inf
+                             / ((rho_inf - 4) (rho_inf - 2) rho)) where rho > 4
+
+    and all else as in `schedule_free_adamw`; the rectification is the warmup. While
+    rho is at most 4, the first 4 updates with the usual b2, only v changes; without
+    `silent_sgd_phase` those updates are plain gradient steps of the full rate. State:
+    8 bytes a parameter. Equal to schedulefree's `RAdamScheduleFree`, z's dtype
+    excepted. Raises InputError for a b1 that is not between 0 and 1.
+    """
+    _check(b1, 0, "b1")
+
+    def rectification(t: Array) -> Array:
+        return _rectification(t, b2, 0.0 if silent_sgd_phase else 1.0)
+
+    def direction(g: Array, nu: Array, t: Array) -> Array:
+        adaptive = g / (jnp.sqrt(nu / debias(b2, t)) + eps)
+        return jnp.where(_length(t, b2) > 4, adaptive, g)
+
+    rule = schedule_free_rule(b1, b2, r, weight_lr_power, rectification, direction)
+    return transformation(
+        rule, learning_rate, weight_decay=weight_decay, mask=mask, layout=layout
+    )
+
+
+def evaluation_params(opt_state: Any, params: Any) -> Any:
+    """The averages x = y + (1 - 1 / b1) (z - y): what to evaluate and to export.
+
+    opt_state: any state that a schedule-free one is somewhere inside of, as in
+    optax.chain, optax.partition or optax.MultiSteps; where there is none, or for
+    leaves that it does not train, the result is the params themselves. params: y, the
+    tree in training, whose dtypes the result has. Go on training from y, never from
+    the result: in 16 bits a round trip loses digits every time.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    for state in jax.tree.leaves(opt_state, is_leaf=_is_schedule_free):
+        if _is_schedule_free(state):
+            found = treedef.flatten_up_to(state.leaves)
+            b1 = state.shared.b1
+            leaves = [_average(y, s, b1) for y, s in zip(leaves, found, strict=True)]
+    return treedef.unflatten(leaves)
+
+
+def _is_schedule_free(node: Any) -> bool:
+    return isinstance(node, RuleState) and isinstance(node.shared, Scalars)
+
+
+def _average(y: Array, state: Any, b1: Array) -> Array:
+    if not isinstance(state, ScheduleFreeState):  # a leaf that another one trains
+        return y
+    wide = y.astype(jnp.float32)
+    return (wide + (1 - 1 / b1) * (state.z - wide)).astype(y.dtype)
+
+
+def _warmup(steps: int) -> Scale:
+    return lambda t: jnp.minimum(1.0, t.astype(jnp.float32) / max(1, steps))
+
+
+def _length(t: Array, b2: float) -> Array:
+    """rho of `schedule_free_radam`, () float32.
+
+    Its two terms nearly cancel while t is small, and whether it is above 4 decides
+    what happens: so it is the sum of what is exact and of x -> 1 - x / (exp(x) - 1),
+    from its series where x is small.
+    """
+    log = -np.log(b2)
+    x = t.astype(jnp.float32) * np.float32(log)
+    series = x / 2 - x**2 / 12 + x**4 / 720 - x**6 / 30240
+    far = jnp.where(x < 0.5, 1.0, x)
+    rest = jnp.where(x < 0.5, series, 1 - far / jnp.expm1(far))
+    return np.float32(2 / (1 - b2) - 1 - 2 / log) + np.float32(2 / log) * rest
+
+
+def _rectification(t: Array, b2: float, early: float) -> Array:
+    """The rate's factor in RAdam; `early` where the second moment is too young."""
+    longest, rho = np.float32(2 / (1 - b2) - 1), _length(t, b2)
+    safe = jnp.where(rho > 4, rho, 5.0)
+    square = (safe - 4) * (safe - 2) * longest / ((longest - 4) * (longest - 2) * safe)
+    return jnp.where(rho > 4, jnp.sqrt(square), early)
+
+
+def _check(b1: float, warmup_steps: Any, key: str) -> None:
+    problems = []
+    if not 0 < b1 < 1:
+        problems.append(f"optimizer.{key}: found {b1}; must be between 0 and 1")
+    whole = isinstance(warmup_steps, int) and not isinstance(warmup_steps, bool)
+    if not whole or warmup_steps < 0:
+        problems.append(
+            f"optimizer.warmup_steps: found {warmup_steps}; must be a whole number of "
+            "steps, 0 for none"
+        )
+    if problems:
+        raise InputError(*problems)

@@ -1,0 +1,75 @@
+"""What is wrong with a schedule's settings, in words: empty text where nothing is."""
+
+import math
+from collections.abc import Collection
+
+from jaxpeft.errors import InputError
+
+
+def check(
+    learning_rate: float, total_steps: int, warmup_steps: int, *found: str
+) -> None:
+    """Raises InputError for what is wrong with the common settings, and for `found`.
+
+    found: what the functions below say of a schedule's own settings.
+    """
+    problems = [
+        rate_problem(learning_rate),
+        least("total_steps", total_steps, 1),
+        least("warmup_steps", warmup_steps, 0) or _too_long(warmup_steps, total_steps),
+        *found,
+    ]
+    refuse(*problems)
+
+
+def refuse(*problems: str) -> None:
+    """Raises InputError for those that are not empty, all at once."""
+    found = [problem for problem in problems if problem]
+    if found:
+        raise InputError(*found)
+
+
+def rate_problem(learning_rate: float) -> str:
+    """The learning rate must be a finite number, 0 or more."""
+    if math.isfinite(learning_rate) and learning_rate >= 0:
+        return ""
+    return (
+        f"optimizer.learning_rate: found {learning_rate!r}; must be a finite number, "
+        "0 or more"
+    )
+
+
+def least(key: str, value: float, low: float) -> str:
+    """The setting must be a finite number, `low` or more."""
+    fine = math.isfinite(value) and value >= low
+    return "" if fine else _message(key, value, f"must be {low} or more")
+
+
+def positive(key: str, value: float) -> str:
+    """The setting must be a finite number above 0."""
+    fine = math.isfinite(value) and value > 0
+    return "" if fine else _message(key, value, "must be a number above 0")
+
+
+def ratio(key: str, value: float) -> str:
+    """The setting must be from 0 to 1."""
+    return "" if 0 <= value <= 1 else _message(key, value, "must be from 0 to 1")
+
+
+def choice(key: str, value: str, choices: Collection[str]) -> str:
+    """The setting must be one of `choices`."""
+    if value in choices:
+        return ""
+    return _message(key, value, "must be " + " or ".join(map(repr, choices)))
+
+
+def _too_long(warmup_steps: int, total_steps: int) -> str:
+    if warmup_steps <= total_steps:
+        return ""
+    return _message(
+        "warmup_steps", warmup_steps, f"the run has only {total_steps} steps"
+    )
+
+
+def _message(key: str, value: object, remedy: str) -> str:
+    return f"schedule.{key}: found {value!r}; {remedy}"

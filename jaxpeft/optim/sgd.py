@@ -1,0 +1,75 @@
+"""Gradient descent with momentum, as torch has it."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxpeft.errors import InputError
+from jaxpeft.optim.rule import (
+    Context,
+    Layout,
+    Place,
+    Rule,
+    RuleTransformation,
+    transformation,
+)
+
+
+def with_decay(g: Array, p: Array, ctx: Context) -> Array:
+    """g + weight_decay * p: the decay as torch's oldest optimizers have it."""
+    return g if ctx.weight_decay == 0 else g + ctx.weight_decay * p
+
+
+def sgd_rule(momentum: float, dampening: float, nesterov: bool) -> Rule:
+    """The rule of `sgd`; its state is the momentum, or nothing."""
+
+    def init(p: Array, place: Place) -> Any:
+        return jnp.zeros_like(p) if momentum else ()
+
+    def update(g: Array, state: Any, p: Array, ctx: Context) -> tuple[Array, Any]:
+        g = with_decay(g, p, ctx)
+        if momentum:
+            state = momentum * state + (1 - dampening) * g
+            if dampening:  # torch takes the first gradient as it is
+                state = jnp.where(ctx.t == 1, g, state)
+            g = g + momentum * state if nesterov else state
+        return p - ctx.learning_rate * g, state
+
+    return Rule(init, update)
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    layout: Layout | None = None,
+    *,
+    dampening: float = 0.0,
+) -> RuleTransformation:
+    """Gradient descent, with a momentum and Nesterov's correction if asked for.
+
+        g <- g + weight_decay * p
+        m <- momentum * m + (1 - dampening) g;  m = g at the first update
+        p <- p - rate * m, or p - rate (g + momentum * m) with `nesterov`
+
+    The decay is part of the gradient, so the momentum carries it on: torch.optim.SGD,
+    which this equals. State: m in float32, 4 bytes a parameter; none without momentum.
+    Raises InputError for `nesterov` without momentum or with dampening. mask, layout:
+    see `rule.transformation`.
+    """
+    if nesterov and (momentum <= 0 or dampening != 0):
+        raise InputError(
+            "optimizer.nesterov: found true; needs optimizer.momentum above 0 (found "
+            f"{momentum}) and optimizer.dampening 0 (found {dampening})"
+        )
+    return transformation(
+        sgd_rule(momentum, dampening, nesterov),
+        learning_rate,
+        weight_decay=weight_decay,
+        mask=mask,
+        layout=layout,
+    )

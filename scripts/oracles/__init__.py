@@ -1,0 +1,1 @@
+"""Reference optimizers, and how near ours must stay to each."""

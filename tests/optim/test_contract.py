@@ -1,0 +1,177 @@
+"""What every optimizer of the table keeps to, one table for all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxpeft import optim
+from jaxpeft.checkpoint import Checkpoints
+from jaxpeft.step import TrainState
+
+# The rate and the settings at which each solves the problem; a new one adds its line.
+SETTINGS = {
+    "adafactor": {"learning_rate": 0.05},
+    "adagrad": {"learning_rate": 0.3},
+    "adalomo": {"learning_rate": 0.1},
+    "adam_mini": {"learning_rate": 0.05},
+    "adamw": {"learning_rate": 0.05},
+    "adamw_4bit": {"learning_rate": 0.05, "min_quantized_size": 256},
+    "adamw_8bit": {"learning_rate": 0.05, "min_quantized_size": 256},
+    "ademamix": {"learning_rate": 0.02},
+    "apollo": {"learning_rate": 0.05, "rank": 4},
+    "apollo_mini": {"learning_rate": 0.05, "scale": 16.0},
+    "came": {"learning_rate": 0.02},
+    "galore": {"learning_rate": 0.05, "rank": 4, "scale": 1.0},
+    "grokadamw": {"learning_rate": 0.02},
+    "lion": {"learning_rate": 0.01},
+    "lion_8bit": {"learning_rate": 0.01, "min_quantized_size": 256},
+    "lomo": {"learning_rate": 0.5},
+    "muon": {"learning_rate": 0.05, "weight_decay": 0.0},
+    "prodigy": {"learning_rate": 1.0},
+    "rmsprop": {"learning_rate": 0.02},
+    "schedule_free_adamw": {"learning_rate": 0.05},
+    "schedule_free_radam": {"learning_rate": 0.05},
+    "schedule_free_sgd": {"learning_rate": 0.5},
+    "sgd": {"learning_rate": 0.2, "momentum": 0.9},
+    "stable_adamw": {"learning_rate": 0.05},
+}
+NAMES = sorted(optim.OPTIMIZERS.entries)
+STEPS = 150
+
+
+def test_every_optimizer_is_in_the_table():
+    assert set(NAMES) == set(SETTINGS)
+
+
+def make(name):
+    section = {"name": name, "max_grad_norm": None, **SETTINGS[name]}
+    return optim.make(section, {"name": "constant"}, STEPS)
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+def normal(*shape, seed=0):
+    values = np.random.default_rng([seed, *shape]).normal(size=shape)
+    return values.astype(np.float32)
+
+
+# Two layers of a matrix and a norm's scale, and two parameters that no layer has.
+START = {
+    "head": {"kernel": normal(16, 8) / 4},
+    "hole": None,
+    "layers": {
+        "mlp": {"kernel": normal(2, 16, 24) / 4, "bias": np.zeros((2, 24), np.float32)},
+        "norm": {"scale": np.ones((2, 16), np.float32)},
+    },
+}
+X, TARGET = normal(64, 16), normal(64, 8, seed=1)
+
+
+def loss(params):
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    x, layers = X, params["layers"]
+    for i in range(2):
+        h = jnp.tanh(x * layers["norm"]["scale"][i] @ layers["mlp"]["kernel"][i])
+        x = x + (h + layers["mlp"]["bias"][i])[:, :16]
+    return jnp.mean(jnp.square(x @ params["head"]["kernel"] - TARGET))
+
+
+def started(dtype="float32"):
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), START)
+
+
+def advanced(tx, params, state):
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = tx.update(grads, state, params, value=value)
+    return optax.apply_updates(params, updates), state
+
+
+def trained(tx, params, steps):
+    def body(carry, _):
+        return advanced(tx, *carry), None
+
+    run = jax.jit(
+        lambda params: jax.lax.scan(body, (params, tx.init(params)), None, steps)[0]
+    )
+    params, state = run(params)
+    return optim.evaluation_params(state, params), state
+
+
+def test_it_converges_around_holes(name):
+    params, _ = trained(make(name), started(), STEPS)
+    assert params["hole"] is None
+    assert loss(params) < 0.35 * loss(started())
+
+
+def test_bfloat16_parameters_keep_their_averages(name):
+    params, state = trained(make(name), started("bfloat16"), STEPS)
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(params))
+    # What adds up small amounts must not be rounded to 8 bits of mantissa.
+    narrow = [x for x in jax.tree.leaves(state) if x.dtype == jnp.bfloat16]
+    assert not narrow
+    assert loss(params) < 0.5 * loss(started())
+
+
+def test_each_layer_of_a_stack_is_a_tensor_of_its_own(name):
+    tx = make(name)
+    matrix, grads = normal(2, 16, 32) / 4, normal(3, 2, 16, 32, seed=1)
+
+    def split(x):
+        return {"mlp0": {"kernel": x[0]}, "mlp1": {"kernel": x[1]}}
+
+    def joined(x):
+        return {"layers": {"kernel": x}}
+
+    def course(form):
+        params = jax.tree.map(jnp.asarray, form(matrix))
+        state = tx.init(params)
+        update = jax.jit(tx.update)
+        for g in np.tile(grads, (4, 1, 1, 1)):
+            value = jnp.ones(())
+            updates, state = update(form(jnp.asarray(g)), state, params, value=value)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    stacked, apart = course(joined)["layers"]["kernel"], course(split)
+    apart = np.stack([apart[f"mlp{i}"]["kernel"] for i in range(2)])
+    assert np.max(np.abs(apart - matrix)) > 1e-4
+    np.testing.assert_allclose(stacked, apart, rtol=1e-5, atol=2e-6)
+
+
+def test_steps_do_not_recompile_and_a_checkpoint_goes_on_exactly(name, tmp_path):
+    tx, traces = make(name), []
+
+    @jax.jit
+    def step(state):
+        traces.append(1)
+        params, opt_state = advanced(tx, state.params, state.opt_state)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+
+    state = TrainState.create(started(), tx, jax.random.key(0))
+    for _ in range(2):
+        state = step(state)
+    with Checkpoints(tmp_path, save_total_limit=1, fingerprint={}) as checkpoints:
+        checkpoints.save(2, state, {})
+        checkpoints.wait()
+        template = TrainState.create(started(), tx, jax.random.key(0))
+        restored, _ = checkpoints.restore(template)
+    straight, resumed = step(step(state)), step(step(restored))
+    assert len(traces) == 1
+    leaves = zip(jax.tree.leaves(straight), jax.tree.leaves(resumed), strict=True)
+    for one, other in leaves:
+        if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        np.testing.assert_array_equal(one, other)
+
+
+# Prodigy's first estimate divides by the rate.
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "prodigy"])
+def test_nothing_moves_at_a_rate_of_0(name):
+    section = {"name": name, **SETTINGS[name], "learning_rate": 0.0}
+    params, _ = trained(optim.make(section, {"name": "constant"}, 3), started(), 3)
+    jax.tree.map(np.testing.assert_array_equal, params, started())
