@@ -37,6 +37,8 @@ def parameter_table(params: Mapping[str, Any], trainable: Any) -> list[str]:
 def memory_line(frozen: Any, trainable: Any, opt_state: Any) -> str:
     """The bytes of what stays in memory between two steps."""
     parts = {"base": frozen, "adapter": trainable, "optimizer": opt_state}
+    if not jax.tree.leaves(frozen):
+        parts = {"weights": trainable, "optimizer": opt_state}
     sizes = {name: _bytes(value) / MIB for name, value in parts.items()}
     return "memory: " + ", ".join(f"{n} {s:,.1f} MiB" for n, s in sizes.items())
 

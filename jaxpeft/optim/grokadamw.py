@@ -19,6 +19,7 @@ from jaxpeft.optim.rule import (
     RuleTransformation,
     Tensor,
     debias,
+    transformation,
 )
 
 _LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\..*")
@@ -33,10 +34,14 @@ class GrokState(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The last losses that an update was told of, () float32; nan: none yet."""
+    """The last losses that the optimizer was told of, () float32; nan: none yet."""
 
     train: Array
     eval: Array
+
+    def observed(self, value: Array) -> "Losses":
+        """The losses after an evaluation, see `plateau.observe`."""
+        return self._replace(eval=value)
 
     def signal(self) -> Array:
         """By which part the evaluation loss exceeds the training loss, 0 to 1."""
@@ -84,7 +89,8 @@ def grokadamw_rule(
     def advance(
         last: Losses, rate: Array, t: Array, extra: Mapping[str, Any]
     ) -> Losses:
-        given = (extra.get("train_loss"), extra.get("eval_loss"))
+        train = extra.get("train_loss", extra.get("value"))
+        given = (train, extra.get("eval_loss"))
         return Losses(
             *(
                 old if new is None else jnp.asarray(new, jnp.float32)
@@ -138,8 +144,10 @@ def grokadamw(
         p <- p - rate sqrt(1 - b2**t) / (1 - b1**t) m / (sqrt(v) + eps)
 
     The signal G is max(0, eval - train) / max(eval, train) of the losses that `update`
-    takes as `train_loss` and `eval_loss`; each stays until another comes, and until
-    both have come G is 0. State: m, v and e in float32, 12 bytes a parameter.
+    takes as `train_loss` (or `value`) and `eval_loss`, or `observe` as the latter; each
+    stays until another comes, and until both have come G is 0. The training command
+    gives both, where transformers' Trainer gives none. State: m, v and e in float32,
+    12 bytes a parameter.
 
     i numbers the tensors in the order of the flattened tree, each layer of a stack on
     its own: another order gives another course, and a torch model's parameters come
@@ -169,9 +177,11 @@ def grokadamw(
         gradient_clipping,
         corrected_bias,
     )
-    kind = LayerIndexed if index == "layer" else Leafwise
-    leafwise = kind(rule, learning_rate, weight_decay, mask, layout or Layout())
-    update: Any = leafwise.update
-    made = RuleTransformation(leafwise.init, update)
-    made.leafwise = leafwise
-    return made
+    return transformation(
+        rule,
+        learning_rate,
+        weight_decay=weight_decay,
+        mask=mask,
+        layout=layout,
+        kind=LayerIndexed if index == "layer" else Leafwise,
+    )

@@ -8,8 +8,14 @@ import optax
 from jax import Array
 
 from jaxpeft.optim.adamw import AdamState, adamw_rule
-from jaxpeft.optim.projection import checked
-from jaxpeft.optim.rule import Context, Layout, Place, Rule, RuleTransformation
+from jaxpeft.optim.rule import (
+    Context,
+    Layout,
+    Place,
+    Rule,
+    RuleTransformation,
+    transformation,
+)
 
 ADAM_NAMES = r"(.*\.)?(embed\w*|lm_head)(\..*)?"
 # So small a sum in the divisor only keeps a matrix of zeros from giving nan.
@@ -115,11 +121,11 @@ def muon(
             f"{adam_names!r}; the names are such as {', '.join(list(shapes)[:3])}"
         ]
 
-    return checked(
+    return transformation(
         rule,
-        problems,
         learning_rate,
         weight_decay=weight_decay,
         mask=mask,
         layout=layout,
+        problems=problems,
     )

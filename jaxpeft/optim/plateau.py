@@ -27,10 +27,21 @@ ThresholdMode = Literal["rel", "abs"]
 
 @runtime_checkable
 class Observing(Protocol):
-    """The state of a transformation that evaluations steer, a NamedTuple.
+    """The state of what evaluations steer, a NamedTuple of arrays.
 
-    factor: () float32, what the updates are multiplied by. observed: the state after
-    an evaluation gave `value`, () float32; shapes and dtypes are the same.
+    observed: the state after an evaluation gave `value`, () float32; shapes and dtypes
+    are the same.
+    """
+
+    def observed(self, value: Array) -> Any:
+        """The state after an evaluation."""
+
+
+@runtime_checkable
+class Scaling(Protocol):
+    """The state of a transformation that multiplies the updates.
+
+    factor: () float32, by what.
     """
 
     factor: Any
@@ -213,15 +224,15 @@ def observe(opt_state: Any, value: ArrayLike) -> Any:
 def rate_factor(opt_state: Any) -> Array:
     """What evaluations have made of the learning rate, () float32: 1.0 without them."""
     factor = jnp.ones((), jnp.float32)
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda n: isinstance(n, Observing))
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda n: isinstance(n, Scaling))
     for node in nodes:
-        if isinstance(node, Observing):
+        if isinstance(node, Scaling):
             factor = factor * node.factor
     return factor
 
 
 def _observed(state: Any, value: ArrayLike) -> Any:
-    if isinstance(state.factor, Tracer) or isinstance(value, Tracer):
+    if any(isinstance(x, Tracer) for x in [value, *jax.tree.leaves(state)]):
         return state.observed(jnp.asarray(value, jnp.float32))
     # From the host, so that it goes wherever the state is.
     new = _observed_on_device(state, np.asarray(value, np.float32))

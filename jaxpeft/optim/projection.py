@@ -21,10 +21,10 @@ from jaxpeft.errors import InputError
 from jaxpeft.optim.rule import (
     Context,
     Layout,
-    Leafwise,
     Rule,
     RuleTransformation,
     debias,
+    transformation,
 )
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -164,46 +164,6 @@ class Targets:
         ]
 
 
-class Checked(Leafwise):
-    """A rule that is checked against a whole tree before it begins.
-
-    problems: what is wrong with it for tensors of these names and shapes, a layer's
-    shape for a stack.
-    """
-
-    problems: Callable[[dict[str, tuple[int, ...]]], list[str]]
-
-    def init(self, params: Any) -> Any:
-        """The state before the first update; raises InputError for problems."""
-        leaves = jax.tree.leaves(params)
-        shapes = {
-            t.place.name: tuple(p.shape[1:] if t.stacked else p.shape)
-            for p, t in zip(leaves, self.tensors(params), strict=True)
-        }
-        problems = self.problems(shapes) if leaves else []
-        if problems:
-            raise InputError(*problems)
-        return super().init(params)
-
-
-def checked(
-    rule: Rule,
-    problems: Callable[[dict[str, tuple[int, ...]]], list[str]],
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    weight_decay: float,
-    mask: Any,
-    layout: Layout | None,
-) -> RuleTransformation:
-    """`rule.transformation` whose `init` first looks for problems, see `Checked`."""
-    leafwise = Checked(rule, learning_rate, weight_decay, mask, layout or Layout())
-    leafwise.problems = problems
-    update: Any = leafwise.update
-    made = RuleTransformation(leafwise.init, update)
-    made.leafwise = leafwise
-    return made
-
-
 def projected(
     rule: Rule,
     targets: Targets,
@@ -229,13 +189,13 @@ def projected(
             )
         return found
 
-    return checked(
+    return transformation(
         rule,
-        problems,
         learning_rate,
         weight_decay=weight_decay,
         mask=mask,
         layout=layout,
+        problems=problems,
     )
 
 

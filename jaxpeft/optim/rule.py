@@ -150,6 +150,10 @@ class Tensor:
     index: int
 
 
+# From the shapes of tensors by name, of a stack a layer's, to what is wrong with them.
+Problems = Callable[[dict[str, tuple[int, ...]]], list[str]]
+
+
 class Leafwise:
     """A rule with its learning rate, decay, mask and layout: what a tree needs."""
 
@@ -160,9 +164,11 @@ class Leafwise:
         weight_decay: float,
         mask: Any,
         layout: Layout,
+        problems: Problems | None = None,
     ):
         self.rule, self.learning_rate = rule, learning_rate
         self.weight_decay, self.mask, self.layout = weight_decay, mask, layout
+        self.problems = problems
 
     def tensors(self, params: Any) -> list[Tensor]:
         """The settings of every leaf of `params`, in the order of `jax.tree.leaves`."""
@@ -187,11 +193,12 @@ class Leafwise:
         return found
 
     def init(self, params: Any) -> RuleState:
-        """The state before the first update."""
+        """The state before the first update; raises InputError for problems."""
         leaves, treedef = jax.tree.flatten(params)
         tensors = self.tensors(params)
         if leaves:
             self.layout.check([t.place.name for t in tensors])
+            self._check(leaves, tensors)
         states = [self._init_leaf(p, t) for p, t in zip(leaves, tensors, strict=True)]
         # Arrays of their own: a buffer cannot be donated twice.
         shared = jax.tree.map(lambda x: jnp.array(x, copy=True), self.rule.shared)
@@ -252,6 +259,16 @@ class Leafwise:
         states = treedef.unflatten([new for _, new in results])
         return changes, RuleState(common.t, common.shared, states)
 
+    def _check(self, leaves: list[Array], tensors: list[Tensor]) -> None:
+        if self.problems is None:
+            return
+        shapes = {
+            t.place.name: tuple(p.shape[1:] if t.stacked else p.shape)
+            for p, t in zip(leaves, tensors, strict=True)
+        }
+        if problems := self.problems(shapes):
+            raise InputError(*problems)
+
     def _init_leaf(self, p: Array, tensor: Tensor) -> Any:
         if tensor.stacked and not self.rule.chunked:
             return jax.vmap(lambda x: self._init_one(x, tensor.place))(p)
@@ -286,11 +303,14 @@ def transformation(
     weight_decay: float = 0.0,
     mask: Any = None,
     layout: Layout | None = None,
+    problems: Problems | None = None,
+    kind: type[Leafwise] = Leafwise,
 ) -> RuleTransformation:
     """The optax transformation that applies `rule` to every leaf of a tree.
 
     learning_rate: a number, or a function of the updates made. mask: which leaves
     decay, a tree of booleans or a function from the parameters to one; None: all.
+    problems: what `init` refuses. kind: for rules that number tensors in another way.
     Its updates are float32 differences, to be added by `optax.apply_updates`. Raises
     InputError for a rate that is not finite.
     """
@@ -298,7 +318,9 @@ def transformation(
         raise InputError(
             f"optimizer.learning_rate: found {learning_rate}; must be a finite number"
         )
-    leafwise = Leafwise(rule, learning_rate, weight_decay, mask, layout or Layout())
+    leafwise = kind(
+        rule, learning_rate, weight_decay, mask, layout or Layout(), problems
+    )
     made = RuleTransformation(leafwise.init, leafwise.update)
     made.leafwise = leafwise
     return made

@@ -10,6 +10,7 @@ from oracles.projected import Quiet
 
 from jaxpeft.errors import InputError
 from jaxpeft.optim.grokadamw import grokadamw
+from jaxpeft.optim.plateau import observe, rate_factor
 from jaxpeft.optim.rule import Layout
 
 STACKS = Layout(stacked=r"(.*\.)?layers\..*")
@@ -48,6 +49,17 @@ def test_losses_steer_the_average_and_are_remembered():
     np.testing.assert_allclose(params["w"], expected, atol=1e-7)
     assert np.max(np.abs(plain["w"] - expected)) > 1e-4
     assert state.shared == (1.0, 0.5)
+
+
+def test_an_evaluation_is_told_to_it_anywhere_in_a_chain():
+    tx = optax.chain(optax.clip_by_global_norm(1.0), grokadamw(RATE))
+    params = {"w": jnp.asarray(normal(0, 5, 4))}
+    state = tx.init(params)
+    _, state = tx.update({"w": normal(1, 5, 4)}, state, params, value=1.0)
+    state = observe(state, 4.0)
+    assert state[1].shared == (1.0, 4.0)
+    assert float(state[1].shared.signal()) == 0.75
+    assert float(rate_factor(state)) == 1.0
 
 
 def test_late_tensors_begin_with_long_steps_unless_corrected():

@@ -31,8 +31,8 @@ def sgd():
     return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=RATE)
 
 
-def reference(name, warmup, steps=STEPS, **settings):
-    """The rates of transformers' schedule of this name."""
+def reference(name, warmup, steps=STEPS, taken=None, **settings):
+    """The rates of transformers' schedule of this name, also of steps past its end."""
     optimizer = sgd()
     schedule = transformers.get_scheduler(
         name,
@@ -41,7 +41,7 @@ def reference(name, warmup, steps=STEPS, **settings):
         num_training_steps=steps,
         scheduler_specific_kwargs=settings,
     )
-    return run(optimizer, schedule, steps)
+    return run(optimizer, schedule, taken or steps)
 
 
 def stairs(warmup, make):
@@ -216,6 +216,17 @@ def test_past_the_last_step_the_rate_stays(name):
     schedule = make_schedule(RATE, {"name": name, "warmup_steps": 4, **own}, STEPS)
     beyond = [float(schedule(step)) for step in (STEPS, STEPS + 1, 10 * STEPS)]
     np.testing.assert_allclose(beyond, end * RATE, atol=1e-6 * RATE)
+
+
+@pytest.mark.parametrize(
+    "name", ["cosine", "cosine_with_min_lr", "cosine_warmup_with_min_lr"]
+)
+def test_a_strict_cosine_rises_again_as_transformers_does(name):
+    own, _ = ENDS[name]
+    section = {"name": name, "warmup_steps": 4, "strict": True, **own}
+    found = rates(make_schedule(RATE, section, STEPS), 2 * STEPS)
+    same(found, reference(name, 4, taken=2 * STEPS, **own))
+    assert found[int(1.7 * STEPS)] > 2 * found[STEPS] + 1e-3 * RATE
 
 
 @pytest.mark.parametrize("name", ENDS)

@@ -14,11 +14,12 @@ def cosine(
     warmup_steps: int = 0,
     *,
     num_cycles: float = 0.5,
+    strict: bool = False,
 ) -> optax.Schedule:
     """(1 + cos(2 pi num_cycles p)) / 2 over the progress p after warmup.
 
     With the default half cycle it falls from the rate to 0. transformers: `cosine`,
-    which rises again past `total_steps`; this does not.
+    which rises again past `total_steps`; this does so with `strict` only.
     """
     wrong = settings.positive("num_cycles", num_cycles)
     settings.check(learning_rate, total_steps, warmup_steps, wrong)
@@ -28,6 +29,7 @@ def cosine(
         learning_rate,
         total_steps,
         warmup_steps,
+        ends=not strict,
     )
 
 
@@ -62,11 +64,12 @@ def cosine_with_min_lr(
     num_cycles: float = 0.5,
     min_lr: float | None = None,
     min_lr_rate: float | None = None,
+    strict: bool = False,
 ) -> optax.Schedule:
     """As `cosine`, but down to a rate above 0 that one of two settings names.
 
-    min_lr: the lowest rate. min_lr_rate: the lowest rate over the highest.
-    transformers: `cosine_with_min_lr`, which rises again past `total_steps`.
+    min_lr: the lowest rate. min_lr_rate: the lowest rate over the highest. strict: see
+    `cosine`. transformers: `cosine_with_min_lr`.
     """
     settings.check(
         learning_rate,
@@ -82,6 +85,7 @@ def cosine_with_min_lr(
         learning_rate,
         total_steps,
         warmup_steps,
+        ends=not strict,
     )
 
 
@@ -94,12 +98,13 @@ def cosine_warmup_with_min_lr(
     min_lr: float | None = None,
     min_lr_rate: float | None = None,
     warmup_lr_rate: float | None = None,
+    strict: bool = False,
 ) -> optax.Schedule:
     """As `cosine_with_min_lr`, one step ahead: no update has a rate of 0.
 
     Step s of a warmup of W has (s + 1) / W of the rate, or, where `warmup_lr_rate` w is
-    given, w + (1 - w) s / (W - 1). The last step has the lowest rate. transformers:
-    `cosine_warmup_with_min_lr`, which rises again past `total_steps`.
+    given, w + (1 - w) s / (W - 1). The last step has the lowest rate. strict: see
+    `cosine`. transformers: `cosine_warmup_with_min_lr`.
     """
     settings.check(
         learning_rate,
@@ -121,10 +126,12 @@ def cosine_warmup_with_min_lr(
         return warmup_lr_rate + (1 - warmup_lr_rate) * done
 
     def factor(after: Array) -> Array:
-        ahead = jnp.minimum(after + 1, length)
+        ahead = after + 1 if strict else jnp.minimum(after + 1, length)
         return wave(num_cycles, ahead, length) * (1 - low) + low
 
-    return with_warmup(factor, learning_rate, total_steps, warmup_steps, rising)
+    return with_warmup(
+        factor, learning_rate, total_steps, warmup_steps, rising, ends=not strict
+    )
 
 
 def wave(cycles: float, done: Array, length: int) -> Array:

@@ -42,11 +42,15 @@ def with_warmup(
     total_steps: int,
     warmup_steps: int,
     rising: Shape | None = None,
+    *,
+    ends: bool = True,
 ) -> optax.Schedule:
     """The rate times `rising` of the step, then times `shape` of the steps after it.
 
-    rising: None for the straight line from 0. What `shape` is given ends with the run.
+    rising: None for the straight line from 0. ends: what `shape` is given ends with the
+    run.
     """
+    last = total_steps - warmup_steps if ends else None
 
     def line(step: Array) -> Array:
         return step.astype(jnp.float32) / max(1, warmup_steps)
@@ -56,7 +60,7 @@ def with_warmup(
     def schedule(count: ArrayLike) -> Array:
         # Whole numbers: a division may be off by an ulp, and a jump then by a step.
         step = jnp.asarray(count).astype(jnp.int32)
-        after = jnp.clip(step - warmup_steps, 0, total_steps - warmup_steps)
+        after = jnp.clip(step - warmup_steps, 0, last)
         factor = jnp.where(step < warmup_steps, rise(step), shape(after))
         return jnp.float32(learning_rate) * factor.astype(jnp.float32)
 
