@@ -73,8 +73,6 @@ class Jitted:
 class Torch:
     """An optimizer of torch's kind."""
 
-    state_bytes = temp = moved = 0
-
     def __init__(self, make: Callable[[list], Any], size: int):
         import torch
 
@@ -155,8 +153,11 @@ def compare(size: int, rounds: int, names: list[str]) -> None:
         line = (
             f"| {name} | {1e3 * least:.2f} | {1e3 * statistics.median(times[name]):.2f}"
         )
-        line += f" | {least / base:.2f} | {run.state_bytes / size:.2f}"
-        line += f" | {run.temp / 2**20:.1f} |"
+        line += f" | {least / base:.2f}"
+        if isinstance(run, Jitted):
+            line += f" | {run.state_bytes / size:.2f} | {run.temp / 2**20:.1f} |"
+        else:
+            line += " | | |"
         print(line + (f" {run.moved / least / copy:.0%} |" if gpu else ""), flush=True)
 
 

@@ -1,8 +1,14 @@
 """The pages that are made from the code are those that the code makes."""
 
 import importlib.util
+import itertools
 import re
 from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxpeft import optim, tree
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,6 +21,33 @@ def test_the_configuration_page_is_current():
     spec.loader.exec_module(module)
     page = (ROOT / "docs" / "configuration.md").read_text()
     assert page == module.text(), "run python scripts/make_config_docs.py"
+
+
+def table(page: str, start: str) -> list[list[str]]:
+    """The cells of the rows of the table whose header starts so."""
+    lines = (ROOT / "docs" / page).read_text().split(f"\n| {start} |")[1].splitlines()
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[2:])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_bytes_of_every_optimizer_s_state_are_as_stated():
+    name = "model.layers.mlp.up_proj.kernel"
+    params = {name: jax.ShapeDtypeStruct((1, 4096, 4096), jnp.float32)}
+    constant = {"name": "constant"}
+    stated = {
+        row[0].strip("`"): row[1] for row in table("optimizers.md", "name | state")
+    }
+    assert set(stated) == set(optim.OPTIMIZERS.entries)
+    for name, figure in stated.items():
+        section = {"name": name, "learning_rate": 1e-3, "max_grad_norm": None}
+        state = jax.eval_shape(optim.make(section, constant, 10).init, params)
+        assert f"{tree.nbytes(state) / 4096**2:.3f}" == figure, name
+
+
+def test_every_schedule_is_on_the_page():
+    cells = [row[0] for row in table("optimizers.md", "name | own keys")]
+    stated = {name.strip("`") for cell in cells for name in cell.split(", ")}
+    assert stated == set(optim.SCHEDULES.entries)
 
 
 def test_links_between_pages_lead_somewhere():
