@@ -10,7 +10,9 @@ import jax
 class Compiled:
     """A function compiled once for each shape of its last argument, a batch.
 
-    report: called with a line of text at every compilation.
+    report: called with a line of text at every compilation. carries: whether the first
+    argument is a state that the first result follows: it is donated, and the new one
+    lies where it lay.
     """
 
     def __init__(
@@ -18,9 +20,9 @@ class Compiled:
         function: Callable,
         name: str,
         report: Callable[[str], None],
-        donate: tuple[int, ...] = (),
+        carries: bool = False,
     ):
-        self._jitted = jax.jit(function, donate_argnums=donate)
+        self._function, self._carries = function, carries
         self._name, self._report = name, report
         self._programs: dict[tuple, Any] = {}
         self.seconds = 0.0  # spent compiling so far
@@ -38,7 +40,12 @@ class Compiled:
 
     def _compile(self, shape: tuple[int, ...], arguments: tuple) -> Any:
         start = time.monotonic()
-        program = self._jitted.lower(*arguments).compile()
+        options: dict[str, Any] = {}
+        if self._carries:
+            places = jax.tree.map(lambda x: x.sharding, arguments[0])
+            options = {"donate_argnums": 0, "out_shardings": (places, None)}
+        jitted = jax.jit(self._function, **options)
+        program = jitted.lower(*arguments).compile()
         took = time.monotonic() - start
         self.seconds += took
         memory = program.memory_analysis()

@@ -210,9 +210,10 @@ class Save:
 def abort_on_nonfinite(limit: int, last: int) -> Callable[[Moment], None]:
     """A hook that ends the run when over `limit` steps in a row were not finite.
 
-    Such steps leave the state as it was, so that nothing non-finite is ever saved. It
-    looks at the step before the newest: asking after that one would make the host
-    wait. Only of the run's `last` step there is no later moment to ask.
+    Such steps leave the state as it was (a fused one without clipping may have updated
+    layers above the first bad gradient), so that nothing non-finite is ever saved. It
+    looks at the step before the newest: asking after that one would make the host wait.
+    Only of the run's `last` step there is no later moment to ask.
     """
     before: list[Moment] = []
 

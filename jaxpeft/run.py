@@ -87,6 +87,7 @@ class Run:
                 "evaluation loss, and nothing is evaluated: set data.eval and "
                 "training.eval_steps"
             )
+        self.observes = made.scale is not None or cfg.optimizer.name in optim.OBSERVING
         self.schedule = made.rate
         self.leafwise = optim.leafwise(made, cfg.optimizer.name) if fused else None
         self.tx = made.optimizer if fused else made.chain()
@@ -130,6 +131,10 @@ class Run:
         for section, keys in NOT_IDENTITY.items():
             for key in keys:
                 settings[section].pop(key)
+        if self.observes and self.evaluation is not None:
+            # What is evaluated, and when, then decides what the steps compute.
+            settings["training"]["eval_steps"] = self.cfg.training.eval_steps
+            settings["evaluation"] = self.evaluation.fingerprint
         text = json.dumps(settings, sort_keys=True)
         return {
             "config": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
@@ -234,6 +239,13 @@ def describe(run: Run) -> None:
     if run.evaluation is not None:
         for line in summary.data_lines("evaluation", run.evaluation.summary()):
             console.say(line)
+    if run.leafwise is not None:
+        console.say("each layer is updated inside the backward pass")
+    elif run.cfg.optimizer.name in optim.FUSED:
+        console.say(
+            f"{run.cfg.optimizer.name} updates after the whole backward pass here; it "
+            "saves memory with adapter.method full and no accumulation"
+        )
     console.say(
         f"steps: {run.steps} of {run.cfg.training.batch_size} sequences, "
         f"{run.batches.epoch(run.steps):.2f} epochs"

@@ -72,7 +72,7 @@ class _Steps:
         self.file = hooks.MetricsFile(
             run.output / METRICS, first if self.resumed else None
         )
-        self.step = Compiled(run.train_step(), "step", self.progress.note, donate=(0,))
+        self.step = Compiled(run.train_step(), "step", self.progress.note, carries=True)
         self.eval_step = Compiled(
             make_eval_step(run.base.cfg), "evaluation", self.progress.note
         )

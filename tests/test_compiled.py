@@ -27,11 +27,13 @@ def test_one_program_for_each_shape_of_the_batch():
     assert compiled.seconds > 0
 
 
-def test_donated_arguments_are_given_up():
+def test_a_state_that_is_carried_is_given_up_for_the_next():
     def function(total, batch):
-        return total + batch["tokens"]
+        return total + batch["tokens"], jnp.sum(total)
 
-    compiled = Compiled(function, "sum", lambda line: None, donate=(0,))
+    compiled = Compiled(function, "sum", lambda line: None, carries=True)
     total, batch = jnp.zeros(3), {"tokens": jnp.ones(3)}
-    np.testing.assert_array_equal(compiled(total, batch), 1.0)
+    new, before = compiled(total, batch)
+    np.testing.assert_array_equal(new, 1.0)
+    assert before == 0
     assert total.is_deleted() and not batch["tokens"].is_deleted()

@@ -8,7 +8,7 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,6 +40,10 @@ class Table:
     entries: Mapping[str, Callable[..., Any]]
     aliases: Mapping[str, str] = field(default_factory=dict)
     given: Collection[str] = ()
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the entries."""
+        return iter(self.entries)
 
     def resolve(self, name: str) -> str:
         """The name in `entries` that `name` stands for, or `name` itself."""

@@ -30,7 +30,7 @@ _NAMES_ELSEWHERE = {
     "data.eval_batch_size": "per_device_eval_batch_size",
     "optimizer.name": "optim",
     "optimizer.learning_rate": "lr",
-    "optimizer.b1": "adam_beta1 beta1",
+    "optimizer.b1": "adam_beta1 beta1 betas",
     "optimizer.b2": "adam_beta2 beta2",
     "optimizer.eps": "adam_epsilon epsilon",
     "optimizer.max_grad_norm": "gradient_clipping clip_grad_norm",

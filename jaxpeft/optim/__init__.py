@@ -12,14 +12,15 @@ from jaxpeft.optim.ademamix import ademamix
 from jaxpeft.optim.apollo import apollo, apollo_mini
 from jaxpeft.optim.came import came
 from jaxpeft.optim.galore import galore
+from jaxpeft.optim.greedy import scale_by_greedy
 from jaxpeft.optim.grokadamw import grokadamw
 from jaxpeft.optim.lion import lion
 from jaxpeft.optim.lion_8bit import lion_8bit
 from jaxpeft.optim.lomo import lomo
 from jaxpeft.optim.lora_plus import lora_plus
-from jaxpeft.optim.make import FUSED, OPTIMIZERS, leafwise, make, make_parts
+from jaxpeft.optim.make import FUSED, OBSERVING, OPTIMIZERS, leafwise, make, make_parts
 from jaxpeft.optim.muon import muon
-from jaxpeft.optim.plateau import observe, rate_factor
+from jaxpeft.optim.plateau import observe, rate_factor, scale_by_plateau
 from jaxpeft.optim.prodigy import prodigy
 from jaxpeft.optim.quantize_state import quantize_state
 from jaxpeft.optim.rmsprop import rmsprop
@@ -36,6 +37,7 @@ from jaxpeft.optim.stable_adamw import stable_adamw
 
 __all__ = [
     "FUSED",
+    "OBSERVING",
     "OPTIMIZERS",
     "SCHEDULES",
     "Group",
@@ -69,6 +71,8 @@ __all__ = [
     "quantize_state",
     "rate_factor",
     "rmsprop",
+    "scale_by_greedy",
+    "scale_by_plateau",
     "schedule_free_adamw",
     "schedule_free_radam",
     "schedule_free_sgd",

@@ -8,6 +8,7 @@ from jax import Array
 
 from jaxpeft.errors import InputError
 from jaxpeft.optim import factored
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -70,6 +71,7 @@ def relative_rate(warmup_init: bool = False) -> optax.Schedule:
     return rate
 
 
+@in_range
 def adafactor(
     learning_rate: optax.ScalarOrSchedule | None = None,
     eps: tuple[float, float] = (1e-30, 1e-3),

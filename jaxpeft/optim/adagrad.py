@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -32,6 +33,7 @@ def adagrad_rule(lr_decay: float, initial_accumulator_value: float, eps: float) 
     return Rule(init, update)
 
 
+@in_range
 def adagrad(
     learning_rate: optax.ScalarOrSchedule,
     lr_decay: float = 0.0,

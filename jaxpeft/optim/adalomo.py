@@ -7,6 +7,7 @@ import optax
 from jax import Array
 
 from jaxpeft.optim import factored
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -38,6 +39,7 @@ def adalomo_rule(
     return Rule(init, update)
 
 
+@in_range
 def adalomo(
     learning_rate: optax.ScalarOrSchedule,
     eps: tuple[float, float] = (1e-30, 1e-3),

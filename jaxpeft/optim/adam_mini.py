@@ -8,6 +8,7 @@ import optax
 from jax import Array
 
 from jaxpeft.errors import InputError
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -99,6 +100,7 @@ def adam_mini_rule(b1: float, b2: float, eps: float, patterns: Patterns) -> Rule
     return Rule(init, update)
 
 
+@in_range
 def adam_mini(
     learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -44,6 +45,7 @@ def adamw_rule(b1: float, b2: float, eps: float) -> Rule:
     return Rule(init, update)
 
 
+@in_range
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,

@@ -6,9 +6,11 @@ import optax
 
 from jaxpeft.optim.adamw_8bit import quantized_adamw_rule
 from jaxpeft.optim.quantize_state import Selection
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import Layout, RuleTransformation, transformation
 
 
+@in_range
 def adamw_4bit(
     learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,

@@ -9,6 +9,7 @@ from jax import Array
 
 from jaxpeft.optim.adamw import AdamState, adamw_rule
 from jaxpeft.optim.quantize_state import Selection
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -83,6 +84,7 @@ def quantized_adamw_rule(
     return Rule(init, update, chunked=True)
 
 
+@in_range
 def adamw_8bit(
     learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,

@@ -8,6 +8,7 @@ import optax
 from jax import Array
 
 from jaxpeft.errors import InputError
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -65,6 +66,7 @@ def _log_b3(b1: float, b3: float, x: Array) -> Array:
     return low * high / ((1 - x) * high + x * low)
 
 
+@in_range
 def ademamix(
     learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,

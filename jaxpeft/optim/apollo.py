@@ -18,6 +18,7 @@ from jaxpeft.optim.projection import (
     reduced_axis,
     svd_projector,
 )
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import Context, Layout, Place, Rule, RuleTransformation
 
 # By how much the norm of a step may exceed that of the last.
@@ -104,6 +105,7 @@ def _norm(x: Array, axis: int | None) -> Array:
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=axis))
 
 
+@in_range
 def apollo(
     learning_rate: optax.ScalarOrSchedule,
     rank: int = 256,
@@ -181,6 +183,7 @@ def apollo(
     )
 
 
+@in_range
 def apollo_mini(
     learning_rate: optax.ScalarOrSchedule,
     scale: float = 128.0,

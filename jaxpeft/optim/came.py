@@ -7,6 +7,7 @@ import optax
 from jax import Array
 
 from jaxpeft.optim import factored
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -57,6 +58,7 @@ def came_rule(
     return Rule(init, update)
 
 
+@in_range
 def came(
     learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,

@@ -18,6 +18,7 @@ from jaxpeft.optim.projection import (
     reduced_axis,
     svd_projector,
 )
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import Context, Layout, Place, Rule, RuleTransformation
 
 
@@ -60,6 +61,7 @@ def galore_rule(
     return Rule(init, update)
 
 
+@in_range
 def galore(
     learning_rate: optax.ScalarOrSchedule,
     rank: int = 128,

@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from jaxpeft.errors import InputError
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -118,6 +119,7 @@ def _layer(name: str) -> int:
     return int(found.group(1)) if found else 0
 
 
+@in_range
 def grokadamw(
     learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -30,6 +31,7 @@ def lion_rule(b1: float, b2: float) -> Rule:
     return Rule(init, update)
 
 
+@in_range
 def lion(
     learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,

@@ -8,6 +8,7 @@ import optax
 from jax import Array
 
 from jaxpeft.optim.quantize_state import Selection
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -64,6 +65,7 @@ def lion_8bit_rule(b1: float, b2: float, select: Selection) -> Rule:
     return Rule(init, update, chunked=True)
 
 
+@in_range
 def lion_8bit(
     learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,

@@ -7,6 +7,7 @@ import optax
 from jax import Array
 
 from jaxpeft.errors import InputError
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -32,6 +33,7 @@ def lomo_rule(clip_value: float | None) -> Rule:
     return Rule(init, update)
 
 
+@in_range
 def lomo(
     learning_rate: optax.ScalarOrSchedule,
     clip_value: float | None = None,

@@ -95,6 +95,8 @@ OPTIMIZERS = config.Table(
 
 # They are made for a backward pass that updates as it goes.
 FUSED = ("lomo", "adalomo")
+# They take the losses of evaluations into account, see `plateau.observe`.
+OBSERVING = ("grokadamw",)
 # They average their parameters instead of lowering the rate.
 SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd")
 # Every leaf of a model's layers stacks them along its first axis.
@@ -170,8 +172,8 @@ def make_parts(
         given["layout"] = Layout(STACKED, groups)
     elif groups:
         raise InputError(
-            f"optimizer.groups: {section.name!r} has one rate for all parameters; "
-            "remove the groups, or choose another optimizer"
+            f"{groups[0].key}: {section.name!r} has one rate for all parameters; "
+            "remove it, or choose another optimizer"
         )
     if "mask" in takes and not section.decay_all:
         given["mask"] = decayed
@@ -211,7 +213,8 @@ def _groups(section: Any) -> tuple[Group, ...]:
         Group(g.pattern, g.learning_rate_factor, g.weight_decay) for g in section.groups
     ]
     if section.lora_plus_ratio is not None:
-        groups.append(Group(LORA_B, section.lora_plus_ratio))
+        key = "optimizer.lora_plus_ratio"
+        groups.append(Group(LORA_B, section.lora_plus_ratio, key=key))
     return tuple(groups)
 
 
@@ -229,10 +232,12 @@ def _own_warmup(name: str, schedule: Mapping[str, Any], total_steps: int) -> int
 
 def _relative(section: Any, schedule: Mapping[str, Any]) -> optax.Schedule:
     """The rate that Adafactor chooses by itself."""
-    if config.parse_section("schedule", schedule, SCHEDULES).name != "constant":
+    given = config.parse_section("schedule", schedule, SCHEDULES)
+    if given.name != "constant" or given.warmup_steps or given.warmup_ratio:
         raise InputError(
             "optimizer.relative_step: found true; the rate then follows from the step "
-            "alone: use it with schedule {name: constant}; learning_rate has no effect"
+            "alone: use it with schedule {name: constant} without a warmup; "
+            "learning_rate has no effect"
         )
     return relative_rate(bool(section.options.get("warmup_init")))
 

@@ -8,6 +8,7 @@ import optax
 from jax import Array
 
 from jaxpeft.optim.adamw import AdamState, adamw_rule
+from jaxpeft.optim.ranges import check_pattern, in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -69,6 +70,7 @@ def _adjustment(shape: tuple[int, ...], adjust_lr_fn: str) -> float:
     return max(1.0, d_out / d_in) ** 0.5
 
 
+@in_range
 def muon(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.1,
@@ -102,6 +104,8 @@ def muon(
     bfloat16, where here it is float32 by `optax.contrib`. That alone moves a course by
     parts in a thousand. torch divides by max(|x|, 1e-7); here the norm has no floor.
     """
+    if adam_names is not None:
+        check_pattern("adam_names", adam_names)
     rule = muon_rule(
         momentum,
         nesterov,

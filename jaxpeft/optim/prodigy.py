@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import debias
 
 
+@in_range
 def prodigy(
     learning_rate: optax.ScalarOrSchedule = 1.0,
     b1: float = 0.9,

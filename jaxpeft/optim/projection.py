@@ -18,6 +18,7 @@ import optax
 from jax import Array
 
 from jaxpeft.errors import InputError
+from jaxpeft.optim.ranges import check_pattern
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -140,8 +141,8 @@ class Targets:
 
     def include(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether the tensor of this name and shape, without stack, is projected."""
-        if len(shape) != 2 or self.modules is None:
-            return len(shape) == 2
+        if len(shape) != 2 or 0 in shape or self.modules is None:
+            return len(shape) == 2 and 0 not in shape
         if isinstance(self.modules, str):
             return _matches(self.modules, name, part=False)
         return any(_matches(entry, name, part=True) for entry in self.modules)
@@ -154,8 +155,13 @@ class Targets:
         entries = [self.modules] if isinstance(self.modules, str) else self.modules
         matrices = [name for name, shape in shapes.items() if len(shape) == 2]
         names = ", ".join(matrices[:3]) or "none"
-        if not entries:
-            return ["optimizer.target_modules: found []; name some, or leave it out"]
+        for entry in entries:
+            check_pattern("target_modules", entry)
+        if not entries or "" in entries:
+            return [
+                f"optimizer.target_modules: found {self.modules!r}; name some, or "
+                "leave it out"
+            ]
         return [
             f"optimizer.target_modules: no matrix that trains has a name that matches "
             f"{entry!r}; the names are such as {names}"

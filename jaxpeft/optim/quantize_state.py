@@ -9,14 +9,16 @@ import optax
 from jax import Array
 
 from jaxpeft import tree
-from jaxpeft.errors import InputError
+from jaxpeft.optim.ranges import check_pattern
 from jaxpeft.quant import Blockwise, blockwise, quantize
 
 # The fields in which optax, torch and this library keep what is never negative.
 UNSIGNED = (
-    "nu|nu_max|v|v_row|v_col|exp_avg_sq(_row|_col)?|max_exp_avg_sq|sum_of_squares|"
-    "second_moment"
+    "nu|nu_max|v|v_row|v_col|row|column|exp_avg_sq(_row|_col)?|max_exp_avg_sq|"
+    "sum_of_squares|second_moment"
 )
+# Prodigy's start, and the point that schedule-free steps from.
+COPIES = "params0|z"
 
 
 class Selection(NamedTuple):
@@ -44,17 +46,6 @@ class Selection(NamedTuple):
         return size >= self.min_quantized_size and not named
 
 
-def check_pattern(key: str, pattern: str | None) -> None:
-    """Raises InputError unless `pattern` is None or a regular expression."""
-    try:
-        re.compile(pattern or "")
-    except (re.error, TypeError) as error:
-        raise InputError(
-            f"optimizer.{key}: found {pattern!r}, which is no regular expression "
-            f"({error}); give one that matches whole names, such as '.*embed.*'"
-        ) from error
-
-
 def quantize_state(
     tx: optax.GradientTransformation,
     *,
@@ -62,6 +53,7 @@ def quantize_state(
     min_quantized_size: int = 4096,
     float32_names: str | None = None,
     unsigned: str = UNSIGNED,
+    copies: str = COPIES,
 ) -> optax.GradientTransformationExtraArgs:
     """`tx` with the float arrays of its state in 8 bits between the updates.
 
@@ -88,15 +80,20 @@ def quantize_state(
             one. Only fields of named tuples and dataclasses count, so that parameters
             may have any names in dictionaries. A negative number in such an array
             would become zero: pass "" if a field of yours has such a name.
+        copies: the same of fields that hold copies of the parameters, from which small
+            steps are to be told apart: these stay, too.
     """
     select = Selection(block_size, min_quantized_size, float32_names).check()
     check_pattern("unsigned", unsigned)
+    check_pattern("copies", copies)
     tx = optax.with_extra_args_support(tx)
 
     def encoded(path: tuple, x: Any) -> Any:
         if not _is_float(x) or not _takes(select, x, path):
             return x
-        fields = (k.name for k in path if isinstance(k, jax.tree_util.GetAttrKey))
+        fields = [k.name for k in path if isinstance(k, jax.tree_util.GetAttrKey)]
+        if any(re.fullmatch(copies, name) for name in fields):
+            return x
         positive = any(re.fullmatch(unsigned, name) for name in fields)
         return quantize(x, signed=not positive, block_size=block_size)
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -55,6 +56,7 @@ def rmsprop_rule(alpha: float, eps: float, momentum: float, centered: bool) -> R
     return Rule(init, update)
 
 
+@in_range
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule,
     alpha: float = 0.99,

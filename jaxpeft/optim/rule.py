@@ -86,12 +86,14 @@ class Group:
     """Tensors with settings of their own.
 
     pattern: a regular expression for the whole dotted name of a leaf. factor: their
-    learning rate over everybody's. weight_decay: None for everybody's.
+    learning rate over everybody's. weight_decay: None for everybody's; what the mask
+    leaves out does not decay in a group either. key: what made the group, for messages.
     """
 
     pattern: str
     factor: float = 1.0
     weight_decay: float | None = None
+    key: str = "optimizer.groups"
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ class Layout:
     def check(self, names: list[str]) -> None:
         """Raises InputError for a group that no leaf belongs to."""
         problems = [
-            f"optimizer.groups: no parameter that trains has a name that matches "
-            f"{group.pattern!r}; the names are such as {', '.join(names[:3])}"
+            f"{group.key}: no parameter that trains has a name that matches "
+            f"{group.pattern!r}; remove it, or mend it: the names are such as "
+            f"{', '.join(names[:3])}"
             for group in self.groups
             if not any(re.fullmatch(group.pattern, name) for name in names)
         ]
@@ -179,7 +182,7 @@ class Leafwise:
             group = self.layout.group(name) or Group("")
             own = group.weight_decay
             wanted = self.weight_decay if own is None else own
-            stacked = self.layout.is_stacked(name)
+            stacked = self.layout.is_stacked(name) and leaf.ndim > 0
             found.append(
                 Tensor(
                     Place(name, int(stacked and self.rule.chunked)),
@@ -270,6 +273,8 @@ class Leafwise:
             raise InputError(*problems)
 
     def _init_leaf(self, p: Array, tensor: Tensor) -> Any:
+        if not p.size:
+            return ()  # means of nothing would be nan
         if tensor.stacked and not self.rule.chunked:
             return jax.vmap(lambda x: self._init_one(x, tensor.place))(p)
         return self._init_one(p, tensor.place)
@@ -280,6 +285,8 @@ class Leafwise:
     def _update_leaf(
         self, g: Array, state: Any, p: Array, tensor: Tensor, common: Context
     ) -> tuple[Array, Any]:
+        if not p.size:
+            return jnp.zeros(p.shape, jnp.float32), state
         context = self.context(common, tensor)
         if not tensor.stacked or self.rule.chunked:
             return self.change(g, state, p, context)

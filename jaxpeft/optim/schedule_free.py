@@ -15,6 +15,7 @@ import optax
 from jax import Array
 
 from jaxpeft.errors import InputError
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -100,6 +101,7 @@ def schedule_free_rule(
     return Rule(init, update, start, advance)
 
 
+@in_range
 def schedule_free_sgd(
     learning_rate: optax.ScalarOrSchedule = 1.0,
     momentum: float = 0.9,
@@ -139,6 +141,7 @@ def schedule_free_sgd(
     )
 
 
+@in_range
 def schedule_free_adamw(
     learning_rate: optax.ScalarOrSchedule = 2.5e-3,
     b1: float = 0.9,
@@ -174,6 +177,7 @@ def schedule_free_adamw(
     )
 
 
+@in_range
 def schedule_free_radam(
     learning_rate: optax.ScalarOrSchedule = 2.5e-3,
     b1: float = 0.9,

@@ -7,6 +7,7 @@ import optax
 from jax import Array
 
 from jaxpeft.errors import InputError
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -40,6 +41,7 @@ def sgd_rule(momentum: float, dampening: float, nesterov: bool) -> Rule:
     return Rule(init, update)
 
 
+@in_range
 def sgd(
     learning_rate: optax.ScalarOrSchedule,
     momentum: float = 0.0,

@@ -8,6 +8,7 @@ from jax import Array
 
 from jaxpeft.errors import InputError
 from jaxpeft.optim.adamw import AdamState
+from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -42,6 +43,7 @@ def stable_adamw_rule(b1: float, b2: float, eps: float, max_lr: float | None) ->
     return Rule(init, update)
 
 
+@in_range
 def stable_adamw(
     learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,

@@ -126,9 +126,9 @@ def quantize(
 def check(block_size: Any, min_quantized_size: Any, bits: int = 8) -> None:
     """Raises InputError for a block size or a least size that makes no sense."""
     problems = []
-    least = 8 // bits
-    if not isinstance(block_size, int) or block_size < least or block_size % least:
-        wanted = "an even number" if bits == 4 else "a whole number of 1 or more"
+    odd = bits == 4 and isinstance(block_size, int) and block_size % 2
+    if not isinstance(block_size, int) or block_size < 2 or odd:
+        wanted = "an even number" if bits == 4 else "a whole number of 2 or more"
         problems.append(
             f"optimizer.block_size: found {block_size!r}; give {wanted}, such as 256"
         )

@@ -83,6 +83,27 @@ def group_with_a_bad_pattern(place):
     place.set("optimizer.groups", [{"pattern": "("}])
 
 
+@bad("optimizer.lora_plus_ratio", "'prodigy' has one rate")
+def lora_plus_where_there_is_one_rate(place):
+    place.config["optimizer"] = {"name": "prodigy", "lora_plus_ratio": 16.0}
+
+
+@bad("optimizer.target_modules: found '*attn*'", "regular expression")
+def targets_with_a_bad_pattern(place):
+    place.config["optimizer"] = {"name": "apollo", "target_modules": ["*attn*"]}
+
+
+@bad("optimizer.b1: found 1.5", "optimizer.eps: found -1", "below 1")
+def numbers_without_sense(place):
+    place.config["optimizer"] = {"name": "adamw", "b1": 1.5, "eps": -1.0}
+
+
+@bad("optimizer.relative_step: found true", "without a warmup")
+def relative_steps_with_a_warmup(place):
+    place.config["optimizer"] = {"name": "adafactor", "relative_step": True}
+    place.config["schedule"] = {"name": "constant", "warmup_steps": 1}
+
+
 @bad("optimizer.groups", "'prodigy' has one rate")
 def groups_where_there_is_one_rate(place):
     place.config["optimizer"] = {"name": "prodigy", "groups": [{"pattern": ".*"}]}

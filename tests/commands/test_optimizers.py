@@ -1,11 +1,16 @@
 """Optimizers and schedules that change what a run does, from command to files."""
 
 import json
+import math
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
@@ -42,6 +47,34 @@ def evaluated(command, run):
     done = command("evaluate", "--run", str(run), "--json")
     assert done.code == 0, done.err
     return json.loads(done.out)["eval_loss"]
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adamw_8bit", "adalomo"])
+def test_a_state_split_over_devices_takes_the_same_steps(
+    name, settings, changes, metrics, tmp_path
+):
+    full = {"adapter": {"method": "full"}} if name == "adalomo" else {}
+    optimizer = {"name": name, "learning_rate": 1e-2}
+    if name == "adamw_8bit":
+        optimizer["min_quantized_size"] = 256
+    losses = {}
+    for mesh in ({"fsdp": 1}, {"fsdp": 2, "tensor": 2}):
+        count = math.prod(mesh.values())
+        output, path = tmp_path / f"on-{count}", tmp_path / f"on-{count}.yaml"
+        own = {"mesh": mesh, "optimizer": optimizer, "output_dir": str(output)}
+        steps = {"training.max_steps": 4}
+        path.write_text(yaml.safe_dump(settings(**changes, **full, **own, **steps)))
+        devices = f"--xla_force_host_platform_device_count={count}"
+        done = subprocess.run(
+            [sys.executable, "-m", "jaxpeft.train", "--config", str(path)],
+            env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        losses[count] = [line["loss"] for line in metrics(output)[0]]
+    assert len(losses[4]) == 4
+    np.testing.assert_allclose(losses[4], losses[1], rtol=1e-5)
 
 
 def test_full_fine_tuning_writes_a_whole_model(

@@ -8,6 +8,7 @@ import pytest
 
 from jaxpeft import optim
 from jaxpeft.checkpoint import Checkpoints
+from jaxpeft.errors import InputError
 from jaxpeft.step import TrainState
 
 # The rate and the settings at which each solves the problem; a new one adds its line.
@@ -55,6 +56,36 @@ def name(request):
     return request.param
 
 
+BAD = {
+    "b1": 1.5,
+    "b2": -0.1,
+    "momentum": 2.0,
+    "eps": -1e-8,
+    "weight_decay": -1.0,
+    "alpha": -1.0,
+    "clip_threshold": 0.0,
+    "d0": 0.0,
+    "ns_steps": 0,
+    "learning_rate": -1.0,
+}
+
+
+def test_numbers_without_sense_are_refused_all_at_once(name):
+    bad = {k: v for k, v in BAD.items() if k in optim.OPTIMIZERS.parameters(name)}
+    if name == "adafactor":
+        bad["eps"] = (1e-30, float("nan"))
+    with pytest.raises(InputError) as caught:
+        optim.OPTIMIZERS.entries[name](**bad)
+    stated = [problem.split(":")[0] for problem in caught.value.problems]
+    assert sorted(stated) == sorted(f"optimizer.{key}" for key in bad)
+
+
+@pytest.mark.parametrize("rate", ["1e-3", float("inf"), float("nan"), -1e-3])
+def test_a_rate_without_sense_is_refused(name, rate):
+    with pytest.raises(InputError, match=r"^optimizer.learning_rate: found "):
+        optim.OPTIMIZERS.entries[name](learning_rate=rate)
+
+
 def normal(*shape, seed=0):
     values = np.random.default_rng([seed, *shape]).normal(size=shape)
     return values.astype(np.float32)
@@ -100,6 +131,18 @@ def trained(tx, params, steps):
     )
     params, state = run(params)
     return optim.evaluation_params(state, params), state
+
+
+def test_nothing_and_single_numbers_are_parameters_too(name):
+    params = {"layers": {"no": jnp.zeros((2, 0)), "one": jnp.ones(())}, "none": {}}
+    tx, grads = make(name), jax.tree.map(jnp.ones_like, params)
+    state, new = tx.init(params), params
+    for _ in range(6):
+        updates, state = tx.update(grads, state, new)
+        new = optax.apply_updates(new, updates)
+    assert new["layers"]["no"].shape == (2, 0)
+    assert new["layers"]["one"].shape == () and new["layers"]["one"] < 1
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state) if x.ndim)
 
 
 def test_it_converges_around_holes(name):

@@ -10,7 +10,9 @@ from oracles import testbed
 from jaxpeft.errors import InputError
 from jaxpeft.optim.adamw import adamw
 from jaxpeft.optim.adamw_8bit import adamw_8bit
+from jaxpeft.optim.prodigy import prodigy
 from jaxpeft.optim.quantize_state import quantize_state
+from jaxpeft.optim.schedule_free import schedule_free_adamw
 from jaxpeft.quant import Blockwise
 
 
@@ -45,6 +47,19 @@ def test_what_is_small_named_or_not_a_float_stays():
     # A parameter may be named like a second moment.
     assert isinstance(state.mu["v"], Blockwise) and state.mu["v"].signed
     assert not state.nu["v"].signed
+
+
+def test_copies_of_the_parameters_stay():
+    params = {"w": jnp.ones((64, 128))}
+    state = quantize_state(prodigy()).init(params)
+    kinds = [type(x).__name__ for x in jax.tree.leaves(state, is_leaf=is_blockwise)]
+    assert kinds.count("Blockwise") == 3
+    (free,) = quantize_state(schedule_free_adamw()).init(params).leaves.values()
+    assert isinstance(free.nu, Blockwise) and free.z.dtype == jnp.float32
+
+
+def is_blockwise(x):
+    return isinstance(x, Blockwise)
 
 
 def test_other_dtypes_and_unsigned_fields_of_one_s_own():
