@@ -25,7 +25,7 @@ CHOICES = {
     "adamw": ("", RATES, COSINE),
     "adamw_8bit": ("weight_decay: 0.01", RATES, COSINE),
     "adafactor": ("", RATES, COSINE),
-    "lion": ("", (1e-4, 3e-4, 1e-3), COSINE),
+    "lion": ("", (3e-4, 1e-3, 3e-3), COSINE),
     "apollo": ("rank: 8", RATES, COSINE),
     "grokadamw": ("", RATES, COSINE),
     "schedule_free_adamw": ("", RATES, "{name: constant, warmup_ratio: 0.1}"),
