@@ -97,11 +97,7 @@ def ademamix(
     problems = [
         f"optimizer.{key}: found {value}; use a number between 0 and 1"
         for key, value in {"b1": b1, "b3": b3}.items()
-        if not 0 < value < 1
-    ] + [
-        f"optimizer.{key}: found {value}; use 1 or more, or null for none"
-        for key, value in {"t_alpha": t_alpha, "t_beta3": t_beta3}.items()
-        if value is not None and value < 1
+        if value == 0
     ]
     if problems:
         raise InputError(*problems)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxpeft.errors import InputError
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
@@ -161,13 +160,6 @@ def grokadamw(
 
     Raises InputError for b1 or gamma outside of [0, 1).
     """
-    problems = [
-        f"optimizer.{key}: found {value}; use a number from 0 to below 1"
-        for key, value in {"b1": b1, "gamma": gamma}.items()
-        if not 0 <= value < 1
-    ]
-    if problems:
-        raise InputError(*problems)
     rule = grokadamw_rule(
         b1,
         b2,

@@ -17,7 +17,10 @@ _NOT_NEGATIVE = (lambda x: x >= 0, "a finite number, 0 or more")
 _POSITIVE = (lambda x: x > 0, "a finite number above 0")
 _COUNT = (lambda x: x >= 1, "a whole number, 1 or more")
 
-_FRACTIONS = ("b1", "b2", "b3", "beta1", "adam_b1", "adam_b2", "momentum", "alpha_init")
+_FRACTIONS = (
+    *("b1", "b2", "b3", "beta1", "adam_b1", "adam_b2"),
+    *("momentum", "alpha_init", "gamma"),
+)
 _WEIGHTS = (
     *("eps", "adam_eps", "weight_decay", "lr_decay", "initial_accumulator_value"),
     *("alpha", "dampening", "lamb", "grokking_signal_decay_rate", "gradient_clipping"),
@@ -27,7 +30,7 @@ _RANGES = {
     **dict.fromkeys(_FRACTIONS, _FRACTION),
     **dict.fromkeys(_WEIGHTS, _NOT_NEGATIVE),
     **dict.fromkeys(("clip_threshold", "d0", "d_coef", "scale"), _POSITIVE),
-    "ns_steps": _COUNT,
+    **dict.fromkeys(("ns_steps", "t_alpha", "t_beta3"), _COUNT),
 }
 
 

@@ -12,6 +12,8 @@ def test_settings_out_of_range_are_refused_together():
     with pytest.raises(InputError, match="b3: found 1.0") as caught:
         ademamix(1e-3, b3=1.0, t_alpha=0, t_beta3=-1)
     assert len(caught.value.problems) == 3
+    with pytest.raises(InputError, match="b1: found 0"):
+        ademamix(1e-3, b1=0.0)
 
 
 def test_holes_and_bfloat16():
