@@ -55,13 +55,12 @@ def make_fused_train_step(
         micro = {name: leaf[0] for name, leaf in batch.items()}
         run = _forward(state.params, micro, cfg)
         factor, finite = jnp.ones((), jnp.float32), jnp.isfinite(run.value)
+        backward = _Backward(run, state, leafwise)
         if max_grad_norm is not None:
-            square = _Backward(run, state, leafwise, None).sum_of_squares()
-            norm = jnp.sqrt(square)
+            norm = jnp.sqrt(backward.sum_of_squares())
             factor = jnp.where(norm < max_grad_norm, 1.0, max_grad_norm / norm)
             finite &= jnp.isfinite(norm)
-        backward = _Backward(run, state, leafwise, factor)
-        params, leaves, square, finite = backward.update(finite)
+        params, leaves, square, finite = backward.update(factor, finite)
         return _next_state(
             state, backward.common, params, leaves, run, jnp.sqrt(square), finite
         )
@@ -101,16 +100,10 @@ def _forward(params: Any, micro: Batch, cfg: ModelConfig) -> _Forward:
 
 
 class _Backward:
-    """The way back through a forward pass, once for the norm or once to update."""
+    """The way back through a forward pass, for the norm and to update."""
 
-    def __init__(
-        self,
-        run: _Forward,
-        state: TrainState,
-        leafwise: Leafwise,
-        factor: Array | None,
-    ):
-        self.run, self.leafwise, self.factor = run, leafwise, factor
+    def __init__(self, run: _Forward, state: TrainState, leafwise: Leafwise):
+        self.run, self.leafwise = run, leafwise
         self.common = leafwise.begin(state.opt_state, {"value": run.value})
         treedef = jax.tree.structure(state.params)
         tensors = treedef.unflatten(leafwise.tensors(state.params))
@@ -134,11 +127,12 @@ class _Backward:
         dh, total = jax.lax.fori_loop(0, self.depth, body, start)
         return total + _squares(self.run.bottom(dh))
 
-    def update(self, finite: Array) -> tuple[Any, Any, Array, Array]:
+    def update(self, factor: Array, finite: Array) -> tuple[Any, Any, Array, Array]:
         """(parameters, states, squared norm of the gradient, whether all was finite).
 
-        From the loss down. A layer's weights are read for the next turn only after
-        the stack has been written: reading first would make XLA keep a copy of it.
+        factor: of the gradients. From the loss down. A layer's weights are read for
+        the next turn only after the stack has been written: reading first would make
+        XLA keep a copy of it.
         """
         depth, top = self.depth, self.run.top
         square = _squares(top)
@@ -148,6 +142,7 @@ class _Backward:
             top,
             self.params,
             self.states,
+            factor,
             finite,
         )
 
@@ -158,7 +153,13 @@ class _Backward:
             square += _squares(grads)
             finite &= jnp.isfinite(square)
             weights, state = self._updated(
-                self.tensors["layers"], grads, weights, _at(states, j), finite, j
+                self.tensors["layers"],
+                grads,
+                weights,
+                _at(states, j),
+                factor,
+                finite,
+                j,
             )
             layers, states = _put(layers, weights, j), _put(states, state, j)
             weights = _at(layers, jnp.maximum(j - 1, 0))
@@ -176,6 +177,7 @@ class _Backward:
             bottom,
             self.params,
             self.states,
+            factor,
             finite,
         )
         params = {**new_params, **params, "layers": layers}
@@ -193,6 +195,7 @@ class _Backward:
         grads: Any,
         params: Any,
         states: Any,
+        factor: Array,
         finite: Array,
         layer: Array | int = 0,
     ) -> tuple[Any, Any]:
@@ -202,7 +205,7 @@ class _Backward:
         states = {name: states[name] for name in tensors}
         columns = (treedef.flatten_up_to(x) for x in (grads, params, states))
         done = [
-            self._tensor(tensor, g, p, state, finite, layer)
+            self._tensor(tensor, g * factor.astype(g.dtype), p, state, finite, layer)
             for tensor, g, p, state in zip(settings, *columns, strict=True)
         ]
         new = [treedef.unflatten([row[i] for row in done]) for i in range(2)]
@@ -221,8 +224,6 @@ class _Backward:
         context = context._replace(
             place=Place(tensor.place.name), index=tensor.index + layer
         )
-        if self.factor is not None:
-            g = g * self.factor.astype(g.dtype)
         change, new = self.leafwise.change(g, state, p, context)
         moved = (p + change).astype(p.dtype)
         kept = jax.tree.map(

@@ -87,7 +87,6 @@ class Run:
                 "evaluation loss, and nothing is evaluated: set data.eval and "
                 "training.eval_steps"
             )
-        self.observes = made.scale is not None or cfg.optimizer.name in optim.OBSERVING
         self.schedule = made.rate
         self.leafwise = optim.leafwise(made, cfg.optimizer.name) if fused else None
         self.tx = made.optimizer if fused else made.chain()
@@ -131,7 +130,8 @@ class Run:
         for section, keys in NOT_IDENTITY.items():
             for key in keys:
                 settings[section].pop(key)
-        if self.observes and self.evaluation is not None:
+        state = jax.eval_shape(self.tx.init, self.trainable)
+        if self.evaluation is not None and optim.observes(state):
             # What is evaluated, and when, then decides what the steps compute.
             settings["training"]["eval_steps"] = self.cfg.training.eval_steps
             settings["evaluation"] = self.evaluation.fingerprint

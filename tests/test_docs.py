@@ -44,6 +44,11 @@ def test_the_bytes_of_every_optimizer_s_state_are_as_stated():
         assert f"{tree.nbytes(state) / 4096**2:.3f}" == figure, name
 
 
+def test_every_alias_is_on_the_page():
+    page = (ROOT / "docs" / "optimizers.md").read_text()
+    assert [name for name in optim.OPTIMIZERS.aliases if f"`{name}`" not in page] == []
+
+
 def test_every_schedule_is_on_the_page():
     cells = [row[0] for row in table("optimizers.md", "name | own keys")]
     stated = {name.strip("`") for cell in cells for name in cell.split(", ")}

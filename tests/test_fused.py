@@ -116,6 +116,25 @@ def test_a_loss_that_is_not_finite_changes_nothing(make_llama, limit):
     assert int(state.step) == 2
 
 
+@pytest.mark.parametrize("limit", [None, 1.0], ids=["unclipped", "clipped"])
+def test_a_gradient_that_is_not_finite_reaches_no_layer(make_llama, limit):
+    model = make_llama(**SIZES)
+    tx = RULES["adalomo"]()
+    params = jax.tree.map(jnp.array, model.params)
+    # The head's own gradient is small; below it all are large, their squares infinite.
+    params["lm_head"]["kernel"] = params["lm_head"]["kernel"] * 1e30
+    step = make_fused_train_step(model.cfg, tx.leafwise, limit)
+    state, (metrics,) = taken(step, tx, params, [batch_of(61)])
+    assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["grad_norm"])
+    assert int(metrics["skipped_in_row"]) == 1 and int(state.opt_state.count) == 0
+    below = {k: params["model"][k] for k in ("embed_tokens", "layers")}
+    after = {k: state.params["model"][k] for k in below}
+    jax.tree.map(np.testing.assert_array_equal, after, below)
+    if limit is not None:
+        jax.tree.map(np.testing.assert_array_equal, state.params, params)
+        jax.tree.map(np.testing.assert_array_equal, state.opt_state, tx.init(params))
+
+
 def test_the_gradients_of_the_layers_never_exist_at_once():
     cfg = models.config(
         {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from jaxpeft import models, sharding
+from jaxpeft import models, optim, sharding
 from jaxpeft.errors import InputError
 
 
@@ -101,6 +101,28 @@ def test_every_weight_of_a_model_has_its_place(llama):
         None, "tensor", "fsdp"
     )
     assert places["lm_head"]["kernel"].spec == PartitionSpec("fsdp", None)  # 61 % 2
+
+
+def test_a_state_of_codes_is_split_like_its_parameter():
+    mesh = mesh_of(1, 2, 4)
+    shapes = {"whole": (3, 512, 2048), "short": (3, 512, 200), "vector": (3, 8)}
+    axes = {
+        "whole": ("layers", "embed", "mlp"),
+        "short": ("layers", "embed", "mlp"),
+        "vector": ("layers", "embed"),
+    }
+    params = {n: jax.ShapeDtypeStruct(s, "float32") for n, s in shapes.items()}
+    placed = {n: sharding.named(mesh, axes[n], s) for n, s in shapes.items()}
+    tx = optim.adamw_8bit(1e-3, layout=optim.Layout(stacked=".*"))
+    state = jax.eval_shape(tx.init, params)
+    found = sharding.of_state(mesh, state, params, placed)
+    split, whole = PartitionSpec(None, "fsdp", "tensor"), PartitionSpec()
+    for moment in found.leaves["whole"]:
+        assert (moment.codes.spec, moment.scales.spec) == (split, split)
+    for moment in found.leaves["short"]:  # its blocks are those of the flat layer
+        assert (moment.codes.spec, moment.scales.spec) == (split, whole)
+    assert found.leaves["vector"].mu.spec == PartitionSpec(None, "fsdp")
+    assert found.count.spec == whole
 
 
 def test_batches_must_divide_with_the_nearest_that_do():

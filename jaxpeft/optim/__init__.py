@@ -18,9 +18,9 @@ from jaxpeft.optim.lion import lion
 from jaxpeft.optim.lion_8bit import lion_8bit
 from jaxpeft.optim.lomo import lomo
 from jaxpeft.optim.lora_plus import lora_plus
-from jaxpeft.optim.make import FUSED, OBSERVING, OPTIMIZERS, leafwise, make, make_parts
+from jaxpeft.optim.make import FUSED, OPTIMIZERS, leafwise, make, make_parts
 from jaxpeft.optim.muon import muon
-from jaxpeft.optim.plateau import observe, rate_factor, scale_by_plateau
+from jaxpeft.optim.plateau import observe, observes, rate_factor, scale_by_plateau
 from jaxpeft.optim.prodigy import prodigy
 from jaxpeft.optim.quantize_state import quantize_state
 from jaxpeft.optim.rmsprop import rmsprop
@@ -37,7 +37,6 @@ from jaxpeft.optim.stable_adamw import stable_adamw
 
 __all__ = [
     "FUSED",
-    "OBSERVING",
     "OPTIMIZERS",
     "SCHEDULES",
     "Group",
@@ -67,6 +66,7 @@ __all__ = [
     "make_schedule",
     "muon",
     "observe",
+    "observes",
     "prodigy",
     "quantize_state",
     "rate_factor",

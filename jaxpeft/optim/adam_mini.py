@@ -8,7 +8,7 @@ import optax
 from jax import Array
 
 from jaxpeft.errors import InputError
-from jaxpeft.optim.ranges import in_range
+from jaxpeft.optim.ranges import check_pattern, in_range
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -138,10 +138,9 @@ def adam_mini(
     with "norm", "ln" or "bias". Raises InputError where `head_dim` does not divide the
     columns, or is not above 0. mask, layout: see `rule.transformation`.
     """
-    if head_dim is not None and head_dim < 1:
-        raise InputError(f"optimizer.head_dim: found {head_dim}; must be above 0")
     patterns = Patterns(full, rows, heads, columns, head_dim)
-    _check(patterns)
+    for key in ("full", "rows", "heads", "columns"):
+        check_pattern(key, getattr(patterns, key))
     return transformation(
         adam_mini_rule(b1, b2, eps, patterns),
         learning_rate,
@@ -149,17 +148,3 @@ def adam_mini(
         mask=mask,
         layout=layout,
     )
-
-
-def _check(patterns: Patterns) -> None:
-    problems = []
-    for key in ("full", "rows", "heads", "columns"):
-        pattern = getattr(patterns, key)
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            problems.append(
-                f"optimizer.{key}: found {pattern!r}; is no regular expression: {error}"
-            )
-    if problems:
-        raise InputError(*problems)

@@ -11,7 +11,6 @@ from jaxpeft.optim.projection import (
     LateAdam,
     Projector,
     Targets,
-    check_positive,
     project,
     projected,
     random_projector,
@@ -156,7 +155,6 @@ def apollo(
     whose first gradient is zero). Here norms of zero are passed over; `strict` does
     as the reference does.
     """
-    check_positive(rank=rank, update_proj_gap=update_proj_gap, scale=scale)
     targets = Targets(target_modules)
     if proj == "random":
         projector = random_projector(rank, update_proj_gap, seed)

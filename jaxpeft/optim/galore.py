@@ -11,7 +11,6 @@ from jaxpeft.optim.projection import (
     LateAdam,
     Projector,
     Targets,
-    check_positive,
     project,
     project_back,
     projected,
@@ -99,7 +98,6 @@ def galore(
     is positive, so that runs repeat. `optax.contrib.galore` keeps the other side of
     the matrix and is another algorithm.
     """
-    check_positive(rank=rank, update_proj_gap=update_proj_gap)
     targets = Targets(target_modules)
     rule = galore_rule(
         LateAdam(b1, b2, eps),

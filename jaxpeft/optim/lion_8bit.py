@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxpeft.optim.lion import lion_rule
 from jaxpeft.optim.quantize_state import Selection
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
@@ -28,6 +29,7 @@ class QuantizedLionState(NamedTuple):
 
 def lion_8bit_rule(b1: float, b2: float, select: Selection) -> Rule:
     """The rule of `lion_8bit`."""
+    whole = lion_rule(b1, b2)
 
     def init(p: Array, place: Place) -> QuantizedLionState:
         if not select.takes(math.prod(p.shape[place.stacked :]), place.name):
@@ -44,22 +46,18 @@ def lion_8bit_rule(b1: float, b2: float, select: Selection) -> Rule:
     def update(
         g: Array, state: QuantizedLionState, p: Array, ctx: Context
     ) -> tuple[Array, QuantizedLionState]:
-        def moved(g: Array, mu: Array, p: Array) -> tuple[Array, Array]:
-            direction = jnp.sign((1 - b1) * g + b1 * mu)
-            new = ctx.decayed(p) - ctx.learning_rate * direction
-            return new - p, (1 - b2) * g + b2 * mu
+        def step(g: Array, mu: Array, p: Array) -> tuple[Array, Array]:
+            new, mu = whole.update(g, mu, p, ctx)
+            return new - p, mu
 
-        def step(
-            g: Array, state: QuantizedLionState, p: Array
-        ) -> tuple[Array, QuantizedLionState]:
-            assert isinstance(state.mu, Blockwise)
-            change, mu = moved(g, state.mu.dequantize().reshape(p.shape), p)
+        def decoded(g: Array, state: Any, p: Array) -> tuple[Array, QuantizedLionState]:
+            change, mu = step(g, state.mu.dequantize().reshape(p.shape), p)
             mu = quantize(mu, signed=True, block_size=select.block_size)
             return change, QuantizedLionState(mu)
 
         if isinstance(state.mu, Blockwise):
-            return in_chunks(step, g, state, p, ctx.t > 0, stacked=ctx.place.stacked)
-        change, mu = moved(g.astype(jnp.float32), state.mu, p.astype(jnp.float32))
+            return in_chunks(decoded, g, state, p, ctx.t > 0, stacked=ctx.place.stacked)
+        change, mu = step(g.astype(jnp.float32), state.mu, p.astype(jnp.float32))
         return change, QuantizedLionState(mu)
 
     return Rule(init, update, chunked=True)

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxpeft.errors import InputError
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
@@ -52,11 +51,6 @@ def lomo(
     scale has no counterpart, being of use in float16 only. Raises InputError for a
     `clip_value` that is not above 0. mask, layout: see `rule.transformation`.
     """
-    if clip_value is not None and not clip_value > 0:
-        raise InputError(
-            f"optimizer.clip_value: found {clip_value}; must be above 0, or null for "
-            "no clipping"
-        )
     return transformation(
         lomo_rule(clip_value),
         learning_rate,

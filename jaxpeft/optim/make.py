@@ -95,8 +95,6 @@ OPTIMIZERS = config.Table(
 
 # They are made for a backward pass that updates as it goes.
 FUSED = ("lomo", "adalomo")
-# They take the losses of evaluations into account, see `plateau.observe`.
-OBSERVING = ("grokadamw",)
 # They average their parameters instead of lowering the rate.
 SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd")
 # Every leaf of a model's layers stacks them along its first axis.

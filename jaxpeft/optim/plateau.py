@@ -38,16 +38,13 @@ class Observing(Protocol):
 
 
 @runtime_checkable
-class Scaling(Protocol):
+class Scaling(Observing, Protocol):
     """The state of a transformation that multiplies the updates.
 
     factor: () float32, by what.
     """
 
     factor: Any
-
-    def observed(self, value: Array) -> Any:
-        """The state after an evaluation."""
 
 
 @jax.tree_util.register_static
@@ -219,6 +216,12 @@ def observe(opt_state: Any, value: ArrayLike) -> Any:
         opt_state,
         is_leaf=lambda node: isinstance(node, Observing),
     )
+
+
+def observes(opt_state: Any) -> bool:
+    """Whether evaluations steer anything in it; shapes in place of arrays do."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda n: isinstance(n, Observing))
+    return any(isinstance(node, Observing) for node in nodes)
 
 
 def rate_factor(opt_state: Any) -> Array:

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxpeft.errors import InputError
 from jaxpeft.optim.ranges import check_pattern
 from jaxpeft.optim.rule import (
     Context,
@@ -203,17 +202,6 @@ def projected(
         layout=layout,
         problems=problems,
     )
-
-
-def check_positive(**settings: float) -> None:
-    """Raises InputError for the settings that are not above zero."""
-    problems = [
-        f"optimizer.{key}: found {value}; use a number above 0"
-        for key, value in settings.items()
-        if value <= 0
-    ]
-    if problems:
-        raise InputError(*problems)
 
 
 def _matches(entry: str, name: str, part: bool) -> bool:

@@ -26,11 +26,13 @@ _WEIGHTS = (
     *("alpha", "dampening", "lamb", "grokking_signal_decay_rate", "gradient_clipping"),
     *("adam_learning_rate_factor", "r", "weight_lr_power"),
 )
+_SIZES = ("clip_threshold", "clip_value", "d0", "d_coef", "max_lr", "scale")
+_COUNTS = ("head_dim", "ns_steps", "rank", "t_alpha", "t_beta3", "update_proj_gap")
 _RANGES = {
     **dict.fromkeys(_FRACTIONS, _FRACTION),
     **dict.fromkeys(_WEIGHTS, _NOT_NEGATIVE),
-    **dict.fromkeys(("clip_threshold", "d0", "d_coef", "scale"), _POSITIVE),
-    **dict.fromkeys(("ns_steps", "t_alpha", "t_beta3"), _COUNT),
+    **dict.fromkeys(_SIZES, _POSITIVE),
+    **dict.fromkeys(_COUNTS, _COUNT),
 }
 
 
@@ -50,7 +52,7 @@ def in_range(make: Callable[P, T]) -> Callable[P, T]:
             p for name, x in bound.arguments.items() if (p := _problem(name, x))
         ]
         rate = signature.parameters["learning_rate"]
-        problems += _rate_problems(bound.arguments["learning_rate"], rate.default)
+        problems += rate_problems(bound.arguments["learning_rate"], rate.default)
         if problems:
             raise InputError(*problems)
         return make(*args, **kwargs)
@@ -80,7 +82,8 @@ def _problem(name: str, value: Any) -> str:
     return f"optimizer.{name}: found {value!r}; must be {wanted}"
 
 
-def _rate_problems(rate: Any, default: Any) -> list[str]:
+def rate_problems(rate: Any, default: Any = None) -> list[str]:
+    """What is wrong with a learning rate; with a default of None it may be None."""
     if isinstance(rate, int | float):
         if math.isfinite(rate) and rate >= 0:
             return []

@@ -6,7 +6,6 @@ in the tree, stacked layers, learning-rate schedules, weight-decay masks, parame
 groups, precision. The fused backward pass drives the same rules a layer at a time.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from jax import Array
 
 from jaxpeft import tree
 from jaxpeft.errors import InputError
+from jaxpeft.optim.ranges import rate_problems
 
 
 class Place(NamedTuple):
@@ -319,12 +319,10 @@ def transformation(
     decay, a tree of booleans or a function from the parameters to one; None: all.
     problems: what `init` refuses. kind: for rules that number tensors in another way.
     Its updates are float32 differences, to be added by `optax.apply_updates`. Raises
-    InputError for a rate that is not finite.
+    InputError for a rate that is not finite or below 0.
     """
-    if isinstance(learning_rate, int | float) and not math.isfinite(learning_rate):
-        raise InputError(
-            f"optimizer.learning_rate: found {learning_rate}; must be a finite number"
-        )
+    if wrong := rate_problems(learning_rate):
+        raise InputError(*wrong)
     leafwise = kind(
         rule, learning_rate, weight_decay, mask, layout or Layout(), problems
     )

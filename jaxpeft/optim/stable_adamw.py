@@ -79,8 +79,6 @@ def stable_adamw(
                 "needs it, the schedule's highest rate"
             )
         max_lr = float(learning_rate)
-    if max_lr is not None and not max_lr > 0:
-        raise InputError(f"optimizer.max_lr: found {max_lr}; must be above 0")
     return transformation(
         stable_adamw_rule(b1, b2, eps, max_lr if decouple_lr else None),
         learning_rate,
