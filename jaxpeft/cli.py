@@ -4,10 +4,12 @@ import argparse
 import errno
 import importlib
 import importlib.metadata
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
-from jaxpeft import console
+from jaxpeft import console, launch
 from jaxpeft.errors import (
     EXIT_INPUT,
     EXIT_NUMERICS,
@@ -19,13 +21,14 @@ from jaxpeft.errors import (
 )
 from jaxpeft.huge_pages import restart_with_huge_pages
 
-EXIT_INTERRUPTED = 130
+EXIT_FAULT, EXIT_INTERRUPTED = 1, 130
 # Of the place where files go, not of the program.
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 # Each is a module of the package with a `main(argv) -> int`, imported when it is run.
 COMMANDS: dict[str, str] = {
     "train": "fine-tune a model as a configuration file says; continues by itself",
+    "plan": "what a run needs on each device, from shapes alone",
     "evaluate": "loss, perplexity and token accuracy over the evaluation data",
     "generate": "answer prompts with a trained model",
     "export": "write a run as a PEFT adapter or a merged Hugging Face model",
@@ -58,8 +61,30 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
     """Run a command's `main` and return the exit code that its outcome stands for.
 
     Failures that a person can act on become lines on standard error; any other
-    exception is a fault of the program, and passes through with its traceback.
+    exception is a fault of the program, and passes through with its traceback. A
+    process among several ends its part in the run, see `cluster.leave`.
     """
+    try:
+        code = _outcome(main, argv)
+    except Exception:
+        if not _is_one_of_several():
+            raise
+        code = EXIT_FAULT
+        traceback.print_exc()
+    if _is_one_of_several():
+        sys.modules["jaxpeft.cluster"].leave(
+            code, failed=code not in (0, EXIT_PREEMPTED)
+        )
+    return code
+
+
+def _is_one_of_several() -> bool:
+    # Imported by the commands that several processes run together, and by no other.
+    cluster = sys.modules.get("jaxpeft.cluster")
+    return cluster is not None and cluster.has_joined()
+
+
+def _outcome(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
     try:
         return main(list(argv)) or 0
     except InputError as error:
@@ -103,6 +128,38 @@ def config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> 
         nargs="*",
         help="replaces a key of the file, such as training.max_steps=20 or "
         "adapter.target_modules=[q_proj,v_proj]; the value is YAML",
+    )
+
+
+def process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says where a process stands among several, where no launcher does."""
+    group = parser.add_argument_group(
+        "several processes",
+        "srun, mpirun and Cloud TPU say this themselves; docs/cluster.md has recipes",
+    )
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="where process 0 can be reached (or JAX_COORDINATOR_ADDRESS)",
+    )
+    group.add_argument(
+        "--num-processes",
+        metavar="N",
+        type=int,
+        help="how many there are (or JAX_NUM_PROCESSES)",
+    )
+    group.add_argument(
+        "--process-id",
+        metavar="I",
+        type=int,
+        help="which of them this is, from 0 (or JAX_PROCESS_ID)",
+    )
+
+
+def place(args: argparse.Namespace) -> launch.Place | None:
+    """What `process_arguments` and the environment say; None: it is alone."""
+    return launch.place(
+        os.environ, args.coordinator, args.num_processes, args.process_id
     )
 
 

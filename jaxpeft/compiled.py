@@ -1,5 +1,6 @@
 """Jitted functions that say when they compile, how long it took and what they need."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +8,32 @@ from typing import Any
 import jax
 
 
+def build(
+    function: Callable,
+    arguments: tuple,
+    *,
+    carries: bool,
+    mesh: jax.sharding.Mesh | None,
+) -> tuple[Any, Any]:
+    """(jaxpr, compiled program) of a function for arguments, arrays or shapes.
+
+    carries: whether the first argument is a state that the first result follows: it is
+    donated, and the new one lies where it lay. mesh: the devices that activations are
+    split over.
+    """
+    options: dict[str, Any] = {}
+    if carries:
+        places = jax.tree.map(lambda x: x.sharding, arguments[0])
+        options = {"donate_argnums": 0, "out_shardings": (places, None)}
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        traced = jax.jit(function, **options).trace(*arguments)
+        return traced.jaxpr, traced.lower().compile()
+
+
 class Compiled:
     """A function compiled once for each shape of its last argument, a batch.
 
-    report: called with a line of text at every compilation. carries: whether the first
-    argument is a state that the first result follows: it is donated, and the new one
-    lies where it lay.
+    report: called with a line of text at every compilation. carries, mesh: see `build`.
     """
 
     def __init__(
@@ -21,8 +42,9 @@ class Compiled:
         name: str,
         report: Callable[[str], None],
         carries: bool = False,
+        mesh: jax.sharding.Mesh | None = None,
     ):
-        self._function, self._carries = function, carries
+        self._function, self._carries, self._mesh = function, carries, mesh
         self._name, self._report = name, report
         self._programs: dict[tuple, Any] = {}
         self.seconds = 0.0  # spent compiling so far
@@ -40,12 +62,9 @@ class Compiled:
 
     def _compile(self, shape: tuple[int, ...], arguments: tuple) -> Any:
         start = time.monotonic()
-        options: dict[str, Any] = {}
-        if self._carries:
-            places = jax.tree.map(lambda x: x.sharding, arguments[0])
-            options = {"donate_argnums": 0, "out_shardings": (places, None)}
-        jitted = jax.jit(self._function, **options)
-        program = jitted.lower(*arguments).compile()
+        program = build(
+            self._function, arguments, carries=self._carries, mesh=self._mesh
+        )[1]
         took = time.monotonic() - start
         self.seconds += took
         memory = program.memory_analysis()

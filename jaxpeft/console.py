@@ -2,11 +2,23 @@
 
 import sys
 
+_process: int | None = None  # among several that train together
+
+
+def speak_as(process: int) -> None:
+    """From now on this is one process of several: the first alone speaks for all.
+
+    What the others have to warn of or fail with is written under their number.
+    """
+    global _process
+    _process = process
+
 
 def say(text: str = "") -> None:
     """Write a line to standard output at once, so that pipes and logs keep pace."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    if not _process:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
 
 
 def warn(text: str) -> None:
@@ -22,5 +34,6 @@ def error(text: str) -> None:
 def _complain(kind: str, text: str) -> None:
     # Standard output first: in a shared log the remark then follows what led to it.
     sys.stdout.flush()
-    sys.stderr.write(f"{kind}: {text}\n")
+    place = f"process {_process}: " if _process else ""
+    sys.stderr.write(f"{place}{kind}: {text}\n")
     sys.stderr.flush()

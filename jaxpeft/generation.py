@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxpeft import tree
 from jaxpeft.errors import InputError
 from jaxpeft.models import ModelConfig, init_cache
 from jaxpeft.models.transformer import decode
@@ -45,17 +46,17 @@ def generate(
         valid[row, width - len(prompt) :] = True
     answers, lengths = _generate(
         params,
-        jnp.asarray(tokens),
-        jnp.asarray(valid),
-        jnp.asarray(list(stop) or [-1], jnp.int32),
-        jax.random.key(seed),
-        jnp.float32(max(temperature, 1e-6)),
-        jnp.float32(top_p),
+        tokens,
+        valid,
+        np.array(list(stop) or [-1], np.int32),
+        np.asarray(jax.random.key_data(jax.random.key(seed))),
+        np.float32(max(temperature, 1e-6)),
+        np.float32(top_p),
         cfg=cfg,
         max_new_tokens=max_new_tokens,
         greedy=temperature == 0.0,
     )
-    pairs = zip(np.asarray(answers), np.asarray(lengths), strict=True)
+    pairs = zip(tree.to_host(answers), tree.to_host(lengths), strict=True)
     return [answer[:length].tolist() for answer, length in pairs]
 
 
@@ -102,8 +103,9 @@ def _generate(
 ) -> tuple[Array, Array]:
     """(answers (batch, max_new_tokens), lengths (batch,)); one program for both parts.
 
-    tokens, valid: (batch, width), the prompts padded on the left.
+    tokens, valid: (batch, width), the prompts padded on the left. key: its data.
     """
+    key = jax.random.wrap_key_data(key)
     batch, width = tokens.shape
     embedding = params["model"]["embed_tokens"]["embedding"]
     cache = init_cache(

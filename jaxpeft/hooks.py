@@ -15,7 +15,7 @@ import optax
 from jaxpeft import optim
 from jaxpeft.checkpoint import Checkpoints
 from jaxpeft.errors import NumericsError, Preempted
-from jaxpeft.interrupt import Interrupt, Watchdog
+from jaxpeft.interrupt import Watchdog
 from jaxpeft.loop import Moment
 from jaxpeft.progress import Progress
 from jaxpeft.step import TrainState
@@ -27,10 +27,14 @@ class MetricsFile:
     """`metrics.jsonl`: a line of JSON an entry, written through at once.
 
     JSON has no NaN and no infinity: null stands for them. Resuming at a step drops the
-    lines after it, which the steps to come write anew.
+    lines after it, which the steps to come write anew. Without a path it writes
+    nothing: of several processes one alone does.
     """
 
-    def __init__(self, path: Path, resumed_at: int | None):
+    def __init__(self, path: Path | None, resumed_at: int | None):
+        self._file = None
+        if path is None:
+            return
         kept = []
         if resumed_at is not None and path.exists():
             for line in path.read_text().splitlines(keepends=True):
@@ -45,13 +49,16 @@ class MetricsFile:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Appends an entry."""
+        if self._file is None:
+            return
         finite = {k: v if math.isfinite(v) else None for k, v in entry.items()}
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Log:
@@ -178,30 +185,34 @@ class Evaluate:
 
 
 class Save:
-    """Saves every `every`-th step, and the last; at once when asked to stop."""
+    """Saves every `every`-th step, and the last; at once when asked to stop.
+
+    asked_to_stop: given the step, what asked to stop after it; empty if nothing did.
+    """
 
     def __init__(
         self,
         checkpoints: Checkpoints,
         extra: Callable[[], dict[str, Any]],
-        interrupt: Interrupt,
+        asked_to_stop: Callable[[int], str],
         watchdog: Watchdog,
         *,
         every: int,
         last: int,
     ):
-        self._checkpoints, self._extra, self._interrupt = checkpoints, extra, interrupt
+        self._checkpoints, self._extra = checkpoints, extra
+        self._asked_to_stop = asked_to_stop
         self._watchdog, self._every, self._last = watchdog, every, last
 
     def __call__(self, moment: Moment) -> None:
-        stopping = self._interrupt.signal
+        stopping = self._asked_to_stop(moment.step)
         if stopping or moment.step % self._every == 0 or moment.step == self._last:
             self._watchdog.pet(SAVE_GRACE)
             self._checkpoints.save(moment.step, moment.state, self._extra())
         if stopping and moment.step != self._last:
             self._checkpoints.wait()
             raise Preempted(
-                f"{stopping.name} received: saved after step {moment.step}; repeat the "
+                f"{stopping} received: saved after step {moment.step}; repeat the "
                 "command to continue"
             )
         self._watchdog.pet()

@@ -11,6 +11,8 @@ from typing import Any
 
 from jaxpeft.errors import EXIT_STALLED
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class Interrupt:
     """Turns SIGTERM and the first SIGINT of a `with` block into a flag.
@@ -30,7 +32,7 @@ class Interrupt:
 
     def __init__(
         self,
-        signals: Iterable[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
+        signals: Iterable[signal.Signals] = SIGNALS,
     ):
         self.signal: signal.Signals | None = None
         self._signals = tuple(signals)

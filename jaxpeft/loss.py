@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-CHUNK_LOGITS = 2**21  # float32 logits alive at once: 8 MiB
+from jaxpeft import sharding
+
+CHUNK_LOGITS = 2**21  # float32 logits alive at once, on each part of a batch: 8 MiB
 
 
 class TokenSums(NamedTuple):
@@ -28,17 +30,21 @@ def token_sums(
     in float32, and only as far as any row has supervised tokens: prompts and padding
     cost nothing. Not differentiable in a useful amount of memory: see `nll_sum`.
     """
-    order = _supervised_first(supervised)
-    chunks = _chunks(head, order, hidden, targets, supervised)
 
-    def body(total: TokenSums, chunk: tuple) -> tuple[TokenSums, None]:
-        def add() -> TokenSums:
-            return jax.tree.map(jnp.add, total, _chunk_sums(head, *chunk))
+    def sums(rows: tuple, head: Any) -> TokenSums:
+        chunks = _chunks(head, _supervised_first(rows[-1]), *rows)
 
-        return jax.lax.cond(jnp.any(chunk[-1]), add, lambda: total), None
+        def body(total: TokenSums, chunk: tuple) -> tuple[TokenSums, None]:
+            def add() -> TokenSums:
+                return jax.tree.map(jnp.add, total, _chunk_sums(head, *chunk))
 
-    zero = TokenSums(*(jnp.zeros((), jnp.float32) for _ in range(3)))
-    return jax.lax.scan(body, zero, chunks)[0]
+            return jax.lax.cond(jnp.any(chunk[-1]), add, lambda: total), None
+
+        zero = TokenSums(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+        return jax.lax.scan(body, zero, chunks)[0]
+
+    rows = (hidden, targets, supervised)
+    return sharding.on_each_part(lambda *args: (sums(*args), ()), rows, head)[0]
 
 
 @jax.custom_vjp
@@ -55,42 +61,48 @@ def _nll_forward(hidden: Any, head: Any, targets: Any, supervised: Any) -> tuple
     # The leaves say whether a gradient is wanted: a frozen head costs none.
     leaves, treedef = jax.tree.flatten(head, is_leaf=lambda x: hasattr(x, "perturbed"))
     wanted = [leaf.perturbed for leaf in leaves]
-    trained = [leaf.value for leaf in leaves if leaf.perturbed]
 
-    def rebuild(trained: list) -> Any:
-        values = iter(trained)
-        return treedef.unflatten(
-            [
-                next(values) if w else x.value
-                for x, w in zip(leaves, wanted, strict=True)
-            ]
-        )
+    def rebuild(leaves: list) -> Any:
+        return treedef.unflatten(leaves)
 
-    order = _supervised_first(supervised.value)
-    chunks = _chunks(
-        rebuild(trained), order, hidden.value, targets.value, supervised.value
-    )
+    def gradients(rows: tuple, leaves: list) -> tuple:
+        """(loss, its gradient by the wanted leaves), and that by the hidden states."""
+        order = _supervised_first(rows[-1])
+        chunks = _chunks(rebuild(leaves), order, *rows)
 
-    def body(carry: tuple, chunk: tuple) -> tuple:
-        h, target, mask = chunk
+        def body(carry: tuple, chunk: tuple) -> tuple:
+            h, target, mask = chunk
 
-        def loss(h: Array, trained: list) -> Array:
-            return _chunk_sums(rebuild(trained), h, target, mask).nll
+            def loss(h: Array, trained: list) -> Array:
+                values = iter(trained)
+                head = rebuild(
+                    [
+                        next(values) if w else x
+                        for x, w in zip(leaves, wanted, strict=True)
+                    ]
+                )
+                return _chunk_sums(head, h, target, mask).nll
 
-        def add() -> tuple:
-            value, grads = jax.value_and_grad(loss, argnums=(0, 1))(h, trained)
-            dh, dtrained = grads
-            return jax.tree.map(jnp.add, carry, (value, dtrained)), dh
+            def add() -> tuple:
+                value, grads = jax.value_and_grad(loss, argnums=(0, 1))(h, trained)
+                dh, dtrained = grads
+                return jax.tree.map(jnp.add, carry, (value, dtrained)), dh
 
-        return jax.lax.cond(jnp.any(mask), add, lambda: (carry, jnp.zeros_like(h)))
+            return jax.lax.cond(jnp.any(mask), add, lambda: (carry, jnp.zeros_like(h)))
 
-    zero = [jnp.zeros(x.shape, jnp.float32) for x in trained]
-    (nll, dhead), dh = jax.lax.scan(body, (jnp.zeros((), jnp.float32), zero), chunks)
-    dh = _unchunk(dh, hidden.value.shape)
-    # A permutation's inverse gathers: XLA's scatter-add would be slower.
-    dh = _permuted(dh, jnp.argsort(order, axis=1))
+        trained = [x for x, w in zip(leaves, wanted, strict=True) if w]
+        zero = [jnp.zeros(x.shape, jnp.float32) for x in trained]
+        total, dh = jax.lax.scan(body, (jnp.zeros((), jnp.float32), zero), chunks)
+        dh = _unchunk(dh, rows[0].shape)
+        # A permutation's inverse gathers: XLA's scatter-add would be slower.
+        return total, _permuted(dh, jnp.argsort(order, axis=1))
+
+    rows = (hidden.value, targets.value, supervised.value)
+    values = [leaf.value for leaf in leaves]
+    (nll, dhead), dh = sharding.on_each_part(gradients, rows, values)
+    trained = [x for x, w in zip(values, wanted, strict=True) if w]
     dtrained = iter(g.astype(x.dtype) for g, x in zip(dhead, trained, strict=True))
-    dhead = treedef.unflatten([next(dtrained) if w else None for w in wanted])
+    dhead = rebuild([next(dtrained) if w else None for w in wanted])
     return nll, (dh, dhead)
 
 

@@ -9,12 +9,10 @@ from typing import Any
 import jax
 
 from jaxpeft import (
-    adapters,
+    assembly,
     console,
     data,
     hf,
-    kernel,
-    models,
     optim,
     session,
     sharding,
@@ -23,9 +21,8 @@ from jaxpeft import (
 )
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
-from jaxpeft.fused import make_fused_train_step
 from jaxpeft.generation import generate
-from jaxpeft.step import TrainState, TrainStep, make_train_step
+from jaxpeft.step import TrainState
 
 SAMPLE_TOKENS = 96  # of an answer shown before and after training
 
@@ -57,7 +54,7 @@ class Run:
         self.parts = cfg.training.gradient_accumulation_steps
         micro = cfg.training.batch_size // self.parts
         session.check_batches(cfg, self.mesh)
-        fused = fused_backward(cfg)
+        assembly.fused_backward(cfg)  # its complaints need neither model nor data
         self.base = session.open_base(cfg.model)
         session.check_length(cfg, self.base)
         session.check_adapter(self.base, cfg.adapter)
@@ -79,43 +76,30 @@ class Run:
         self.steps = cfg.training.max_steps or steps_in(
             epochs, self.batches.steps_per_epoch
         )
-        sections = cfg.optimizer.model_dump(), cfg.schedule.model_dump()
-        made = optim.make_parts(*sections, self.steps)
-        if made.scale is not None and cfg.training.eval_steps is None:
+        self.updates = assembly.updates(cfg, self.steps)
+        if self.updates.follows_evaluation and cfg.training.eval_steps is None:
             raise InputError(
                 f"schedule.name: found {cfg.schedule.name!r}; it follows the "
                 "evaluation loss, and nothing is evaluated: set data.eval and "
                 "training.eval_steps"
             )
-        self.schedule = made.rate
-        self.leafwise = optim.leafwise(made, cfg.optimizer.name) if fused else None
-        self.tx = made.optimizer if fused else made.chain()
+        self.tx = self.updates.tx
         adapter_key, self.key = jax.random.split(jax.random.key(cfg.seed))
         params = self.base.load(self.mesh)
         params = session.add_adapter(params, cfg.adapter, self.base.cfg, adapter_key)
-        self.shardings = shardings(params, self.base.cfg, self.mesh)
-        params = jax.device_put(params, self.shardings)
-        self.mask = adapters.trainable_mask(params)
-        self.trainable, self.frozen = tree.partition(params, self.mask)
+        self.places = assembly.places(params, self.base.cfg, self.mesh, self.tx)
+        params = sharding.put(params, self.places.params)
+        self.trainable, self.frozen = tree.partition(params, self.places.mask)
 
     def initial_state(self) -> TrainState:
         """The state before the first step, on the mesh; takes over the adapters."""
-        state = TrainState.create(self.trainable, self.tx, self.key)
-        whole = sharding.replicated(self.mesh)
-        placed, _ = tree.partition(self.shardings, self.mask)
-        opt_state = sharding.of_state(
-            self.mesh, state.opt_state, self.trainable, placed
-        )
-        where = jax.tree.map(lambda _: whole, state)
-        where = where.replace(params=placed, opt_state=opt_state)
-        return jax.device_put(state, where)
 
-    def train_step(self) -> TrainStep:
-        """The step that the configuration describes, to be jitted."""
-        if self.leafwise is None:
-            return make_train_step(self.base.cfg, self.tx)
-        limit = self.cfg.optimizer.max_grad_norm
-        return make_fused_train_step(self.base.cfg, self.leafwise, limit)
+        def create(trainable: Any) -> TrainState:
+            return TrainState.create(trainable, self.tx, self.key)
+
+        # Compiled: each device makes its own part, of which no other holds a copy.
+        made = jax.jit(create, out_shardings=self.places.state, donate_argnums=0)
+        return made(self.trainable)
 
     def view(self, state: TrainState) -> Any:
         """The trainable parameters to evaluate and to keep: averaged ones, if any."""
@@ -126,6 +110,7 @@ class Run:
         settings = self.cfg.model_dump()
         settings.pop("output_dir")
         settings.pop("mesh")
+        settings.pop("cluster")
         settings.pop("data")  # its effect is the batches' own fingerprint
         for section, keys in NOT_IDENTITY.items():
             for key in keys:
@@ -174,45 +159,6 @@ class Run:
         return shown
 
 
-def fused_backward(cfg: RunConfig) -> bool:
-    """Whether layers are updated inside the backward pass.
-
-    Raises InputError where that was asked for and cannot be.
-    """
-    wanted, full = cfg.training.fused_backward, cfg.adapter.method == session.FULL
-    if wanted is None:
-        wanted = full and cfg.optimizer.name in optim.FUSED
-    if not wanted:
-        return False
-    parts = cfg.training.gradient_accumulation_steps
-    problems = []
-    if not full:
-        problems.append(
-            f"training.fused_backward: found true with adapter.method "
-            f"{cfg.adapter.method!r}; an adapter's gradients are small: remove it, or "
-            "use method full"
-        )
-    if parts > 1:
-        problems.append(
-            f"training.gradient_accumulation_steps: found {parts}; a backward pass "
-            "that updates each layer as it goes has no gradients to add up: use 1 with "
-            "a smaller batch_size, or training.fused_backward: false"
-        )
-    if problems:
-        raise InputError(*problems)
-    return True
-
-
-def shardings(params: Any, cfg: models.ModelConfig, mesh: jax.sharding.Mesh) -> Any:
-    """Where each leaf of `params` lies: adapters follow the weight that they adapt."""
-    specs = dict(tree.walk(models.param_specs(cfg)))
-    axes = {
-        name: kernel.axes_of(value, specs[name].axes)
-        for name, value in tree.walk(params)
-    }
-    return sharding.of(mesh, tree.replace(params, axes), params)
-
-
 def steps_in(epochs: float, steps_per_epoch: float) -> int:
     """The steps that so many epochs take, a last one begun being taken whole.
 
@@ -239,7 +185,7 @@ def describe(run: Run) -> None:
     if run.evaluation is not None:
         for line in summary.data_lines("evaluation", run.evaluation.summary()):
             console.say(line)
-    if run.leafwise is not None:
+    if run.updates.leafwise is not None:
         console.say("each layer is updated inside the backward pass")
     elif run.cfg.optimizer.name in optim.FUSED:
         console.say(

@@ -54,26 +54,31 @@ class Base:
 
 
 def open_base(section: ModelSection) -> Base:
-    """Opens a model's config and tokenizer; raises InputError for what is wrong.
-
-    On a CPU the activations are float32 whatever the weights are stored in: products
-    of 16-bit numbers are slower there, and no memory would be saved.
-    """
+    """Opens a model's config and tokenizer; raises InputError for what is wrong."""
     if section.quantization != "none":
         raise InputError(
             f"model.quantization: found {section.quantization!r}; this version stores "
             "the base in float32, bfloat16 or float16: use none"
         )
     directory = hf.resolve(section.path)
+    cfg = model_config(section, directory)
+    tokenizer = hf.load_tokenizer(directory)
+    hf.check_vocab(tokenizer, cfg)
+    return Base(directory, cfg, tokenizer, section.dtype)
+
+
+def model_config(section: ModelSection, directory: Path) -> ModelConfig:
+    """The hyperparameters in a model's folder, and how the section says to run it.
+
+    On a CPU the activations are float32 whatever the weights are stored in: products
+    of 16-bit numbers are slower there, and no memory would be saved.
+    """
     widened = jax.default_backend() == "cpu" and section.dtype != "float32"
-    cfg = models.config(
+    return models.config(
         directory,
         remat=section.remat,
         activation_dtype="float32" if widened else None,
     )
-    tokenizer = hf.load_tokenizer(directory)
-    hf.check_vocab(tokenizer, cfg)
-    return Base(directory, cfg, tokenizer, section.dtype)
 
 
 def check_adapter(base: Base, section: AdapterSection) -> None:
@@ -84,7 +89,7 @@ def check_adapter(base: Base, section: AdapterSection) -> None:
             "has no adapter; remove it, or merge that adapter first (jaxpeft export)"
         )
     if section.init_from is None:
-        inject = functools.partial(adapters.inject, rules=_rules(section))
+        inject = functools.partial(adapters.inject, rules=rules(section))
         jax.eval_shape(
             lambda params, key: inject(params, key=key),
             base.shapes(),
@@ -101,11 +106,11 @@ def add_adapter(
     `target_modules`) must agree with it; what it does not say is the adapter's own.
     """
     if section.init_from is None:
-        return adapters.inject(params, _rules(section), key)
+        return adapters.inject(params, rules(section), key)
     shaping = {"r", "lora_alpha", "use_rslora"} & set(section.options)
     if shaping or "target_modules" in section.model_fields_set:
-        rules = {**_rules(section), "init_lora_weights": "zero"}
-        params = adapters.inject(params, rules, key)
+        zeros = {**rules(section), "init_lora_weights": "zero"}
+        params = adapters.inject(params, zeros, key)
     params = hf.load_adapter(params, hf.resolve(section.init_from), cfg)
     dropout = section.options.get("lora_dropout")
     if dropout is None:
@@ -174,7 +179,8 @@ def open_run(
     return cfg.model_copy(update={"model": trained}), None
 
 
-def _rules(section: AdapterSection) -> dict[str, Any]:
+def rules(section: AdapterSection) -> dict[str, Any]:
+    """What `adapters.inject` takes, of a section."""
     targets = {"target_modules": section.target_modules}
     return {
         "method": section.method,

@@ -1,6 +1,7 @@
 """The device mesh, and where each array lies on it."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,8 @@ RULES: dict[str, str] = {
     "mlp": "tensor",
     "vocab": "tensor",
 }
+# The sequences of a batch go over both: with fsdp every device has its own, too.
+BATCH = ("data", "fsdp")
 
 
 def make_mesh(
@@ -101,9 +104,107 @@ def of_state(mesh: Mesh, state: Any, params: Any, placed: Any) -> Any:
     return jax.tree_util.tree_map_with_path(where, state)
 
 
+def split_batch(x: jax.Array) -> jax.Array:
+    """`x`, its first axis split like a batch where a mesh is set (`jax.set_mesh`).
+
+    Said of the activations between layers, it makes the compiler bring a layer's
+    weights to the sequences; left alone, it may bring activations to the weights.
+    """
+    return _constrained(x, BATCH)
+
+
+def split_looked_up(x: jax.Array) -> jax.Array:
+    """What was looked up in an embedding that is split over "fsdp", then `split_batch`.
+
+    (batch, seq, hidden). In two steps: each device looks its part of the width up for
+    the sequences of all, and then they exchange.
+    """
+    width = "fsdp" if x.shape[-1] % _sizes().get("fsdp", 1) == 0 else None
+    return split_batch(_constrained(x, "data", None, width))
+
+
+def on_each_part(
+    function: Callable[[Any, Any], tuple[Any, Any]], rows: Any, whole: Any
+) -> tuple[Any, Any]:
+    """`function(rows, whole)` on each device's sequences; (sums, rows) of all.
+
+    function: gives (what adds up over the sequences, what there is of each). rows:
+    arrays split like a batch. whole: what every device needs all of, brought together
+    once, however often `function` uses it; sums of its kind are added up once. Without
+    a mesh, or where it does not divide the batch, it is called for all of them.
+    """
+    sizes, batch = _sizes(), jax.tree.leaves(rows)[0].shape[0]
+    parts = math.prod(sizes.get(axis, 1) for axis in BATCH)
+    if parts == 1 or batch % parts:
+        return function(rows, whole)
+
+    def local(rows: Any, whole: Any) -> tuple[Any, Any]:
+        sums, own = function(rows, whole)
+        return jax.tree.map(add_up, sums), own
+
+    def scattered(x: Any) -> bool:
+        return x.ndim > 1 and sizes["fsdp"] > 1 and x.shape[0] % sizes["fsdp"] == 0
+
+    def add_up(x: jax.Array) -> jax.Array:
+        if not scattered(x):
+            return jax.lax.psum(x, BATCH)
+        # Each device goes on with its part of the width alone.
+        x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True)
+        return jax.lax.psum(x, "data")
+
+    sums, _ = jax.eval_shape(function, rows, whole)
+    places = jax.tree.map(
+        lambda x: PartitionSpec("fsdp") if scattered(x) else PartitionSpec(), sums
+    )
+    return jax.shard_map(
+        local,
+        in_specs=(PartitionSpec(BATCH), PartitionSpec()),
+        out_specs=(places, PartitionSpec(BATCH)),
+        axis_names=set(BATCH),
+        check_vma=False,
+    )(rows, whole)
+
+
+def _constrained(x: jax.Array, *axes: Any) -> jax.Array:
+    """`x` with its leading axes split over these mesh axes, where a mesh is set."""
+    sizes = _sizes()
+    lead = (axes[0],) if isinstance(axes[0], str) else axes[0]
+    if not sizes or x.shape[0] % math.prod(sizes[axis] for axis in lead):
+        return x
+    spec = PartitionSpec(*axes, *[None] * (x.ndim - len(axes)))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def _sizes() -> dict[str, int]:
+    """The axes of the mesh that is set; nothing where there is one device or none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {} if mesh.empty or mesh.size == 1 else dict(mesh.shape)
+
+
+def of_batch(mesh: Mesh, ndim: int) -> NamedSharding:
+    """Where an array (..., batch, seq) of so many axes lies."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * (ndim - 2), BATCH, None))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, places: Any) -> Any:
+    """The leaves of `tree` where `places` says; what is there already stays.
+
+    Every process gives whole arrays, alike in all of them, or ones that lie there.
+    """
+    return jax.tree.map(_put, tree, places)
+
+
+def _put(x: Any, place: jax.sharding.Sharding) -> jax.Array:
+    there = isinstance(x, jax.Array) and x.sharding.is_equivalent_to(place, x.ndim)
+    if there or place.is_fully_addressable:
+        return jax.device_put(x, place)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, place, whole.__getitem__)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -112,12 +213,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     Leaves (..., batch, seq), such as (accumulation, batch, seq).
     """
 
-    def put(x: np.ndarray) -> jax.Array:
-        lead = (None,) * (x.ndim - 2)
-        spec = PartitionSpec(*lead, ("data", "fsdp"), None)
-        return jax.device_put(x, NamedSharding(mesh, spec))
-
-    return {name: put(value) for name, value in batch.items()}
+    return {name: _put(x, of_batch(mesh, x.ndim)) for name, x in batch.items()}
 
 
 def check_batch(sequences: int, mesh: Mesh, key: str) -> None:

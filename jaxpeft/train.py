@@ -24,12 +24,15 @@ def main(argv: Sequence[str]) -> int:
         "run; never: start over, only in an empty or absent directory; anyway: "
         "continue although configuration, data or base have changed",
     )
+    cli.process_arguments(parser)
     args = parser.parse_intermixed_args(list(argv))
 
     # Imported here, so that --help answers at once.
-    from jaxpeft import session, training
+    from jaxpeft import cluster, session, training
 
-    training.train(session.open_config(args.config, args.overrides), resume=args.resume)
+    cfg = session.open_config(args.config, args.overrides)
+    cluster.join(cli.place(args), **cfg.cluster.model_dump())
+    training.train(cfg, resume=args.resume)
     return 0
 
 

@@ -1,15 +1,30 @@
 """Training from the first step, or the one to continue from, to the adapter."""
 
+import contextlib
+import functools
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxpeft import config, console, data, evaluation, hf, hooks, plots, tree
+import jax
+
+from jaxpeft import (
+    cluster,
+    config,
+    console,
+    data,
+    evaluation,
+    hf,
+    hooks,
+    plots,
+    tree,
+)
 from jaxpeft.checkpoint import Checkpoints
 from jaxpeft.compiled import Compiled
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
-from jaxpeft.interrupt import Interrupt, Watchdog
+from jaxpeft.interrupt import SIGNALS, Interrupt, Watchdog
 from jaxpeft.loop import fit
 from jaxpeft.progress import make_progress
 from jaxpeft.run import Run, describe
@@ -28,24 +43,33 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
     Raises InputError, NumericsError or Preempted, which the command turns into its
     exit code.
     """
+    cluster.require_same(
+        _flat(cfg.model_dump(mode="json")), "start all with the same configuration"
+    )
     check_output(Path(cfg.output_dir), resume)
+    # Before any of them can write there.
+    cluster.wait_for_all("output_dir checked")
     run = Run(cfg)
+    fingerprint = run.fingerprint()
+    cluster.require_same(fingerprint, "give all the same files")
     describe(run)
+    primary = cluster.is_primary()
     with (
-        RunLock(run.output),
+        RunLock(run.output) if primary else contextlib.nullcontext(),
         Checkpoints(
             run.output / CHECKPOINTS,
             save_total_limit=cfg.training.save_total_limit,
-            fingerprint=run.fingerprint(),
+            fingerprint=fingerprint,
         ) as checkpoints,
-        Interrupt() as interrupt,
+        Interrupt(() if cluster.is_shared() else SIGNALS) as interrupt,
         Watchdog(cfg.training.watchdog_seconds) as watchdog,
     ):
         watchdog.pet(hooks.SAVE_GRACE)
         state = run.initial_state()
         restored = checkpoints.restore(state, check_fingerprint=resume != "anyway")
         state, extra = restored or (state, {})
-        (run.output / CONFIG).write_text(config.to_yaml(cfg))
+        if primary:
+            (run.output / CONFIG).write_text(config.to_yaml(cfg))
         first = int(state.step)
         steps = _Steps(run, first, extra, checkpoints, interrupt, watchdog)
         state = steps.take_all(state)
@@ -70,16 +94,19 @@ class _Steps:
         self.watchdog = watchdog
         self.progress = make_progress(run.steps, first)
         self.file = hooks.MetricsFile(
-            run.output / METRICS, first if self.resumed else None
+            run.output / METRICS if cluster.is_primary() else None,
+            first if self.resumed else None,
         )
-        self.step = Compiled(run.train_step(), "step", self.progress.note, carries=True)
+        note, mesh = self.progress.note, run.mesh
+        train_step = run.updates.train_step(run.base.cfg)
+        self.step = Compiled(train_step, "step", note, carries=True, mesh=mesh)
         self.eval_step = Compiled(
-            make_eval_step(run.base.cfg), "evaluation", self.progress.note
+            make_eval_step(run.base.cfg), "evaluation", note, mesh=mesh
         )
         self.log = hooks.Log(
             self.file,
             self.progress,
-            run.schedule,
+            run.updates.rate,
             run.batches.epoch,
             every=training.logging_steps,
             last=run.steps,
@@ -89,7 +116,7 @@ class _Steps:
         self.save = hooks.Save(
             checkpoints,
             self._position,
-            interrupt,
+            functools.partial(_asked_to_stop, interrupt),
             watchdog,
             every=training.save_steps,
             last=run.steps,
@@ -169,18 +196,25 @@ class _Steps:
 def _finish(run: Run, state: TrainState) -> None:
     """Writes the adapter and the plot, and says what came of the run."""
     trained = run.view(state)
-    params = tree.combine(trained, run.frozen)
     result = MODEL if run.cfg.adapter.method == FULL else ADAPTER
     if result == MODEL:
-        hf.save(params, run.output / MODEL, run.base.cfg)
-        run.base.copy_companions(run.output / MODEL)
+        hf.save(trained, run.output / MODEL, run.base.cfg)
     else:
-        hf.save_adapter(
-            params, run.output / ADAPTER, run.base.cfg, base=run.cfg.model.path
-        )
+        # What the other processes hold of it comes first: the first writes it alone.
+        trained_here = jax.tree.map(tree.to_host, trained)
+        params = tree.combine(trained_here, run.frozen)
+        if cluster.is_primary():
+            hf.save_adapter(
+                params, run.output / ADAPTER, run.base.cfg, base=run.cfg.model.path
+            )
+    answers, digest = run.answers(trained), tree.digest(state)
+    if not cluster.is_primary():
+        return
+    if result == MODEL:
+        run.base.copy_companions(run.output / MODEL)
     metrics = run.output / METRICS
     plots.plot_losses(metrics, run.output / PLOT, str(run.output))
-    for prompt, reference, answer in run.answers(trained):
+    for prompt, reference, answer in answers:
         console.say(f"after training\n  prompt: {_short(prompt)}")
         console.say(f"  answer: {_short(answer)}\n  reference: {_short(reference)}")
     _, evaluations = plots.read_metrics(metrics)
@@ -189,7 +223,7 @@ def _finish(run: Run, state: TrainState) -> None:
         console.say(f"evaluation loss: {losses[0]:.4f} before, {losses[-1]:.4f} after")
     if int(state.skipped):
         console.warn(f"{int(state.skipped)} steps had no finite gradient: skipped")
-    console.say(f"state after step {int(state.step)}: {tree.digest(state)}")
+    console.say(f"state after step {int(state.step)}: {digest}")
     for name, path in ((result, result), ("plot", PLOT), ("metrics", METRICS)):
         console.say(f"{name + ':':<9}{run.output / path}")
 
@@ -213,6 +247,24 @@ def check_output(output: Path, resume: str) -> None:
             "checkpoint to continue from; training would overwrite it: choose another "
             "directory"
         )
+
+
+def _asked_to_stop(interrupt: Interrupt, step: int) -> str:
+    """Why to stop after this step; empty if nobody asked."""
+    if cluster.is_shared():
+        return "SIGTERM" if cluster.preempted(step) else ""
+    return interrupt.signal.name if interrupt.signal else ""
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of nested settings."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        flat |= (
+            _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        )
+    return flat
 
 
 def _short(text: str, most: int = 300) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 PyTree = Any
 
@@ -74,10 +75,21 @@ def digest(tree: PyTree) -> str:
     for name, leaf in named_leaves(tree):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        values = np.ascontiguousarray(jax.device_get(leaf))
+        values = np.ascontiguousarray(to_host(leaf))
         total.update(f"{name} {values.dtype} {values.shape} ".encode())
         total.update(values.tobytes())
     return total.hexdigest()
+
+
+def to_host(x: Any) -> np.ndarray:
+    """All of an array, in every process: what others hold of it is fetched.
+
+    Then each process of a run must ask for it, and in the same order.
+    """
+    split = isinstance(x, jax.Array) and not x.is_fully_addressable
+    if split and not x.is_fully_replicated:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
 
 
 def walk(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:

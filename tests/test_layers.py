@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).parent.parent / "jaxpeft"
 LAYERS = (
     # 0: the language's own library, jax, numpy and pydantic
     ("errors", "console", "tree", "manifest", "huge_pages"),
-    ("strict_yaml", "kernel", "run_lock", "interrupt"),
-    ("config",),
+    ("strict_yaml", "kernel", "run_lock", "interrupt", "collectives", "flops"),
+    ("config", "launch"),
+    ("cluster",),
     # 1: where arrays lie, and how they are stored
     ("sharding", "quant"),
     # 2: siblings that do not know each other
@@ -27,11 +28,12 @@ LAYERS = (
     # 4: a run and what is done with its result
     ("generation", "plots", "progress", "loop", "summary"),
     ("hooks", "session"),
-    ("trained", "run"),
+    ("trained", "assembly"),
+    ("run", "planning"),
     ("training",),
     # 5: commands
     ("cli",),
-    ("train", "evaluate", "generate", "export", "__main__"),
+    ("train", "evaluate", "generate", "export", "plan", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

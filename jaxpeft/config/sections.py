@@ -312,6 +312,19 @@ class MeshSection(_Section):
         return self
 
 
+class ClusterSection(_Section):
+    """How several processes wait for each other; where they are, the launcher says."""
+
+    initialization_timeout: Count = Field(
+        default=300, description="seconds for all processes to come together"
+    )
+    heartbeat_timeout: Count = Field(
+        default=40,
+        description="seconds without an answer after which a process counts as dead, "
+        "which ends the others",
+    )
+
+
 class RunConfig(_Section):
     """Everything that a run depends on."""
 
@@ -324,6 +337,7 @@ class RunConfig(_Section):
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
     mesh: MeshSection = Field(default_factory=MeshSection)
+    cluster: ClusterSection = Field(default_factory=ClusterSection)
 
     @model_validator(mode="before")
     @classmethod
@@ -348,4 +362,5 @@ SECTIONS: dict[str, type[_Section]] = {
     "schedule": ScheduleSection,
     "training": TrainingSection,
     "mesh": MeshSection,
+    "cluster": ClusterSection,
 }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,12 +51,18 @@ def save(
     dtype: float32, bfloat16 or float16; None keeps each weight's own, bit for bit.
     A file replaces its predecessor only when all are complete and verified; weights
     of an earlier save are removed. One tensor at a time is copied. The tokenizer's
-    files are not touched. Raises InputError where adapters or quantized weights are
+    files are not touched. Of several processes all call this, and the first writes.
+    Raises InputError where adapters or quantized weights are
     left in `params`, where they are not those of `cfg`, or the folder is unwritable.
     """
     directory = Path(directory)
     parts = _parts(params, cfg, dtype)
     shards = _shards(parts, max_shard_bytes)
+    if jax.process_index():
+        # Another one writes; what this one holds of each tensor is fetched from here.
+        for part in parts.values():
+            _values(part)
+        return
     with replacing(directory) as partial:
         for name, shard in shards.items():
             safetensors_file.write(
@@ -138,7 +145,7 @@ def _shards(parts: Mapping[str, Part], limit: float) -> dict[str, dict[str, Part
 def _values(part: Part) -> np.ndarray:
     """The tensor as Hugging Face lays it out, in the dtype to store."""
     leaf = part.leaf if part.layer is None else part.leaf[part.layer]
-    values = np.asarray(leaf)
+    values = tree.to_host(leaf)
     if values.dtype == part.dtype and not part.spec.transposed:
         return values
     target = np.empty(part.spec.hf_shape(), part.dtype)

@@ -10,6 +10,7 @@ from flax import struct
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxpeft import sharding
 from jaxpeft.models import rope
 from jaxpeft.models.attention import attend, attend_cached
 from jaxpeft.models.spec import ModelConfig
@@ -115,14 +116,15 @@ def make_block(
         return attend(q, k, v, segments)
 
     def block(x: Array, layer: Params) -> Array:
-        return _layer(x, layer, angles, attention, cfg)
+        x = sharding.split_batch(x)
+        return sharding.split_batch(_layer(x, layer, angles, attention, cfg))
 
     return block
 
 
 def embed(weights: Params, tokens: Array, cfg: ModelConfig) -> Array:
     """What the first layer reads: (batch, seq, hidden), of `embed_tokens`."""
-    x = weights["embedding"][tokens]
+    x = sharding.split_looked_up(weights["embedding"][tokens])
     return x.astype(cfg.activation_dtype or x.dtype)
 
 

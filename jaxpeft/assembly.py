@@ -1,0 +1,125 @@
+"""A training step put together from a configuration, before any array exists."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from jaxpeft import adapters, kernel, models, optim, session, sharding, tree
+from jaxpeft.config import RunConfig
+from jaxpeft.errors import InputError
+from jaxpeft.fused import make_fused_train_step
+from jaxpeft.models import ModelConfig
+from jaxpeft.optim.rule import Leafwise
+from jaxpeft.step import TrainState, TrainStep, make_train_step
+
+
+@dataclass(frozen=True)
+class Updates:
+    """How a run updates what trains.
+
+    tx: the transformation, its states. leafwise: where layers are updated inside the
+    backward pass. rate: the learning rate of each step. follows_evaluation: whether
+    the schedule wants evaluation losses.
+    """
+
+    tx: optax.GradientTransformation
+    leafwise: Leafwise | None
+    rate: optax.Schedule
+    max_grad_norm: float | None
+    follows_evaluation: bool
+
+    def train_step(self, model: ModelConfig) -> TrainStep:
+        """The step (state, frozen, batch) -> (state, metrics), to be jitted."""
+        if self.leafwise is None:
+            return make_train_step(model, self.tx)
+        return make_fused_train_step(model, self.leafwise, self.max_grad_norm)
+
+
+def updates(cfg: RunConfig, steps: int) -> Updates:
+    """What `optimizer` and `schedule` say, for a run of so many steps.
+
+    Raises InputError where they do not go together.
+    """
+    fused = fused_backward(cfg)
+    sections = cfg.optimizer.model_dump(), cfg.schedule.model_dump()
+    made = optim.make_parts(*sections, steps)
+    return Updates(
+        tx=made.optimizer if fused else made.chain(),
+        leafwise=optim.leafwise(made, cfg.optimizer.name) if fused else None,
+        rate=made.rate,
+        max_grad_norm=cfg.optimizer.max_grad_norm,
+        follows_evaluation=made.scale is not None,
+    )
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the arrays of a run lie on its mesh.
+
+    params: of every parameter, adapters beside the weight that they adapt. mask: true
+    where one trains. state: of a `TrainState`.
+    """
+
+    params: Any
+    mask: Any
+    state: TrainState
+
+    @property
+    def frozen(self) -> Any:
+        """Of the parameters that do not train."""
+        return tree.partition(self.params, self.mask)[1]
+
+
+def places(
+    params: Any,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    tx: optax.GradientTransformation,
+) -> Places:
+    """Where everything lies, given the parameters (arrays or shapes), adapters in."""
+    specs = dict(tree.walk(models.param_specs(model)))
+    axes = {
+        name: kernel.axes_of(value, specs[name].axes)
+        for name, value in tree.walk(params)
+    }
+    placed = sharding.of(mesh, tree.replace(params, axes), params)
+    mask = adapters.trainable_mask(params)
+    trainable, _ = tree.partition(params, mask)
+    theirs, _ = tree.partition(placed, mask)
+    state = jax.eval_shape(
+        lambda p: TrainState.create(p, tx, jax.random.key(0)), trainable
+    )
+    opt_state = sharding.of_state(mesh, state.opt_state, trainable, theirs)
+    whole = jax.tree.map(lambda _: sharding.replicated(mesh), state)
+    return Places(placed, mask, whole.replace(params=theirs, opt_state=opt_state))
+
+
+def fused_backward(cfg: RunConfig) -> bool:
+    """Whether layers are updated inside the backward pass.
+
+    Raises InputError where that was asked for and cannot be.
+    """
+    wanted, full = cfg.training.fused_backward, cfg.adapter.method == session.FULL
+    if wanted is None:
+        wanted = full and cfg.optimizer.name in optim.FUSED
+    if not wanted:
+        return False
+    parts = cfg.training.gradient_accumulation_steps
+    problems = []
+    if not full:
+        problems.append(
+            f"training.fused_backward: found true with adapter.method "
+            f"{cfg.adapter.method!r}; an adapter's gradients are small: remove it, or "
+            "use method full"
+        )
+    if parts > 1:
+        problems.append(
+            f"training.gradient_accumulation_steps: found {parts}; a backward pass "
+            "that updates each layer as it goes has no gradients to add up: use 1 with "
+            "a smaller batch_size, or training.fused_backward: false"
+        )
+    if problems:
+        raise InputError(*problems)
+    return True

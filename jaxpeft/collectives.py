@@ -1,0 +1,143 @@
+"""What the devices of a mesh send each other in a compiled program."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+BITS = {
+    **{"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16},
+    **{"f16": 16, "bf16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64},
+    **{"f64": 64, "c64": 64, "c128": 128},
+}
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_OPERATION = re.compile(
+    r"^\s*(?:ROOT )?%?[\w.-]+ = (\(.*?\)|\S+) ("
+    + "|".join(KINDS)
+    + r")(-start)?\((.*)$"
+)
+_ARRAY = re.compile(r"\b(" + "|".join(BITS) + r")\[([\d,]*)\]")
+_CALLED = re.compile(
+    r"(?:body|condition|calls|to_apply|true_computation|false_computation)="
+    r"%?([\w.-]+)|branch_computations=\{([^}]*)\}"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# Three ways to write them: listed, counted, and as axes of a mesh.
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_NAME = re.compile(r'op_name="([^"]*)"')
+
+
+class Collective(NamedTuple):
+    """One collective operation of a program.
+
+    kind: one of `KINDS`. nbytes: the array that it makes whole or adds up, on one
+    device: the result of an all-gather, the operand of all others. devices: how many
+    take part. times: how often a run of the program performs it. name: what in the
+    source it comes from.
+    """
+
+    kind: str
+    nbytes: int
+    devices: int
+    times: int
+    name: str
+
+    @property
+    def moved(self) -> float:
+        """The bytes that a device sends for it in a run, by the ring algorithm."""
+        share = (self.devices - 1) / self.devices
+        if self.kind == "collective-permute":
+            share = 1.0
+        return (
+            self.nbytes * self.times * share * (2 if self.kind == "all-reduce" else 1)
+        )
+
+
+def collectives(program: Any) -> list[Collective]:
+    """The collectives of a compiled program, a `jax.stages.Compiled` or its HLO text.
+
+    A loop whose length the compiler does not know counts once.
+    """
+    text = program if isinstance(program, str) else program.as_text()
+    bodies, entry = _computations(text.splitlines())
+    found: list[Collective] = []
+
+    def visit(name: str, times: int) -> None:
+        for line in bodies[name]:
+            found.extend(_in_line(line, times))
+            trips = _TRIPS.search(line) if " while(" in line else None
+            for called in _called(line):
+                if called in bodies:
+                    visit(called, times * int(trips.group(1)) if trips else times)
+
+    visit(entry, 1)
+    return found
+
+
+def totals(found: Iterable[Collective]) -> dict[str, float]:
+    """{kind: bytes that a device sends}, of the kinds that occur."""
+    sums: dict[str, float] = {}
+    for one in found:
+        sums[one.kind] = sums.get(one.kind, 0.0) + one.moved
+    return sums
+
+
+def _computations(lines: list[str]) -> tuple[dict[str, list[str]], str]:
+    """({name: its lines}, the name of the entry)."""
+    bodies: dict[str, list[str]] = {}
+    entry, name = "", ""
+    for line in lines:
+        if start := _COMPUTATION.match(line):
+            name = start.group(2)
+            bodies[name] = []
+            entry = name if start.group(1) else entry
+        elif name:
+            bodies[name].append(line)
+    return bodies, entry
+
+
+def _called(line: str) -> Iterator[str]:
+    for one, several in _CALLED.findall(line):
+        yield from [one] if one else re.findall(r"[\w.-]+", several)
+
+
+def _in_line(line: str, times: int) -> Iterator[Collective]:
+    match = _OPERATION.match(line)
+    if match is None:
+        return
+    result, kind, started, rest = match.groups()
+    arrays = [_nbytes(*array) for array in _ARRAY.findall(result)]
+    if started and kind in ("all-gather", "collective-permute"):
+        # Operands and results of what only starts here.
+        arrays = arrays[len(arrays) // 2 :]
+    devices = _devices(rest)
+    whole = sum(arrays) * (devices if kind == "reduce-scatter" else 1)
+    name = _NAME.search(rest)
+    yield Collective(kind, whole, devices, times, name.group(1) if name else "")
+
+
+def _nbytes(dtype: str, shape: str) -> int:
+    return math.prod(int(n) for n in shape.split(",") if n) * BITS[dtype] // 8
+
+
+def _devices(rest: str) -> int:
+    """How many devices take part in one group of a collective."""
+    if listed := _LISTED.search(rest):
+        return len(listed.group(1).split(","))
+    if counted := _COUNTED.search(rest):
+        return int(counted.group(1))
+    if axes := _AXES.search(rest):
+        sizes = dict(re.findall(r"'([^']*)'=(\d+)", axes.group(1)))
+        named = re.findall(r"'([^']*)'", axes.group(2))
+        return math.prod(int(sizes[name]) for name in named)
+    return 2  # a permutation has pairs

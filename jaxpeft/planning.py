@@ -1,0 +1,265 @@
+"""What a run will need, from shapes and the compiled step alone."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxpeft import adapters, assembly, flops, hf, models, session, sharding, tree
+from jaxpeft.collectives import Collective, collectives, totals
+from jaxpeft.compiled import build
+from jaxpeft.config import RunConfig
+from jaxpeft.errors import InputError
+from jaxpeft.models import ModelConfig
+
+# Of a run whose length only its data says: no figure depends on it.
+STEPS = 1000
+# What an allocator and the compiler's own programs take beside the step.
+HEADROOM = 0.92
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one training step needs. Sizes are bytes on one device, the fullest.
+
+    parameters, trainable: counts. weights: of what is frozen, or of all that trains
+    in full fine-tuning. adapters: of what trains beside frozen weights. optimizer:
+    its state. activations: kept from the forward for the backward pass. temporaries:
+    everything else that a step needs, gradients too. batch: its tokens and masks.
+    flops: of the matrix products of a step, on all devices together. sent: {kind of
+    collective: bytes that a device sends in a step}. simulated: whether it was compiled
+    for devices that are not there.
+    """
+
+    mesh: dict[str, int]
+    parameters: int
+    trainable: int
+    weights: int
+    adapters: int
+    optimizer: int
+    batch: int
+    activations: int
+    temporaries: int
+    flops: int
+    sent: dict[str, float]
+    simulated: bool
+    collectives: list[Collective] = field(default_factory=list, repr=False)
+
+    @property
+    def devices(self) -> int:
+        """How many take part."""
+        return math.prod(self.mesh.values())
+
+    @property
+    def kept(self) -> int:
+        """Bytes on a device between two steps."""
+        return self.weights + self.adapters + self.optimizer
+
+    @property
+    def total(self) -> int:
+        """Bytes on a device at the fullest moment of a step."""
+        return self.kept + self.batch + self.activations + self.temporaries
+
+    def fits(self, device_memory: float) -> bool:
+        """Whether a device of so many bytes holds it and what the runtime needs."""
+        return self.total <= HEADROOM * device_memory
+
+
+def plan(
+    cfg: RunConfig, mesh: jax.sharding.Mesh, *, simulated: bool, like: str = "cpu"
+) -> Plan:
+    """The plan of a run on the devices of `mesh`; nothing is read but `config.json`.
+
+    Sequences have `data.max_length` tokens: shorter ones need less. simulated: the
+    mesh's CPU devices stand for accelerators (`like`: "gpu" or "tpu"), which compute
+    in the dtype that the configuration names, and CPUs do not; what is compiled is
+    then float32 throughout, and activations and temporaries are counted at that
+    dtype's size. Raises InputError as a run would.
+    """
+    session.check_batches(cfg, mesh)
+    step = _Step(cfg, mesh, widened=simulated and like != "cpu")
+    jaxpr, program = step.build()
+    memory = program.memory_analysis()
+    found = collectives(program)
+    activations = step.activations(jaxpr)
+    temporaries = max(0, memory.temp_size_in_bytes - activations)
+    frozen, trainable = _on_a_device(step.frozen), _on_a_device(step.state.params)
+    full = not jax.tree.leaves(step.frozen)
+    trains = tree.count(step.state.params)
+    return Plan(
+        mesh=dict(mesh.shape),
+        parameters=step.base + (0 if full else trains),
+        trainable=trains,
+        weights=trainable if full else frozen,
+        adapters=0 if full else trainable,
+        optimizer=_on_a_device(step.state.opt_state),
+        batch=_on_a_device(step.batch),
+        activations=round(activations * step.share),
+        temporaries=round(temporaries * step.share),
+        flops=flops.count(jaxpr),
+        sent=_sent(found, step, full),
+        simulated=simulated,
+        collectives=found,
+    )
+
+
+def _sent(found: list[Collective], step: "_Step", full: bool) -> dict[str, float]:
+    """The bytes of each kind, at the size of the dtype that is computed in."""
+    sent = totals(found)
+    # Adapters' gradients are float32 whatever the model is.
+    own = (
+        0.0
+        if full
+        else totals(one for one in found if "tr,td->rd" in one.name).get(
+            "all-reduce", 0.0
+        )
+    )
+    return {
+        kind: (n - own) * step.share + own if kind == "all-reduce" else n * step.share
+        for kind, n in sent.items()
+    }
+
+
+class Advice(NamedTuple):
+    """Changes that make a run smaller, as overrides, and its plan with all of them."""
+
+    overrides: tuple[str, ...]
+    plan: Plan
+
+
+def advise(
+    reopen: Callable[[Sequence[str]], RunConfig],
+    first: Plan,
+    mesh: jax.sharding.Mesh,
+    device_memory: float,
+    **how: Any,
+) -> Iterator[Advice]:
+    """Change after change, the cheaper ones first, until the run fits.
+
+    reopen: the configuration with overrides. first: its plan without any. how: the
+    keywords of `plan`. What saves less than 2 % is left out again.
+    """
+    best, taken = first, ()
+    for change in _changes(reopen(()), first.devices):
+        if best.fits(device_memory):
+            return
+        try:
+            cfg = reopen((*taken, *change))
+            sizes = cfg.mesh.model_dump()
+            tried = plan(
+                cfg, sharding.make_mesh(**sizes, devices=list(mesh.devices.flat)), **how
+            )
+        except InputError:
+            continue  # it does not go together with the rest
+        if tried.total < 0.98 * best.total:
+            best, taken = tried, (*taken, *change)
+            yield Advice(taken, best)
+
+
+def _changes(cfg: RunConfig, devices: int) -> Iterator[tuple[str, ...]]:
+    if cfg.model.remat != "full":
+        yield ("model.remat=full",)
+    if cfg.mesh.tensor == 1:
+        yield ("mesh.data=1", f"mesh.fsdp={devices}")
+    parts = cfg.training.batch_size // devices
+    if cfg.training.gradient_accumulation_steps < parts:
+        yield (f"training.gradient_accumulation_steps={parts}",)
+    if cfg.optimizer.name == "adamw" and cfg.adapter.method == session.FULL:
+        yield ("optimizer.name=adamw_8bit",)
+    yield (f"data.max_length={cfg.data.max_length // 2}",)
+    if cfg.adapter.method == session.FULL:
+        yield ("adapter.method=lora",)
+
+
+class _Step:
+    """The step of a run, its arguments as shapes with their places."""
+
+    def __init__(self, cfg: RunConfig, mesh: jax.sharding.Mesh, widened: bool):
+        self.mesh, section = mesh, cfg.model
+        directory = hf.resolve(section.path)
+        model = session.model_config(section, directory)
+        dtype = section.dtype
+        # What is compiled in float32 for want of a device that computes in 16 bits.
+        self.share = jnp.dtype(dtype).itemsize / 4 if widened else 1.0
+        self.updates = assembly.updates(cfg, cfg.training.max_steps or STEPS)
+        self.state, self.frozen, self.base = self._arrays(cfg, model, dtype)
+        self.model, self._compiled_as = model, (self.state, self.frozen)
+        if widened:
+            self.model = dataclasses.replace(model, activation_dtype=None)
+            self._compiled_as = self._arrays(cfg, self.model, "float32")[:2]
+        parts = cfg.training.gradient_accumulation_steps
+        size = (parts, cfg.training.batch_size // parts, cfg.data.max_length)
+        self.batch = self._batch(size, cfg.data.packing)
+
+    def _arrays(self, cfg: RunConfig, model: ModelConfig, dtype: str) -> tuple:
+        """(state, frozen) as shapes, and how many parameters the base has."""
+        rules, base = session.rules(cfg.adapter), models.shapes(model, dtype)
+        params = jax.eval_shape(
+            lambda base, key: adapters.inject(base, rules, key), base, jax.random.key(0)
+        )
+        tx = self.updates.tx
+        places = assembly.places(params, model, self.mesh, tx)
+        trainable, frozen = tree.partition(params, places.mask)
+        state = jax.eval_shape(
+            lambda p: assembly.TrainState.create(p, tx, jax.random.key(0)), trainable
+        )
+        return (
+            _placed(state, places.state),
+            _placed(frozen, places.frozen),
+            tree.count(base),
+        )
+
+    def _batch(self, size: tuple[int, int, int], packing: bool) -> dict[str, Any]:
+        kinds = {"tokens": "int32", "targets": "int32", "positions": "int32"}
+        kinds |= {"supervised": "bool"} | ({"segments": "int32"} if packing else {})
+        place = sharding.of_batch(self.mesh, len(size))
+        return {
+            name: jax.ShapeDtypeStruct(size, kind, sharding=place)
+            for name, kind in kinds.items()
+        }
+
+    def build(self) -> tuple[Any, Any]:
+        """(jaxpr, program) of the step."""
+        function = self.updates.train_step(self.model)
+        arguments = (*self._compiled_as, self.batch)
+        return build(function, arguments, carries=True, mesh=self.mesh)
+
+    def activations(self, jaxpr: Any) -> int:
+        """Bytes on a device that the layers keep for the backward pass."""
+        for scan in _scans(jaxpr.jaxpr):
+            stacked = scan.outvars[scan.params["num_carry"] :]
+            if scan.params["length"] == self.model.num_hidden_layers and stacked:
+                parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+                return tree.nbytes([x.aval for x in stacked]) // parts
+        return 0
+
+
+def _scans(jaxpr: Any) -> Iterator[Any]:
+    """Every scan in it, in the order that they run."""
+    for equation in jaxpr.eqns:
+        for inner in flops.inner_jaxprs(equation):
+            yield from _scans(inner)
+        if equation.primitive.name == "scan":
+            yield equation
+
+
+def _placed(shapes: Any, places: Any) -> Any:
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        shapes,
+        places,
+    )
+
+
+def _on_a_device(arrays: Any) -> int:
+    """The bytes that one device holds of arrays given as shapes with places."""
+    total = 0
+    for x in jax.tree.leaves(arrays):
+        shape = x.sharding.shard_shape(x.shape)
+        size = 8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
+        total += math.prod(shape) * size
+    return total

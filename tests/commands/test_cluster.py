@@ -1,0 +1,265 @@
+"""Training in several processes on this machine: losses, failures, resuming."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from .conftest import Done, write_config
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = str(ROOT / "scripts" / "launch_local.sh")
+A_MINUTE = 60.0
+
+
+@pytest.fixture
+def environment(programs) -> dict[str, str]:
+    """Of the processes: one CPU device each, and programs compiled once."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(programs),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": flags,
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "JAXPEFT_HUGE_PAGES": "0",
+    }
+
+
+class Processes:
+    """The launch script with its processes, and what they write."""
+
+    def __init__(self, command: list[str], env: dict[str, str], log: Path):
+        self.log = log
+        with log.open("w") as file:
+            self._child = subprocess.Popen(
+                command, env=env, stdout=file, stderr=subprocess.STDOUT
+            )
+
+    def members(self) -> dict[int, int]:
+        """{process id of the run: its pid}, of those that are alive."""
+        listed = subprocess.run(
+            ["ps", "-ww", "--ppid", str(self._child.pid), "-o", "pid=,args="],
+            capture_output=True,
+            text=True,
+        ).stdout.splitlines()
+        found = [line.split(maxsplit=1) for line in listed if "--process-id" in line]
+        return {int(args.rsplit(maxsplit=1)[1]): int(pid) for pid, args in found}
+
+    def until(self, text: str) -> None:
+        """Waits for a line with this text."""
+        self._until(lambda: text in self.log.read_text())
+
+    def until_there(self, path: Path) -> None:
+        """Waits for a file or folder."""
+        self._until(path.exists)
+
+    def _until(self, done: Callable[[], bool]) -> None:
+        end = time.monotonic() + 240
+        while not done():
+            assert self._child.poll() is None, self.log.read_text()
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.05)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the script, which passes it on."""
+        self._child.send_signal(number)
+
+    def stop(self) -> None:
+        """Ends what a failed test has left running."""
+        if self._child.poll() is None:
+            self.signal(signal.SIGTERM)
+            self._child.wait(timeout=60)
+
+    def end(self) -> Done:
+        """Waits for all of them."""
+        code = self._child.wait(timeout=300)
+        return Done(code, self.log.read_text(), "")
+
+
+@pytest.fixture
+def together(environment, settings, tmp_path) -> Iterator[Callable[..., Processes]]:
+    """together(count, name, **settings): trains into tmp_path / name."""
+
+    def start(count: int, name: str, *arguments: str, **changes) -> Processes:
+        config = write_config(tmp_path / f"{name}.yaml", settings(**changes))
+        command = ["bash", SCRIPT, str(count), "--config", str(config)]
+        command += [f"output_dir={tmp_path / name}", *arguments]
+        run = Processes(command, environment, tmp_path / f"{name}.{count}.log")
+        started.append(run)
+        return run
+
+    started: list[Processes] = []
+    yield start
+    for run in started:
+        run.stop()
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+MESHES = {
+    "2, data": (2, {}),
+    "2, fsdp": (2, {"fsdp": 2, "data": 1}),
+    "4, fsdp and tensor": (4, {"data": 1, "fsdp": 2, "tensor": 2}),
+}
+
+
+@pytest.mark.parametrize("case", MESHES)
+def test_several_processes_train_as_one_does(case, together, trained, tmp_path):
+    count, mesh = MESHES[case]
+    run = {"data.eval": None, "training.eval_steps": None, "optimizer.name": "adamw"}
+    changes = {**run, "optimizer.learning_rate": 1e-3}
+    assert trained("one", **changes).code == 0
+    done = together(count, "several", mesh=mesh, **changes).end()
+    assert done.code == 0, done.out
+    one, several = losses(tmp_path / "one"), losses(tmp_path / "several")
+    assert len(one) == 8 and list(one) == list(several)
+    np.testing.assert_allclose(list(several.values()), list(one.values()), rtol=1e-5)
+    alone, shared = (
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        for name in ("one", "several")
+    )
+    assert alone.keys() == shared.keys()
+    for name, tensor in alone.items():
+        assert np.abs(tensor - shared[name]).max() <= 1e-4, name
+    # One of them wrote.
+    assert done.out.count("step 8/8") == 1 and done.out.count("state after") == 1
+
+
+def test_what_two_saved_one_continues_bit_for_bit(together, trained, tmp_path):
+    changes = {"training.max_steps": 5, "adapter": {"method": "full"}}
+    changes |= {"mesh": {"data": 1, "fsdp": 2}, "optimizer.learning_rate": 1e-3}
+    done = together(2, "run", **changes).end()
+    assert done.code == 0, done.out
+    first = [s for s in done.out.splitlines() if s.startswith("state after")]
+    changes["mesh"] = {"data": -1}
+    again = trained("run", **changes)
+    assert again.code == 0 and first == [again.digest]
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_the_death_of_one_ends_all_and_the_run_continues(together, tmp_path):
+    changes = {"training.max_steps": 400, "training.save_steps": 3}
+    run = together(2, "run", **changes)
+    run.until_there(tmp_path / "run" / "checkpoints" / "6")
+    members = run.members()
+    os.kill(members[1], signal.SIGKILL)
+    start = time.monotonic()
+    done = run.end()
+    took = time.monotonic() - start
+    logging.info("the others ended after %.1f s with code %d", took, done.code)
+    assert took < A_MINUTE and done.code not in (0, 75), done.out
+    sealed = [
+        int(p.name)
+        for p in (tmp_path / "run/checkpoints").iterdir()
+        if p.name.isdigit()
+    ]
+    last = f"training.max_steps={max(sealed) + 2}"
+    done = together(2, "run", last, "--resume=anyway", **changes).end()
+    assert done.code == 0, done.out
+    assert f"continuing after step {max(sealed)}" in done.out
+    assert list(losses(tmp_path / "run")) == list(range(1, max(sealed) + 3))
+
+
+def test_sigterm_saves_in_all_and_one_process_goes_on(together, trained, tmp_path):
+    straight = {"training.max_steps": 400}
+    run = together(2, "run", **straight)
+    run.until("step   2/400")
+    run.signal(signal.SIGTERM)
+    done = run.end()
+    assert done.code == 75 and "SIGTERM received: saved after step" in done.out
+    saved = int(done.out.split("saved after step ")[1].split(";")[0])
+    assert (tmp_path / "run" / "checkpoints" / str(saved)).is_dir()
+    last = saved + 2
+    again = trained("run", f"training.max_steps={last}", "--resume=anyway", **straight)
+    assert again.code == 0 and f"continuing after step {saved}" in again.out
+    assert list(losses(tmp_path / "run")) == list(range(1, last + 1))
+
+
+def test_other_settings_in_one_process_are_named(environment, settings, tmp_path):
+    def start(index: int, seed: int) -> subprocess.Popen:
+        config = write_config(tmp_path / f"{index}.yaml", settings(seed=seed))
+        command = [sys.executable, "-m", "jaxpeft.train", "--config", str(config)]
+        command += [f"output_dir={tmp_path / 'run'}", "--num-processes", "2"]
+        command += ["--process-id", str(index), "--coordinator", address]
+        return subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    address = f"127.0.0.1:{free_port()}"
+    children = [start(index, seed) for index, seed in enumerate((1, 2))]
+    ends = [child.communicate(timeout=120)[1] for child in children]
+    assert [child.returncode for child in children] == [2, 2], ends
+    for end in ends:
+        assert "seed: process 1 has 2, process 0 has 1" in end
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fault_of_one_ends_the_others(environment, settings, tmp_path):
+    changes = {"data.train": {"path": "here.json"}}
+    config = write_config(tmp_path / "run.yaml", settings(**changes))
+    records = Path(settings()["data"]["train"]["path"]).read_text()
+    folders = [tmp_path / name for name in ("with", "without")]
+    for folder in folders:
+        folder.mkdir()
+    (folders[0] / "here.json").write_text(records)
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "jaxpeft.train", "--config", str(config)]
+    command += [f"output_dir={tmp_path / 'run'}", "--num-processes", "2"]
+    command += ["--coordinator", address]
+    start = time.monotonic()
+    children = [
+        subprocess.Popen(
+            [*command, "--process-id", str(index)],
+            cwd=folder,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, folder in enumerate(folders)
+    ]
+    ends = [child.communicate(timeout=2 * A_MINUTE)[1] for child in children]
+    assert time.monotonic() - start < A_MINUTE
+    assert children[1].returncode == 2 and "process 1: error:" in ends[1]
+    assert "here.json" in ends[1] and children[0].returncode != 0
+
+
+def test_a_coordinator_that_never_answers(environment, settings, tmp_path):
+    config = write_config(tmp_path / "run.yaml", settings())
+    command = [sys.executable, "-m", "jaxpeft.train", "--config", str(config)]
+    command += [f"output_dir={tmp_path / 'run'}", "cluster.initialization_timeout=4"]
+    for index in (0, 1):
+        place = ["--num-processes", "2", "--process-id", str(index)]
+        address = f"127.0.0.1:{free_port()}"
+        done = subprocess.run(
+            [*command, *place, "--coordinator", address],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=A_MINUTE,
+        )
+        assert done.returncode == 2, done.stderr
+        assert "cluster.initialization_timeout" in done.stderr
+        assert address in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
