@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 KINDS = (
     "all-gather",
     "all-reduce",
@@ -30,10 +32,13 @@ _CALLED = re.compile(
     r"%?([\w.-]+)|branch_computations=\{([^}]*)\}"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# Three ways to write them: listed, counted, and as axes of a mesh.
+# Three ways to write them: listed, counted, and as axes of a mesh, whose devices may be
+# numbered in another order.
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
-_COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
-_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}")
+_ORDER = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_PAIR = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
 _NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -41,21 +46,21 @@ class Collective(NamedTuple):
     """One collective operation of a program.
 
     kind: one of `KINDS`. nbytes: the array that it makes whole or adds up, on one
-    device: the result of an all-gather, the operand of all others. devices: how many
-    take part. times: how often a run of the program performs it. name: what in the
-    source it comes from.
+    device: the result of an all-gather, the operand of all others. group: the devices
+    that take part, those of the first group for all. times: how often a run of the
+    program performs it. name: what in the source it comes from.
     """
 
     kind: str
     nbytes: int
-    devices: int
+    group: tuple[int, ...]
     times: int
     name: str
 
     @property
     def moved(self) -> float:
         """The bytes that a device sends for it in a run, by the ring algorithm."""
-        share = (self.devices - 1) / self.devices
+        share = (len(self.group) - 1) / len(self.group)
         if self.kind == "collective-permute":
             share = 1.0
         return (
@@ -120,24 +125,41 @@ def _in_line(line: str, times: int) -> Iterator[Collective]:
     if started and kind in ("all-gather", "collective-permute"):
         # Operands and results of what only starts here.
         arrays = arrays[len(arrays) // 2 :]
-    devices = _devices(rest)
-    whole = sum(arrays) * (devices if kind == "reduce-scatter" else 1)
+    group = _first_group(rest)
+    whole = sum(arrays) * (len(group) if kind == "reduce-scatter" else 1)
     name = _NAME.search(rest)
-    yield Collective(kind, whole, devices, times, name.group(1) if name else "")
+    yield Collective(kind, whole, group, times, name.group(1) if name else "")
 
 
 def _nbytes(dtype: str, shape: str) -> int:
     return math.prod(int(n) for n in shape.split(",") if n) * BITS[dtype] // 8
 
 
-def _devices(rest: str) -> int:
-    """How many devices take part in one group of a collective."""
+def _first_group(rest: str) -> tuple[int, ...]:
+    """The numbers of the devices in the first group of a collective."""
     if listed := _LISTED.search(rest):
-        return len(listed.group(1).split(","))
+        return _numbers(listed[1])
+    if pair := _PAIR.search(rest):
+        return int(pair[1]), int(pair[2])
     if counted := _COUNTED.search(rest):
-        return int(counted.group(1))
+        size, shape, order = counted.groups()
+        return tuple(_ordered(shape, order).ravel()[: int(size)].tolist())
     if axes := _AXES.search(rest):
-        sizes = dict(re.findall(r"'([^']*)'=(\d+)", axes.group(1)))
-        named = re.findall(r"'([^']*)'", axes.group(2))
-        return math.prod(int(sizes[name]) for name in named)
-    return 2  # a permutation has pairs
+        sizes = {name: int(n) for name, n in re.findall(r"'([^']*)'=(\d+)", axes[1])}
+        ids = np.arange(math.prod(sizes.values()))
+        if order := _ORDER.search(axes[2]):
+            ids = _ordered(*order.groups())
+        named = re.findall(r"'([^']*)'", axes[3])
+        at = tuple(slice(None) if name in named else 0 for name in sizes)
+        return tuple(ids.reshape(tuple(sizes.values()))[at].ravel().tolist())
+    raise ValueError(f"the devices of a collective are written in a new way: {rest}")
+
+
+def _ordered(shape: str, order: str | None) -> np.ndarray:
+    """Device numbers counted through `shape`, its axes then in another order."""
+    ids = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return ids.transpose(_numbers(order)) if order else ids
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))

@@ -84,7 +84,7 @@ def plan(
     step = _Step(cfg, mesh, widened=simulated and like != "cpu")
     jaxpr, program = step.build()
     memory = program.memory_analysis()
-    found = collectives(program)
+    found = [_in_its_dtype(one, step.share) for one in collectives(program)]
     activations = step.activations(jaxpr)
     temporaries = max(0, memory.temp_size_in_bytes - activations)
     frozen, trainable = _on_a_device(step.frozen), _on_a_device(step.state.params)
@@ -101,27 +101,19 @@ def plan(
         activations=round(activations * step.share),
         temporaries=round(temporaries * step.share),
         flops=flops.count(jaxpr),
-        sent=_sent(found, step, full),
+        sent=totals(found),
         simulated=simulated,
         collectives=found,
     )
 
 
-def _sent(found: list[Collective], step: "_Step", full: bool) -> dict[str, float]:
-    """The bytes of each kind, at the size of the dtype that is computed in."""
-    sent = totals(found)
-    # Adapters' gradients are float32 whatever the model is.
-    own = (
-        0.0
-        if full
-        else totals(one for one in found if "tr,td->rd" in one.name).get(
-            "all-reduce", 0.0
-        )
-    )
-    return {
-        kind: (n - own) * step.share + own if kind == "all-reduce" else n * step.share
-        for kind, n in sent.items()
-    }
+def _in_its_dtype(one: Collective, share: float) -> Collective:
+    """At the size of the dtype that is computed in.
+
+    Adapters' gradients are float32 whatever the model is: these stay as they are.
+    """
+    is_adapter = "tr,td->rd" in one.name
+    return one if is_adapter else one._replace(nbytes=round(one.nbytes * share))
 
 
 class Advice(NamedTuple):

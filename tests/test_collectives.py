@@ -35,6 +35,7 @@ TEXT = f"""HloModule jit_step
 ENTRY %main (x: f32[8]) -> f32[8] {{
   %w = (f32[8], s32[]) while(%x), condition=%cond.1, body=%body, backend_config={{"known_trip_count":{{"n":"5"}}}}
   %ar = (f32[8]{{0}}, f32[2]{{0}}) all-reduce(%w, %x), replica_groups=mesh['a'=4,'b'=1,'c'=2] {{'a','c'}}, to_apply=%add
+  %t = f32[6] all-gather(%x), replica_groups=mesh['a'=3,'b'=8] {{'a'}}
   %s = (bf16[4], bf16[16]) all-gather-start(%x), {GROUPS}
   %d = bf16[16] all-gather-done(%s)
   ROOT %cp = f32[8] collective-permute(%w), source_target_pairs={{{{0,1}},{{1,0}}}}
@@ -45,18 +46,41 @@ ENTRY %main (x: f32[8]) -> f32[8] {{
 def test_loops_groups_and_what_only_starts_are_read():
     found = collectives(TEXT)
     assert sorted(found) == [
-        Collective("all-gather", 32, 4, 1, ""),
-        Collective("all-gather", 256, 2, 15, "jit(f)/dot"),
-        Collective("all-reduce", 40, 8, 1, ""),
-        Collective("collective-permute", 32, 2, 1, ""),
-        Collective("reduce-scatter", 128, 4, 5, ""),
+        Collective("all-gather", 24, (0, 8, 16), 1, ""),
+        Collective("all-gather", 32, (0, 1, 2, 3), 1, ""),
+        Collective("all-gather", 256, (0, 1), 15, "jit(f)/dot"),
+        Collective("all-reduce", 40, tuple(range(8)), 1, ""),
+        Collective("collective-permute", 32, (0, 1), 1, ""),
+        Collective("reduce-scatter", 128, (0, 1, 2, 3), 5, ""),
     ]
     assert totals(found) == {
-        "all-gather": 32 * 3 / 4 + 256 * 15 / 2,
+        "all-gather": 32 * 3 / 4 + 24 * 2 / 3 + 256 * 15 / 2,
         "all-reduce": 2 * 40 * 7 / 8,
         "collective-permute": 32,
         "reduce-scatter": 128 * 5 * 3 / 4,
     }
+
+
+@pytest.mark.parametrize(
+    ("groups", "first"),
+    [
+        ("[2,4]<=[8]", (0, 1, 2, 3)),
+        ("[4,2]<=[2,4]T(1,0)", (0, 4)),
+        ("{{1,3},{5,7}}", (1, 3)),
+        ("mesh['a'=2,'b'=2,'c'=2] {'a','c'}", (0, 1, 4, 5)),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", (0, 1, 2, 3)),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", (0, 4)),
+    ],
+)
+def test_who_takes_part(groups, first):
+    [one] = [x for x in collectives(TEXT.replace("[4,2]<=[8]", groups)) if x.times > 9]
+    assert one.group == first
+
+
+def test_groups_in_a_form_that_is_not_known_are_no_guess():
+    text = TEXT.replace("replica_groups=[4,2]<=[8]", "replica_groups=new")
+    with pytest.raises(ValueError, match="a new way"):
+        collectives(text)
 
 
 @pytest.fixture(scope="module")

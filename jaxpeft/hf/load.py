@@ -1,8 +1,10 @@
 """A model's weights, from safetensors straight into their place in the params."""
 
 import functools
+import os
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # Tables that older versions of transformers stored and every version computes.
 INERT = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+READERS = 8  # threads, each on a tensor of its own
 MOST_PROBLEMS = 8  # listed of one kind; a wrong config breaks every tensor alike
 
 Sources = Mapping[str, SafetensorsFile]
@@ -52,8 +55,8 @@ def load(
     specs = param_specs(cfg)
     _check(jax.tree.leaves(specs, is_leaf=is_spec), sources, cfg)
 
-    def place(spec: ParamSpec) -> Array:
-        read = functools.partial(_read, sources, jnp.dtype(dtype), spec)
+    def place(spec: ParamSpec, pool: Executor) -> Array:
+        read = functools.partial(_read, sources, jnp.dtype(dtype), spec, pool)
         if shardings is not None:
             array = jax.make_array_from_callback(spec.shape, shardings(spec), read)
         elif mesh is not None:
@@ -64,13 +67,15 @@ def load(
         # Transfers are asynchronous: without waiting, the host could hold several.
         return array.block_until_ready()
 
-    return jax.tree.map(place, specs, is_leaf=is_spec)
+    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+        return jax.tree.map(lambda spec: place(spec, pool), specs, is_leaf=is_spec)
 
 
 def _read(
     sources: Sources,
     dtype: np.dtype,
     spec: ParamSpec,
+    pool: Executor,
     index: tuple[slice, ...] | None,
 ) -> np.ndarray:
     """The part `index` of a weight, read from the files tensor by tensor."""
@@ -84,7 +89,8 @@ def _read(
         places = list(target)
     if spec.transposed:
         within = within[::-1]
-    for name, place in zip(names, places, strict=True):
+
+    def fill(name: str, place: np.ndarray) -> None:
         file = sources[name]
         values = file.view(name)[within]
         layout.require_finite(values, f"{file.path}: {name!r}")
@@ -96,6 +102,9 @@ def _read(
             )
         del values
         file.release(name)
+
+    # To the end, for the errors; numpy lets the threads run beside each other.
+    list(pool.map(fill, names, places))
     return target
 
 

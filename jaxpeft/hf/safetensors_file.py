@@ -7,6 +7,7 @@ Layout: 8 bytes with the header's length (little-endian), the header (JSON: tens
 import json
 import math
 import mmap
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +65,15 @@ class SafetensorsFile:
                 f"{path}: cannot be read ({error.strerror}); check its rights"
             ) from error
         self._map: mmap.mmap | None = None
+        self._opening = threading.Lock()
 
     def view(self, name: str) -> np.ndarray:
         """A read-only array over the file's own pages: no copy. Only for FLOATS."""
         tensor = self.tensors[name]
-        if self._map is None:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with self._opening:
+            if self._map is None:
+                with self.path.open("rb") as file:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         count = math.prod(tensor.shape)
         flat = np.frombuffer(self._map, FLOATS[tensor.dtype], count, tensor.start)
         return flat.reshape(tensor.shape)
