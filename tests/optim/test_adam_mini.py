@@ -93,7 +93,7 @@ def test_heads_that_do_not_divide_the_columns_are_refused():
     "settings, message",
     [
         ({"head_dim": 0}, "optimizer.head_dim: found 0"),
-        ({"rows": "("}, r"optimizer.rows: found '\('; is no regular expression"),
+        ({"rows": "("}, r"optimizer.rows: found '\(', which is no regular expression"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
