@@ -31,7 +31,7 @@ class _Forward(NamedTuple):
     value: Array
     count: Array
     inputs: Array
-    block: Callable[[Array, Any], Array]
+    block: Callable[[Array, Any, Array], Array]
     top: dict[str, Any]
     dlast: Array
     bottom: Callable[[Array], Any]
@@ -76,18 +76,21 @@ def _forward(params: Any, micro: Batch, cfg: ModelConfig) -> _Forward:
         lambda w: models.embed(w, tokens, cfg), weights["embed_tokens"]
     )
 
-    def layer(x: Array, layer: Any) -> tuple[Array, Array]:
-        return block(x, layer), x
+    def layer(x: Array, layer: tuple[Any, Array]) -> tuple[Array, Array]:
+        return block(x, *layer), x
 
-    last, inputs = jax.lax.scan(layer, x, weights["layers"])
+    numbered = weights["layers"], jnp.arange(cfg.num_hidden_layers)
+    last, inputs = jax.lax.scan(layer, x, numbered)
     count = jnp.maximum(jnp.sum(mask).astype(jnp.float32), 1.0)
 
     def loss_of(last: Array, norm: Any, head: Array) -> Array:
-        hidden = models.rms_norm(last, norm["scale"], cfg.rms_norm_eps)
+        hidden = models.norm(last, norm, cfg)
         return loss.nll_sum(hidden, head, micro["targets"], mask) / count
 
-    value, back = jax.vjp(loss_of, last, weights["norm"], models.head(params))
+    value, back = jax.vjp(loss_of, last, weights["norm"], models.head(params, cfg))
     dlast, dnorm, dhead = back(jnp.ones((), jnp.float32))
+    if cfg.logit_softcap is not None:
+        dhead = dhead.kernel
     top = {"norm": dnorm} if tied else {"norm": dnorm, "lm_head": {"kernel": dhead}}
 
     def bottom(dx: Array) -> Any:
@@ -186,7 +189,11 @@ class _Backward:
 
     def _layer_back(self, j: Array, weights: Any, dh: Array) -> tuple[Array, Any]:
         """Gradients of a layer's input and weights; its forward pass runs again."""
-        _, back = jax.vjp(self.run.block, self.run.inputs[j], weights)
+
+        def forward(x: Array, weights: Any) -> Array:
+            return self.run.block(x, weights, j)
+
+        _, back = jax.vjp(forward, self.run.inputs[j], weights)
         return back(dh)
 
     def _updated(

@@ -189,7 +189,8 @@ class _Step:
 
     def _arrays(self, cfg: RunConfig, model: ModelConfig, dtype: str) -> tuple:
         """(state, frozen) as shapes, and how many parameters the base has."""
-        rules, base = session.rules(cfg.adapter), models.shapes(model, dtype)
+        rules = session.rules(cfg.adapter)
+        base = session.shapes(cfg.model, model, dtype)
         params = jax.eval_shape(
             lambda base, key: adapters.inject(base, rules, key), base, jax.random.key(0)
         )
@@ -202,7 +203,7 @@ class _Step:
         return (
             _placed(state, places.state),
             _placed(frozen, places.frozen),
-            tree.count(base),
+            tree.count(models.shapes(model, dtype)),
         )
 
     def _batch(self, size: tuple[int, int, int], packing: bool) -> dict[str, Any]:

@@ -10,9 +10,19 @@ from typing import Any
 
 import jax
 
-from jaxpeft import adapters, config, hf, kernel, models, optim, sharding, tree
+from jaxpeft import (
+    adapters,
+    config,
+    hf,
+    kernel,
+    models,
+    optim,
+    quant,
+    sharding,
+    tree,
+)
 from jaxpeft.config import AdapterSection, ModelSection, RunConfig
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, suggest
 from jaxpeft.models import ModelConfig
 
 TABLES = {
@@ -36,15 +46,28 @@ class Base:
     directory: Path
     cfg: ModelConfig
     tokenizer: Any
-    dtype: str  # that the weights are stored in
+    section: ModelSection
+
+    @property
+    def dtype(self) -> str:
+        """That the weights are stored in, or in place of which they are quantized."""
+        return self.section.dtype
 
     def load(self, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
         """The weights, on the mesh by their logical axes."""
-        return hf.load(self.directory, self.cfg, dtype=self.dtype, mesh=mesh)
+        kind = self.section.quantization
+        return hf.load(
+            self.directory,
+            self.cfg,
+            dtype=self.dtype,
+            mesh=mesh,
+            quantization=None if kind == "none" else kind,
+            skip=self.section.quantization_skip,
+        )
 
     def shapes(self) -> dict[str, Any]:
         """The weights' shapes alone."""
-        return models.shapes(self.cfg, self.dtype)
+        return shapes(self.section, self.cfg, self.dtype)
 
     def copy_companions(self, target: Path) -> None:
         """Copies to `target` what belongs to the model beside its weights."""
@@ -55,16 +78,11 @@ class Base:
 
 def open_base(section: ModelSection) -> Base:
     """Opens a model's config and tokenizer; raises InputError for what is wrong."""
-    if section.quantization != "none":
-        raise InputError(
-            f"model.quantization: found {section.quantization!r}; this version stores "
-            "the base in float32, bfloat16 or float16: use none"
-        )
     directory = hf.resolve(section.path)
     cfg = model_config(section, directory)
     tokenizer = hf.load_tokenizer(directory)
     hf.check_vocab(tokenizer, cfg)
-    return Base(directory, cfg, tokenizer, section.dtype)
+    return Base(directory, cfg, tokenizer, section)
 
 
 def model_config(section: ModelSection, directory: Path) -> ModelConfig:
@@ -81,12 +99,45 @@ def model_config(section: ModelSection, directory: Path) -> ModelConfig:
     )
 
 
+def shapes(section: ModelSection, cfg: ModelConfig, dtype: str) -> dict[str, Any]:
+    """The shapes of a model's weights, quantized ones as the section says.
+
+    Raises InputError for a module to leave out that is none, and for matrices that
+    cannot be quantized so.
+    """
+    whole = models.shapes(cfg, dtype)
+    if section.quantization == "none":
+        return whole
+    specs = dict(tree.walk(models.param_specs(cfg)))
+    modules = {path.rsplit(".", 2)[-2] for path, spec in specs.items() if spec.stacked}
+    unknown = [name for name in section.quantization_skip if name not in modules]
+    if unknown:
+        raise InputError(
+            *(
+                f"model.quantization_skip: {name!r} is no module of the layers"
+                + suggest(name, sorted(modules))
+                for name in unknown
+            )
+        )
+    changes = {
+        path: quant.shapes(section.quantization, spec.shape, dtype)
+        for path, spec in specs.items()
+        if hf.is_quantized(path, spec, section.quantization_skip)
+    }
+    return tree.replace(whole, changes)
+
+
 def check_adapter(base: Base, section: AdapterSection) -> None:
     """Raises InputError if the adapter does not fit, before any weight is read."""
     if section.method == FULL and section.init_from is not None:
         raise InputError(
             f"adapter.init_from: found {section.init_from!r} beside method full, which "
             "has no adapter; remove it, or merge that adapter first (jaxpeft export)"
+        )
+    if section.method == FULL and base.section.quantization != "none":
+        raise InputError(
+            f"model.quantization: found {base.section.quantization!r} with "
+            "adapter.method full; few bits cannot train: use none, or an adapter"
         )
     if section.init_from is None:
         inject = functools.partial(adapters.inject, rules=rules(section))
@@ -181,7 +232,9 @@ def open_run(
 
 def rules(section: AdapterSection) -> dict[str, Any]:
     """What `adapters.inject` takes, of a section."""
-    targets = {"target_modules": section.target_modules}
+    targets = {}
+    if "target_modules" in section.model_fields_set:
+        targets = {"target_modules": section.target_modules}
     return {
         "method": section.method,
         **({} if section.method == FULL else targets),

@@ -76,7 +76,7 @@ def make_train_step(cfg: ModelConfig, tx: optax.GradientTransformation) -> Train
             positions=micro["positions"],
             segments=micro.get("segments"),
         )
-        head, mask = models.head(params), micro["supervised"]
+        head, mask = models.head(params, cfg), micro["supervised"]
         nll = loss.nll_sum(hidden, head, micro["targets"], mask)
         return nll, jnp.sum(mask).astype(jnp.float32)
 
@@ -157,7 +157,7 @@ def make_eval_step(cfg: ModelConfig) -> EvalStep:
             positions=batch["positions"],
             segments=batch.get("segments"),
         )
-        head = models.head(params)
+        head = models.head(params, cfg)
         return loss.token_sums(hidden, head, batch["targets"], batch["supervised"])
 
     return eval_step

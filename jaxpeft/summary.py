@@ -1,12 +1,13 @@
 """What a run consists of, in a few lines: parameters, memory, data."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from jaxpeft import tree
+from jaxpeft import kernel, tree
 from jaxpeft.data import Summary
 
 MIB = 2**20
@@ -21,7 +22,7 @@ def parameter_table(params: Mapping[str, Any], trainable: Any) -> list[str]:
     trains: dict[str, int] = defaultdict(int)
     for counts, some in ((total, params), (trains, trainable)):
         for name, value in tree.walk(some):
-            counts[_kind(name)] += tree.count(_weights(value))
+            counts[_kind(name)] += _count(value)
     rows = [("module", "parameters", "trainable")]
     rows += [(k, f"{n:,}", f"{trains[k]:,}") for k, n in total.items()]
     everything, learned = sum(total.values()), sum(trains.values())
@@ -65,9 +66,15 @@ def _kind(name: str) -> str:
     return name.rsplit(".", 2)[-2] if "." in name else name
 
 
-def _weights(value: Any) -> Any:
-    """The parameters of a node: its scales and keys are none."""
-    return [x for name, x in tree.named_leaves(value) if name not in ("scale", "key")]
+def _count(value: Any) -> int:
+    """The parameters of a node: scales and keys are none, a byte may hold two."""
+    if not kernel.is_node(value):
+        return tree.count(value)
+    own = getattr(value, "TRAINABLE", None)
+    if own is None:  # a quantized weight
+        return math.prod(value.shape) if jax.tree.leaves(value) else 0
+    rest = [x for name in own if (x := getattr(value, name)) is not None]
+    return tree.count(rest) + _count(value.base)
 
 
 def _bytes(value: Any) -> int:

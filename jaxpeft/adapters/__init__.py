@@ -10,14 +10,26 @@ from jax import Array
 
 from jaxpeft import kernel, tree
 from jaxpeft.adapters import targets
-from jaxpeft.adapters.lora import LoRA, lora
+from jaxpeft.adapters.bottleneck import Bottleneck, bottleneck
+from jaxpeft.adapters.dora import DoRA, dora
+from jaxpeft.adapters.ia3 import IA3, ia3
+from jaxpeft.adapters.lora import LoRA, lora, lora_fa
 from jaxpeft.config import Table, check_call
 from jaxpeft.errors import InputError
 
 # Each entry wraps one kernel: `method(base, key, **settings)`. Its keyword arguments
 # are its keys in the configuration, beside those of `inject`.
 METHODS: dict[str, Callable[..., Any]] = {
+    "bottleneck": bottleneck,
+    "dora": dora,
+    "ia3": ia3,
     "lora": lora,
+    "lora_fa": lora_fa,
+}
+# Where `target_modules` says nothing; the others adapt all linear modules.
+DEFAULT_TARGETS: dict[str, list[str]] = {
+    "bottleneck": ["o_proj", "down_proj"],
+    "ia3": ["k_proj", "v_proj", "down_proj"],
 }
 
 
@@ -25,9 +37,24 @@ def full() -> None:
     """No adapter: every weight of the base trains, and the result is a whole model."""
 
 
-TABLE = Table({**METHODS, "full": full}, given={"base", "key"})
+TABLE = Table({**METHODS, "full": full}, given={"base", "key", "module"})
 
-__all__ = ["METHODS", "TABLE", "LoRA", "inject", "lora", "merge", "trainable_mask"]
+__all__ = [
+    "METHODS",
+    "TABLE",
+    "Bottleneck",
+    "DoRA",
+    "IA3",
+    "LoRA",
+    "bottleneck",
+    "dora",
+    "ia3",
+    "inject",
+    "lora",
+    "lora_fa",
+    "merge",
+    "trainable_mask",
+]
 
 
 def inject(
@@ -35,16 +62,18 @@ def inject(
 ) -> dict[str, Any]:
     """The params with an adapter in place of every targeted kernel.
 
-    rules: `method` (default "lora"), `target_modules` (default "all-linear") and the
-    method's own keyword arguments. The model computes the same function until the
-    adapters train. Adapter weights are float32 whatever the base's dtype. Method
-    "full" adds none: then the base itself trains, in the dtype that it has.
+    rules: `method` (default "lora"), `target_modules` (default "all-linear", or what
+    the method is made for, see `DEFAULT_TARGETS`) and the method's own keyword
+    arguments. The model computes the same function until the adapters train. Adapter
+    weights are float32 whatever the base's dtype. Method "full" adds none: then the
+    base itself trains, in the dtype that it has.
     Raises InputError for an unknown method or key, a pattern that matches nothing, a
     rank that does not fit.
     """
     settings = dict(rules)
     name = settings.pop("method", "lora")
-    pattern = settings.pop("target_modules", targets.ALL_LINEAR)
+    usual = DEFAULT_TARGETS.get(name, targets.ALL_LINEAR)
+    pattern = settings.pop("target_modules", usual)
     problems = check_call("adapter", name, TABLE, settings, selector="method")
     if problems:
         raise InputError(*problems)
@@ -55,7 +84,9 @@ def inject(
     changes = {}
     for index, (path, layers) in enumerate(sorted(chosen.items())):
         base = kernels[f"{path}.kernel"]
-        node = METHODS[name](base, jax.random.fold_in(key, index), **settings)
+        given = {"module": path} if "module" in TABLE.parameters(name) else {}
+        node_key = jax.random.fold_in(key, index)
+        node = METHODS[name](base, node_key, **settings, **given)
         if not all(layers):
             node = node.replace(scale=node.scale * jnp.asarray(layers, jnp.float32))
         changes[f"{path}.kernel"] = node

@@ -36,8 +36,12 @@ class LoRA:
     dropout: float = struct.field(pytree_node=False, default=0.0)
     lora_alpha: float = struct.field(pytree_node=False, default=8.0)
     use_rslora: bool = struct.field(pytree_node=False, default=False)
+    train_a: bool = struct.field(pytree_node=False, default=True)
 
-    TRAINABLE = ("a", "b")
+    @property
+    def TRAINABLE(self) -> tuple[str, ...]:
+        """Its own weights that train."""
+        return ("a", "b") if self.train_a else ("b",)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -135,6 +139,31 @@ def lora(
         lora_alpha=float(lora_alpha),
         use_rslora=use_rslora,
     )
+
+
+def lora_fa(
+    base: Any,
+    key: Array,
+    *,
+    r: int = 8,
+    lora_alpha: float = 8.0,
+    lora_dropout: float = 0.0,
+    use_rslora: bool = False,
+) -> LoRA:
+    """LoRA-FA (Zhang et al., 2023): a LoRA whose A stays as it was drawn.
+
+    The keys are those of `lora`. Half of the parameters train, and the input of each
+    module is not needed for the backward pass, only its product with A.
+    """
+    node = lora(
+        base,
+        key,
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        use_rslora=use_rslora,
+    )
+    return dataclasses.replace(node, train_a=False)
 
 
 @jax.custom_vjp

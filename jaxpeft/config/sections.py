@@ -42,6 +42,10 @@ class ComponentSection(_Section):
         return dict(self.model_extra or {})
 
 
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 class ModelSection(_Section):
     """The frozen base model."""
 
@@ -53,6 +57,10 @@ class ModelSection(_Section):
     )
     quantization: Literal["none", "int8", "nf4"] = Field(
         default="none", description="how the frozen base is stored"
+    )
+    quantization_skip: Annotated[tuple[Text, ...], BeforeValidator(_tuple)] = Field(
+        default=(),
+        description="names of layers' modules that are stored whole, such as down_proj",
     )
     remat: Literal["none", "full", "dots"] = Field(
         default="none",
@@ -162,10 +170,6 @@ class GroupSection(_Section):
     weight_decay: float | None = Field(
         default=None, ge=0, description="null: that of the others"
     )
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 class OptimizerSection(ComponentSection):

@@ -2,7 +2,7 @@
 
 from jaxpeft.hf.hub import resolve
 from jaxpeft.hf.identity import fingerprint
-from jaxpeft.hf.load import load
+from jaxpeft.hf.load import is_quantized, load
 from jaxpeft.hf.peft_load import load_adapter
 from jaxpeft.hf.peft_save import save_adapter
 from jaxpeft.hf.save import save
@@ -17,6 +17,7 @@ __all__ = [
     "TOKENIZER_FILES",
     "check_vocab",
     "fingerprint",
+    "is_quantized",
     "load",
     "load_adapter",
     "load_tokenizer",

@@ -3,7 +3,7 @@
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpeft import sharding
+from jaxpeft import quant, sharding, tree
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.hf import checkpoint_index, layout
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
@@ -38,19 +38,28 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     *,
     shardings: Shardings | None = None,
+    quantization: str | None = None,
+    skip: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The params mapping of a model's folder, layers stacked, cast to `dtype`.
 
     path: a local folder with `model.safetensors` or its shards. mesh: the devices,
     each of which then reads its own part alone; shardings: where a weight goes, by its
     declaration, if not where its logical axes say. No second copy of the model ever
-    exists in memory.
+    exists in memory. quantization: one of `quant.KERNELS`, which every stacked kernel
+    is stored in, a layer at a time, so that they never exist in 16 bits together; but
+    for those whose name ends with an entry of `skip` ("down_proj").
 
     Raises InputError for tensors that are missing, left over, of another shape than
     `cfg` says, not finite, or neither float32, float16 nor bfloat16.
     """
     if dtype not in DTYPES:
         raise InputError(f"model.dtype: found {dtype!r}" + suggest(dtype, DTYPES))
+    if quantization not in (None, *quant.KERNELS):
+        raise InputError(
+            f"model.quantization: found {quantization!r}"
+            + suggest(str(quantization), quant.KERNELS)
+        )
     sources = checkpoint_index.tensors(Path(path))
     specs = param_specs(cfg)
     _check(jax.tree.leaves(specs, is_leaf=is_spec), sources, cfg)
@@ -67,8 +76,46 @@ def load(
         # Transfers are asynchronous: without waiting, the host could hold several.
         return array.block_until_ready()
 
+    def load_one(path: str, spec: ParamSpec, pool: Executor) -> Any:
+        if quantization is None or not is_quantized(path, spec, skip):
+            return place(spec, pool)
+        make = quant.KERNELS[quantization]
+        return _quantized(sources, dtype, spec, pool, make, mesh)
+
     with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
-        return jax.tree.map(lambda spec: place(spec, pool), specs, is_leaf=is_spec)
+        return tree.map_named(
+            lambda path, spec: load_one(path, spec, pool), specs, is_leaf=is_spec
+        )
+
+
+def is_quantized(path: str, spec: ParamSpec, skip: Sequence[str]) -> bool:
+    """Whether quantization concerns a weight: the layers' kernels, some left out.
+
+    path: its dotted name in the params mapping.
+    """
+    module = path.removesuffix(".kernel")
+    kept = any(module == name or module.endswith(f".{name}") for name in skip)
+    return spec.stacked and module != path and not kept
+
+
+def _quantized(
+    sources: Sources,
+    dtype: str,
+    spec: ParamSpec,
+    pool: Executor,
+    make: Callable[[Array, str], Any],
+    mesh: jax.sharding.Mesh | None,
+) -> Any:
+    """A stack of kernels in few bits, from its layers one after another."""
+    layers = []
+    for layer in range(spec.shape[0]):
+        index = (slice(layer, layer + 1), slice(None), slice(None))
+        matrix = _read(sources, jnp.dtype(dtype), spec, pool, index)[0]
+        layers.append(jax.tree.map(np.asarray, make(jnp.asarray(matrix), dtype)))
+    stack = jax.tree.map(lambda *parts: np.stack(parts), *layers)
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, stack)
+    return sharding.put(stack, sharding.of(mesh, stack.axes(spec.axes), stack))
 
 
 def _read(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft import kernel, tree
+from jaxpeft.adapters.dora import DoRA, of_lora
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout, peft_config
@@ -44,9 +45,13 @@ def linear_modules(cfg: ModelConfig) -> dict[str, Module]:
     return found
 
 
-def keys(module: str) -> tuple[str, str]:
-    """The names of a module's A (r, in) and B (out, r) in the safetensors file."""
-    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
+def keys(module: str, dora: bool = False) -> tuple[str, ...]:
+    """The names of a module's tensors in the safetensors file.
+
+    A (r, in), B (out, r) and, of a DoRA, the magnitudes (out,).
+    """
+    names = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+    return tuple(f"{PREFIX}{module}.{name}" for name in names[: 3 if dora else 2])
 
 
 def load_adapter(
@@ -54,10 +59,10 @@ def load_adapter(
 ) -> dict[str, Any]:
     """The params with the PEFT adapter of a folder in its places, float32.
 
-    Plain params get LoRA nodes as the adapter's own config says. Params that hold LoRA
-    nodes already keep them, dropout included, and take the adapter's values; modules,
-    ranks and scales must then agree. Layers of one stack may differ in rank: the
-    smaller ones are padded with zeros, which stay zero in training.
+    Plain params get LoRA or DoRA nodes as the adapter's own config says. Params that
+    hold such nodes already keep them, dropout included, and take the adapter's values;
+    modules, ranks and scales must then agree. Layers of one stack may differ in rank:
+    the smaller ones are padded with zeros, which stay zero in training.
 
     Raises InputError where the adapter is damaged, contradicts its config, was made
     for another base, or is of a kind that is not handled.
@@ -74,17 +79,21 @@ def load_adapter(
         path: _node(kernels[path], names, modules, config, file)
         for path, names in stacks.items()
     }
-    present = {n: k for n, k in kernels.items() if isinstance(k, LoRA)}
+    kind = DoRA if config.use_dora else LoRA
+    present = {n: k for n, k in kernels.items() if isinstance(k, kind)}
     if present:
         _check_agreement(directory, nodes, present, config)
         nodes = {
-            path: dataclasses.replace(present[path], a=node.a, b=node.b)
+            path: dataclasses.replace(
+                present[path], **{name: getattr(node, name) for name in node.TRAINABLE}
+            )
             for path, node in nodes.items()
         }
     elif any(hasattr(k, "TRAINABLE") for k in kernel.nodes(params).values()):
         raise InputError(
-            f"{directory}: holds a LoRA, but the params hold adapters of another kind; "
-            "load it into plain params, or set adapter.method to lora"
+            f"{directory}: holds a {kind.__name__}, but the params hold adapters of "
+            "another kind; load it into plain params, or set adapter.method to "
+            f"{kind.__name__.lower()}"
         )
     return tree.replace(params, nodes)
 
@@ -123,9 +132,7 @@ def _repeated(
                 or tensor.dtype not in FLOATS
             ):
                 continue
-            base = (
-                kernels[path].base if isinstance(kernels[path], LoRA) else kernels[path]
-            )
+            base = getattr(kernels[path], "base", kernels[path])
             if not kernel.is_node(base):
                 stored = np.empty(spec.shape, base.dtype)
                 values = file.view(PREFIX + key)
@@ -146,19 +153,20 @@ def _targeted(
     found = set(file.tensors) - repeated
     if config.target_modules is None:
         # PEFT has a table for each architecture; the keys themselves say it better.
-        targeted = [name for name in modules if found & set(keys(name))]
+        targeted = [n for n in modules if found & set(keys(n, config.use_dora))]
     else:
         targeted = [name for name in modules if config.targets(name)]
-    wanted = {key for name in targeted for key in keys(name)}
+    dora = config.use_dora
+    wanted = {key for name in targeted for key in keys(name, dora)}
     problems = [_surplus(key, modules) for key in sorted(found - wanted)]
     problems += [
         f"{key!r} is missing, though the config targets its module; restore both files"
         for name in targeted
-        for key in keys(name)
+        for key in keys(name, dora)
         if key not in found
     ]
     for name in targeted:
-        if found >= set(keys(name)):
+        if found >= set(keys(name, dora)):
             problems += _mismatches(name, modules[name], config, file)
     if not targeted and not problems:
         problems = ["it adapts no module of this base; use the base it was made for"]
@@ -173,7 +181,7 @@ def _surplus(key: str, modules: Mapping[str, Module]) -> str:
     """What is wrong with a tensor that no targeted module claims."""
     name, _, kind = key.removeprefix(PREFIX).partition(".lora_")
     if kind.startswith("magnitude"):
-        return f"{key!r} belongs to a DoRA, which is not handled; merge it with peft"
+        return f"{key!r} belongs to a DoRA, but the config has use_dora false"
     if not kind and key.endswith(".weight"):
         return (
             f"{key!r} changes a weight of the base, which is not handled; merge the "
@@ -199,11 +207,8 @@ def _mismatches(
 ) -> list[str]:
     problems = []
     rank = config.rank(name)
-    key_a, key_b = keys(name)
-    for key, expected, axis in (
-        (key_a, (rank, module.d_in), 1),
-        (key_b, (module.d_out, rank), 0),
-    ):
+    shapes = ((rank, module.d_in), 1), ((module.d_out, rank), 0), ((module.d_out,), 0)
+    for key, (expected, axis) in zip(keys(name, config.use_dora), shapes):
         tensor = file.tensors[key]
         if tensor.dtype not in FLOATS:
             problems.append(
@@ -212,7 +217,7 @@ def _mismatches(
         if tensor.shape == expected:
             continue
         problem = f"{key!r} has shape {tensor.shape}, expected {expected}: "
-        if len(tensor.shape) != 2 or tensor.shape[axis] != expected[axis]:
+        if len(tensor.shape) != len(expected) or tensor.shape[axis] != expected[axis]:
             problem += "the adapter was made for another base; set model.path to that"
         else:
             problem += f"the config says r = {rank} for this module; restore both files"
@@ -226,24 +231,27 @@ def _node(
     modules: Mapping[str, Module],
     config: AdapterConfig,
     file: SafetensorsFile,
-) -> LoRA:
-    """The LoRA over one kernel (or stack of them) of the modules `names`."""
-    base = base.base if isinstance(base, LoRA) else base
+) -> LoRA | DoRA:
+    """The adapter over one kernel (or stack of them) of the modules `names`."""
+    base = base.base if isinstance(base, LoRA | DoRA) else base
     first, layers = modules[names[0]], base.shape[:-2]
     rank = max(config.rank(name) for name in names)
     a = np.zeros((*layers, first.d_in, rank), np.float32)
     b = np.zeros((*layers, rank, first.d_out), np.float32)
     scale = np.zeros(layers, np.float32)
+    magnitude = np.ones((*layers, first.d_out), np.float32)
     for name in names:
         at = () if modules[name].layer is None else modules[name].layer
-        key_a, key_b = keys(name)
-        for key in (key_a, key_b):
+        key_a, key_b, *others = keys(name, config.use_dora)
+        for key in (key_a, key_b, *others):
             layout.require_finite(file.view(key), f"{file.path}: {key!r}")
         used = config.rank(name)
         a[at][:, :used] = file.view(key_a).T
         b[at][:used] = file.view(key_b).T
         scale[at] = config.scale(name)
-    return LoRA(
+        for key in others:
+            magnitude[at] = file.view(key)
+    node = LoRA(
         base=base,
         a=jnp.asarray(a),
         b=jnp.asarray(b),
@@ -252,12 +260,15 @@ def _node(
         lora_alpha=float(config.lora_alpha),
         use_rslora=config.use_rslora,
     )
+    if not config.use_dora:
+        return node
+    return dataclasses.replace(of_lora(node), magnitude=jnp.asarray(magnitude))
 
 
 def _check_agreement(
     directory: Path,
-    nodes: Mapping[str, LoRA],
-    present: Mapping[str, LoRA],
+    nodes: Mapping[str, Any],
+    present: Mapping[str, Any],
     config: AdapterConfig,
 ) -> None:
     """Raises InputError with every way in which two sets of adapters differ."""

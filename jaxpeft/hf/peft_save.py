@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxpeft import kernel, tree
+from jaxpeft.adapters.dora import DoRA
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.errors import InputError, NumericsError
 from jaxpeft.hf import layout, peft_config, safetensors_file
@@ -24,10 +25,18 @@ class Adapter(NamedTuple):
     a: np.ndarray  # (r, in) float32
     b: np.ndarray  # (out, r) float32
     alpha: float
+    magnitude: np.ndarray | None = None  # of a DoRA, (out,) float32
 
     @property
     def rank(self) -> int:
         return self.a.shape[0]
+
+    def tensors(self, module: str) -> dict[str, np.ndarray]:
+        """What the safetensors file holds of it."""
+        values = [self.a, self.b]
+        values += [] if self.magnitude is None else [self.magnitude]
+        names = keys(module, self.magnitude is not None)
+        return dict(zip(names, values, strict=True))
 
 
 def save_adapter(
@@ -36,7 +45,7 @@ def save_adapter(
     cfg: ModelConfig,
     base: str | Path | None = None,
 ) -> None:
-    """Writes the LoRA nodes of `params` so that PEFT and vLLM load them unmodified.
+    """Writes LoRA or DoRA nodes so that PEFT (and for LoRA vLLM) loads them unmodified.
 
     base: the model's folder or hub id, noted in the config. Layers that an adapter
     leaves out (scale 0) are not written. The files are reopened and every tensor
@@ -47,13 +56,11 @@ def save_adapter(
     directory = Path(directory)
     modules = linear_modules(cfg)
     rslora, adapters = _adapters(params, modules)
-    dropout = max(
-        node.dropout for node in kernel.nodes(params).values() if isinstance(node, LoRA)
-    )
+    dropout = max(node.dropout for node in _nodes(params).values())
     config = _config(adapters, modules, rslora, dropout, base)
     tensors = {}
     for name, adapter in adapters.items():
-        tensors.update(zip(keys(name), (adapter.a, adapter.b), strict=True))
+        tensors.update(adapter.tensors(name))
     for key, values in tensors.items():
         if not layout.is_finite(values):
             raise NumericsError(
@@ -80,9 +87,9 @@ def _adapters(
     others = [
         n
         for n, k in nodes.items()
-        if hasattr(k, "TRAINABLE") and not isinstance(k, LoRA)
+        if hasattr(k, "TRAINABLE") and not isinstance(k, LoRA | DoRA)
     ]
-    loras = {n: k for n, k in nodes.items() if isinstance(k, LoRA)}
+    loras = _nodes(params)
     strangers = sorted(set(loras) - {module.path for module in modules.values()})
     if others or strangers:
         raise InputError(
@@ -98,8 +105,12 @@ def _adapters(
             ),
         )
     rslora = bool(loras) and all(node.use_rslora for node in loras.values())
+    fields = ("a", "b", "scale", "magnitude")
     host = {
-        path: tuple(np.asarray(x, np.float32) for x in (node.a, node.b, node.scale))
+        path: [
+            None if x is None else np.asarray(x, np.float32)
+            for x in (getattr(node, name, None) for name in fields)
+        ]
         for path, node in loras.items()
     }
     found = {}
@@ -107,10 +118,13 @@ def _adapters(
         if module.path not in host:
             continue
         at = () if module.layer is None else module.layer
-        a, b, scale = (x[at] for x in host[module.path])
+        a, b, scale, magnitude = (
+            None if x is None else x[at] for x in host[module.path]
+        )
+        assert a is not None and b is not None and scale is not None
         if scale != 0:
             alpha = _alpha(float(scale), a.shape[1], loras[module.path], rslora)
-            found[name] = Adapter(a.T, b.T, alpha)
+            found[name] = Adapter(a.T, b.T, alpha, magnitude)
     if not found:
         raise InputError(
             "the params hold no LoRA with a scale other than 0; put adapters in with "
@@ -119,7 +133,16 @@ def _adapters(
     return rslora, found
 
 
-def _alpha(scale: float, rank: int, node: LoRA, rslora: bool) -> float:
+def _nodes(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that have such a form."""
+    return {
+        name: node
+        for name, node in kernel.nodes(params).items()
+        if isinstance(node, LoRA | DoRA)
+    }
+
+
+def _alpha(scale: float, rank: int, node: Any, rslora: bool) -> float:
     """The lora_alpha that gives `scale`: the node's own wherever it does."""
     divisor = math.sqrt(rank) if rslora else rank
     if np.float32(node.lora_alpha / divisor) == np.float32(scale):
@@ -151,7 +174,7 @@ def _config(
         "fan_in_fan_out": False,
         "target_modules": _shortened(set(adapters), set(modules)),
         "use_rslora": rslora,
-        "use_dora": False,
+        "use_dora": any(a.magnitude is not None for a in adapters.values()),
         "rank_pattern": _patterns(ranks, r),
         "alpha_pattern": _patterns(alphas, alpha),
         "modules_to_save": None,
@@ -187,7 +210,7 @@ def _verify(params: Mapping[str, Any], directory: Path, cfg: ModelConfig) -> Non
 
     PEFT only warns about keys that it cannot place, and then serves the bare base.
     """
-    loras = {n: k for n, k in kernel.nodes(params).items() if isinstance(k, LoRA)}
+    loras = _nodes(params)
     bare = tree.replace(params, {name: node.base for name, node in loras.items()})
     found = kernel.nodes(load_adapter(bare, directory, cfg))
     for name, node in loras.items():
@@ -198,7 +221,11 @@ def _verify(params: Mapping[str, Any], directory: Path, cfg: ModelConfig) -> Non
         read = found[name]
         same = all(
             np.array_equal(np.asarray(mine)[adapted], np.asarray(other)[adapted])
-            for mine, other in ((node.a, read.a), (node.b, read.b))
+            for mine, other in (
+                (getattr(node, field), getattr(read, field))
+                for field in ("a", "b", "magnitude")
+                if hasattr(node, field)
+            )
         )
         if not same or not np.allclose(scale, np.asarray(read.scale), rtol=1e-6):
             raise RuntimeError(f"{directory}: {name} was not written as it should be")

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from jaxpeft.errors import InputError
-from jaxpeft.models import llama
+from jaxpeft.models import (
+    gemma2,
+    gemma3,
+    llama,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
 from jaxpeft.models.spec import ModelConfig, ParamSpec, Rope
 from jaxpeft.models.transformer import (
     Cache,
@@ -17,12 +27,20 @@ from jaxpeft.models.transformer import (
     hidden_states,
     init_cache,
     make_block,
-    rms_norm,
+    norm,
 )
 from jaxpeft.models.weights import is_spec, param_specs, random, shapes
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
+    "gemma2": gemma2.config,
+    "gemma3_text": gemma3.config,
     "llama": llama.config,
+    "mistral": mistral.config,
+    "olmo2": olmo2.config,
+    "phi3": phi3.config,
+    "qwen2": qwen2.config,
+    "qwen3": qwen3.config,
+    "smollm3": smollm3.config,
 }
 
 LARGEST_CONFIG = 1_000_000  # bytes; the largest in use have a few thousand
@@ -41,9 +59,9 @@ __all__ = [
     "init_cache",
     "is_spec",
     "make_block",
+    "norm",
     "param_specs",
     "random",
-    "rms_norm",
     "shapes",
 ]
 

@@ -1,5 +1,8 @@
 """Grouped-query attention: during training, and against a cache of keys and values."""
 
+import functools
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -12,25 +15,61 @@ MOST_BLOCKS = 8
 MASKED = -1e30
 
 
-def attend(q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
+class Scores(NamedTuple):
+    """How queries meet keys, beyond causality.
+
+    scale: of the products; softcap: c * tanh(logit / c), None: none; window: how many
+    tokens back a query sees, itself among them, () int32 or a number; None: all.
+    """
+
+    scale: float
+    softcap: float | None = None
+    window: Any = None
+
+    def capped(self, logits: Array) -> Array:
+        """Scaled products after the cap."""
+        if self.softcap is None:
+            return logits
+        return self.softcap * jnp.tanh(logits / self.softcap)
+
+    def slope(self, capped: Array) -> Array | float:
+        """The derivative of `capped`, given its result."""
+        if self.softcap is None:
+            return 1.0
+        return 1.0 - jnp.square(capped / self.softcap)
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: Array | None = None,
+    scores: Scores | None = None,
+) -> Array:
     """Causal attention of a whole sequence to itself.
 
     q: (batch, seq, heads, head_dim); k, v: (batch, seq, kv_heads, head_dim);
     segments: (batch, seq) int32 or None. With segments, a token sees only its own:
     packed examples never see each other, and padding (0) sees padding alone. Right
-    padding needs none: what is causal never looks there.
+    padding needs none: what is causal never looks there. scores: None for plain ones.
     Returns (batch, seq, heads, head_dim) in q's dtype; the softmax is float32.
     """
-    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
-        return _attend_cudnn(q, k, v, segments)
+    scores = scores or Scores(q.shape[-1] ** -0.5)
+    plain = scores.softcap is None and scores.window is None
+    if plain and jax.default_backend() == "gpu" and q.dtype != jnp.float32:
+        return _attend_cudnn(q, k, v, segments, scores.scale)
     # Heads first, once: each block would otherwise transpose its keys and values anew.
     grouped = checkpoint_name(_group(q, k.shape[2]), "q")
     keys = checkpoint_name(k.transpose(0, 2, 1, 3), "k")
     values = checkpoint_name(v.transpose(0, 2, 1, 3), "v")
-    return _ungroup(_blockwise(grouped, keys, values, segments))
+    window = None if scores.window is None else jnp.asarray(scores.window, jnp.int32)
+    how = (scores.scale, scores.softcap)
+    return _ungroup(_blockwise(grouped, keys, values, segments, window, how))
 
 
-def _attend_cudnn(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+def _attend_cudnn(
+    q: Array, k: Array, v: Array, segments: Array | None, scale: float
+) -> Array:
     mask = None
     if segments is not None:
         mask = segments[:, None, :, None] == segments[:, None, None, :]
@@ -39,19 +78,33 @@ def _attend_cudnn(q: Array, k: Array, v: Array, segments: Array | None) -> Array
         checkpoint_name(k, "k"),
         checkpoint_name(v, "v"),
         mask=mask,
+        scale=scale,
         is_causal=True,
         implementation="cudnn",
     )
     return checkpoint_name(out, "attention")
 
 
-def attend_cached(q: Array, k: Array, v: Array, visible: Array) -> Array:
+def attend_cached(
+    q: Array, k: Array, v: Array, visible: Array, scores: Scores | None = None
+) -> Array:
     """Attention of new queries to a cache.
 
     q: (batch, new, heads, head_dim); k, v: (batch, slots, kv_heads, head_dim);
-    visible: (batch, new, slots) bool. Returns (batch, new, heads, head_dim).
+    visible: (batch, new, slots) bool, the window taken into account already. Returns
+    (batch, new, heads, head_dim).
     """
-    return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None])
+    scores = scores or Scores(q.shape[-1] ** -0.5)
+    if scores.softcap is None:
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=visible[:, None], scale=scores.scale
+        )
+    grouped = _group(q, k.shape[2])
+    logits = product("bgrqd,bkgd->bgrqk", grouped, k) * scores.scale
+    logits = jnp.where(visible[:, None, None], scores.capped(logits), MASKED)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = product("bgrqk,bkgd->bgrqd", weights, v).astype(q.dtype)
+    return _ungroup(out)
 
 
 def _group(q: Array, groups: int) -> Array:
@@ -73,25 +126,35 @@ def _blocks(seq: int) -> list[tuple[int, int]]:
     return [(at, min(at + length, seq)) for at in range(0, seq, length)]
 
 
-@jax.custom_vjp
-def _blockwise(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _blockwise(
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: Array | None,
+    window: Array | None,
+    how: tuple[float, float | None],
+) -> Array:
     """Attention that keeps the log-sum-exp of each row and no probabilities: the
     backward pass forms them again (Dao et al., 2022).
 
-    q: (batch, groups, each, seq, dim); k, v: (batch, groups, seq, dim). Returns q's
-    shape.
+    q: (batch, groups, each, seq, dim); k, v: (batch, groups, seq, dim); how: scale and
+    softcap. Returns q's shape.
     """
-    return _blockwise_forward(q, k, v, segments)[0]
+    return _blockwise_forward(q, k, v, segments, window, how)[0]
 
 
 def _scores(
-    q: Array, k: Array, segments: Array | None, block: tuple[int, int]
+    q: Array, k: Array, segments: Array | None, scores: Scores, block: tuple[int, int]
 ) -> Array:
     """Masked float32 logits of one block of queries: (batch, groups, each, n, end)."""
     start, end = block
     logits = product("bgrqd,bgkd->bgrqk", q[..., start:end, :], k[..., :end, :])
-    logits = logits * q.shape[-1] ** -0.5
-    seen = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
+    logits = scores.capped(logits * scores.scale)
+    back = jnp.arange(start, end)[:, None] - jnp.arange(end)[None, :]
+    seen = back >= 0
+    if scores.window is not None:
+        seen &= back < scores.window
     if segments is not None:
         same = segments[:, start:end, None] == segments[:, None, :end]
         seen = (seen & same)[:, None, None]
@@ -99,11 +162,11 @@ def _scores(
 
 
 def _blockwise_forward(
-    q: Array, k: Array, v: Array, segments: Array | None
+    q: Array, k: Array, v: Array, segments: Any, window: Any, how: tuple
 ) -> tuple[Array, tuple]:
-    outs, sums = [], []
+    outs, sums, scores = [], [], Scores(how[0], how[1], window)
     for block in _blocks(q.shape[-2]):
-        logits = _scores(q, k, segments, block)
+        logits = _scores(q, k, segments, scores, block)
         largest = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -114,11 +177,12 @@ def _blockwise_forward(
         sums.append((largest + jnp.log(total))[..., 0])
     out = checkpoint_name(jnp.concatenate(outs, axis=-2), "attention")
     logsumexp = checkpoint_name(jnp.concatenate(sums, axis=-1), "attention")
-    return out, (q, k, v, segments, out, logsumexp)
+    return out, (q, k, v, segments, window, out, logsumexp)
 
 
-def _blockwise_backward(residuals: tuple, dout: Array) -> tuple:
-    q, k, v, segments, out, logsumexp = residuals
+def _blockwise_backward(how: tuple, residuals: tuple, dout: Array) -> tuple:
+    q, k, v, segments, window, out, logsumexp = residuals
+    scores = Scores(how[0], how[1], window)
     inner = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     # Summed as (dim, seq): with the small operand on the left, XLA on CPU transposes
     # that one and not the probabilities.
@@ -127,21 +191,25 @@ def _blockwise_backward(residuals: tuple, dout: Array) -> tuple:
     dv = jnp.zeros_like(dk)
     for block in _blocks(q.shape[-2]):
         rows, end = slice(*block), block[1]
-        weights = jnp.exp(_scores(q, k, segments, block) - logsumexp[..., rows, None])
+        logits = _scores(q, k, segments, scores, block)
+        weights = jnp.exp(logits - logsumexp[..., rows, None])
         dblock = dout[..., rows, :]
         dv = dv.at[..., :end].add(
             product("bgrqd,bgrqk->bgdk", dblock, weights.astype(v.dtype))
         )
         dweights = product("bgrqd,bgkd->bgrqk", dblock, v[..., :end, :])
-        dlogits = weights * (dweights - inner[..., rows, None]) * q.shape[-1] ** -0.5
-        dlogits = dlogits.astype(q.dtype)
+        dlogits = weights * (dweights - inner[..., rows, None])
+        if scores.softcap is not None:
+            # What is masked has no weight, and its slope would be infinite.
+            dlogits = dlogits * jnp.where(logits > MASKED, scores.slope(logits), 0.0)
+        dlogits = (dlogits * scores.scale).astype(q.dtype)
         dq.append(product("bgrqk,bgkd->bgrqd", dlogits, k[..., :end, :]))
         dk = dk.at[..., :end].add(
             product("bgrqd,bgrqk->bgdk", q[..., rows, :], dlogits)
         )
     dk, dv = jnp.swapaxes(dk, -1, -2), jnp.swapaxes(dv, -1, -2)
     dq = jnp.concatenate(dq, axis=-2)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
 _blockwise.defvjp(_blockwise_forward, _blockwise_backward)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxpeft.errors import InputError, suggest
-from jaxpeft.models.spec import Rope
+from jaxpeft.models.spec import ModelConfig, Rope
 
 # Fields that say nothing about the mathematics of a forward pass. Those that name
 # code (`auto_map`, `_attn_implementation_internal`) are never followed.
@@ -20,6 +20,7 @@ INERT = frozenset(
 # found out only by an allocation that takes the machine down.
 LARGEST_SIZE = 2**24
 
+LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
 ROPE_FIELDS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -47,10 +48,13 @@ ROPE_OPTIONAL: dict[str, tuple[str, ...]] = {
 
 
 class Fields:
-    """A reader over `config.json` that collects every problem until `finish`."""
+    """A reader over `config.json` that collects every problem until `finish`.
 
-    def __init__(self, hf: Mapping[str, Any]):
-        self.hf = hf
+    theta: the family's rope base, where the file has none.
+    """
+
+    def __init__(self, hf: Mapping[str, Any], theta: float = 10000.0):
+        self.hf, self.theta = hf, theta
         self.seen: set[str] = set()
         self.problems: list[str] = []
 
@@ -96,23 +100,64 @@ class Fields:
             return default
         return value
 
+    def cap(self, name: str, default: float | None) -> float | None:
+        """A number above 0, or null for none; missing is not null."""
+        self.seen.add(name)
+        if self.hf.get(name, default) is None:
+            return None
+        return self.number(name, default or 1.0, positive=True)
+
+    def bits(self, name: str, default: Sequence[bool]) -> list[bool]:
+        """A list of as many zeros and ones."""
+        value = self._get(name, list(default))
+        sound = isinstance(value, list) and all(x in (0, 1) for x in value)
+        if not sound or len(value) != len(default):
+            self._problem(name, f"a list of {len(default)} zeros and ones")
+            return list(default)
+        return [bool(x) for x in value]
+
     def refuse(self, name: str, remedy: str) -> None:
         """Records that the field's value cannot be handled."""
         self.seen.add(name)
         self.problems.append(f"config.json: {name}: found {self.hf[name]!r}; {remedy}")
 
-    def rope(self) -> Rope:
-        """The rotary embedding: `rope_parameters`, or `rope_theta` + `rope_scaling`."""
-        theta = self.number("rope_theta", 10000.0, positive=True)
-        name = "rope_parameters" if self.hf.get("rope_parameters") else "rope_scaling"
-        given = self.hf.get(name) or None
+    def layer_types(self, default: Sequence[bool]) -> list[bool]:
+        """For each layer whether it sees a window of tokens only: `layer_types`."""
+        given, names = self._get("layer_types", None), list(LAYER_TYPES)
+        if given is None:
+            return list(default)
+        if not isinstance(given, list) or not set(given) <= set(names):
+            self._problem("layer_types", "a list of " + " and ".join(names))
+            return list(default)
+        if len(given) != len(default):
+            self._problem("layer_types", f"a list of {len(default)}, one a layer")
+            return list(default)
+        return [LAYER_TYPES[name] for name in given]
+
+    def windows(self, local: Sequence[bool]) -> tuple[int | None, ...]:
+        """How far back each layer sees: `sliding_window` tokens where it is local."""
+        if self._get("sliding_window", None) is None or not any(local):
+            return ()
+        size = self.size("sliding_window")
+        return tuple(size if here else None for here in local)
+
+    def rope(self, name: str | None = None) -> Rope:
+        """The rotary embedding: `rope_parameters`, or `rope_theta` + `rope_scaling`.
+
+        name: of the entry, where the parameters differ between kinds of layers.
+        """
+        theta = self.number("rope_theta", self.theta, positive=True)
+        key = "rope_parameters" if self.hf.get("rope_parameters") else "rope_scaling"
+        given = self.hf.get(key) or None
         trained = self.hf.get("max_position_embeddings") or 2048
         trained = trained if _is_number(trained) else 2048  # `size` reports it
-        self.seen |= {"rope_parameters", "rope_scaling"}
+        self.seen |= {"rope_parameters", "rope_scaling", "partial_rotary_factor"}
+        if name is not None and isinstance(given, Mapping) and name in given:
+            given = given[name]
         if given is None:
             return Rope(theta=theta)
         if not isinstance(given, Mapping):
-            self._problem(name, "a mapping with `rope_type`")
+            self._problem(key, "a mapping with `rope_type`")
             return Rope(theta=theta)
         kind = given.get("rope_type", given.get("type", "default"))
         if not isinstance(kind, str) or kind not in ROPE_FIELDS:
@@ -122,12 +167,78 @@ class Fields:
             return Rope(theta=theta)
         return self._scaled_rope(given, kind, theta, trained)
 
+    def rotary_share(self) -> float:
+        """The part of each head that rotates, `partial_rotary_factor`."""
+        nested = self.hf.get("rope_parameters")
+        nested = nested if isinstance(nested, Mapping) else {}
+        share = self.hf.get(
+            "partial_rotary_factor", nested.get("partial_rotary_factor", 1.0)
+        )
+        if not _is_number(share) or not 0 < share <= 1:
+            self._problem("partial_rotary_factor", "a number above 0, at most 1")
+            return 1.0
+        return float(share)
+
+    def decoder(self, **own: Any) -> ModelConfig:
+        """The model, from the fields that all families share and a family's `own`.
+
+        Raises InputError with every problem that was met.
+        """
+        hidden, heads = self.size("hidden_size"), self.size("num_attention_heads")
+        sound = not self.problems  # else what follows from the sizes says nothing
+        for name in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
+            if name in self.hf and self.number(name, 0.0):
+                self.refuse(name, "set it to 0.0: it is not implemented")
+        head_dim = self.size("head_dim", max(hidden // heads, 1) if sound else 2)
+        common: dict[str, Any] = {
+            "model_type": self.hf["model_type"],
+            "vocab_size": self.size("vocab_size"),
+            "hidden_size": hidden,
+            "intermediate_size": self.size("intermediate_size"),
+            "num_hidden_layers": self.size("num_hidden_layers"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": self.size("num_key_value_heads", heads),
+            "head_dim": head_dim,
+            "max_position_embeddings": self.size("max_position_embeddings", 2048),
+            "rms_norm_eps": self.number("rms_norm_eps", 1e-6),
+            "tie_word_embeddings": self.flag("tie_word_embeddings", False),
+            "initializer_range": self.number("initializer_range", 0.02),
+            "hf": dict(self.hf),
+        }
+        if "rope" not in own:
+            common["rope"] = self.rope()
+        cfg = ModelConfig(**{**common, **own})
+        self._consistent(cfg, sound)
+        self.finish()
+        return cfg
+
+    def _consistent(self, cfg: ModelConfig, sound: bool) -> None:
+        if sound and cfg.num_attention_heads % cfg.num_key_value_heads:
+            self.refuse(
+                "num_key_value_heads",
+                f"it must divide num_attention_heads {cfg.num_attention_heads}",
+            )
+        rotary = cfg.rotary_dim or cfg.head_dim
+        if rotary % 2:
+            self.problems.append(
+                f"config.json: head_dim is {cfg.head_dim}; rotary position embeddings "
+                "need an even number of its elements"
+            )
+        for name in ("short_factor", "long_factor"):
+            divisors = getattr(cfg.rope, name)
+            if divisors and sound and len(divisors) != rotary // 2:
+                self.problems.append(
+                    f"config.json: rope_parameters.{name}: found {len(divisors)} "
+                    f"numbers; half of what rotates of a head, {rotary // 2}, are "
+                    "needed"
+                )
+
     def _scaled_rope(
         self, given: Mapping[str, Any], kind: Any, theta: float, trained: int
     ) -> Rope:
         values = {k: v for k, v in given.items() if v is not None}
-        values.pop("rope_type", None)
-        values.pop("type", None)
+        for known in ("rope_type", "type", "partial_rotary_factor"):
+            values.pop(known, None)
         theta = values.get("rope_theta", theta)
         required = ROPE_FIELDS[kind]
         if "original_max_position_embeddings" in required:

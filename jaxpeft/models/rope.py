@@ -14,31 +14,36 @@ from jax import Array
 from jaxpeft.models.spec import ModelConfig, Rope
 
 
-def cos_sin(positions: Array, cfg: ModelConfig) -> tuple[Array, Array]:
+def cos_sin(
+    positions: Array, cfg: ModelConfig, rope: Rope | None = None
+) -> tuple[Array, Array]:
     """Cosine and sine of every rotation angle.
 
-    positions: (batch, seq) int32. Returns two float32 arrays (batch, seq, head_dim/2),
-    already multiplied by the attention factor of "yarn" and "longrope".
+    positions: (batch, seq) int32; rope: None for that of `cfg`. Returns two float32
+    arrays (batch, seq, half of the rotated part of a head), already multiplied by the
+    attention factor of "yarn" and "longrope".
     """
-    frequencies, factor = _frequencies(positions, cfg)
+    frequencies, factor = _frequencies(positions, cfg, rope or cfg.rope)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotates the pairs (x[i], x[i + head_dim/2]) of every head, in float32.
+    """Rotates the pairs (x[i], x[i + n/2]) of every head's first n, in float32.
 
-    x: (batch, seq, heads, head_dim); cos, sin: (batch, seq, head_dim/2).
+    x: (batch, seq, heads, head_dim); cos, sin: (batch, seq, n/2).
     """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
+    first, second = jnp.split(turned.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     rotated = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    turned = jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
 
 
-def _frequencies(positions: Array, cfg: ModelConfig) -> tuple[Array, float]:
-    """Inverse frequencies (head_dim/2,) float32 and the attention factor."""
-    rope, dim = cfg.rope, cfg.head_dim
+def _frequencies(positions: Array, cfg: ModelConfig, rope: Rope) -> tuple[Array, float]:
+    """Inverse frequencies (half of what rotates,) float32 and the attention factor."""
+    dim = cfg.rotary_dim or cfg.head_dim
     exponents = np.arange(0, dim, 2, dtype=np.float32) / dim
     plain = (1.0 / (rope.theta**exponents)).astype(np.float32)
     if rope.kind == "linear":
@@ -48,7 +53,7 @@ def _frequencies(positions: Array, cfg: ModelConfig) -> tuple[Array, float]:
     if rope.kind == "yarn":
         return jnp.asarray(_yarn(rope, dim)), _yarn_factor(rope)
     if rope.kind == "dynamic":
-        return _dynamic(positions, exponents, cfg), 1.0
+        return _dynamic(positions, exponents, cfg, rope, dim), 1.0
     if rope.kind == "longrope":
         return _longrope(positions, plain, rope), _longrope_factor(rope)
     return jnp.asarray(plain), 1.0
@@ -95,12 +100,14 @@ def _yarn_factor(rope: Rope) -> float:
     return mscale(1.0)
 
 
-def _dynamic(positions: Array, exponents: np.ndarray, cfg: ModelConfig) -> Array:
+def _dynamic(
+    positions: Array, exponents: np.ndarray, cfg: ModelConfig, rope: Rope, dim: int
+) -> Array:
     """The base grows once the sequence is longer than the trained context."""
-    factor, trained = cfg.rope.factor, cfg.max_position_embeddings
+    factor, trained = rope.factor, cfg.max_position_embeddings
     length = jnp.maximum(jnp.max(positions) + 1, trained).astype(jnp.float32)
     stretch = factor * length / trained - (factor - 1)
-    base = cfg.rope.theta * stretch ** (cfg.head_dim / (cfg.head_dim - 2))
+    base = rope.theta * stretch ** (dim / (dim - 2))
     return 1.0 / base ** jnp.asarray(exponents)
 
 

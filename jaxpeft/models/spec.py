@@ -53,6 +53,25 @@ class ModelConfig:
     mlp_bias: bool = False
     hidden_act: str = "silu"
     initializer_range: float = 0.02
+    # Where families differ. Whether attention's output has a bias, if not as the rest.
+    output_bias: bool | None = None
+    # One kernel for q, k and v, and one for gate and up.
+    fused_projections: bool = False
+    # RMS norms of q and k: over each head, or over all of them at once.
+    qk_norm: Literal["none", "head", "whole"] = "none"
+    # Norms of what attention and MLP read, of what they give, or of both.
+    norms: Literal["before", "after", "both"] = "before"
+    norm_offset: float = 0.0  # is added to the scale of every norm
+    attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
+    attention_softcap: float | None = None  # c * tanh(logit / c)
+    logit_softcap: float | None = None
+    embedding_scale: float | None = None
+    rotary_dim: int | None = None  # of a head, the first ones; None: all
+    # For each layer, how many tokens back it sees, itself among them (None: all), and
+    # how it rotates: 0 as `rope`, 1 as `local_rope`, -1 not at all. Empty: all alike.
+    windows: tuple[int | None, ...] = ()
+    rotations: tuple[int, ...] = ()
+    local_rope: Rope | None = None
     # How to run it, not what it is: set by the caller, absent from config.json.
     activation_dtype: str | None = None  # None: that of the embedding
     remat: Literal["none", "full", "dots"] = "none"

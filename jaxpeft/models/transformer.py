@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxpeft import sharding
 from jaxpeft.models import rope
-from jaxpeft.models.attention import attend, attend_cached
+from jaxpeft.models.attention import Scores, attend, attend_cached
 from jaxpeft.models.spec import ModelConfig
 
 Params = Mapping[str, Any]
@@ -20,6 +20,7 @@ Params = Mapping[str, Any]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
 }
 
@@ -31,6 +32,19 @@ POLICIES = {
     "none": jax.checkpoint_policies.save_only_these_names(*KEPT, "gate", "up"),
     "dots": jax.checkpoint_policies.save_only_these_names(*KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+# The norms before and after attention, before and after the MLP, by `cfg.norms`.
+PLACES: dict[str, tuple[str | None, ...]] = {
+    "before": ("input_layernorm", None, "post_attention_layernorm", None),
+    "after": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "both": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
 }
 
 
@@ -77,7 +91,7 @@ def forward(
     Returns (batch, seq, vocab) float32.
     """
     hidden = hidden_states(params, tokens, cfg, positions=positions, segments=segments)
-    return (hidden @ head(params)).astype(jnp.float32)
+    return (hidden @ head(params, cfg)).astype(jnp.float32)
 
 
 def hidden_states(
@@ -93,39 +107,74 @@ def hidden_states(
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     block = make_block(cfg, positions, segments)
 
-    def body(x: Array, layer: Params) -> tuple[Array, None]:
-        return block(x, layer), None
+    def body(x: Array, layer: tuple[Params, Array]) -> tuple[Array, None]:
+        return block(x, *layer), None
 
     body = jax.checkpoint(body, policy=POLICIES[cfg.remat], prevent_cse=False)
     weights = params["model"]
     x = embed(weights["embed_tokens"], tokens, cfg)
-    x, _ = jax.lax.scan(body, x, weights["layers"])
-    return rms_norm(x, weights["norm"]["scale"], cfg.rms_norm_eps)
+    numbered = weights["layers"], jnp.arange(cfg.num_hidden_layers)
+    x, _ = jax.lax.scan(body, x, numbered)
+    return norm(x, weights["norm"], cfg)
 
 
 def make_block(
     cfg: ModelConfig, positions: Array, segments: Array | None
-) -> Callable[[Array, Params], Array]:
-    """The function (x, weights of one layer) -> x of a whole sequence.
+) -> Callable[[Array, Params, Array], Array]:
+    """The function (x, weights of one layer, its number) -> x of a whole sequence.
 
-    x: (batch, seq, hidden); positions, segments: see `forward`.
+    x: (batch, seq, hidden); positions, segments: see `forward`; number: () int32.
     """
-    angles = rope.cos_sin(positions, cfg)
+    angles = _angles(positions, cfg)
 
-    def attention(q: Array, k: Array, v: Array) -> Array:
-        return attend(q, k, v, segments)
+    def block(x: Array, layer: Params, number: Array) -> Array:
+        scores = _scores(cfg, number)
 
-    def block(x: Array, layer: Params) -> Array:
+        def attention(q: Array, k: Array, v: Array) -> Array:
+            return attend(q, k, v, segments, scores)
+
         x = sharding.split_batch(x)
-        return sharding.split_batch(_layer(x, layer, angles, attention, cfg))
+        return sharding.split_batch(_layer(x, layer, angles(number), attention, cfg))
 
     return block
+
+
+def _angles(
+    positions: Array, cfg: ModelConfig
+) -> Callable[[Array], tuple[Array, Array]]:
+    """The function from a layer's number to the angles that it rotates by."""
+    plain = rope.cos_sin(positions, cfg)
+    if not any(cfg.rotations):
+        return lambda number: plain
+    kinds = [plain, plain, (jnp.ones_like(plain[0]), jnp.zeros_like(plain[1]))]
+    if cfg.local_rope is not None:
+        kinds[1] = rope.cos_sin(positions, cfg, cfg.local_rope)
+    cos, sin = (jnp.stack(parts) for parts in zip(*kinds, strict=True))
+    kind = jnp.asarray(cfg.rotations)  # -1 is the last: no rotation
+
+    def angles(number: Array) -> tuple[Array, Array]:
+        return cos[kind[number]], sin[kind[number]]
+
+    return angles
+
+
+def _scores(cfg: ModelConfig, number: Array) -> Scores:
+    """How the queries of a layer meet the keys."""
+    scale = cfg.attention_scale or cfg.head_dim**-0.5
+    window, different = None, set(cfg.windows)
+    if len(different) == 1:
+        [window] = different
+    elif different:
+        everything = cfg.max_position_embeddings
+        window = jnp.asarray([w or everything for w in cfg.windows])[number]
+    return Scores(scale, cfg.attention_softcap, window)
 
 
 def embed(weights: Params, tokens: Array, cfg: ModelConfig) -> Array:
     """What the first layer reads: (batch, seq, hidden), of `embed_tokens`."""
     x = sharding.split_looked_up(weights["embedding"][tokens])
-    return x.astype(cfg.activation_dtype or x.dtype)
+    x = x.astype(cfg.activation_dtype or x.dtype)
+    return x if cfg.embedding_scale is None else x * cfg.embedding_scale
 
 
 def decode(
@@ -148,11 +197,14 @@ def decode(
     seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, start))
     order = start + jnp.arange(new)
     slots = jnp.arange(cache.valid.shape[1])
-    visible = seen[:, None, :] & (slots[None, None, :] <= order[None, :, None])
-    angles = rope.cos_sin(positions, cfg)
+    back = order[None, :, None] - slots[None, None, :]
+    visible = seen[:, None, :] & (back >= 0)
+    angles = _angles(positions, cfg)
 
     def body(x: Array, layer: tuple) -> tuple[Array, tuple[Array, Array]]:
-        weights, keys, values = layer
+        weights, keys, values, number = layer
+        scores = _scores(cfg, number)
+        near = visible if scores.window is None else visible & (back < scores.window)
         stored = []
 
         def attend_stored(q: Array, k: Array, v: Array) -> Array:
@@ -161,34 +213,56 @@ def decode(
             stored.append(
                 jax.lax.dynamic_update_slice(values, v.astype(values.dtype), at)
             )
-            return attend_cached(q, stored[0], stored[1], visible)
+            return attend_cached(q, stored[0], stored[1], near, scores)
 
-        x = _layer(x, weights, angles, attend_stored, cfg)
+        x = _layer(x, weights, angles(number), attend_stored, cfg)
         return x, (stored[0], stored[1])
 
-    layers = (params["model"]["layers"], cache.k, cache.v)
+    numbers = jnp.arange(cfg.num_hidden_layers)
+    layers = (params["model"]["layers"], cache.k, cache.v, numbers)
     x = embed(params["model"]["embed_tokens"], tokens, cfg)
     x, (k, v) = jax.lax.scan(body, x, layers)
     x = x[:, -1:] if last_only else x
-    x = rms_norm(x, params["model"]["norm"]["scale"], cfg.rms_norm_eps)
-    logits = (x @ head(params)).astype(jnp.float32)
+    x = norm(x, params["model"]["norm"], cfg)
+    logits = (x @ head(params, cfg)).astype(jnp.float32)
     return logits, Cache(k=k, v=v, valid=seen, length=start + new)
 
 
-def head(params: Params) -> Any:
+@struct.dataclass
+class Capped:
+    """The kernel whose product is `cap * tanh(x @ kernel / cap)`."""
+
+    kernel: Any
+    cap: float = struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the kernel."""
+        return self.kernel.shape
+
+    def __rmatmul__(self, x: Array) -> Array:
+        return self.cap * jnp.tanh((x @ self.kernel) / self.cap)
+
+
+def head(params: Params, cfg: ModelConfig) -> Any:
     """The kernel (hidden, vocab) that turns hidden states into logits."""
     if "lm_head" in params:
-        return params["lm_head"]["kernel"]
-    return params["model"]["embed_tokens"]["embedding"].T
+        kernel = params["lm_head"]["kernel"]
+    else:
+        kernel = params["model"]["embed_tokens"]["embedding"].T
+    return kernel if cfg.logit_softcap is None else Capped(kernel, cfg.logit_softcap)
 
 
-def rms_norm(x: Array, scale: Array, eps: float) -> Array:
+def norm(x: Array, weights: Params, cfg: ModelConfig) -> Array:
     """Root-mean-square normalisation in float32 (Zhang & Sennrich, 2019)."""
     wide = x.astype(jnp.float32)
     variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(variance + eps)).astype(x.dtype) * scale.astype(
-        x.dtype
-    )
+    wide = wide * jax.lax.rsqrt(variance + cfg.rms_norm_eps)
+    scale = weights["scale"]
+    if cfg.norm_offset:
+        wide = wide * (cfg.norm_offset + scale.astype(jnp.float32))
+        return wide.astype(x.dtype)
+    return wide.astype(x.dtype) * scale.astype(x.dtype)
 
 
 def linear(x: Array, weights: Params) -> Array:
@@ -204,12 +278,17 @@ def _layer(
     attention: Callable[[Array, Array, Array], Array],
     cfg: ModelConfig,
 ) -> Array:
-    """x + attention(norm(x)), then + mlp(norm(x)); x is (batch, seq, hidden)."""
-    h = rms_norm(x, layer["input_layernorm"]["scale"], cfg.rms_norm_eps)
-    x = x + _self_attention(h, layer["self_attn"], angles, attention, cfg)
-    x = checkpoint_name(x, "residual")
-    h = rms_norm(x, layer["post_attention_layernorm"]["scale"], cfg.rms_norm_eps)
-    return x + _mlp(h, layer["mlp"], cfg)
+    """x + attention(x), then + mlp(x), with norms around; x is (batch, seq, hidden)."""
+    before_attention, after_attention, before_mlp, after_mlp = PLACES[cfg.norms]
+
+    def normed(x: Array, name: str | None) -> Array:
+        return x if name is None else norm(x, layer[name], cfg)
+
+    h = normed(x, before_attention)
+    h = _self_attention(h, layer["self_attn"], angles, attention, cfg)
+    x = checkpoint_name(x + normed(h, after_attention), "residual")
+    h = _mlp(normed(x, before_mlp), layer["mlp"], cfg)
+    return x + normed(h, after_mlp)
 
 
 def _self_attention(
@@ -220,16 +299,25 @@ def _self_attention(
     cfg: ModelConfig,
 ) -> Array:
     batch, seq, _ = x.shape
-
-    def heads(name: str) -> Array:  # (batch, seq, heads, head_dim)
-        return linear(x, weights[name]).reshape(batch, seq, -1, cfg.head_dim)
-
-    q, k = rope.rotate(heads("q_proj"), *angles), rope.rotate(heads("k_proj"), *angles)
-    out = attention(q, k, heads("v_proj"))
+    if cfg.fused_projections:
+        queries = cfg.num_attention_heads * cfg.head_dim
+        ends = [queries, queries + cfg.num_key_value_heads * cfg.head_dim]
+        q, k, v = jnp.split(linear(x, weights["qkv_proj"]), ends, axis=-1)
+    else:
+        q, k, v = (linear(x, weights[name]) for name in ("q_proj", "k_proj", "v_proj"))
+    if cfg.qk_norm == "whole":
+        q, k = norm(q, weights["q_norm"], cfg), norm(k, weights["k_norm"], cfg)
+    q, k, v = (y.reshape(batch, seq, -1, cfg.head_dim) for y in (q, k, v))
+    if cfg.qk_norm == "head":
+        q, k = norm(q, weights["q_norm"], cfg), norm(k, weights["k_norm"], cfg)
+    out = attention(rope.rotate(q, *angles), rope.rotate(k, *angles), v)
     return linear(out.reshape(batch, seq, -1), weights["o_proj"])
 
 
 def _mlp(x: Array, weights: Params, cfg: ModelConfig) -> Array:
-    gate = checkpoint_name(linear(x, weights["gate_proj"]), "gate")
-    up = checkpoint_name(linear(x, weights["up_proj"]), "up")
+    if cfg.fused_projections:
+        gate, up = jnp.split(linear(x, weights["gate_up_proj"]), 2, axis=-1)
+    else:
+        gate, up = linear(x, weights["gate_proj"]), linear(x, weights["up_proj"])
+    gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
     return linear(ACTIVATIONS[cfg.hidden_act](gate) * up, weights["down_proj"])

@@ -6,6 +6,18 @@ from jax import Array
 
 from jaxpeft.models.spec import ModelConfig, ParamSpec
 
+# A layer's norms under Hugging Face's names, by `ModelConfig.norms`.
+NORMS = {
+    "before": ("input_layernorm", "post_attention_layernorm"),
+    "after": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "both": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+}
+
 
 def param_specs(cfg: ModelConfig) -> dict:
     """The declaration of every weight, in the structure of the params mapping."""
@@ -18,16 +30,54 @@ def param_specs(cfg: ModelConfig) -> dict:
             layer + path, (cfg.num_hidden_layers, d_in, d_out), axes, bias=bias
         )
 
-    def norm(path: str) -> dict:
-        shape, axes = (cfg.num_hidden_layers, hidden), ("layers", "embed")
-        return {"scale": ParamSpec(shape, axes, "ones", f"{layer}{path}.weight")}
+    def norm(path: str, width: int = hidden, axis: str | None = "embed") -> dict:
+        shape, axes = (cfg.num_hidden_layers, width), ("layers", axis)
+        # With an offset a scale of zero leaves the norm as it is.
+        init = "zeros" if cfg.norm_offset else "ones"
+        return {"scale": ParamSpec(shape, axes, init, f"{layer}{path}.weight")}
 
-    def attention(name: str, d_in: int, d_out: int, axes: tuple) -> dict:
-        return linear(f"self_attn.{name}", d_in, d_out, axes, cfg.attention_bias)
+    def attention(
+        name: str, d_in: int, d_out: int, axes: tuple, bias: bool = cfg.attention_bias
+    ) -> dict:
+        return linear(f"self_attn.{name}", d_in, d_out, axes, bias)
 
     def mlp(name: str, d_in: int, d_out: int, axes: tuple) -> dict:
         return linear(f"mlp.{name}", d_in, d_out, axes, cfg.mlp_bias)
 
+    into, out_of = ("embed", "heads"), ("heads", "embed")
+    o_bias = cfg.attention_bias if cfg.output_bias is None else cfg.output_bias
+    if cfg.fused_projections:
+        self_attn = {
+            "qkv_proj": attention("qkv_proj", hidden, queries + 2 * keys, into)
+        }
+        wide = {
+            "gate_up_proj": mlp("gate_up_proj", hidden, 2 * inner, ("embed", "mlp"))
+        }
+    else:
+        self_attn = {
+            "q_proj": attention("q_proj", hidden, queries, into),
+            "k_proj": attention("k_proj", hidden, keys, into),
+            "v_proj": attention("v_proj", hidden, keys, into),
+        }
+        wide = {
+            "gate_proj": mlp("gate_proj", hidden, inner, ("embed", "mlp")),
+            "up_proj": mlp("up_proj", hidden, inner, ("embed", "mlp")),
+        }
+    self_attn["o_proj"] = attention("o_proj", queries, hidden, out_of, o_bias)
+    if cfg.qk_norm != "none":
+        for name, width in (("q_norm", queries), ("k_norm", keys)):
+            of_head = cfg.qk_norm == "head"
+            self_attn[name] = norm(
+                f"self_attn.{name}",
+                cfg.head_dim if of_head else width,
+                None if of_head else "heads",
+            )
+    layers = {name: norm(name) for name in NORMS[cfg.norms]}
+    layers["self_attn"] = self_attn
+    layers["mlp"] = {
+        **wide,
+        "down_proj": mlp("down_proj", inner, hidden, ("mlp", "embed")),
+    }
     vocab = (cfg.vocab_size, hidden)
     specs = {
         "model": {
@@ -36,23 +86,14 @@ def param_specs(cfg: ModelConfig) -> dict:
                     vocab, ("vocab", "embed"), "normal", "model.embed_tokens.weight"
                 )
             },
-            "layers": {
-                "input_layernorm": norm("input_layernorm"),
-                "self_attn": {
-                    "q_proj": attention("q_proj", hidden, queries, ("embed", "heads")),
-                    "k_proj": attention("k_proj", hidden, keys, ("embed", "heads")),
-                    "v_proj": attention("v_proj", hidden, keys, ("embed", "heads")),
-                    "o_proj": attention("o_proj", queries, hidden, ("heads", "embed")),
-                },
-                "post_attention_layernorm": norm("post_attention_layernorm"),
-                "mlp": {
-                    "gate_proj": mlp("gate_proj", hidden, inner, ("embed", "mlp")),
-                    "up_proj": mlp("up_proj", hidden, inner, ("embed", "mlp")),
-                    "down_proj": mlp("down_proj", inner, hidden, ("mlp", "embed")),
-                },
-            },
+            "layers": layers,
             "norm": {
-                "scale": ParamSpec((hidden,), ("embed",), "ones", "model.norm.weight")
+                "scale": ParamSpec(
+                    (hidden,),
+                    ("embed",),
+                    "zeros" if cfg.norm_offset else "ones",
+                    "model.norm.weight",
+                )
             },
         }
     }

@@ -1,6 +1,41 @@
-"""Numbers in few bits: codes, and a scale for each block of them."""
+"""Numbers in few bits: the states of optimizers, and frozen kernels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
 
 from jaxpeft.quant.blockwise import Blockwise, dequantize, quantize, zeros
 from jaxpeft.quant.chunks import in_chunks
+from jaxpeft.quant.int8 import Int8, int8
+from jaxpeft.quant.nf4 import NF4, nf4
 
-__all__ = ["Blockwise", "dequantize", "in_chunks", "quantize", "zeros"]
+# How a frozen kernel may be stored: (a (d_in, d_out) matrix, its dtype) -> its node.
+KERNELS: dict[str, Callable[[Array, str], Any]] = {"int8": int8, "nf4": nf4}
+
+__all__ = [
+    "KERNELS",
+    "NF4",
+    "Blockwise",
+    "Int8",
+    "dequantize",
+    "in_chunks",
+    "int8",
+    "nf4",
+    "quantize",
+    "shapes",
+    "zeros",
+]
+
+
+def shapes(kind: str, shape: tuple[int, ...], dtype: str) -> Any:
+    """The node that a kernel (*layers, d_in, d_out) becomes, of shapes alone."""
+
+    def make(matrix: Array) -> Any:
+        return KERNELS[kind](matrix, dtype)
+
+    for _ in shape[:-2]:
+        make = jax.vmap(make)
+    return jax.eval_shape(make, jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)))

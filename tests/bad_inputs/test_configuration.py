@@ -40,7 +40,7 @@ def name_of_another_program(place):
     place.set("adapter.rank", 8)
 
 
-@bad(1, "adapter.method: found 'lorra'", "did you mean 'lora'?")
+@bad(1, "adapter.method: found 'lorra'", "did you mean 'lora'")
 def misspelt_method(place):
     place.set("adapter.method", "lorra")
 

@@ -51,6 +51,18 @@ def unknown_model_type(place):
     place.describe(place.model(), model_type="mamba")
 
 
+@bad("q", "model.quantization: found 'nf4' with adapter.method full", "use none")
+def few_bits_that_should_train(place):
+    place.set("model.quantization", "nf4")
+    place.set("adapter", {"method": "full"})
+
+
+@bad("q", "model.quantization_skip: 'down_prj' is no module", "'down_proj'")
+def nothing_to_leave_out(place):
+    place.set("model.quantization", "int8")
+    place.set("model.quantization_skip", ["down_prj"])
+
+
 @bad(18, "'pytorch_model.bin'", "never opened", "save_pretrained")
 def only_a_pickle(place):
     folder = place.model()

@@ -50,7 +50,7 @@ def problems(params, directory, cfg) -> str:
     [
         ({"peft_type": "IA3"}, "peft_type: found 'IA3'"),
         ({"peft_type": None}, "peft_type"),
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": "yes"}, "use_dora: found 'yes'"),
         ({"bias": "lora_only"}, "bias: found 'lora_only'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"lora_bias": True}, "lora_bias"),
@@ -79,8 +79,13 @@ def test_settings_that_are_not_handled(folder, params, cfg, fields, said):
     assert said in found and peft_config.CONFIG in found
 
 
+def test_a_dora_without_magnitudes(folder, params, cfg):
+    change_config(folder, use_dora=True)
+    assert "lora_magnitude_vector' is missing" in problems(params, folder, cfg)
+
+
 def test_all_problems_of_a_config_are_listed(folder, params, cfg):
-    change_config(folder, use_dora=True, bias="all", r=-1)
+    change_config(folder, lora_bias=True, bias="all", r=-1)
     assert len(problems(params, folder, cfg).splitlines()) == 3
 
 

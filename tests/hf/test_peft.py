@@ -49,6 +49,13 @@ WRITTEN_BY_PEFT = {
         "use_rslora": True,
     },
     "default targets": {},
+    "dora": {"target_modules": "all-linear", "use_dora": True},
+    "dora by module": {
+        "target_modules": ["q_proj", "up_proj"],
+        "use_dora": True,
+        "rank_pattern": {"up_proj": 7},
+        "layers_to_transform": [0, 2],
+    },
     "rank above the matrix": {"target_modules": ["k_proj"], "r": 40},
 }
 

@@ -131,7 +131,7 @@ def test_rematerialization_changes_memory_alone(llama):
     def loss(params, remat):
         cfg = dataclasses.replace(llama.cfg, remat=remat)
         hidden = models.hidden_states(params, TOKENS, cfg)
-        return nll_sum(hidden, models.head(params), targets, supervised)
+        return nll_sum(hidden, models.head(params, cfg), targets, supervised)
 
     step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     expected = step(llama.params, "none")

@@ -1,0 +1,99 @@
+"""Bottleneck adapters: a small network after a module (Houlsby et al., 2019)."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpeft import kernel as kernels
+from jaxpeft.errors import InputError
+from jaxpeft.kernel import Axes
+
+ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
+
+
+@struct.dataclass
+class Bottleneck:
+    """`y + scale * (act(y @ down + down_bias) @ up + up_bias)` with y = x @ base.
+
+    down: (*layers, d_out, size), down_bias: (*layers, size), up: (*layers, size,
+    d_out), up_bias: (*layers, d_out), all float32 and trained. scale: (*layers,)
+    float32, 0 in a layer that is left out. There is no matrix that does the same.
+    """
+
+    base: Any
+    down: Array
+    down_bias: Array
+    up: Array
+    up_bias: Array
+    scale: Array
+    activation: str = struct.field(pytree_node=False, default="relu")
+
+    TRAINABLE = ("down", "down_bias", "up", "up_bias")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the kernel: (*layers, d_in, d_out)."""
+        return self.base.shape
+
+    def __rmatmul__(self, x: Array) -> Array:
+        y = x @ self.base
+        parts = (self.down, self.down_bias, self.up, self.up_bias, self.scale)
+        down, down_bias, up, up_bias, scale = (p.astype(y.dtype) for p in parts)
+        inner = ACTIVATIONS[self.activation](y @ down + down_bias)
+        return y + scale * (inner @ up + up_bias)
+
+    def dense(self) -> Array:
+        """Raises InputError: a network is no matrix."""
+        raise InputError(
+            "adapter.method: found 'bottleneck'; its adapters are networks, which "
+            "cannot be merged into weights: keep the adapter beside its base"
+        )
+
+    def axes(self, base: Axes) -> "Bottleneck":
+        """Its matrices follow the kernel's output; the bottleneck is replicated."""
+        *layers, _, d_out = base
+        return dataclasses.replace(
+            self,
+            base=kernels.axes_of(self.base, base),
+            down=(*layers, d_out, None),
+            down_bias=(*layers, None),
+            up=(*layers, None, d_out),
+            up_bias=(*layers, d_out),
+            scale=tuple(layers),
+        )
+
+
+def bottleneck(
+    base: Any,
+    key: Array,
+    *,
+    reduction_factor: float = 16.0,
+    activation: Literal["relu", "gelu", "silu"] = "relu",
+) -> Bottleneck:
+    """A network after a kernel (*layers, d_in, d_out); nothing changes at first.
+
+    reduction_factor: the kernel's width over that of the bottleneck. `down` is drawn
+    normal with deviation 0.02, `up` is zero. Placed after attention and MLP (`o_proj`
+    and `down_proj`, the default) they are Houlsby's, after the MLP alone (`down_proj`)
+    Pfeiffer's (2021). Raises InputError for a factor that leaves no bottleneck.
+    """
+    *layers, _, d_out = base.shape
+    size = int(d_out / reduction_factor) if reduction_factor > 0 else 0
+    if not 1 <= size <= d_out:
+        raise InputError(
+            f"adapter.reduction_factor: found {reduction_factor}; it must be from 1 to "
+            f"{d_out}, the width of the modules"
+        )
+    return Bottleneck(
+        base=base,
+        down=0.02 * jax.random.normal(key, (*layers, d_out, size)),
+        down_bias=jnp.zeros((*layers, size)),
+        up=jnp.zeros((*layers, size, d_out)),
+        up_bias=jnp.zeros((*layers, d_out)),
+        scale=jnp.ones(tuple(layers), jnp.float32),
+        activation=activation,
+    )

@@ -1,0 +1,156 @@
+"""DoRA: a LoRA whose columns are rescaled to a trained magnitude (Liu et al., 2024)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpeft import kernel as kernels
+from jaxpeft.adapters.lora import Init, lora, low_rank_product
+from jaxpeft.kernel import Axes
+
+
+@struct.dataclass
+class DoRA:
+    """The kernel `magnitude / |W + scale a b| * (W + scale a b)`, norms by column.
+
+    PEFT's numerics: the norm takes part in no gradient (section 4.3 of the paper). It
+    is formed without the matrix, from the columns' own squares: |W + s a b|^2 = |W|^2 +
+    2 s b.(a^T W) + s^2 b.(a^T a b). So a quantized base stays as it is.
+
+    a: (*layers, d_in, r), b: (*layers, r, d_out), magnitude: (*layers, d_out), all
+    float32 and trained. squares: (*layers, d_out) float32, |W|^2. scale: (*layers,)
+    float32; where it is 0 the layer is left as it was.
+    """
+
+    base: Any
+    a: Array
+    b: Array
+    magnitude: Array
+    squares: Array
+    scale: Array
+    key: Array | None = None
+    dropout: float = struct.field(pytree_node=False, default=0.0)
+    lora_alpha: float = struct.field(pytree_node=False, default=8.0)
+    use_rslora: bool = struct.field(pytree_node=False, default=False)
+
+    TRAINABLE = ("a", "b", "magnitude")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the matrix: (*layers, d_in, d_out)."""
+        return self.base.shape
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension `r`."""
+        return self.a.shape[-1]
+
+    def __rmatmul__(self, x: Array) -> Array:
+        gain = self._gain(self._against_base()).astype(x.dtype)
+        whole = dropped = x @ self.base
+        if self.key is not None:
+            x = kernels.dropout(x, self.dropout, self.key)
+            dropped = x @ self.base
+        update = low_rank_product(x, self.a, self.b, self.scale)
+        return whole + (gain - 1) * dropped + gain * update
+
+    def dense(self) -> Array:
+        """The float32 matrix of base, update and magnitudes together."""
+        base = kernels.dense(self.base)
+        update = self.a @ self.b * self.scale[..., None, None]
+        against = jnp.swapaxes(self.a, -1, -2) @ base
+        return (base + update) * self._gain(against)[..., None, :]
+
+    def axes(self, base: Axes) -> "DoRA":
+        """`a` and `b` follow the kernel's dimensions; the rank is replicated."""
+        *layers, d_in, d_out = base
+        return dataclasses.replace(
+            self,
+            base=kernels.axes_of(self.base, base),
+            a=(*layers, d_in, None),
+            b=(*layers, None, d_out),
+            magnitude=(*layers, d_out),
+            squares=(*layers, d_out),
+            scale=tuple(layers),
+        )
+
+    def with_key(self, key: Array | None) -> "DoRA":
+        """The same adapter dropping by `key`, one key for each layer; None: never."""
+        if key is not None and self.scale.ndim:
+            key = jax.random.split(key, self.scale.shape)
+        return dataclasses.replace(self, key=key)
+
+    def _against_base(self) -> Array:
+        """a^T W, (r, d_out): as products are formed, so also of quantized weights."""
+        frozen = jax.lax.stop_gradient(self.a)
+        return (frozen.T @ self.base).astype(jnp.float32)
+
+    def _gain(self, against: Array) -> Array:
+        """magnitude / |W + scale a b|, (*layers, d_out) float32."""
+        a, b = jax.lax.stop_gradient((self.a, self.b))
+        scale = self.scale[..., None]
+        inner = jnp.swapaxes(a, -1, -2) @ a @ b
+        square = self.squares + 2 * scale * jnp.sum(b * against, -2)
+        square = square + scale**2 * jnp.sum(b * inner, -2)
+        norm = jax.lax.stop_gradient(jnp.sqrt(jnp.maximum(square, 0.0)))
+        gain = self.magnitude / jnp.where(norm > 0, norm, 1.0)
+        # A column of zeros has no direction; a layer left out keeps its own.
+        return jnp.where((scale == 0) | (norm == 0), 1.0, gain)
+
+
+def dora(
+    base: Any,
+    key: Array,
+    *,
+    r: int = 8,
+    lora_alpha: float = 8.0,
+    lora_dropout: float = 0.0,
+    use_rslora: bool = False,
+    init_lora_weights: Init = True,
+) -> DoRA:
+    """A LoRA around a kernel (*layers, d_in, d_out), its columns' magnitudes trained.
+
+    The keys are those of `lora`; the product is unchanged at first. Raises InputError
+    where a number cannot be used.
+    """
+    inner = lora(
+        base,
+        key,
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        use_rslora=use_rslora,
+        init_lora_weights=init_lora_weights,
+    )
+    return of_lora(inner)
+
+
+def of_lora(inner: Any) -> DoRA:
+    """The DoRA that begins where a LoRA stands, magnitudes being its columns' norms."""
+    squares = column_squares(inner.base)
+    return DoRA(
+        base=inner.base,
+        a=inner.a,
+        b=inner.b,
+        magnitude=jnp.sqrt(squares),
+        squares=squares,
+        scale=inner.scale,
+        dropout=inner.dropout,
+        lora_alpha=inner.lora_alpha,
+        use_rslora=inner.use_rslora,
+    )
+
+
+def column_squares(base: Any) -> Array:
+    """|W|^2 of every column, (*layers, d_out) float32, a layer at a time."""
+
+    def of_layer(layer: Any) -> Array:
+        return jnp.sum(jnp.square(kernels.dense(layer)), axis=-2)
+
+    if len(base.shape) == 2:
+        return of_layer(base)
+    return jax.lax.map(of_layer, base)

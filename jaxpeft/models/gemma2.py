@@ -1,0 +1,44 @@
+"""Gemma 2: capped logits, norms on both sides, a window in every other layer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxpeft.models.hf_fields import Fields
+from jaxpeft.models.spec import ModelConfig
+
+
+def config(hf: Mapping[str, Any]) -> ModelConfig:
+    """The hyperparameters from a Hugging Face `config.json`.
+
+    Raises InputError listing every field that is missing, malformed or not handled.
+    """
+    fields = Fields(hf)
+    layers = fields.size("num_hidden_layers")
+    local = fields.layer_types([(i + 1) % 2 == 1 for i in range(layers)])
+    return fields.decoder(
+        **common(fields),
+        windows=fields.windows(local),
+        attention_softcap=fields.cap("attn_logit_softcapping", 50.0),
+        logit_softcap=fields.cap("final_logit_softcapping", 30.0),
+    )
+
+
+def common(fields: Fields) -> dict[str, Any]:
+    """What the Gemmas share."""
+    if fields.flag("use_bidirectional_attention", False):
+        fields.refuse("use_bidirectional_attention", "only causal models are handled")
+    fields.seen |= {"hidden_act", "cache_implementation"}
+    scalar = fields.number("query_pre_attn_scalar", 256.0, positive=True)
+    return {
+        "attention_bias": fields.flag("attention_bias", False),
+        "norms": "both",
+        "norm_offset": 1.0,
+        "head_dim": fields.size("head_dim", 256),
+        "num_key_value_heads": fields.size("num_key_value_heads", 4),
+        "tie_word_embeddings": fields.flag("tie_word_embeddings", True),
+        "embedding_scale": fields.size("hidden_size") ** 0.5,
+        "attention_scale": scalar**-0.5,
+        "hidden_act": fields.choice(
+            "hidden_activation", "gelu_pytorch_tanh", ("gelu_pytorch_tanh", "gelu")
+        ),
+    }

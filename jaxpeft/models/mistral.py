@@ -1,0 +1,21 @@
+"""Mistral: Llama with a window of tokens that a layer sees."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxpeft.models.hf_fields import Fields
+from jaxpeft.models.spec import ModelConfig
+
+
+def config(hf: Mapping[str, Any]) -> ModelConfig:
+    """The hyperparameters from a Hugging Face `config.json`.
+
+    Raises InputError listing every field that is missing, malformed or not handled.
+    """
+    fields = Fields(hf)
+    layers = fields.size("num_hidden_layers")
+    return fields.decoder(
+        hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
+        windows=fields.windows([True] * layers),
+        num_key_value_heads=fields.size("num_key_value_heads", 8),
+    )

@@ -1,0 +1,22 @@
+"""OLMo 2: norms of what attention and MLP give, and of all of q and of k."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxpeft.models.hf_fields import Fields
+from jaxpeft.models.spec import ModelConfig
+
+
+def config(hf: Mapping[str, Any]) -> ModelConfig:
+    """The hyperparameters from a Hugging Face `config.json`.
+
+    Raises InputError listing every field that is missing, malformed or not handled.
+    """
+    fields = Fields(hf)
+    return fields.decoder(
+        attention_bias=fields.flag("attention_bias", False),
+        qk_norm="whole",
+        norms="after",
+        hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-5),
+    )

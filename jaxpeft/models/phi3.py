@@ -1,0 +1,26 @@
+"""Phi-3 and Phi-4: one kernel for q, k and v, one for gate and up."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxpeft.models.hf_fields import Fields
+from jaxpeft.models.spec import ModelConfig
+
+
+def config(hf: Mapping[str, Any]) -> ModelConfig:
+    """The hyperparameters from a Hugging Face `config.json`.
+
+    Raises InputError listing every field that is missing, malformed or not handled.
+    """
+    fields = Fields(hf)
+    fields.seen.add("original_max_position_embeddings")  # of longrope alone
+    heads = fields.size("num_attention_heads")
+    head_dim = fields.size("head_dim", max(1, fields.size("hidden_size") // heads))
+    layers = fields.size("num_hidden_layers")
+    return fields.decoder(
+        fused_projections=True,
+        hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
+        rotary_dim=int(head_dim * fields.rotary_share()),
+        windows=fields.windows([True] * layers),
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-5),
+    )

@@ -1,0 +1,23 @@
+"""Qwen3: norms of q and k over each head."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxpeft.models import qwen2
+from jaxpeft.models.hf_fields import Fields
+from jaxpeft.models.spec import ModelConfig
+
+
+def config(hf: Mapping[str, Any]) -> ModelConfig:
+    """The hyperparameters from a Hugging Face `config.json`.
+
+    Raises InputError listing every field that is missing, malformed or not handled.
+    """
+    fields = Fields(hf)
+    return fields.decoder(
+        attention_bias=fields.flag("attention_bias", False),
+        qk_norm="head",
+        head_dim=fields.size("head_dim", 128),
+        hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
+        windows=qwen2.windows(fields),
+    )

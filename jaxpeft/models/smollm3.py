@@ -1,0 +1,30 @@
+"""SmolLM3: every fourth layer does not rotate."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxpeft.models.hf_fields import Fields
+from jaxpeft.models.spec import ModelConfig
+
+
+def config(hf: Mapping[str, Any]) -> ModelConfig:
+    """The hyperparameters from a Hugging Face `config.json`.
+
+    Raises InputError listing every field that is missing, malformed or not handled.
+    """
+    fields = Fields(hf, theta=2000000.0)
+    layers = fields.size("num_hidden_layers")
+    every = fields.size("no_rope_layer_interval", 4)
+    turning = [(i + 1) % every != 0 for i in range(layers)]
+    turning = fields.bits("no_rope_layers", turning)  # 1 where one rotates
+    used = fields.flag("use_sliding_window", False)
+    local = fields.layer_types([used and not turns for turns in turning])
+    return fields.decoder(
+        attention_bias=fields.flag("attention_bias", False),
+        mlp_bias=fields.flag("mlp_bias", False),
+        hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
+        tie_word_embeddings=fields.flag("tie_word_embeddings", True),
+        num_key_value_heads=fields.size("num_key_value_heads", 4),
+        rotations=tuple(0 if turns else -1 for turns in turning),
+        windows=fields.windows(local),
+    )

@@ -1,0 +1,169 @@
+"""Frozen kernels in 4 bits: NormalFloat with doubly quantized scales.
+
+Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, in the layout
+and with the values of bitsandbytes: blocks of 64 weights along the input, whose largest
+magnitudes, less their mean, are stored in 8 bits with a scale for each 256 of them.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from jaxpeft.errors import InputError
+from jaxpeft.kernel import Axes
+from jaxpeft.quant import codebooks
+
+BLOCK, SCALES_BLOCK = 64, 256
+# The 16 quantiles of a normal distribution, scaled to [-1, 1]; bitsandbytes' digits.
+VALUES = np.array(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ],
+    np.float32,
+)
+_BOUNDS = (VALUES[:-1] + VALUES[1:]) / np.float32(2)
+
+
+@struct.dataclass
+class NF4:
+    """A kernel (*layers, d_in, d_out) in 4.13 bits a weight.
+
+    codes: (*layers, d_out, d_in / 2) uint8, two weights a byte, the even one in the
+    high half. scales: (*layers, d_out, d_in / 64) uint8, codes of the blocks' largest
+    magnitudes. scales_max: (*layers, n) float32, the largest magnitude of each 256 of
+    those, less `offset`, (*layers,) float32, their mean. dtype: that of the weights
+    before, and of the products' operand.
+    """
+
+    codes: Array
+    scales: Array
+    scales_max: Array
+    offset: Array
+    dtype: str = struct.field(pytree_node=False, default="bfloat16")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the matrix: (*layers, d_in, d_out)."""
+        *layers, d_out, half = self.codes.shape
+        return (*layers, 2 * half, d_out)
+
+    def __rmatmul__(self, x: Array) -> Array:
+        return _product(x, self)
+
+    def dense(self) -> Array:
+        """The matrix that products are formed with, in float32."""
+        return jnp.swapaxes(self._rows(), -1, -2).astype(jnp.float32)
+
+    def axes(self, base: Axes) -> "NF4":
+        """Codes and scales are split as the matrix is; the few numbers are whole."""
+        *layers, d_in, d_out = base
+        return dataclasses.replace(
+            self,
+            codes=(*layers, d_out, d_in),
+            scales=(*layers, d_out, d_in),
+            scales_max=(*layers, None),
+            offset=tuple(layers),
+        )
+
+    def _rows(self) -> Array:
+        """The matrix transposed, (*layers, d_out, d_in), in `dtype`."""
+        *layers, d_out, half = self.codes.shape
+        values = jnp.stack([_value(self.codes >> 4), _value(self.codes & 15)], -1)
+        blocks = values.reshape(*layers, d_out, 2 * half // BLOCK, BLOCK)
+        rows = blocks * self._largest()[..., None]
+        return rows.reshape(*layers, d_out, 2 * half).astype(self.dtype)
+
+    def _largest(self) -> Array:
+        """The largest magnitude of each block, (*layers, d_out, d_in / 64) float32."""
+        values = codebooks.decode(self.scales, signed=True)
+        lead = self.offset.shape
+        flat = values.reshape(*lead, -1)
+        count = flat.shape[-1]
+        largest = jnp.repeat(self.scales_max, SCALES_BLOCK, axis=-1)[..., :count]
+        flat = flat * largest + self.offset[..., None]
+        return flat.reshape(self.scales.shape)
+
+
+def nf4(matrix: Array, dtype: str) -> NF4:
+    """A (d_in, d_out) matrix in 4 bits; dtype: what products are to be formed in.
+
+    Raises InputError where blocks of 64 do not divide d_in.
+    """
+    d_in, d_out = matrix.shape
+    if d_in % BLOCK:
+        raise InputError(
+            f"model.quantization: nf4 needs matrices whose input is a multiple of "
+            f"{BLOCK}, found {d_in} x {d_out}; use int8, or leave it out with "
+            "model.quantization_skip"
+        )
+    codes, scales, scales_max, offset = _quantize(matrix)
+    return NF4(codes, scales, scales_max, offset, dtype)
+
+
+@jax.jit
+def _quantize(matrix: Array) -> tuple[Array, Array, Array, Array]:
+    d_in, d_out = matrix.shape
+    blocks = matrix.T.astype(jnp.float32).reshape(d_out, d_in // BLOCK, BLOCK)
+    largest = jnp.max(jnp.abs(blocks), axis=-1)
+    scaled = blocks * jnp.where(largest > 0, 1.0 / largest, 0.0)[..., None]
+    codes = sum((scaled > bound).astype(jnp.uint8) for bound in _BOUNDS)
+    assert isinstance(codes, Array)
+    codes = codes.reshape(d_out, d_in)
+    offset = jnp.mean(largest)
+    flat = (largest - offset).reshape(-1)
+    count = -(-flat.size // SCALES_BLOCK)
+    flat = jnp.pad(flat, (0, count * SCALES_BLOCK - flat.size))
+    flat = flat.reshape(count, SCALES_BLOCK)
+    scales_max = jnp.max(jnp.abs(flat), axis=-1)
+    inverse = jnp.where(scales_max > 0, 1.0 / scales_max, 0.0)
+    scales = codebooks.encode(flat * inverse[:, None], signed=True)
+    scales = scales.reshape(-1)[: largest.size].reshape(largest.shape)
+    return codes[:, ::2] << 4 | codes[:, 1::2], scales, scales_max, offset
+
+
+def _value(code: Array) -> Array:
+    """The value of each code, by its bits: faster than lookups on every backend."""
+    options: list[Any] = list(VALUES)
+    for bit in range(4):
+        chosen = (code >> bit) & 1 == 1
+        pairs = zip(options[::2], options[1::2], strict=True)
+        options = [jnp.where(chosen, high, low) for low, high in pairs]
+    return options[0]
+
+
+@jax.custom_vjp
+def _product(x: Array, kernel: NF4) -> Array:
+    """`x @ kernel`, of which the backward pass keeps the codes and no matrix."""
+    rows = kernel._rows().astype(x.dtype)
+    return jnp.einsum("...i,oi->...o", x, rows)
+
+
+def _forward(x: Array, kernel: NF4) -> tuple[Array, NF4]:
+    return _product(x, kernel), kernel
+
+
+def _backward(kernel: NF4, dy: Array) -> tuple[Array, None]:
+    return jnp.einsum("...o,oi->...i", dy, kernel._rows().astype(dy.dtype)), None
+
+
+_product.defvjp(_forward, _backward)

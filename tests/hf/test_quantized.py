@@ -1,0 +1,167 @@
+"""Bases in few bits: loaded a layer at a time, trained over, merged, exported."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpeft import adapters, hf, kernel, models, quant, tree
+from jaxpeft.errors import InputError
+from jaxpeft.models import is_spec, param_specs
+from jaxpeft.step import TrainState, make_train_step
+
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3}
+TOKENS = np.random.default_rng(0).integers(0, 61, (2, 16)).astype(np.int32)
+KINDS = sorted(quant.KERNELS)
+
+
+@pytest.fixture(scope="module")
+def base(make_torch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    make_torch(**SIZES).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cfg(base):
+    return models.config(base)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kernel_of_the_layers_is_quantized(kind, base, cfg):
+    params, whole = hf.load(base, cfg, quantization=kind), hf.load(base, cfg)
+    nodes, plain = kernel.nodes(params), dict(tree.walk(whole))
+    assert len(nodes) == 7 and "lm_head.kernel" not in nodes
+    for name, node in nodes.items():
+        assert node.shape == plain[name].shape
+        one = quant.KERNELS[kind](plain[name][1], "float32")
+        for found, expected in zip(
+            jax.tree.leaves(jax.tree.map(lambda x: x[1], node)), jax.tree.leaves(one)
+        ):
+            np.testing.assert_array_equal(found, expected)
+    rest = {n: x for n, x in tree.walk(params) if n not in nodes}
+    for name, leaf in rest.items():
+        np.testing.assert_array_equal(leaf, plain[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_skipped_stays_whole(kind, base, cfg):
+    skip = ("down_proj", "self_attn.k_proj")
+    params = hf.load(base, cfg, quantization=kind, skip=skip)
+    nodes = {name.split(".")[-2] for name in kernel.nodes(params)}
+    assert nodes == {"q_proj", "v_proj", "o_proj", "gate_proj", "up_proj"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_computes_with_the_stored_values(kind, base, cfg):
+    params = hf.load(base, cfg, quantization=kind)
+    dense = adapters.merge(params)
+    assert not kernel.nodes(dense)
+    found = models.forward(params, TOKENS, cfg)
+    expected = models.forward(dense, TOKENS, cfg)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lora_over_it_trains_and_merges(kind, base, cfg):
+    params = hf.load(base, cfg, quantization=kind)
+    before = jax.tree.map(np.asarray, params)
+    params = adapters.inject(params, {"r": 4}, jax.random.key(0))
+    mask = adapters.trainable_mask(params)
+    trainable, frozen = tree.partition(params, mask)
+    assert {n.rsplit(".", 1)[1] for n, _ in tree.named_leaves(trainable)} == {"a", "b"}
+    import optax
+
+    tx = optax.adam(1e-2)
+    step = jax.jit(make_train_step(cfg, tx))
+    batch = {
+        "tokens": TOKENS[None],
+        "targets": np.roll(TOKENS, -1, axis=1)[None],
+        "supervised": np.ones((1, 2, 16), bool),
+        "positions": np.broadcast_to(np.arange(16, dtype=np.int32), (1, 2, 16)),
+    }
+    state, losses = TrainState.create(trainable, tx, jax.random.key(1)), []
+    for _ in range(8):
+        state, metrics = step(state, frozen, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+    params = tree.combine(state.params, frozen)
+    for name, node in kernel.nodes(params).items():
+        jax.tree.map(
+            np.testing.assert_array_equal, node.base, kernel.nodes(before)[name]
+        )
+    merged = adapters.merge(params)
+    np.testing.assert_allclose(
+        models.forward(merged, TOKENS, cfg),
+        models.forward(params, TOKENS, cfg),
+        atol=5e-4,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_keeps_no_dequantized_stack(kind, base):
+    deep = {**SIZES, "num_hidden_layers": 24, "hidden_size": 128}
+    deep["intermediate_size"] = 512
+    content = {**models.config(base).hf, **deep}
+    cfg = models.config(content, remat="full")
+    shapes = {
+        name: quant.shapes(kind, spec.shape, "float32")
+        if hf.is_quantized(name, spec, ())
+        else jax.ShapeDtypeStruct(spec.shape, jnp.float32)
+        for name, spec in tree.named_leaves(param_specs(cfg), is_leaf=is_spec)
+    }
+    params = tree.replace(models.shapes(cfg, "float32"), shapes)
+
+    def inject(params, key):
+        return adapters.inject(params, {"r": 2}, key)
+
+    params = jax.eval_shape(inject, params, jax.random.key(0))
+    trainable, frozen = tree.partition(params, adapters.trainable_mask(params))
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+
+    def loss(trainable, frozen, tokens):
+        hidden = models.hidden_states(tree.combine(trainable, frozen), tokens, cfg)
+        return jnp.sum(hidden)
+
+    step = jax.jit(jax.grad(loss)).lower(trainable, frozen, tokens).compile()
+    stack = 24 * 128 * 512 * 4
+    assert step.memory_analysis().temp_size_in_bytes < stack
+
+
+def test_unknown_storage_is_refused(base, cfg):
+    with pytest.raises(InputError, match="model.quantization: found 'nf5'; did you"):
+        hf.load(base, cfg, quantization="nf5")
+
+
+ON_A_MESH = """
+import sys, jax, numpy as np
+from jaxpeft import hf, models, sharding
+
+mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2)
+cfg = models.config(sys.argv[1])
+for kind in ("nf4", "int8"):
+    whole = hf.load(sys.argv[1], cfg, quantization=kind)
+    parts = hf.load(sys.argv[1], cfg, quantization=kind, mesh=mesh)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    node = parts["model"]["layers"]["mlp"]["down_proj"]["kernel"]
+    print(kind, node.codes.addressable_shards[0].data.shape)
+"""
+
+
+def test_codes_are_split_like_the_matrix(base):
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    flags = "--xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_MESH, str(base)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    # down_proj is 128 x 64: its input over tensor, its output over fsdp.
+    assert done.stdout.splitlines() == ["nf4 (3, 32, 32)", "int8 (3, 64, 32)"]

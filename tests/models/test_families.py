@@ -1,0 +1,232 @@
+"""Every model family beside transformers: one row a family, one table of tests.
+
+The differences are logged: `pytest --log-cli-level INFO`.
+"""
+
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from jaxpeft import adapters, hf, models, tree
+from jaxpeft.generation import generate
+from jaxpeft.loss import nll_sum
+
+LOG = logging.getLogger(__name__)
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 7}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1],
+    "long_factor": [1.5, 2.0],
+}
+# model_type -> settings of small variants that between them use what it has.
+ROWS = {
+    "llama": ("llama", {}),
+    "mistral": ("mistral", {"sliding_window": 9}),
+    "mistral, no window": ("mistral", {"sliding_window": None, "head_dim": 16}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2, windows": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
+    ),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "phi3": ("phi3", {"sliding_window": 11}),
+    "phi3, part of a head": (
+        "phi3",
+        {"rope_parameters": {**LONGROPE, "partial_rotary_factor": 0.5}}
+        | {"original_max_position_embeddings": 64},
+    ),
+    "olmo2": ("olmo2", {}),
+    "smollm3": ("smollm3", {"tie_word_embeddings": True}),
+    "gemma2": ("gemma2", GEMMA),
+    "gemma3": ("gemma3_text", {**GEMMA, "sliding_window_pattern": 3}),
+    "gemma3, rope scaled": (
+        "gemma3_text",
+        {
+            **GEMMA,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+                "full_attention": {
+                    "rope_type": "linear",
+                    "rope_theta": 1e6,
+                    "factor": 8.0,
+                },
+            },
+        },
+    ),
+}
+TOKENS = np.random.default_rng(0).integers(1, 61, (2, 29))
+forward = jax.jit(models.forward, static_argnums=2)
+
+
+class Family:
+    """One small random model, in transformers and here."""
+
+    def __init__(self, name, folder):
+        kind, settings = ROWS[name]
+        torch.manual_seed(0)
+        config = transformers.AutoConfig.for_model(kind, **{**SIZES, **settings})
+        config._attn_implementation = "eager"
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        with torch.no_grad():
+            for path, parameter in model.named_parameters():
+                if path.endswith("bias") or "norm" in path:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        self.torch, self.folder = model.float(), folder
+        model.save_pretrained(folder)
+        self.cfg = models.config(folder)
+        self.params = hf.load(folder, self.cfg)
+
+    def logits(self, tokens):
+        with torch.no_grad():
+            return self.torch(torch.from_numpy(tokens)).logits.numpy()
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def family(request, tmp_path_factory):
+    return Family(request.param, tmp_path_factory.mktemp("family") / "model")
+
+
+def test_every_family_has_a_row():
+    assert {kind for kind, _ in ROWS.values()} == set(models.FAMILIES)
+
+
+def test_logits(family):
+    expected, found = family.logits(TOKENS), forward(family.params, TOKENS, family.cfg)
+    assert np.std(expected) > 0.5  # else a small difference says nothing
+    difference = float(np.max(np.abs(expected - found)))
+    LOG.info("largest difference of a logit: %.1e", difference)
+    assert difference < 1e-4
+
+
+def test_gradients_of_a_lora(family):
+    import peft
+
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False
+    )
+    torch.manual_seed(1)
+    there = peft.get_peft_model(family.torch, config)
+    try:
+        there.save_pretrained(family.folder.parent / "adapter")
+        params = hf.load_adapter(
+            family.params, family.folder.parent / "adapter", family.cfg
+        )
+        mask = adapters.trainable_mask(params)
+        trainable, frozen = tree.partition(params, mask)
+        targets = np.roll(TOKENS, -1, axis=1)
+        everywhere = np.ones(TOKENS.shape, bool)
+
+        def loss(trainable):
+            params = tree.combine(trainable, frozen)
+            hidden = models.hidden_states(params, TOKENS, family.cfg)
+            head = models.head(params, family.cfg)
+            return nll_sum(hidden, head, targets, everywhere) / TOKENS.size
+
+        value, grads = jax.jit(jax.value_and_grad(loss))(trainable)
+        logits = there(torch.from_numpy(TOKENS)).logits.flatten(0, 1)
+        expected = torch.nn.functional.cross_entropy(
+            logits, torch.from_numpy(targets).flatten()
+        )
+        expected.backward()
+        assert abs(float(value) - expected.item()) < 1e-5 * expected.item()
+        checked = 0
+        for path, parameter in there.named_parameters():
+            if parameter.grad is None:
+                continue
+            module, kind = path.split(".lora_")[0], path.split(".lora_")[1][0].lower()
+            found = gradient(grads, module.removeprefix("base_model.model."), kind)
+            wanted = parameter.grad.numpy().T
+            scale = np.abs(wanted).max()
+            assert np.abs(found - wanted).max() < 1e-4 * max(scale, 1e-3), path
+            checked += 1
+        assert checked == len(jax.tree.leaves(trainable)) * 4  # layers
+    finally:
+        there.unload()
+
+
+def gradient(grads, module, kind):
+    """A layer's gradient of A or B by its Hugging Face name."""
+    before, _, after = module.partition(".layers.")
+    layer, _, rest = after.partition(".")
+    node = grads
+    for key in [*before.split("."), "layers", *rest.split("."), "kernel"]:
+        node = node[key]
+    return np.asarray(getattr(node, kind)[int(layer)])
+
+
+def test_saved_and_loaded_bit_for_bit(family, tmp_path):
+    hf.save(family.params, tmp_path, family.cfg)
+    again = hf.load(tmp_path, models.config(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, again, family.params)
+    there = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    for name, tensor in family.torch.state_dict().items():
+        np.testing.assert_array_equal(there[name].numpy(), tensor.numpy(), name)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["model_type"] == family.cfg.model_type
+
+
+def test_generation_is_transformers_greedy(family):
+    prompts = [TOKENS[0, :5].tolist(), TOKENS[1, :17].tolist()]
+    found = generate(family.params, family.cfg, prompts, max_new_tokens=20, stop=[])
+    for prompt, answer in zip(prompts, found, strict=True):
+        expected = family.torch.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert answer == expected[0, len(prompt) :].tolist()
+
+
+def test_packed_examples_see_themselves_alone(family):
+    spans = np.split(np.arange(29), [5, 14])
+    packed = TOKENS[:1].astype(np.int32)
+    segments, positions = np.zeros_like(packed), np.zeros_like(packed)
+    for number, span in enumerate(spans, 1):
+        segments[0, span], positions[0, span] = number, np.arange(len(span))
+    found = models.forward(
+        family.params, packed, family.cfg, segments=segments, positions=positions
+    )
+    for span in spans:
+        alone = family.logits(packed[:, span].astype(np.int64))
+        np.testing.assert_allclose(found[:, span], alone, atol=1e-4)
+
+
+def test_random_weights_have_the_scale_of_transformers(family):
+    params = models.random(family.cfg, jax.random.key(0))
+    logits = forward(params, TOKENS, family.cfg)
+    assert jnp.all(jnp.isfinite(logits)) and jnp.std(logits) > 0.1
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma3", "smollm3"])
+def test_fields_that_are_not_handled_are_refused(name):
+    kind, settings = ROWS[name]
+    config = transformers.AutoConfig.for_model(kind, **{**SIZES, **settings})
+    content = {**json.loads(config.to_json_string(use_diff=False)), "new_field": 3}
+    with pytest.raises(ValueError, match="new_field: found 3"):
+        models.config(content)
+    del content["new_field"]
+    content["layer_types"] = ["full_attention"]
+    with pytest.raises(ValueError, match="layer_types"):
+        models.config(content)
