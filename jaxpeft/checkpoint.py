@@ -244,6 +244,8 @@ class Checkpoints:
         """Say in the user's terms why a step could not be stored."""
         try:
             yield
+        except TimeoutError:
+            raise  # of another process, which has ended: nothing is wrong with the disk
         except (OSError, ValueError) as error:
             reason = _storage_reason(error)
             if reason is None:

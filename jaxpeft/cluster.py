@@ -108,6 +108,11 @@ def is_shared() -> bool:
     return jax.process_count() > 1
 
 
+def process_count() -> int:
+    """How many processes the run has."""
+    return jax.process_count()
+
+
 def require_same(values: Mapping[str, Any], remedy: str) -> None:
     """Raises InputError in every process unless all of them hold the same values.
 

@@ -130,9 +130,10 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
 
 def _check(found: Place) -> None:
     problems = []
-    if not re.fullmatch(r".+:\d+", found.coordinator):
+    address = re.fullmatch(r".+:(\d+)", found.coordinator)
+    if address is None or not 0 < int(address[1]) < 2**16:
         problems.append(
-            f"--coordinator: found {found.coordinator or 'nothing'!r}; give the host "
+            f"--coordinator: found {found.coordinator or 'nothing'}; give the host "
             f"and a free port of process 0, such as node1:61440 (or set {ADDRESS})"
         )
     if found.count < 1:

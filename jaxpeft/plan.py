@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxpeft.planning import Plan
 
 GIB = 2**30
+HEADROOM = 0.92  # of a device's memory; the runtime and the allocator need the rest
 SIMULATED = "--xla_force_host_platform_device_count="
 # Their code is never run: only the plan of its memory counts.
 FAST_COMPILES = (
@@ -80,8 +81,9 @@ def main(argv: Sequence[str]) -> int:
         for line in lines(found, room):
             console.say(line)
     advice = []
-    if room is not None and not found.fits(room):
-        for one in planning.advise(reopen, found, mesh, room, **how):
+    if room is not None and not found.fits(HEADROOM * room):
+        usable = HEADROOM * room
+        for one in planning.advise(reopen, found, mesh, usable, **how):
             advice.append(one)
             if not args.json:
                 console.say(f"  {_gib(one.plan.total)} with {' '.join(one.overrides)}")
@@ -112,6 +114,7 @@ def lines(plan: "Plan", room: float | None) -> list[str]:
         f"({share:.2%})",
         "memory of a device at the fullest moment of a step:",
         *(f"  {name:<16}{_gib(size):>12}" for name, size in parts.items()),
+        *_undivided(plan),
         f"matrix products of a step: {plan.flops / 1e12:,.2f} TFLOP, "
         f"{plan.flops / 1e12 / plan.devices:,.2f} a device",
     ]
@@ -122,29 +125,41 @@ def lines(plan: "Plan", room: float | None) -> list[str]:
         text.append("devices send each other nothing")
     if room is None:
         text.append("whether it fits: name the memory of a device, --device-memory GB")
-    elif plan.fits(room):
+    elif plan.fits(HEADROOM * room):
         text.append(
-            f"fits: {plan.total / room:.0%} of the {room / 1e9:,.1f} GB of a device"
+            f"fits: {plan.total / 1e9:,.2f} GB, {plan.total / room:.0%} of the "
+            f"{room / 1e9:,.1f} GB of a device"
         )
     else:
         text.append(
-            f"does not fit into the {room / 1e9:,.1f} GB of a device, of which the "
-            "runtime takes some. What would help:"
+            f"does not fit: {plan.total / 1e9:,.2f} GB of the {room / 1e9:,.1f} GB of "
+            f"a device, of which the runtime needs {1 - HEADROOM:.0%}. What would help:"
         )
     return text
+
+
+def _undivided(plan: "Plan") -> list[str]:
+    if not plan.whole:
+        return []
+    names = ", ".join(name.removesuffix(".kernel") for name in plan.whole[:3])
+    more = f" and {len(plan.whole) - 3} more" if len(plan.whole) > 3 else ""
+    return [
+        f"  whole on every device, since the mesh does not divide them: {names}{more}; "
+        "choose other sizes"
+    ]
 
 
 def as_json(plan: "Plan", room: float | None, advice: Sequence[Any]) -> dict[str, Any]:
     """The plan as JSON can hold it; sizes in bytes."""
     names = "parameters trainable weights adapters optimizer batch activations".split()
-    names += "temporaries total flops sent mesh devices simulated".split()
+    names += "temporaries total flops sent mesh devices simulated whole".split()
     found: dict[str, Any] = {name: getattr(plan, name) for name in names}
-    found["fits"] = None if room is None else plan.fits(room)
+    found["fits"] = None if room is None else plan.fits(HEADROOM * room)
     found["advice"] = [
         {
             "overrides": list(one.overrides),
             "total": one.plan.total,
-            "fits": None if room is None else one.plan.fits(room),
+            "fits": None if room is None else one.plan.fits(HEADROOM * room),
         }
         for one in advice
     ]
@@ -152,11 +167,11 @@ def as_json(plan: "Plan", room: float | None, advice: Sequence[Any]) -> dict[str
 
 
 def _verdict(plan: "Plan", room: float) -> str:
-    if plan.fits(room):
+    if plan.fits(HEADROOM * room):
         return "The last line fits."
     return (
-        "Nothing of this is enough: take more devices, a smaller model, or devices "
-        "with more memory."
+        "Nothing of this is enough: take more devices or larger ones, a smaller model, "
+        "shorter sequences, or fewer trained parameters."
     )
 
 

@@ -18,8 +18,6 @@ from jaxpeft.models import ModelConfig
 
 # Of a run whose length only its data says: no figure depends on it.
 STEPS = 1000
-# What an allocator and the compiler's own programs take beside the step.
-HEADROOM = 0.92
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,8 @@ class Plan:
     everything else that a step needs, gradients too. batch: its tokens and masks.
     flops: of the matrix products of a step, on all devices together. sent: {kind of
     collective: bytes that a device sends in a step}. simulated: whether it was compiled
-    for devices that are not there.
+    for devices that are not there. whole: the weights that no axis of the mesh divides,
+    though one was meant to.
     """
 
     mesh: dict[str, int]
@@ -47,6 +46,7 @@ class Plan:
     flops: int
     sent: dict[str, float]
     simulated: bool
+    whole: tuple[str, ...]
     collectives: list[Collective] = field(default_factory=list, repr=False)
 
     @property
@@ -64,9 +64,9 @@ class Plan:
         """Bytes on a device at the fullest moment of a step."""
         return self.kept + self.batch + self.activations + self.temporaries
 
-    def fits(self, device_memory: float) -> bool:
-        """Whether a device of so many bytes holds it and what the runtime needs."""
-        return self.total <= HEADROOM * device_memory
+    def fits(self, room: float) -> bool:
+        """Whether it needs no more than so many bytes of a device."""
+        return self.total <= room
 
 
 def plan(
@@ -103,6 +103,13 @@ def plan(
         flops=flops.count(jaxpr),
         sent=totals(found),
         simulated=simulated,
+        whole=tuple(
+            name
+            for name, spec in tree.named_leaves(
+                models.param_specs(step.model), is_leaf=models.is_spec
+            )
+            if sharding.is_whole(mesh, spec.axes, spec.shape)
+        ),
         collectives=found,
     )
 
@@ -127,17 +134,18 @@ def advise(
     reopen: Callable[[Sequence[str]], RunConfig],
     first: Plan,
     mesh: jax.sharding.Mesh,
-    device_memory: float,
+    room: float,
     **how: Any,
 ) -> Iterator[Advice]:
     """Change after change, the cheaper ones first, until the run fits.
 
-    reopen: the configuration with overrides. first: its plan without any. how: the
+    reopen: the configuration with overrides. first: its plan without any. room: bytes
+    of a device that it may take. how: the
     keywords of `plan`. What saves less than 2 % is left out again.
     """
     best, taken = first, ()
     for change in _changes(reopen(()), first.devices):
-        if best.fits(device_memory):
+        if best.fits(room):
             return
         try:
             cfg = reopen((*taken, *change))

@@ -10,6 +10,7 @@ import jax
 
 from jaxpeft import (
     assembly,
+    cluster,
     console,
     data,
     hf,
@@ -179,6 +180,13 @@ def describe(run: Run) -> None:
         console.say(
             f"computing in float32: on a CPU that is faster than {run.base.dtype}, "
             "which only the stored weights have"
+        )
+    if run.mesh.size > 1:
+        mesh = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+        several = cluster.process_count()
+        console.say(
+            f"devices: {run.mesh.size} (mesh: {mesh})"
+            + (f" in {several} processes" if several > 1 else "")
         )
     for line in summary.data_lines("training", run.batches.summary()):
         console.say(line)

@@ -41,10 +41,10 @@ def make_mesh(
     shape = [len(devices) // fixed if s == -1 else s for s in sizes.values()]
     if int(np.prod(shape)) != len(devices):
         given = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+        needed = f"a multiple of {fixed}" if -1 in sizes.values() else str(fixed)
         raise InputError(
-            f"mesh: {given} needs {fixed} devices or a multiple, and there are "
-            f"{len(devices)}; choose sizes whose product is {len(devices)}, or -1 for "
-            "one of them"
+            f"mesh: {given} needs {needed} devices, and there are {len(devices)}; "
+            f"choose sizes whose product is {len(devices)}, or -1 for one of them"
         )
     return Mesh(
         np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3
@@ -63,6 +63,13 @@ def named(
         part = RULES.get(name) if name else None
         parts.append(part if part and size % mesh.shape[part] == 0 else None)
     return NamedSharding(mesh, PartitionSpec(*parts))
+
+
+def is_whole(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> bool:
+    """Whether an array stays whole though an axis of the mesh was to split it."""
+    meant = {RULES[name] for name in axes if name in RULES}
+    meant = {axis for axis in meant if mesh.shape[axis] > 1}
+    return bool(meant) and not meant & set(named(mesh, axes, shape).spec)
 
 
 def of(mesh: Mesh, axes: Any, tree: Any) -> Any:

@@ -1,10 +1,13 @@
 """`python -m jaxpeft.train --config FILE`: fine-tune a model; continues by itself."""
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from jaxpeft import cli
+from jaxpeft.errors import EXIT_PREEMPTED
 from jaxpeft.huge_pages import restart_with_huge_pages
 
 
@@ -26,12 +29,16 @@ def main(argv: Sequence[str]) -> int:
     )
     cli.process_arguments(parser)
     args = parser.parse_intermixed_args(list(argv))
+    place = cli.place(args)
+    if place is not None:
+        # Until JAX takes over: nothing is begun, and the same command begins it.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_PREEMPTED))
 
     # Imported here, so that --help answers at once.
     from jaxpeft import cluster, session, training
 
     cfg = session.open_config(args.config, args.overrides)
-    cluster.join(cli.place(args), **cfg.cluster.model_dump())
+    cluster.join(place, **cfg.cluster.model_dump())
     training.train(cfg, resume=args.resume)
     return 0
 

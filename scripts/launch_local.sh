@@ -6,10 +6,15 @@
 #
 # The first argument is the number of processes, the others are those of the training
 # command. On a CPU each process has one device. The first process writes the log. When
-# one process fails, the others end too; Ctrl-C and SIGTERM reach all of them.
+# one process fails, the others end too. At Ctrl-C or SIGTERM all save and end with code
+# 75; repeated, the command goes on from there.
 # COORDINATOR (host:port, default 127.0.0.1 and a free port) and PYTHON may be set.
 set -uo pipefail
 
+if [[ "${1:-}" == "-h" || "${1:-}" == "--help" ]]; then
+    sed -n '2,/^set/{s/^# \{0,1\}//;/^set/d;p}' "${BASH_SOURCE[0]}"
+    exit 0
+fi
 if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
     echo "usage: bash $0 PROCESSES --config FILE [section.key=value ...]" >&2
     exit 2
@@ -40,8 +45,8 @@ children=()
 forward() {
     kill -s "$1" "${children[@]}" 2>/dev/null
 }
-trap 'forward TERM' TERM
-trap 'forward INT' INT
+# Background processes of a script ignore SIGINT: they are asked to save and end.
+trap 'forward TERM' TERM INT
 
 for ((i = 0; i < processes; i++)); do
     if ((gpus >= processes)); then

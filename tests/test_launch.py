@@ -78,7 +78,7 @@ def test_open_mpi_before_and_after_its_version_5():
     assert found is not None and other is not None
     assert found.coordinator == other.coordinator
     assert found.coordinator.startswith("127.0.0.1:")
-    with pytest.raises(InputError, match="--coordinator: found 'nothing'"):
+    with pytest.raises(InputError, match="--coordinator: found nothing"):
         place(MPI)  # several machines, and nobody says which is the first
     assert place(MPI, "head:5") == Place("head:5", 4, 3, (1,))
 
@@ -86,8 +86,9 @@ def test_open_mpi_before_and_after_its_version_5():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((None, 2, 0), "--coordinator: found 'nothing'"),
-        (("host", 2, 0), "--coordinator: found 'host'"),
+        ((None, 2, 0), "--coordinator: found nothing"),
+        (("host:99999", 2, 0), "--coordinator: found host:99999"),
+        (("host", 2, 0), "--coordinator: found host"),
         (("host:1", None, 0), "--num-processes: found nothing"),
         (("host:1", 2, None), "--process-id: found nothing.*from 0 to 1"),
         (("host:1", 2, 2), "--process-id: found 2"),

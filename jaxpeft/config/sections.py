@@ -84,10 +84,15 @@ class AdapterSection(ComponentSection):
     """What trains. The other keys are the method's, such as `r` and `lora_alpha`."""
 
     selector: ClassVar[str] = "method"
-    method: Text = Field(default="lora", description="how the base is adapted: lora")
+    method: Text = Field(
+        default="lora",
+        description="how the base is adapted: lora, lora_fa, dora, ia3, bottleneck, or "
+        "full for no adapter",
+    )
     target_modules: Targets = Field(
         default="all-linear",
-        description="names, a regular expression over whole names, or all-linear",
+        description="names, a regular expression over whole names, or all-linear; left "
+        "out: what the method is made for",
     )
     init_from: Text | None = Field(
         default=None, description="a PEFT adapter directory to continue from"

@@ -94,10 +94,18 @@ class AdapterConfig:
 
 
 def read(directory: Path) -> AdapterConfig:
-    """The config of a PEFT adapter's folder.
+    """The config of a LoRA's folder.
 
     Raises InputError where it is missing or malformed, or asks for what is not
     handled. Missing fields get PEFT's defaults; unknown ones warn, as in PEFT.
+    """
+    return _parse(directory / CONFIG, content(directory))
+
+
+def content(directory: Path) -> dict[str, Any]:
+    """What the config of an adapter's folder holds, of whatever kind it is.
+
+    Raises InputError where it is missing or no JSON object.
     """
     path = directory / CONFIG
     if not path.is_file():
@@ -110,14 +118,14 @@ def read(directory: Path) -> AdapterConfig:
     try:
         if path.stat().st_size > LARGEST_CONFIG:
             raise ValueError(f"larger than {LARGEST_CONFIG} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not valid JSON ({error}); restore the file"
         ) from None
-    if not isinstance(content, dict):
+    if not isinstance(found, dict):
         raise InputError(f"{path}: holds no JSON object; restore the file")
-    return _parse(path, content)
+    return found
 
 
 def _parse(path: Path, content: Mapping[str, Any]) -> AdapterConfig:
@@ -141,7 +149,7 @@ def _parse(path: Path, content: Mapping[str, Any]) -> AdapterConfig:
 def _refusals(content: Mapping[str, Any]) -> Iterable[str]:
     kind = content.get("peft_type")
     if kind != "LORA":
-        yield f"peft_type: found {kind!r}; handled is 'LORA'"
+        yield f"peft_type: found {kind!r}; handled are 'LORA', 'IA3' and 'BOTTLENECK'"
     if content.get("bias", "none") not in (None, "none"):
         yield (
             f"bias: found {content['bias']!r}; only 'none' is handled: merge the "

@@ -12,37 +12,15 @@ from jaxpeft import kernel, tree
 from jaxpeft.adapters.dora import DoRA, of_lora
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.errors import InputError
-from jaxpeft.hf import layout, peft_config
+from jaxpeft.hf import layout, other_adapters, peft_config
+from jaxpeft.hf.modules import PREFIX, Module, linear_modules
 from jaxpeft.hf.peft_config import AdapterConfig
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig
 from jaxpeft.models.weights import param_specs
 
-PREFIX = "base_model.model."
 HEAD = "lm_head"
 MOST_PROBLEMS = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Module:
-    """A linear module of the base: its weight's place in the params, and its size."""
-
-    path: str  # dotted name of the kernel in the params mapping
-    layer: int | None  # None: not stacked
-    d_in: int
-    d_out: int
-
-
-def linear_modules(cfg: ModelConfig) -> dict[str, Module]:
-    """{Hugging Face's module name: module} for every linear module of a model."""
-    found = {}
-    for path, spec in tree.walk(param_specs(cfg)):
-        if path.endswith(".kernel"):
-            for layer, name in enumerate(spec.hf_names()):
-                found[name.removesuffix(".weight")] = Module(
-                    path, layer if spec.stacked else None, *spec.shape[-2:]
-                )
-    return found
 
 
 def keys(module: str, dora: bool = False) -> tuple[str, ...]:
@@ -59,6 +37,7 @@ def load_adapter(
 ) -> dict[str, Any]:
     """The params with the PEFT adapter of a folder in its places, float32.
 
+    A LoRA, DoRA or IA3 of PEFT's, or a bottleneck adapter of ours (`other_adapters`).
     Plain params get LoRA or DoRA nodes as the adapter's own config says. Params that
     hold such nodes already keep them, dropout included, and take the adapter's values;
     modules, ranks and scales must then agree. Layers of one stack may differ in rank:
@@ -68,6 +47,9 @@ def load_adapter(
     for another base, or is of a kind that is not handled.
     """
     directory = Path(directory)
+    content = peft_config.content(directory)
+    if content.get("peft_type") in other_adapters.TYPES:
+        return other_adapters.load(params, directory, cfg, content)
     config, file = peft_config.read(directory), _open(directory)
     modules = linear_modules(cfg)
     targeted = _targeted(config, file, modules, _repeated(params, cfg, file))

@@ -13,8 +13,9 @@ from jaxpeft import kernel, tree
 from jaxpeft.adapters.dora import DoRA
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.errors import InputError, NumericsError
-from jaxpeft.hf import layout, peft_config, safetensors_file
-from jaxpeft.hf.peft_load import Module, keys, linear_modules, load_adapter
+from jaxpeft.hf import layout, other_adapters, peft_config, safetensors_file
+from jaxpeft.hf.modules import Module, last, linear_modules, shortened
+from jaxpeft.hf.peft_load import keys, load_adapter
 from jaxpeft.hf.replacing import replacing
 from jaxpeft.models.spec import ModelConfig
 
@@ -47,6 +48,7 @@ def save_adapter(
 ) -> None:
     """Writes LoRA or DoRA nodes so that PEFT (and for LoRA vLLM) loads them unmodified.
 
+    Other adapters go into the files that `other_adapters` describes.
     base: the model's folder or hub id, noted in the config. Layers that an adapter
     leaves out (scale 0) are not written. The files are reopened and every tensor
     compared before they replace older ones. Raises InputError where there is nothing to
@@ -54,6 +56,10 @@ def save_adapter(
     a weight is not finite.
     """
     directory = Path(directory)
+    if other_adapters.kind_of(params) is not None:
+        name = None if base is None else str(base)
+        other_adapters.save(params, directory, cfg, name)
+        return
     modules = linear_modules(cfg)
     rslora, adapters = _adapters(params, modules)
     dropout = max(node.dropout for node in _nodes(params).values())
@@ -172,7 +178,7 @@ def _config(
         "lora_dropout": dropout,
         "bias": "none",
         "fan_in_fan_out": False,
-        "target_modules": _shortened(set(adapters), set(modules)),
+        "target_modules": shortened(set(adapters), set(modules)),
         "use_rslora": rslora,
         "use_dora": any(a.magnitude is not None for a in adapters.values()),
         "rank_pattern": _patterns(ranks, r),
@@ -183,23 +189,13 @@ def _config(
     }
 
 
-def _last(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
-
-
-def _shortened(chosen: set[str], everything: set[str]) -> list[str]:
-    """Names that select exactly `chosen`: the last component wherever that does."""
-    left_out = {_last(name) for name in everything - chosen}
-    return sorted({n if _last(n) in left_out else _last(n) for n in chosen})
-
-
 def _patterns(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
     """{name: value} of the modules that differ from the default, names shortened."""
     together: dict[str, set[Any]] = {}
     for name, value in values.items():
-        together.setdefault(_last(name), set()).add(value)
+        together.setdefault(last(name), set()).add(value)
     return {
-        _last(name) if len(together[_last(name)]) == 1 else name: value
+        last(name) if len(together[last(name)]) == 1 else name: value
         for name, value in values.items()
         if value != default
     }

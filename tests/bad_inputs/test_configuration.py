@@ -164,7 +164,7 @@ def test_a_mesh_and_a_batch_have_to_fit_the_devices(place, contents):
     arguments = place.write()
     before = contents(place.folder)
     tries = {
-        "mesh.fsdp=3": ["fsdp 3, tensor 1 needs 3 devices", "there are 4"],
+        "mesh.fsdp=3": ["needs a multiple of 3 devices", "there are 4"],
         "training.batch_size=4": ["training.batch_size: found 4", "use 8\n"],
         "training.batch_size=22": ["4 devices", "use 16 or 24\n"],
         "data.eval_batch_size=6": ["data.eval_batch_size: 6", "4 or 8"],

@@ -94,10 +94,17 @@ def test_sixteen_bits_of_an_accelerator_are_counted(planned):
     )
 
 
+def test_weights_that_the_mesh_does_not_divide_are_named(planned):
+    mesh = {"data": 1, "fsdp": 3}
+    found = planned("--devices", "3", mesh=mesh, **{"training.batch_size": 3})
+    assert "model.layers.mlp.up_proj.kernel" in found["whole"]
+    assert found["weights"] > 0.9 * planned()["weights"]
+
+
 def test_what_does_not_fit_is_made_to(planned, settings, tmp_path, capfd):
     changes = {"training.batch_size": 8, "data.max_length": 256, **METHODS["full"]}
     found = planned(**changes)
-    room = 0.7 * found["total"] / planning.HEADROOM
+    room = 0.7 * found["total"] / plan.HEADROOM
     advised = planned("--device-memory", str(room / 1e9), **changes)
     assert advised["fits"] is False and advised["advice"][-1]["fits"] is True
     overrides = advised["advice"][-1]["overrides"]

@@ -48,7 +48,7 @@ def problems(params, directory, cfg) -> str:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"peft_type": "IA3"}, "peft_type: found 'IA3'"),
+        ({"peft_type": "VERA"}, "peft_type: found 'VERA'"),
         ({"peft_type": None}, "peft_type"),
         ({"use_dora": "yes"}, "use_dora: found 'yes'"),
         ({"bias": "lora_only"}, "bias: found 'lora_only'"),

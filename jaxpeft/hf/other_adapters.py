@@ -1,0 +1,248 @@
+"""Adapters on the disk that are no LoRA: (IA)^3 in PEFT's format, bottlenecks in ours.
+
+Both are a folder with `adapter_config.json` and `adapter_model.safetensors`, whose keys
+are PEFT's prefix, the module's name and the tensor's. For a bottleneck they are
+`bottleneck_down.weight` (size, out), `bottleneck_down.bias` (size),
+`bottleneck_up.weight` (out, size) and `bottleneck_up.bias` (out), with `peft_type`
+BOTTLENECK and `activation` in the config.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpeft import kernel, tree
+from jaxpeft.adapters.bottleneck import ACTIVATIONS, Bottleneck
+from jaxpeft.adapters.ia3 import IA3
+from jaxpeft.errors import InputError, NumericsError
+from jaxpeft.hf import layout, peft_config, safetensors_file
+from jaxpeft.hf.modules import PREFIX, Module, linear_modules, shortened
+from jaxpeft.hf.replacing import replacing
+from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
+from jaxpeft.models.spec import ModelConfig
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the nodes of one kind are laid out.
+
+    suffixes: {field: the tensor's name after the module's}. settings: what the config
+    says beyond the modules, of {module: node}. build: (base, {field: stack}, scale,
+    module, config) -> node.
+    """
+
+    peft_type: str
+    suffixes: Mapping[str, str]
+    settings: Callable[[Mapping[str, Any]], dict[str, Any]]
+    build: Callable[..., Any]
+
+
+def _ia3(base: Any, stacks: Mapping[str, Any], scale: Any, name: str, cfg: Any) -> IA3:
+    return IA3(base, stacks["gain"], scale, _is_feedforward(name, cfg))
+
+
+def _is_feedforward(module: str, config: Mapping[str, Any]) -> bool:
+    names = config.get("feedforward_modules") or []
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _feedforward(nodes: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {n.rsplit(".", 1)[-1] for n, node in nodes.items() if node.feedforward}
+    return {"feedforward_modules": sorted(chosen), "init_ia3_weights": True}
+
+
+def _bottleneck(
+    base: Any, stacks: Mapping[str, Any], scale: Any, name: str, config: Any
+) -> Bottleneck:
+    kind = config.get("activation")
+    if kind not in ACTIVATIONS:
+        raise InputError(
+            f"{peft_config.CONFIG}: activation: found {kind!r}; handled are "
+            + ", ".join(ACTIVATIONS)
+        )
+    return Bottleneck(base, **stacks, scale=scale, activation=kind)
+
+
+FORMS: dict[type, Form] = {
+    IA3: Form("IA3", {"gain": "ia3_l"}, _feedforward, _ia3),
+    Bottleneck: Form(
+        "BOTTLENECK",
+        {
+            "down": "bottleneck_down.weight",
+            "down_bias": "bottleneck_down.bias",
+            "up": "bottleneck_up.weight",
+            "up_bias": "bottleneck_up.bias",
+        },
+        lambda nodes: {"activation": next(iter(nodes.values())).activation},
+        _bottleneck,
+    ),
+}
+TYPES = {form.peft_type: kind for kind, form in FORMS.items()}
+
+
+def kind_of(params: Mapping[str, Any]) -> type | None:
+    """The kind of the adapters in `params`, if it is one of `FORMS`."""
+    kinds = {type(node) for node in kernel.nodes(params).values()}
+    return next((kind for kind in FORMS if kind in kinds), None)
+
+
+def save(
+    params: Mapping[str, Any], directory: Path, cfg: ModelConfig, base: str | None
+) -> None:
+    """Writes the adapters of `params`, and reads them back to compare.
+
+    Raises InputError where the folder is unwritable, NumericsError where a weight is
+    not finite.
+    """
+    kind = kind_of(params)
+    assert kind is not None
+    form, modules = FORMS[kind], linear_modules(cfg)
+    nodes = {n: k for n, k in kernel.nodes(params).items() if isinstance(k, kind)}
+    written: dict[str, Any] = {}
+    tensors: dict[str, np.ndarray] = {}
+    for name, module in modules.items():
+        node = nodes.get(module.path)
+        at = () if module.layer is None else module.layer
+        if node is None or np.asarray(node.scale)[at] == 0:
+            continue
+        written[name] = node
+        for field, suffix in form.suffixes.items():
+            values = np.asarray(getattr(node, field), np.float32)[at]
+            tensors[f"{PREFIX}{name}.{suffix}"] = _stored(node, field, values)
+    for key, values in tensors.items():
+        if not layout.is_finite(values):
+            raise NumericsError(
+                f"{key} holds NaN or infinity: the training diverged; export an "
+                "earlier checkpoint"
+            )
+    content = {
+        "peft_type": form.peft_type,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "target_modules": shortened(set(written), set(modules)),
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+        "inference_mode": True,
+        **form.settings(written),
+    }
+    with replacing(directory) as partial:
+        safetensors_file.write(
+            partial / peft_config.WEIGHTS,
+            {key: (values.dtype, values.shape) for key, values in tensors.items()},
+            tensors.__getitem__,
+            {"format": "pt"},
+        )
+        text = json.dumps(content, indent=2) + "\n"
+        (partial / peft_config.CONFIG).write_text(text, encoding="utf-8")
+        read = kernel.nodes(load(params, partial, cfg, content))
+        for name, node in nodes.items():
+            used = np.asarray(node.scale) != 0
+            for field in form.suffixes:
+                mine, other = (
+                    np.asarray(getattr(n, field)) for n in (node, read[name])
+                )
+                if not np.array_equal(mine[used], other[used]):
+                    raise RuntimeError(f"{directory}: {name} was not written as it is")
+
+
+def load(
+    params: Mapping[str, Any],
+    directory: Path,
+    cfg: ModelConfig,
+    content: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The params with the adapter of a folder in its places, float32.
+
+    content: its config. Raises InputError where file, config and base do not belong
+    together.
+    """
+    kind = TYPES[content["peft_type"]]
+    form, modules = FORMS[kind], linear_modules(cfg)
+    file = SafetensorsFile(directory / peft_config.WEIGHTS)
+    left, problems = set(file.tensors), []
+    stacks: dict[str, list[str]] = {}
+    for name, module in modules.items():
+        wanted = {f"{PREFIX}{name}.{suffix}" for suffix in form.suffixes.values()}
+        if wanted <= left:
+            left -= wanted
+            stacks.setdefault(module.path, []).append(name)
+    problems += [
+        f"{file.path}: {key!r} belongs to no linear module of this base, or others of "
+        "its module are missing; use the base that the adapter was made for"
+        for key in sorted(left)
+    ]
+    if not stacks and not problems:
+        problems.append(f"{file.path}: adapts nothing; download or export it again")
+    if problems:
+        raise InputError(*problems[:10])
+    kernels = dict(tree.walk(params))
+    changes = {
+        path: _node(kernels[path], names, modules, form, content, file)
+        for path, names in stacks.items()
+    }
+    return tree.replace(params, changes)
+
+
+def _node(
+    base: Any,
+    names: list[str],
+    modules: Mapping[str, Module],
+    form: Form,
+    content: Mapping[str, Any],
+    file: SafetensorsFile,
+) -> Any:
+    """The adapters over one kernel, or stack of them, of the modules `names`."""
+    base = base.base if isinstance(base, tuple(FORMS)) else base
+    layers = base.shape[:-2]
+    scale = np.zeros(layers, np.float32)
+    whole: dict[str, np.ndarray] = {}
+    for name in names:
+        at = () if modules[name].layer is None else modules[name].layer
+        scale[at] = 1.0
+        for field, suffix in form.suffixes.items():
+            key = f"{PREFIX}{name}.{suffix}"
+            tensor = file.tensors[key]
+            if tensor.dtype not in FLOATS:
+                raise InputError(
+                    f"{file.path}: {key!r} has dtype {tensor.dtype}; handled are "
+                    + ", ".join(FLOATS)
+                )
+            values = file.view(key)
+            layout.require_finite(values, f"{file.path}: {key!r}")
+            values = _read(field, np.asarray(values, np.float32))
+            whole.setdefault(field, np.zeros((*layers, *values.shape), np.float32))
+            if whole[field].shape[len(layers) :] != values.shape:
+                raise InputError(
+                    f"{file.path}: {key!r} has another shape than its like"
+                )
+            whole[field][at] = values
+    d_in, d_out = base.shape[-2:]
+    if "gain" in whole:
+        wanted = d_in if _is_feedforward(names[0], content) else d_out
+        found = whole["gain"].shape[-1]
+    else:
+        wanted, found = d_out, whole["up_bias"].shape[-1]
+    if found != wanted:
+        raise InputError(
+            f"{file.path}: {names[0]!r} is {found} wide, and this base needs {wanted}: "
+            "the adapter was made for another one; set model.path to that"
+        )
+    stacks = {field: jnp.asarray(values) for field, values in whole.items()}
+    return form.build(base, stacks, jnp.asarray(scale), names[0], content)
+
+
+def _stored(node: Any, field: str, values: np.ndarray) -> np.ndarray:
+    """A layer's tensor as torch lays it out."""
+    if field == "gain":
+        return values[None, :] if node.feedforward else values[:, None]
+    return np.ascontiguousarray(values.T) if values.ndim == 2 else values
+
+
+def _read(field: str, values: np.ndarray) -> np.ndarray:
+    """Undoes `_stored`."""
+    return values.reshape(-1) if field == "gain" else values.T

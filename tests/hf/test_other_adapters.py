@@ -1,0 +1,99 @@
+"""(IA)^3 exchanged with peft, and bottleneck adapters in a format of ours."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from jaxpeft import adapters, hf, tree
+from jaxpeft.errors import InputError
+
+IA3_ROWS = {
+    "usual": {},
+    "by name": {
+        "target_modules": ["q_proj", "up_proj", "down_proj"],
+        "feedforward_modules": ["down_proj"],
+    },
+    "all feed-forward": {
+        "target_modules": ["gate_proj"],
+        "feedforward_modules": ["gate_proj"],
+    },
+}
+
+
+def moved(params):
+    trainable, frozen = tree.partition(params, adapters.trainable_mask(params))
+    rng = np.random.default_rng(0)
+
+    def away(x):
+        return x + jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32)
+
+    return tree.combine(jax.tree.map(away, trainable), frozen)
+
+
+@pytest.mark.parametrize("name", IA3_ROWS)
+def test_what_peft_writes_loads_here_and_back(
+    name, base, params, cfg, tmp_path, logits_here, logits_there
+):
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM.from_pretrained(base)
+    config = peft.IA3Config(task_type="CAUSAL_LM", **IA3_ROWS[name])
+    there = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for path, parameter in there.named_parameters():
+            if "ia3_l" in path:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    there.save_pretrained(tmp_path / "there")
+    loaded = hf.load_adapter(params, tmp_path / "there", cfg)
+    expected = logits_there(there)
+    assert abs(expected - logits_here(params, cfg)).max() > 1e-3
+    np.testing.assert_allclose(logits_here(loaded, cfg), expected, atol=1e-4)
+    hf.save_adapter(loaded, tmp_path / "here", cfg, base="org/model")
+    fresh = transformers.LlamaForCausalLM.from_pretrained(base)
+    again = peft.PeftModel.from_pretrained(fresh, tmp_path / "here")
+    np.testing.assert_allclose(logits_there(again), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["ia3", "bottleneck"])
+@pytest.mark.parametrize("targets", [None, r".*layers\.[02]\.mlp\.down_proj"])
+def test_written_and_read_again(method, targets, params, cfg, tmp_path, logits_here):
+    rules = {"method": method} | ({"target_modules": targets} if targets else {})
+    rules |= {"reduction_factor": 4.0} if method == "bottleneck" else {}
+    adapted = moved(adapters.inject(params, rules, jax.random.key(0)))
+    hf.save_adapter(adapted, tmp_path, cfg, base="org/model")
+    again = hf.load_adapter(params, tmp_path, cfg)
+    np.testing.assert_array_equal(logits_here(again, cfg), logits_here(adapted, cfg))
+    over = hf.load_adapter(
+        adapters.inject(params, rules, jax.random.key(1)), tmp_path, cfg
+    )
+    np.testing.assert_array_equal(logits_here(over, cfg), logits_here(adapted, cfg))
+    content = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert content["base_model_name_or_path"] == "org/model"
+
+
+def test_another_base_is_refused(params, cfg, tmp_path, make_llama):
+    adapted = adapters.inject(
+        params, {"method": "bottleneck", "reduction_factor": 4.0}, jax.random.key(0)
+    )
+    hf.save_adapter(adapted, tmp_path, cfg)
+    other = make_llama(hidden_size=64)
+    with pytest.raises(InputError, match="made for"):
+        hf.load_adapter(other.params, tmp_path, other.cfg)
+
+
+def test_a_missing_tensor_is_named(params, cfg, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    adapted = adapters.inject(params, {"method": "ia3"}, jax.random.key(0))
+    hf.save_adapter(adapted, tmp_path, cfg)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    key = next(iter(tensors))
+    tensors[key.replace("k_proj", "x_proj")] = tensors.pop(key)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="x_proj"):
+        hf.load_adapter(params, tmp_path, cfg)
