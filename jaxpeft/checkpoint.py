@@ -49,7 +49,8 @@ class Checkpoints:
         directory: made at the first save; nothing is written before.
         save_total_limit: sealed steps to keep, the newest ones; None keeps all.
         fingerprint: what a resumed run must have in common with the saved one, such as
-            the digests of `config`, `data` and `base`.
+            the digests of `data` and `base`; where it is the JSON of settings, what
+            differs is named.
     """
 
     def __init__(
@@ -260,7 +261,11 @@ class Checkpoints:
 
     def _compare_fingerprint(self, folder: Path, stored: dict[str, str]) -> None:
         names = {**self._fingerprint, **stored}
-        changed = [n for n in names if stored.get(n) != self._fingerprint.get(n)]
+        changed = [
+            n + _differences(stored.get(n), self._fingerprint.get(n))
+            for n in names
+            if stored.get(n) != self._fingerprint.get(n)
+        ]
         if changed:
             raise InputError(
                 f"{' and '.join(changed)} changed since checkpoint {folder} was "
@@ -276,6 +281,28 @@ class Checkpoints:
 
     def _unsealed(self, step: int) -> Path:
         return self.directory / f"{step}.unsealed"
+
+
+def _differences(then: str | None, now: str | None) -> str:
+    """ " (key: 1 then, 2 now; ...)" where both are JSON objects of settings."""
+    try:
+        before, after = (_flat(json.loads(text or "")) for text in (then, now))
+    except (ValueError, AttributeError):
+        return ""  # a digest
+    named = [
+        f"{key}: {json.dumps(before.get(key))} then, {json.dumps(after.get(key))} now"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+    return f" ({'; '.join(named[:5])}{'; ...' if len(named) > 5 else ''})"
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _make_orbax() -> ocp.AsyncCheckpointer:

@@ -1,6 +1,5 @@
 """A run before its first step: everything that it works with, and nothing written."""
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -121,9 +120,8 @@ class Run:
             # What is evaluated, and when, then decides what the steps compute.
             settings["training"]["eval_steps"] = self.cfg.training.eval_steps
             settings["evaluation"] = self.evaluation.fingerprint
-        text = json.dumps(settings, sort_keys=True)
         return {
-            "config": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+            "config": json.dumps(settings, sort_keys=True),
             "data": self.batches.fingerprint,
             "base": hf.fingerprint(self.base.directory),
         }

@@ -166,10 +166,12 @@ def test_another_configuration_data_or_base_is_refused(
     config = base / "config.json"
     config.write_text(config.read_text() + "\n")
     for words, changes in {
-        "config changed since": {"optimizer.learning_rate": 2e-2},
+        "config (optimizer.learning_rate: 0.01 then, 0.02 now) changed since": {
+            "optimizer.learning_rate": 2e-2
+        },
         "data changed since": {"data.train": {"path": files["eval"]}},
         "base changed since": {"model": {"path": str(base), "dtype": "float32"}},
-        "config and data changed": {"seed": 1},
+        "config (seed: 42 then, 1 now) and data changed": {"seed": 1},
     }.items():
         done = trained("run", **changes)
         assert done.code == 2 and words in done.err
