@@ -7,7 +7,6 @@ are PEFT's prefix, the module's name and the tensor's. For a bottleneck they are
 BOTTLENECK and `activation` in the config.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ import numpy as np
 from jaxpeft import kernel, tree
 from jaxpeft.adapters.bottleneck import ACTIVATIONS, Bottleneck
 from jaxpeft.adapters.ia3 import IA3
-from jaxpeft.errors import InputError, NumericsError
-from jaxpeft.hf import layout, peft_config, safetensors_file
+from jaxpeft.errors import InputError
+from jaxpeft.hf import layout, peft_config
+from jaxpeft.hf.adapter_folder import writing
 from jaxpeft.hf.modules import PREFIX, Module, linear_modules, shortened
-from jaxpeft.hf.replacing import replacing
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig
 
@@ -114,12 +113,6 @@ def save(
         for field, suffix in form.suffixes.items():
             values = np.asarray(getattr(node, field), np.float32)[at]
             tensors[f"{PREFIX}{name}.{suffix}"] = _stored(node, field, values)
-    for key, values in tensors.items():
-        if not layout.is_finite(values):
-            raise NumericsError(
-                f"{key} holds NaN or infinity: the training diverged; export an "
-                "earlier checkpoint"
-            )
     content = {
         "peft_type": form.peft_type,
         "task_type": "CAUSAL_LM",
@@ -130,15 +123,7 @@ def save(
         "inference_mode": True,
         **form.settings(written),
     }
-    with replacing(directory) as partial:
-        safetensors_file.write(
-            partial / peft_config.WEIGHTS,
-            {key: (values.dtype, values.shape) for key, values in tensors.items()},
-            tensors.__getitem__,
-            {"format": "pt"},
-        )
-        text = json.dumps(content, indent=2) + "\n"
-        (partial / peft_config.CONFIG).write_text(text, encoding="utf-8")
+    with writing(directory, tensors, content) as partial:
         read = kernel.nodes(load(params, partial, cfg, content))
         for name, node in nodes.items():
             used = np.asarray(node.scale) != 0

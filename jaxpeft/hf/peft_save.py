@@ -1,6 +1,5 @@
 """Writing the LoRA nodes of a params mapping as a PEFT adapter."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -12,11 +11,11 @@ import numpy as np
 from jaxpeft import kernel, tree
 from jaxpeft.adapters.dora import DoRA
 from jaxpeft.adapters.lora import LoRA
-from jaxpeft.errors import InputError, NumericsError
-from jaxpeft.hf import layout, other_adapters, peft_config, safetensors_file
+from jaxpeft.errors import InputError
+from jaxpeft.hf import other_adapters
+from jaxpeft.hf.adapter_folder import writing
 from jaxpeft.hf.modules import Module, last, linear_modules, shortened
 from jaxpeft.hf.peft_load import keys, load_adapter
-from jaxpeft.hf.replacing import replacing
 from jaxpeft.models.spec import ModelConfig
 
 
@@ -67,21 +66,7 @@ def save_adapter(
     tensors = {}
     for name, adapter in adapters.items():
         tensors.update(adapter.tensors(name))
-    for key, values in tensors.items():
-        if not layout.is_finite(values):
-            raise NumericsError(
-                f"{key} holds NaN or infinity: the training diverged; export an "
-                "earlier checkpoint"
-            )
-    with replacing(directory) as partial:
-        safetensors_file.write(
-            partial / peft_config.WEIGHTS,
-            {key: (values.dtype, values.shape) for key, values in tensors.items()},
-            tensors.__getitem__,
-            {"format": "pt"},
-        )
-        text = json.dumps(config, indent=2) + "\n"
-        (partial / peft_config.CONFIG).write_text(text, encoding="utf-8")
+    with writing(directory, tensors, config) as partial:
         _verify(params, partial, cfg)
 
 
