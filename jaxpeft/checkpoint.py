@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
-from jaxpeft import manifest
+from jaxpeft import manifest, tree
 from jaxpeft.console import warn
 from jaxpeft.errors import InputError
 
@@ -284,9 +284,10 @@ class Checkpoints:
 
 
 def _differences(then: str | None, now: str | None) -> str:
-    """ " (key: 1 then, 2 now; ...)" where both are JSON objects of settings."""
+    """What differs, in brackets, where both are JSON objects of settings, or ""."""
     try:
-        before, after = (_flat(json.loads(text or "")) for text in (then, now))
+        texts = (json.loads(text or "") for text in (then, now))
+        before, after = (dict(tree.walk(settings)) for settings in texts)
     except (ValueError, AttributeError):
         return ""  # a digest
     named = [
@@ -295,14 +296,6 @@ def _differences(then: str | None, now: str | None) -> str:
         if before.get(key) != after.get(key)
     ]
     return f" ({'; '.join(named[:5])}{'; ...' if len(named) > 5 else ''})"
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return found
 
 
 def _make_orbax() -> ocp.AsyncCheckpointer:

@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         for line in lines(found, room):
             console.say(line)
     advice = []
-    if room is not None and not found.fits(HEADROOM * room):
+    if room is not None and not _fits(found, room):
         usable = HEADROOM * room
         for one in planning.advise(reopen, found, mesh, usable, **how):
             advice.append(one)
@@ -125,7 +125,7 @@ def lines(plan: "Plan", room: float | None) -> list[str]:
         text.append("devices send each other nothing")
     if room is None:
         text.append("whether it fits: name the memory of a device, --device-memory GB")
-    elif plan.fits(HEADROOM * room):
+    elif _fits(plan, room):
         text.append(
             f"fits: {plan.total / 1e9:,.2f} GB, {plan.total / room:.0%} of the "
             f"{room / 1e9:,.1f} GB of a device"
@@ -154,20 +154,24 @@ def as_json(plan: "Plan", room: float | None, advice: Sequence[Any]) -> dict[str
     names = "parameters trainable weights adapters optimizer batch activations".split()
     names += "temporaries total flops sent mesh devices simulated whole".split()
     found: dict[str, Any] = {name: getattr(plan, name) for name in names}
-    found["fits"] = None if room is None else plan.fits(HEADROOM * room)
+    found["fits"] = None if room is None else _fits(plan, room)
     found["advice"] = [
         {
             "overrides": list(one.overrides),
             "total": one.plan.total,
-            "fits": None if room is None else one.plan.fits(HEADROOM * room),
+            "fits": None if room is None else _fits(one.plan, room),
         }
         for one in advice
     ]
     return found
 
 
+def _fits(plan: "Plan", room: float) -> bool:
+    return plan.fits(HEADROOM * room)
+
+
 def _verdict(plan: "Plan", room: float) -> str:
-    if plan.fits(HEADROOM * room):
+    if _fits(plan, room):
         return "The last line fits."
     return (
         "Nothing of this is enough: take more devices or larger ones, a smaller model, "

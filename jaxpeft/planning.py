@@ -140,8 +140,8 @@ def advise(
     """Change after change, the cheaper ones first, until the run fits.
 
     reopen: the configuration with overrides. first: its plan without any. room: bytes
-    of a device that it may take. how: the
-    keywords of `plan`. What saves less than 2 % is left out again.
+    of a device that it may take. how: the keywords of `plan`. What saves less than 2 %
+    is left out again.
     """
     best, taken = first, ()
     for change in _changes(reopen(()), first.devices):

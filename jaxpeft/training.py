@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,8 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
     exit code.
     """
     cluster.require_same(
-        _flat(cfg.model_dump(mode="json")), "start all with the same configuration"
+        dict(tree.walk(cfg.model_dump(mode="json"))),
+        "start all with the same configuration",
     )
     check_output(Path(cfg.output_dir), resume)
     # Before any of them can write there.
@@ -254,17 +254,6 @@ def _asked_to_stop(interrupt: Interrupt, step: int) -> str:
     if cluster.is_shared():
         return "SIGTERM" if cluster.preempted(step) else ""
     return interrupt.signal.name if interrupt.signal else ""
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of nested settings."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        flat |= (
-            _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-        )
-    return flat
 
 
 def _short(text: str, most: int = 300) -> str:

@@ -57,8 +57,9 @@ def test_the_compiler_counts_the_same_where_nothing_loops():
     x, w = jnp.ones((64, 128)), jnp.ones((128, 256))
 
     def function(x, w):
-        return ((x @ w) @ w.T).sum()
+        return jnp.sum(jnp.sin(x @ w) @ w.T)
 
-    compiled = jax.jit(jax.grad(function)).lower(x, w).compile()
-    theirs = compiled.cost_analysis()["flops"]
-    assert of(jax.grad(function), x, w) >= theirs * 0.6
+    compiled = jax.jit(jax.value_and_grad(function)).lower(x, w).compile()
+    theirs = compiled.cost_analysis()["flops"]  # elementwise work too
+    ours = of(jax.value_and_grad(function), x, w)
+    assert 0.9 * theirs < ours <= theirs

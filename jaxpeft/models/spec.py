@@ -6,6 +6,19 @@ from typing import Any, Literal
 
 Axes = tuple[str | None, ...]
 
+# A layer's norms by `ModelConfig.norms`, under Hugging Face's names: before and after
+# attention, before and after the MLP.
+NORMS: dict[str, tuple[str | None, ...]] = {
+    "before": ("input_layernorm", None, "post_attention_layernorm", None),
+    "after": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "both": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Rope:

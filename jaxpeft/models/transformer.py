@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxpeft import sharding
 from jaxpeft.models import rope
 from jaxpeft.models.attention import Scores, attend, attend_cached
-from jaxpeft.models.spec import ModelConfig
+from jaxpeft.models.spec import NORMS, ModelConfig
 
 Params = Mapping[str, Any]
 
@@ -32,19 +32,6 @@ POLICIES = {
     "none": jax.checkpoint_policies.save_only_these_names(*KEPT, "gate", "up"),
     "dots": jax.checkpoint_policies.save_only_these_names(*KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-# The norms before and after attention, before and after the MLP, by `cfg.norms`.
-PLACES: dict[str, tuple[str | None, ...]] = {
-    "before": ("input_layernorm", None, "post_attention_layernorm", None),
-    "after": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
-    "both": (
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "post_feedforward_layernorm",
-    ),
 }
 
 
@@ -279,7 +266,7 @@ def _layer(
     cfg: ModelConfig,
 ) -> Array:
     """x + attention(x), then + mlp(x), with norms around; x is (batch, seq, hidden)."""
-    before_attention, after_attention, before_mlp, after_mlp = PLACES[cfg.norms]
+    before_attention, after_attention, before_mlp, after_mlp = NORMS[cfg.norms]
 
     def normed(x: Array, name: str | None) -> Array:
         return x if name is None else norm(x, layer[name], cfg)

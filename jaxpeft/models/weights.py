@@ -4,19 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxpeft.models.spec import ModelConfig, ParamSpec
-
-# A layer's norms under Hugging Face's names, by `ModelConfig.norms`.
-NORMS = {
-    "before": ("input_layernorm", "post_attention_layernorm"),
-    "after": ("post_attention_layernorm", "post_feedforward_layernorm"),
-    "both": (
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "post_feedforward_layernorm",
-    ),
-}
+from jaxpeft.models.spec import NORMS, ModelConfig, ParamSpec
 
 
 def param_specs(cfg: ModelConfig) -> dict:
@@ -72,7 +60,7 @@ def param_specs(cfg: ModelConfig) -> dict:
                 cfg.head_dim if of_head else width,
                 None if of_head else "heads",
             )
-    layers = {name: norm(name) for name in NORMS[cfg.norms]}
+    layers = {name: norm(name) for name in NORMS[cfg.norms] if name}
     layers["self_attn"] = self_attn
     layers["mlp"] = {
         **wide,
