@@ -9,6 +9,9 @@ from jaxpeft.errors import InputError, suggest
 
 ALL_LINEAR = "all-linear"
 STACK = "layers"  # the path component under which weights carry a layer axis
+KERNEL, EMBEDDING = "kernel", "embedding"  # names of leaves
+
+Names = str | Sequence[str]
 
 
 def linear_modules(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -16,11 +19,19 @@ def linear_modules(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
     The path is Hugging Face's without the layer number: "model.layers.mlp.up_proj".
     """
-    suffix = ".kernel"
+    return _modules(params, KERNEL)
+
+
+def embeddings(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Likewise of the tables that tokens are looked up in."""
+    return _modules(params, EMBEDDING)
+
+
+def _modules(params: Mapping[str, Any], leaf: str) -> dict[str, tuple[int, ...]]:
     return {
-        name.removesuffix(suffix): tuple(value.shape[:-2])
+        name.removesuffix(f".{leaf}"): tuple(value.shape[:-2])
         for name, value in tree.walk(params)
-        if name.endswith(suffix)
+        if name.endswith(f".{leaf}")
     }
 
 
@@ -33,24 +44,124 @@ def module_names(path: str, layers: tuple[int, ...]) -> list[str]:
 
 
 def select(
-    params: Mapping[str, Any], target_modules: str | Sequence[str]
+    params: Mapping[str, Any],
+    target_modules: Names,
+    *,
+    exclude_modules: Names | None = None,
+    layers_to_transform: int | Sequence[int] | None = None,
 ) -> dict[str, list[bool]]:
     """{path: for each layer whether it is targeted} for the modules that match.
 
     A list matches whole names or their last components (`q_proj`), a string is a
     regular expression that must match the whole name (`model.layers.0.mlp.up_proj`),
-    "all-linear" is every linear module but the head. Raises InputError for a pattern
-    that matches nothing, with the names that come near.
+    "all-linear" is every linear module but the head. exclude_modules: names or an
+    expression of what is left out all the same. layers_to_transform: the numbers of the
+    layers that are adapted, of modules named by a list or "all-linear". Raises
+    InputError for a pattern that matches nothing, with the names that come near.
     """
-    modules = linear_modules(params)
+    modules = {**linear_modules(params), **embeddings(params)}
     names = {path: module_names(path, layers) for path, layers in modules.items()}
     if target_modules == ALL_LINEAR:
-        return {
-            path: [True] * len(hf) for path, hf in names.items() if path != "lm_head"
+        usual = linear_modules(params)
+        chosen = {
+            path: [True] * len(hf)
+            for path, hf in names.items()
+            if path != "lm_head" and path in usual
         }
-    if isinstance(target_modules, str):
-        return _select_pattern(target_modules, names)
-    return _select_names(list(target_modules), names)
+    elif isinstance(target_modules, str):
+        chosen = _select_pattern(target_modules, names)
+    else:
+        chosen = _select_names(list(target_modules), names)
+    if layers_to_transform is not None and layers_to_transform != []:
+        if isinstance(target_modules, str) and target_modules != ALL_LINEAR:
+            raise InputError(
+                f"adapter.layers_to_transform: found {layers_to_transform!r} beside an "
+                "expression, which alone decides; name the layers in it, or give "
+                "target_modules as a list"
+            )
+        chosen = _in_layers(chosen, modules, layers_to_transform)
+    if exclude_modules:
+        chosen = {
+            path: [
+                hit and not _is_named(n, exclude_modules) for n, hit in zip(hf, hits)
+            ]
+            for path, hits in chosen.items()
+            for hf in [names[path]]
+        }
+    chosen = {path: hits for path, hits in chosen.items() if any(hits)}
+    if not chosen:
+        raise InputError(
+            f"adapter.exclude_modules: {exclude_modules!r} and layers_to_transform "
+            f"{layers_to_transform!r} leave nothing of target_modules "
+            f"{target_modules!r}; take some out"
+        )
+    return chosen
+
+
+def _in_layers(
+    chosen: Mapping[str, list[bool]],
+    modules: Mapping[str, tuple[int, ...]],
+    wanted: int | Sequence[int],
+) -> dict[str, list[bool]]:
+    """What is left where only layers of these numbers count."""
+    numbers = [wanted] if isinstance(wanted, int) else list(wanted)
+    count = max((layers[0] for layers in modules.values() if layers), default=0)
+    beyond = [number for number in numbers if not 0 <= number < count]
+    if beyond:
+        raise InputError(
+            f"adapter.layers_to_transform: found {beyond[0]}; the model's layers are "
+            f"0 to {count - 1}"
+        )
+
+    def inside(path: str, index: int, hits: Sequence[bool]) -> bool:
+        layers = modules[path]
+        return bool(layers) and index * layers[0] // len(hits) in numbers
+
+    return {
+        path: [hit and inside(path, i, hits) for i, hit in enumerate(hits)]
+        for path, hits in chosen.items()
+    }
+
+
+def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """The value of the first pattern that a module's name ends with, as in PEFT."""
+    for pattern, value in patterns.items():
+        try:
+            hit = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as error:
+            raise InputError(
+                f"adapter: the pattern {pattern!r} is no regular expression: {error}"
+            ) from None
+        if hit:
+            return value
+    return default
+
+
+def require_hits(
+    section: str, patterns: Mapping[str, Any], names: Sequence[str]
+) -> None:
+    """Raises InputError for a pattern that none of the adapted modules' names has."""
+    idle = [
+        pattern
+        for pattern in patterns
+        if not any(by_pattern({pattern: True}, name, False) for name in names)
+    ]
+    if idle:
+        short = dict.fromkeys(name.rsplit(".", 1)[-1] for name in names)
+        raise InputError(
+            *(
+                f"adapter.{section}: {pattern!r} matches no adapted module"
+                + suggest(pattern, short)
+                for pattern in idle
+            )
+        )
+
+
+def _is_named(name: str, wanted: Names) -> bool:
+    """Whether names, or an expression, mean the module of this whole name."""
+    if isinstance(wanted, str):
+        return bool(re.fullmatch(wanted, name))
+    return any(name == entry or name.endswith(f".{entry}") for entry in wanted)
 
 
 def _select_pattern(pattern: str, names: dict[str, list[str]]) -> dict:
@@ -70,13 +181,10 @@ def _select_pattern(pattern: str, names: dict[str, list[str]]) -> dict:
 
 
 def _select_names(wanted: list[str], names: dict[str, list[str]]) -> dict:
-    def hit(name: str, entry: str) -> bool:
-        return name == entry or name.endswith("." + entry)
-
     missing = [
         entry
         for entry in wanted
-        if not any(hit(name, entry) for hf in names.values() for name in hf)
+        if not any(_is_named(name, [entry]) for hf in names.values() for name in hf)
     ]
     if missing:
         raise InputError(
@@ -87,9 +195,7 @@ def _select_names(wanted: list[str], names: dict[str, list[str]]) -> dict:
             "adapter.target_modules: found an empty list; name at least one module, "
             f"or {ALL_LINEAR!r}"
         )
-    chosen = {
-        p: [any(hit(n, e) for e in wanted) for n in hf] for p, hf in names.items()
-    }
+    chosen = {p: [_is_named(n, wanted) for n in hf] for p, hf in names.items()}
     return {path: hits for path, hits in chosen.items() if any(hits)}
 
 
