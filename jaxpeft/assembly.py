@@ -81,7 +81,11 @@ def places(
     """Where everything lies, given the parameters (arrays or shapes), adapters in."""
     specs = dict(tree.walk(models.param_specs(model)))
     axes = {
-        name: kernel.axes_of(value, specs[name].axes)
+        name: kernel.axes_of(
+            value,
+            # Virtual tokens are no weight of the model, and are whole everywhere.
+            specs[name].axes if name in specs else (None,) * len(value.shape),
+        )
         for name, value in tree.walk(params)
     }
     placed = sharding.of(mesh, tree.replace(params, axes), params)

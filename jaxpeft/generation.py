@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxpeft import tree
 from jaxpeft.errors import InputError
-from jaxpeft.models import ModelConfig, init_cache
+from jaxpeft.models import ModelConfig, start_cache
 from jaxpeft.models.transformer import decode
 
 PROMPT_MULTIPLE = 32  # prompts are padded to multiples, so that few lengths compile
@@ -108,9 +108,8 @@ def _generate(
     key = jax.random.wrap_key_data(key)
     batch, width = tokens.shape
     embedding = params["model"]["embed_tokens"]["embedding"]
-    cache = init_cache(
-        cfg, batch, width + max_new_tokens, cfg.activation_dtype or embedding.dtype
-    )
+    dtype = cfg.activation_dtype or embedding.dtype
+    cache = start_cache(params, cfg, batch, width + max_new_tokens, dtype)
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0).astype(jnp.int32)
     logits, cache = decode(
         params, tokens, cfg, cache, positions=positions, valid=valid, last_only=True

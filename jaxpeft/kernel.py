@@ -1,6 +1,7 @@
 """What stands in a params tree where a matrix stood: anything with `x @ kernel`."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -76,6 +77,44 @@ def product(subscripts: str, left: Array, right: Array) -> Array:
 def nodes(params: Mapping) -> dict[str, Any]:
     """{dotted name: kernel} for the adapters and quantized weights in `params`."""
     return {name: leaf for name, leaf in tree.walk(params) if is_node(leaf)}
+
+
+def layer(node: Any, index: int) -> Any:
+    """One layer of a stacked kernel; what its layers share goes along whole."""
+    shared = {name: getattr(node, name) for name in getattr(node, "SHARED", ())}
+    own = dataclasses.replace(node, **dict.fromkeys(shared))
+    return dataclasses.replace(jax.tree.map(lambda x: x[index], own), **shared)
+
+
+def shared_apart(layers: Mapping) -> tuple[Mapping, Callable[[Mapping], Mapping]]:
+    """(what has a layer axis, the function that completes one layer of it).
+
+    For a scan over layers: what a kernel names in `SHARED` stays outside of it.
+    """
+    shared = {
+        name: {field: getattr(node, field) for field in node.SHARED}
+        for name, node in nodes(layers).items()
+        if hasattr(node, "SHARED")
+    }
+    if not shared:
+        return layers, lambda layer: layer
+    found = nodes(layers)
+    apart = {
+        name: dataclasses.replace(found[name], **dict.fromkeys(fields))
+        for name, fields in shared.items()
+    }
+
+    def complete(layer: Mapping) -> Mapping:
+        own = nodes(layer)
+        return tree.replace(
+            layer,
+            {
+                name: dataclasses.replace(own[name], **fields)
+                for name, fields in shared.items()
+            },
+        )
+
+    return tree.replace(layers, apart), complete
 
 
 def with_dropout(params: Mapping, key: Array) -> Mapping:

@@ -74,7 +74,7 @@ def _count(value: Any) -> int:
     if own is None:  # a quantized weight
         return math.prod(value.shape) if jax.tree.leaves(value) else 0
     rest = [x for name in own if (x := getattr(value, name)) is not None]
-    return tree.count(rest) + _count(value.base)
+    return tree.count(rest) + _count(getattr(value, "base", {}))
 
 
 def _bytes(value: Any) -> int:

@@ -15,6 +15,8 @@ from jaxpeft.adapters.dora import DoRA, dora
 from jaxpeft.adapters.ia3 import IA3, ia3
 from jaxpeft.adapters.lora import LoRA, lora, lora_fa
 from jaxpeft.adapters.saved import Saved
+from jaxpeft.adapters.vera import VeRA, vera
+from jaxpeft.adapters.virtual import Virtual, prefix_tuning, prompt_tuning
 from jaxpeft.config import Table, check_call
 from jaxpeft.errors import InputError
 
@@ -26,6 +28,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "ia3": ia3,
     "lora": lora,
     "lora_fa": lora_fa,
+    "vera": vera,
 }
 # Where `target_modules` says nothing; the others adapt all linear modules.
 DEFAULT_TARGETS: dict[str, list[str]] = {
@@ -42,12 +45,14 @@ def bitfit() -> None:
     """BitFit (Ben Zaken et al., 2022): the biases of the base train, nothing else."""
 
 
+# Those that add virtual tokens: `method(params, key, **settings)`.
+VIRTUAL = {"prefix_tuning": prefix_tuning, "prompt_tuning": prompt_tuning}
 TABLE = Table(
-    {**METHODS, "bitfit": bitfit, "full": full},
-    given={"base", "key", "module", "names"},
+    {**METHODS, **VIRTUAL, "bitfit": bitfit, "full": full},
+    given={"base", "params", "key", "module", "names", "widest"},
 )
 # Methods without an adapter at any kernel.
-WITHOUT = ("bitfit", "full")
+WITHOUT = ("bitfit", "full", *VIRTUAL)
 
 __all__ = [
     "METHODS",
@@ -57,6 +62,8 @@ __all__ = [
     "IA3",
     "LoRA",
     "Saved",
+    "VeRA",
+    "Virtual",
     "bottleneck",
     "dora",
     "ia3",
@@ -64,7 +71,10 @@ __all__ = [
     "lora",
     "lora_fa",
     "merge",
+    "prefix_tuning",
+    "prompt_tuning",
     "trainable_mask",
+    "vera",
 ]
 
 
@@ -78,7 +88,8 @@ def inject(
     `layers_to_transform` (see `targets.select`), `modules_to_save` and `bias`, which
     say what of the base trains besides (see `saved`), and the method's own keyword
     arguments. The model computes the same function until the adapters train. What
-    trains is float32 whatever the base's dtype. Method "bitfit" trains biases alone;
+    trains is float32 whatever the base's dtype. Virtual tokens (`virtual`) alone change
+    the function at once. Method "bitfit" trains biases alone;
     "full" adds nothing: then the base itself trains, in the dtype that it has.
     Raises InputError for an unknown method or key, a pattern that matches nothing, a
     rank that does not fit.
@@ -100,6 +111,8 @@ def inject(
         return dict(params)
     if name == "bitfit":
         return _with_biases(params)
+    if name in VIRTUAL:
+        return VIRTUAL[name](params, key, **settings)
     whole = saved.saved_names(params, to_save)
     chosen = targets.select(params, pattern, **within)
     chosen = {path: layers for path, layers in chosen.items() if path not in whole}
@@ -125,10 +138,16 @@ def _nodes(
     everything = [name for several in names.values() for name in several]
     for section in ("rank_pattern", "alpha_pattern"):
         targets.require_hits(section, settings.get(section) or {}, everything)
+    shapes = [
+        leaves[f"{path}.{targets.KERNEL}"].shape[-2:]
+        for path in chosen
+        if path in targets.linear_modules(params)
+    ]
+    widest = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
     changes = {}
     for index, (path, layers) in enumerate(sorted(chosen.items())):
         node_key = jax.random.fold_in(key, index)
-        given = {"module": path, "names": names[path]}
+        given = {"module": path, "names": names[path], "widest": widest}
         given = {name: value for name, value in given.items() if name in parameters}
         if path in targets.linear_modules(params):
             leaf, make = f"{path}.{targets.KERNEL}", METHODS[method]
@@ -200,8 +219,7 @@ def merge(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
         target = dtype or _base_dtype(node)
         if len(node.shape) <= 2:
             return node.dense().astype(target)
-        layers = range(node.shape[0])
-        slices = [jax.tree.map(lambda x, i=i: x[i], node) for i in layers]
+        slices = (kernel.layer(node, i) for i in range(node.shape[0]))
         return jnp.asarray(
             np.stack([np.asarray(s.dense().astype(target)) for s in slices])
         )
@@ -212,8 +230,9 @@ def merge(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
     for name, node in nodes.items():
         bias = name.removesuffix("kernel") + "bias"
         if hasattr(node, "dense_bias") and bias in leaves:
-            found = changes.get(bias, leaves[bias])
-            changes[bias] = node.dense_bias(found).astype(dtype or found.dtype)
+            found = changes[bias] if bias in changes else leaves[bias]
+            stored = dtype or leaves[bias].dtype
+            changes[bias] = node.dense_bias(found).astype(stored)
     return tree.replace(params, changes)
 
 

@@ -1,6 +1,6 @@
-"""Adapters on the disk that are no LoRA: (IA)^3 in PEFT's format, bottlenecks in ours.
+"""Adapters on the disk that are no LoRA: (IA)^3, VeRA as PEFT's, bottlenecks as ours.
 
-Both are a folder with `adapter_config.json` and `adapter_model.safetensors`, whose keys
+All are a folder with `adapter_config.json` and `adapter_model.safetensors`, whose keys
 are PEFT's prefix, the module's name and the tensor's. For a bottleneck they are
 `bottleneck_down.weight` (size, out), `bottleneck_down.bias` (size),
 `bottleneck_up.weight` (out, size) and `bottleneck_up.bias` (out), with `peft_type`
@@ -18,10 +18,12 @@ import numpy as np
 from jaxpeft import kernel, tree
 from jaxpeft.adapters.bottleneck import ACTIVATIONS, Bottleneck
 from jaxpeft.adapters.ia3 import IA3
+from jaxpeft.adapters.vera import VeRA
 from jaxpeft.errors import InputError
-from jaxpeft.hf import layout, peft_config
+from jaxpeft.hf import layout, peft_config, saved_weights
 from jaxpeft.hf.adapter_folder import writing
 from jaxpeft.hf.modules import PREFIX, Module, linear_modules, shortened
+from jaxpeft.hf.peft_config import AdapterConfig
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig
 
@@ -32,16 +34,21 @@ class Form:
 
     suffixes: {field: the tensor's name after the module's}. settings: what the config
     says beyond the modules, of {module: node}. build: (base, {field: stack}, scale,
-    module, config) -> node.
+    module, config, {key: tensor of no module}) -> node. shared: the tensors of no
+    module, by their keys, of {module: node}.
     """
 
     peft_type: str
     suffixes: Mapping[str, str]
     settings: Callable[[Mapping[str, Any]], dict[str, Any]]
     build: Callable[..., Any]
+    shared: Callable[[Mapping[str, Any]], dict[str, np.ndarray]] = lambda nodes: {}
+    shared_keys: tuple[str, ...] = ()
 
 
-def _ia3(base: Any, stacks: Mapping[str, Any], scale: Any, name: str, cfg: Any) -> IA3:
+def _ia3(
+    base: Any, stacks: Mapping[str, Any], scale: Any, name: str, cfg: Any, shared: Any
+) -> IA3:
     return IA3(base, stacks["gain"], scale, _is_feedforward(name, cfg))
 
 
@@ -56,7 +63,12 @@ def _feedforward(nodes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bottleneck(
-    base: Any, stacks: Mapping[str, Any], scale: Any, name: str, config: Any
+    base: Any,
+    stacks: Mapping[str, Any],
+    scale: Any,
+    name: str,
+    config: Any,
+    shared: Any,
 ) -> Bottleneck:
     kind = config.get("activation")
     if kind not in ACTIVATIONS:
@@ -67,7 +79,75 @@ def _bottleneck(
     return Bottleneck(base, **stacks, scale=scale, activation=kind)
 
 
+VERA_A, VERA_B = "base_model.vera_A", "base_model.vera_B"
+
+
+def _vera(
+    base: Any,
+    stacks: Mapping[str, Any],
+    scale: Any,
+    name: str,
+    config: Any,
+    shared: Mapping[str, np.ndarray],
+) -> VeRA:
+    a, b, (d_in, d_out) = shared[VERA_A], shared[VERA_B], base.shape[-2:]
+    if a.shape[-1] < d_in or b.shape[0] < d_out:
+        raise InputError(
+            f"{peft_config.WEIGHTS}: {VERA_A!r} {a.shape} and {VERA_B!r} {b.shape} are "
+            f"too small for {name!r}, {d_in} x {d_out}: the adapter was made for "
+            "another base; set model.path to that"
+        )
+    return VeRA(
+        base,
+        a=jnp.asarray(a[:, :d_in].T),
+        b=jnp.asarray(b[:d_out].T),
+        scale=scale,
+        dropout=float(config.get("vera_dropout") or 0.0),
+        seed=int(config.get("projection_prng_key") or 0),
+        **stacks,
+    )
+
+
+def _vera_settings(nodes: Mapping[str, Any]) -> dict[str, Any]:
+    node = next(iter(nodes.values()))
+    return {
+        "r": node.a.shape[-1],
+        "vera_dropout": node.dropout,
+        "projection_prng_key": node.seed,
+        "save_projection": True,
+        "bias": "none",
+        "init_weights": True,
+    }
+
+
+def _vera_projections(nodes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The widest parts of the two matrices that all modules share."""
+    sides = [
+        [np.asarray(node.a.T, np.float32) for node in nodes.values()],
+        [np.asarray(node.b.T, np.float32) for node in nodes.values()],
+    ]
+    a = max(sides[0], key=lambda m: m.shape[1])
+    b = max(sides[1], key=lambda m: m.shape[0])
+    for name, node in nodes.items():
+        d_in, d_out = node.shape[-2:]
+        same_a = np.array_equal(np.asarray(node.a).T, a[:, :d_in])
+        if not same_a or not np.array_equal(np.asarray(node.b).T, b[:d_out]):
+            raise InputError(
+                f"{name}: its projections are no part of those of the other modules; "
+                "make all of them by one adapters.inject"
+            )
+    return {VERA_A: np.ascontiguousarray(a), VERA_B: np.ascontiguousarray(b)}
+
+
 FORMS: dict[type, Form] = {
+    VeRA: Form(
+        "VERA",
+        {"lambda_d": "vera_lambda_d", "lambda_b": "vera_lambda_b"},
+        _vera_settings,
+        _vera,
+        _vera_projections,
+        (VERA_A, VERA_B),
+    ),
     IA3: Form("IA3", {"gain": "ia3_l"}, _feedforward, _ia3),
     Bottleneck: Form(
         "BOTTLENECK",
@@ -113,18 +193,24 @@ def save(
         for field, suffix in form.suffixes.items():
             values = np.asarray(getattr(node, field), np.float32)[at]
             tensors[f"{PREFIX}{name}.{suffix}"] = _stored(node, field, values)
+    tensors.update(form.shared(written))
+    tensors.update(saved_weights.tensors(params, cfg))
     content = {
         "peft_type": form.peft_type,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "target_modules": shortened(set(written), set(modules)),
         "fan_in_fan_out": False,
-        "modules_to_save": None,
         "inference_mode": True,
         **form.settings(written),
     }
+    beside = saved_weights.settings(params, cfg)
+    # PEFT knows `bias` of few methods, and remarks on keys that it does not know.
+    content.update({k: v for k, v in beside.items() if k in content or v != "none"})
     with writing(directory, tensors, content) as partial:
-        read = kernel.nodes(load(params, partial, cfg, content))
+        again = load(params, partial, cfg, content)
+        saved_weights.same(params, again, directory)
+        read = kernel.nodes(again)
         for name, node in nodes.items():
             used = np.asarray(node.scale) != 0
             for field in form.suffixes:
@@ -150,6 +236,19 @@ def load(
     form, modules = FORMS[kind], linear_modules(cfg)
     file = SafetensorsFile(directory / peft_config.WEIGHTS)
     left, problems = set(file.tensors), []
+    problems += [
+        f"{file.path}: {key!r} is missing, without which this adapter says nothing; "
+        "save it with PEFT's save_projection true"
+        for key in form.shared_keys
+        if key not in left
+    ]
+    left -= set(form.shared_keys)
+    config = AdapterConfig(
+        modules_to_save=content.get("modules_to_save") or [],
+        bias=content.get("bias") or "none",
+    )
+    whole, used = saved_weights.read(params, file, config, cfg)
+    left -= used
     stacks: dict[str, list[str]] = {}
     for name, module in modules.items():
         wanted = {f"{PREFIX}{name}.{suffix}" for suffix in form.suffixes.values()}
@@ -170,7 +269,7 @@ def load(
         path: _node(kernels[path], names, modules, form, content, file)
         for path, names in stacks.items()
     }
-    return tree.replace(params, changes)
+    return tree.replace(params, {**changes, **whole})
 
 
 def _node(
@@ -191,34 +290,39 @@ def _node(
         scale[at] = 1.0
         for field, suffix in form.suffixes.items():
             key = f"{PREFIX}{name}.{suffix}"
-            tensor = file.tensors[key]
-            if tensor.dtype not in FLOATS:
-                raise InputError(
-                    f"{file.path}: {key!r} has dtype {tensor.dtype}; handled are "
-                    + ", ".join(FLOATS)
-                )
-            values = file.view(key)
-            layout.require_finite(values, f"{file.path}: {key!r}")
-            values = _read(field, np.asarray(values, np.float32))
+            values = _read(field, _tensor(file, key))
             whole.setdefault(field, np.zeros((*layers, *values.shape), np.float32))
             if whole[field].shape[len(layers) :] != values.shape:
                 raise InputError(
                     f"{file.path}: {key!r} has another shape than its like"
                 )
             whole[field][at] = values
-    d_in, d_out = base.shape[-2:]
-    if "gain" in whole:
-        wanted = d_in if _is_feedforward(names[0], content) else d_out
-        found = whole["gain"].shape[-1]
-    else:
-        wanted, found = d_out, whole["up_bias"].shape[-1]
+    d_in, wanted = base.shape[-2:]
+    if "gain" in whole and _is_feedforward(names[0], content):
+        wanted = d_in
+    width = next(whole[f] for f in ("gain", "up_bias", "lambda_b") if f in whole)
+    found = width.shape[-1]
     if found != wanted:
         raise InputError(
             f"{file.path}: {names[0]!r} is {found} wide, and this base needs {wanted}: "
             "the adapter was made for another one; set model.path to that"
         )
     stacks = {field: jnp.asarray(values) for field, values in whole.items()}
-    return form.build(base, stacks, jnp.asarray(scale), names[0], content)
+    shared = {key: _tensor(file, key) for key in form.shared_keys}
+    return form.build(base, stacks, jnp.asarray(scale), names[0], content, shared)
+
+
+def _tensor(file: SafetensorsFile, key: str) -> np.ndarray:
+    """A tensor as float32. Raises InputError where it is no finite float."""
+    found = file.tensors[key]
+    if found.dtype not in FLOATS:
+        raise InputError(
+            f"{file.path}: {key!r} has dtype {found.dtype}; handled are "
+            + ", ".join(FLOATS)
+        )
+    values = file.view(key)
+    layout.require_finite(values, f"{file.path}: {key!r}")
+    return np.asarray(values, np.float32)
 
 
 def _stored(node: Any, field: str, values: np.ndarray) -> np.ndarray:

@@ -163,7 +163,10 @@ def _parse(path: Path, content: Mapping[str, Any]) -> AdapterConfig:
 def _refusals(content: Mapping[str, Any]) -> Iterable[str]:
     kind = content.get("peft_type")
     if kind != "LORA":
-        yield f"peft_type: found {kind!r}; handled are 'LORA', 'IA3' and 'BOTTLENECK'"
+        yield (
+            f"peft_type: found {kind!r}; handled are LORA, IA3, VERA, "
+            "PROMPT_TUNING, PREFIX_TUNING and, of ours, BOTTLENECK and BITFIT"
+        )
     for name in REFUSED:
         if content.get(name):
             yield (

@@ -13,7 +13,13 @@ from jaxpeft.adapters.dora import DoRA, of_lora
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.adapters.saved import Saved
 from jaxpeft.errors import InputError
-from jaxpeft.hf import layout, other_adapters, peft_config, saved_weights
+from jaxpeft.hf import (
+    layout,
+    other_adapters,
+    peft_config,
+    saved_weights,
+    virtual_tokens,
+)
 from jaxpeft.hf.modules import PREFIX, Module, lora_modules
 from jaxpeft.hf.peft_config import AdapterConfig
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
@@ -53,6 +59,10 @@ def load_adapter(
     content = peft_config.content(directory)
     if content.get("peft_type") in other_adapters.TYPES:
         return other_adapters.load(params, directory, cfg, content)
+    if content.get("peft_type") in virtual_tokens.TYPES:
+        return virtual_tokens.load(params, directory, cfg, content)
+    if content.get("peft_type") == saved_weights.BITFIT:
+        return saved_weights.load_biases(params, directory, cfg)
     config, file = peft_config.read(directory), _open(directory)
     modules = lora_modules(cfg)
     whole, used = saved_weights.read(params, file, config, cfg)

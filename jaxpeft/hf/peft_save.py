@@ -12,8 +12,9 @@ from jaxpeft import kernel, tree
 from jaxpeft.adapters.dora import DoRA
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.adapters.saved import Saved
+from jaxpeft.adapters.virtual import virtual
 from jaxpeft.errors import InputError
-from jaxpeft.hf import other_adapters, saved_weights
+from jaxpeft.hf import other_adapters, saved_weights, virtual_tokens
 from jaxpeft.hf.adapter_folder import writing
 from jaxpeft.hf.modules import Module, last, lora_modules, shortened
 from jaxpeft.hf.peft_load import keys, load_adapter
@@ -60,9 +61,16 @@ def save_adapter(
     a weight is not finite.
     """
     directory = Path(directory)
+    name = None if base is None else str(base)
     if other_adapters.kind_of(params) is not None:
-        name = None if base is None else str(base)
         other_adapters.save(params, directory, cfg, name)
+        return
+    if virtual(params):
+        virtual_tokens.save(params, directory, cfg, name)
+        return
+    trained = [k for k in kernel.nodes(params).values() if hasattr(k, "TRAINABLE")]
+    if trained and all(isinstance(node, Saved) for node in trained):
+        saved_weights.save_biases(params, directory, cfg, name)
         return
     params = tree.replace(params, {n: _plain(k) for n, k in _nodes(params).items()})
     modules = lora_modules(cfg)

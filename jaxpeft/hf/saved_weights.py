@@ -1,4 +1,8 @@
-"""Weights of the base that an adapter's folder holds: modules_to_save, biases."""
+"""Weights of the base that an adapter's folder holds: modules_to_save, biases.
+
+BitFit has nothing else. Its folder is laid out as PEFT's are, under a `peft_type` that
+PEFT does not know: BITFIT.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +14,8 @@ import numpy as np
 from jaxpeft import kernel, tree
 from jaxpeft.adapters.saved import Saved
 from jaxpeft.errors import InputError
-from jaxpeft.hf import layout
+from jaxpeft.hf import layout, peft_config
+from jaxpeft.hf.adapter_folder import writing
 from jaxpeft.hf.modules import PREFIX, last
 from jaxpeft.hf.peft_config import AdapterConfig
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
@@ -19,6 +24,7 @@ from jaxpeft.models.weights import param_specs
 
 WRAPPED = ".base_layer."  # PEFT's name for what an adapter stands around
 BIAS = ".bias"
+BITFIT = "BITFIT"
 
 
 def saved(params: Mapping[str, Any]) -> dict[str, Saved]:
@@ -61,6 +67,42 @@ def settings(params: Mapping[str, Any], cfg: ModelConfig) -> dict[str, Any]:
         "modules_to_save": sorted(set(names)) or None,
         "bias": "none" if not biases else "all" if biases == every else "lora_only",
     }
+
+
+def save_biases(
+    params: Mapping[str, Any], directory: Path, cfg: ModelConfig, base: str | None
+) -> None:
+    """Writes the biases that BitFit trained, and reads them back to compare.
+
+    Raises as `peft_save.save_adapter`.
+    """
+    content = {
+        "peft_type": BITFIT,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        **settings(params, cfg),
+    }
+    with writing(directory, tensors(params, cfg), content) as partial:
+        same(params, load_biases(params, partial, cfg), directory)
+
+
+def load_biases(
+    params: Mapping[str, Any], directory: Path, cfg: ModelConfig
+) -> dict[str, Any]:
+    """The params with the biases of a folder that BitFit made.
+
+    Raises InputError where they are not those of this base.
+    """
+    file = SafetensorsFile(directory / peft_config.WEIGHTS)
+    nodes, used = read(params, file, AdapterConfig(bias="all"), cfg)
+    strange = sorted(set(file.tensors) - used)
+    if strange or not nodes:
+        raise InputError(
+            f"{file.path}: {(strange or ['nothing'])[0]!r} is no bias of this base; "
+            "set model.path to the base that it was made for"
+        )
+    return tree.replace(params, nodes)
 
 
 def read(

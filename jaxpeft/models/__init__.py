@@ -28,6 +28,7 @@ from jaxpeft.models.transformer import (
     init_cache,
     make_block,
     norm,
+    start_cache,
 )
 from jaxpeft.models.weights import is_spec, param_specs, random, shapes
 
@@ -63,6 +64,7 @@ __all__ = [
     "param_specs",
     "random",
     "shapes",
+    "start_cache",
 ]
 
 

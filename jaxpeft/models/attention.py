@@ -46,9 +46,10 @@ def attend(
     segments: Array | None = None,
     scores: Scores | None = None,
 ) -> Array:
-    """Causal attention of a whole sequence to itself.
+    """Causal attention of a whole sequence to itself, and to what precedes it.
 
-    q: (batch, seq, heads, head_dim); k, v: (batch, seq, kv_heads, head_dim);
+    q: (batch, seq, heads, head_dim); k, v: (batch, past + seq, kv_heads, head_dim), of
+    which every query sees the first `past`, whatever its segment;
     segments: (batch, seq) int32 or None. With segments, a token sees only its own:
     packed examples never see each other, and padding (0) sees padding alone. Right
     padding needs none: what is causal never looks there. scores: None for plain ones.
@@ -56,6 +57,7 @@ def attend(
     """
     scores = scores or Scores(q.shape[-1] ** -0.5)
     plain = scores.softcap is None and scores.window is None
+    plain &= q.shape[1] == k.shape[1]
     if plain and jax.default_backend() == "gpu" and q.dtype != jnp.float32:
         return _attend_cudnn(q, k, v, segments, scores.scale)
     # Heads first, once: each block would otherwise transpose its keys and values anew.
@@ -138,8 +140,8 @@ def _blockwise(
     """Attention that keeps the log-sum-exp of each row and no probabilities: the
     backward pass forms them again (Dao et al., 2022).
 
-    q: (batch, groups, each, seq, dim); k, v: (batch, groups, seq, dim); how: scale and
-    softcap. Returns q's shape.
+    q: (batch, groups, each, seq, dim); k, v: (batch, groups, past + seq, dim); how:
+    scale and softcap. Returns q's shape.
     """
     return _blockwise_forward(q, k, v, segments, window, how)[0]
 
@@ -147,16 +149,19 @@ def _blockwise(
 def _scores(
     q: Array, k: Array, segments: Array | None, scores: Scores, block: tuple[int, int]
 ) -> Array:
-    """Masked float32 logits of one block of queries: (batch, groups, each, n, end)."""
+    """Masked float32 logits of one block of queries: (batch, groups, each, n, keys)."""
     start, end = block
-    logits = product("bgrqd,bgkd->bgrqk", q[..., start:end, :], k[..., :end, :])
+    past = k.shape[-2] - q.shape[-2]
+    keys = k[..., : past + end, :]
+    logits = product("bgrqd,bgkd->bgrqk", q[..., start:end, :], keys)
     logits = scores.capped(logits * scores.scale)
-    back = jnp.arange(start, end)[:, None] - jnp.arange(end)[None, :]
+    back = jnp.arange(past + start, past + end)[:, None] - jnp.arange(past + end)
     seen = back >= 0
     if scores.window is not None:
         seen &= back < scores.window
     if segments is not None:
         same = segments[:, start:end, None] == segments[:, None, :end]
+        same = jnp.pad(same, ((0, 0), (0, 0), (past, 0)), constant_values=True)
         seen = (seen & same)[:, None, None]
     return jnp.where(seen, logits, MASKED)
 
@@ -165,13 +170,14 @@ def _blockwise_forward(
     q: Array, k: Array, v: Array, segments: Any, window: Any, how: tuple
 ) -> tuple[Array, tuple]:
     outs, sums, scores = [], [], Scores(how[0], how[1], window)
+    past = k.shape[-2] - q.shape[-2]
     for block in _blocks(q.shape[-2]):
         logits = _scores(q, k, segments, scores, block)
         largest = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         out = product(
-            "bgrqk,bgkd->bgrqd", weights.astype(v.dtype), v[..., : block[1], :]
+            "bgrqk,bgkd->bgrqd", weights.astype(v.dtype), v[..., : past + block[1], :]
         )
         outs.append((out / total).astype(q.dtype))
         sums.append((largest + jnp.log(total))[..., 0])
@@ -190,7 +196,7 @@ def _blockwise_backward(how: tuple, residuals: tuple, dout: Array) -> tuple:
     dk = jnp.zeros((*k.shape[:2], k.shape[3], k.shape[2]), jnp.float32)
     dv = jnp.zeros_like(dk)
     for block in _blocks(q.shape[-2]):
-        rows, end = slice(*block), block[1]
+        rows, end = slice(*block), k.shape[-2] - q.shape[-2] + block[1]
         logits = _scores(q, k, segments, scores, block)
         weights = jnp.exp(logits - logsumexp[..., rows, None])
         dblock = dout[..., rows, :]

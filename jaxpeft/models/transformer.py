@@ -16,6 +16,7 @@ from jaxpeft.models.attention import Scores, attend, attend_cached
 from jaxpeft.models.spec import NORMS, ModelConfig
 
 Params = Mapping[str, Any]
+Past = tuple[Array, Array]  # keys and values that precede a sequence
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -92,32 +93,102 @@ def hidden_states(
     """The normalised last hidden states, (batch, seq, hidden): what the head reads."""
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    block = make_block(cfg, positions, segments)
+    weights = params["model"]
+    block = make_block(cfg, positions + virtual_count(weights), segments)
+    layers, complete = kernel.shared_apart(weights["layers"])
+    prompt = _prompt(weights, cfg)
+    before = None if prompt is None else _prompt_block(prompt.shape[1], cfg)
 
-    def body(x: Array, layer: tuple[Params, Array]) -> tuple[Array, None]:
-        return block(x, *layer), None
+    def body(carry: tuple, layer: tuple[Params, Array]) -> tuple[tuple, None]:
+        x, prompt = carry
+        own, number = complete(layer[0]), layer[1]
+        past = _prefix(own, cfg, x.dtype)
+        if before is not None:
+            prompt, past = before(prompt, own, number)
+        return (block(x, own, number, past), prompt), None
 
     body = jax.checkpoint(body, policy=POLICIES[cfg.remat], prevent_cse=False)
-    weights = params["model"]
     x = embed(weights["embed_tokens"], tokens, cfg)
-    numbered = weights["layers"], jnp.arange(cfg.num_hidden_layers)
-    x, _ = jax.lax.scan(body, x, numbered)
+    numbered = layers, jnp.arange(cfg.num_hidden_layers)
+    (x, _), _ = jax.lax.scan(body, (x, prompt), numbered)
     return norm(x, weights["norm"], cfg)
+
+
+def virtual_count(weights: Params) -> int:
+    """How many virtual tokens precede every sequence, given `params["model"]`."""
+    if "prompt" in weights:
+        return weights["prompt"]["tokens"].shape[-2]
+    prefix = weights["layers"]["self_attn"].get("prefix")
+    return 0 if prefix is None else prefix["k"].shape[-2]
+
+
+def _prompt(weights: Params, cfg: ModelConfig) -> Array | None:
+    """What the first layer reads of the virtual tokens, (1, n, hidden)."""
+    if "prompt" not in weights:
+        return None
+    dtype = cfg.activation_dtype or weights["embed_tokens"]["embedding"].dtype
+    return weights["prompt"]["tokens"].weight.astype(dtype)[None]
+
+
+def _prompt_block(count: int, cfg: ModelConfig) -> Callable[..., tuple]:
+    """The function (prompt, weights of a layer, its number) -> (prompt after it, its
+    keys and values there), of `count` virtual tokens."""
+    angles = _angles(jnp.arange(count)[None], cfg)
+
+    def block(x: Array, layer: Params, number: Array) -> tuple[Array, Past]:
+        scores, kept = _scores(cfg, number), []
+
+        def attention(q: Array, k: Array, v: Array) -> Array:
+            kept.append((k, v))
+            return attend(q, k, v, None, scores)
+
+        x = _layer(x, layer, angles(number), attention, cfg)
+        return x, kept[0]
+
+    return block
+
+
+def _prefix(layer: Params, cfg: ModelConfig, dtype: Any) -> Past | None:
+    """The trained keys and values of a layer, each (1, n, kv_heads, head_dim)."""
+    prefix = layer["self_attn"].get("prefix")
+    if prefix is None:
+        return None
+    k, v = (
+        prefix[name].weight.astype(dtype).reshape(1, -1, *_heads(cfg))
+        for name in ("k", "v")
+    )
+    return k, v
+
+
+def _heads(cfg: ModelConfig) -> tuple[int, int]:
+    return cfg.num_key_value_heads, cfg.head_dim
+
+
+def _after(past: Array, new: Array) -> Array:
+    """`new` (batch, seq, ...) with the (1, n, ...) that precede every row."""
+    before = jnp.broadcast_to(past, (new.shape[0], *past.shape[1:]))
+    return jnp.concatenate([before.astype(new.dtype), new], axis=1)
 
 
 def make_block(
     cfg: ModelConfig, positions: Array, segments: Array | None
-) -> Callable[[Array, Params, Array], Array]:
+) -> Callable[..., Array]:
     """The function (x, weights of one layer, its number) -> x of a whole sequence.
 
-    x: (batch, seq, hidden); positions, segments: see `forward`; number: () int32.
+    x: (batch, seq, hidden); positions, segments: see `forward`; number: () int32. It
+    also takes the keys and values of what precedes every sequence, each (1, n,
+    kv_heads, head_dim), if anything does.
     """
     angles = _angles(positions, cfg)
 
-    def block(x: Array, layer: Params, number: Array) -> Array:
+    def block(
+        x: Array, layer: Params, number: Array, past: Past | None = None
+    ) -> Array:
         scores = _scores(cfg, number)
 
         def attention(q: Array, k: Array, v: Array) -> Array:
+            if past is not None:
+                k, v = _after(past[0], k), _after(past[1], v)
             return attend(q, k, v, segments, scores)
 
         x = sharding.split_batch(x)
@@ -180,7 +251,55 @@ def decode(
     Returns ((batch, new, vocab) float32, cache); with `last_only` the logits of the
     last token alone, (batch, 1, vocab).
     """
-    start, new = cache.length, tokens.shape[1]
+    x = embed(params["model"]["embed_tokens"], tokens, cfg)
+    positions = positions + virtual_count(params["model"])
+    x, cache = _advance(params, x, cfg, cache, positions, valid)
+    x = x[:, -1:] if last_only else x
+    x = norm(x, params["model"]["norm"], cfg)
+    return (x @ head(params, cfg)).astype(jnp.float32), cache
+
+
+def start_cache(
+    params: Params, cfg: ModelConfig, batch: int, slots: int, dtype: Any
+) -> Cache:
+    """A cache for `batch` sequences of at most `slots` tokens, virtual ones in it."""
+    weights = params["model"]
+    count = virtual_count(weights)
+    cache = init_cache(cfg, batch, count + slots, dtype)
+    if not count:
+        return cache
+    prompt = _prompt(weights, cfg)
+    if prompt is not None:
+        x = jnp.broadcast_to(prompt, (batch, *prompt.shape[1:]))
+        positions = jnp.broadcast_to(jnp.arange(count), (batch, count))
+        valid = jnp.ones((batch, count), bool)
+        return _advance(params, x, cfg, cache, positions, valid)[1]
+    prefix = weights["layers"]["self_attn"]["prefix"]
+    k, v = (
+        jnp.broadcast_to(
+            prefix[name].weight.astype(dtype).reshape(-1, 1, count, *_heads(cfg)),
+            (cfg.num_hidden_layers, batch, count, *_heads(cfg)),
+        )
+        for name in ("k", "v")
+    )
+    return Cache(
+        k=cache.k.at[:, :, :count].set(k),
+        v=cache.v.at[:, :, :count].set(v),
+        valid=cache.valid.at[:, :count].set(True),
+        length=jnp.int32(count),
+    )
+
+
+def _advance(
+    params: Params,
+    x: Array,
+    cfg: ModelConfig,
+    cache: Cache,
+    positions: Array,
+    valid: Array,
+) -> tuple[Array, Cache]:
+    """What the last layer gives of new tokens, and the cache with them appended."""
+    start, new = cache.length, x.shape[1]
     seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, start))
     order = start + jnp.arange(new)
     slots = jnp.arange(cache.valid.shape[1])
@@ -202,17 +321,14 @@ def decode(
             )
             return attend_cached(q, stored[0], stored[1], near, scores)
 
-        x = _layer(x, weights, angles(number), attend_stored, cfg)
+        x = _layer(x, complete(weights), angles(number), attend_stored, cfg)
         return x, (stored[0], stored[1])
 
     numbers = jnp.arange(cfg.num_hidden_layers)
-    layers = (params["model"]["layers"], cache.k, cache.v, numbers)
-    x = embed(params["model"]["embed_tokens"], tokens, cfg)
+    stacked, complete = kernel.shared_apart(params["model"]["layers"])
+    layers = (stacked, cache.k, cache.v, numbers)
     x, (k, v) = jax.lax.scan(body, x, layers)
-    x = x[:, -1:] if last_only else x
-    x = norm(x, params["model"]["norm"], cfg)
-    logits = (x @ head(params, cfg)).astype(jnp.float32)
-    return logits, Cache(k=k, v=v, valid=seen, length=start + new)
+    return x, Cache(k=k, v=v, valid=seen, length=start + new)
 
 
 @struct.dataclass

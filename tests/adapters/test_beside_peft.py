@@ -57,8 +57,25 @@ ROWS = {
     "bias lora_only": (lora(bias="lora_only"), {"bias": "lora_only"}),
     "pissa": (lora(init_lora_weights="pissa"), {"init_lora_weights": "pissa"}),
     "olora": (lora(init_lora_weights="olora"), {"init_lora_weights": "olora"}),
+    "prompt tuning": (
+        peft.PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
+        {"method": "prompt_tuning", "num_virtual_tokens": 5},
+    ),
+    "prefix tuning": (
+        peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
+        {"method": "prefix_tuning", "num_virtual_tokens": 5},
+    ),
+    "ia3 and a norm": (
+        peft.IA3Config(task_type="CAUSAL_LM", modules_to_save=["model.norm"]),
+        {"method": "ia3", "modules_to_save": ["model.norm"]},
+    ),
     "ia3": (peft.IA3Config(task_type="CAUSAL_LM"), {"method": "ia3"}),
+    "vera": (
+        peft.VeraConfig(r=8, task_type="CAUSAL_LM", target_modules="all-linear"),
+        {"method": "vera", "r": 8, "target_modules": "all-linear"},
+    ),
 }
+USUAL = {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION}
 # Their start is a part of the base, so that PEFT's files alone do not say it.
 FROM_BASE = {"pissa", "olora"}
 TOKENS = np.random.default_rng(0).integers(1, 61, (3, 14)).astype(np.int32)
@@ -89,8 +106,10 @@ def train_there(model):
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
     losses = []
     tokens = torch.from_numpy(TOKENS).long()
+    labels = tokens.clone()
+    labels[:, 0] = -100  # which a prompt before it would predict
     for _ in range(STEPS):
-        loss = model(input_ids=tokens, labels=tokens).loss
+        loss = model(input_ids=tokens, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -124,7 +143,8 @@ def train_here(params, cfg):
 
 def logits_there(model):
     with torch.no_grad():
-        return model(torch.from_numpy(TOKENS).long()).logits.numpy()
+        logits = model(torch.from_numpy(TOKENS).long()).logits.numpy()
+    return logits[:, -TOKENS.shape[1] :]  # a prompt's tokens have some too
 
 
 # What peft remarks about heads and embeddings saved along.
@@ -135,9 +155,8 @@ def test_ten_steps_beside_peft(name, folder, here, tmp_path):
     cfg, base = here
     torch.manual_seed(1)
     there = peft.get_peft_model(open_there(folder), config)
-    usual = {} if rules.get("method") == "ia3" else {"r": 4, "lora_alpha": 8}
-    targets = {} if rules.get("method") == "ia3" else {"target_modules": ATTENTION}
-    params = adapters.inject(base, {**usual, **targets, **rules}, jax.random.key(0))
+    usual = USUAL if rules.get("method") in (None, "dora") else {}
+    params = adapters.inject(base, {**usual, **rules}, jax.random.key(0))
     if name not in FROM_BASE:
         there.save_pretrained(tmp_path / "start")
         params = hf.load_adapter(params, tmp_path / "start", cfg)
