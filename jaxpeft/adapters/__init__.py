@@ -27,9 +27,10 @@ METHODS: dict[str, Callable[..., Any]] = {
     "lora_fa": lora_fa,
 }
 # Where `target_modules` says nothing; the others adapt all linear modules.
+# Of the names those that a model has; GPT-2's are its own.
 DEFAULT_TARGETS: dict[str, list[str]] = {
-    "bottleneck": ["o_proj", "down_proj"],
-    "ia3": ["k_proj", "v_proj", "down_proj"],
+    "bottleneck": ["o_proj", "down_proj", "c_proj"],
+    "ia3": ["k_proj", "v_proj", "down_proj", "c_attn", "mlp.c_proj"],
 }
 
 
@@ -58,7 +59,10 @@ __all__ = [
 
 
 def inject(
-    params: Mapping[str, Any], rules: Mapping[str, Any], key: Array
+    params: Mapping[str, Any],
+    rules: Mapping[str, Any],
+    key: Array,
+    names: targets.Names | None = None,
 ) -> dict[str, Any]:
     """The params with an adapter in place of every targeted kernel.
 
@@ -66,25 +70,27 @@ def inject(
     the method is made for, see `DEFAULT_TARGETS`) and the method's own keyword
     arguments. The model computes the same function until the adapters train. Adapter
     weights are float32 whatever the base's dtype. Method "full" adds none: then the
-    base itself trains, in the dtype that it has.
+    base itself trains, in the dtype that it has. names: `models.module_names(cfg)`,
+    needed for families whose modules Hugging Face calls otherwise than the params do.
     Raises InputError for an unknown method or key, a pattern that matches nothing, a
     rank that does not fit.
     """
     settings = dict(rules)
     name = settings.pop("method", "lora")
-    usual = DEFAULT_TARGETS.get(name, targets.ALL_LINEAR)
+    names = targets.names_of(params) if names is None else names
+    usual = targets.present(DEFAULT_TARGETS.get(name, targets.ALL_LINEAR), names)
     pattern = settings.pop("target_modules", usual)
     problems = check_call("adapter", name, TABLE, settings, selector="method")
     if problems:
         raise InputError(*problems)
     if name == "full":
         return dict(params)
-    chosen = targets.select(params, pattern)
+    chosen = targets.select(names, pattern)
     kernels = dict(tree.walk(params))
     changes = {}
     for index, (path, layers) in enumerate(sorted(chosen.items())):
         base = kernels[f"{path}.kernel"]
-        given = {"module": path} if "module" in TABLE.parameters(name) else {}
+        given = {"module": names[path][0]} if "module" in TABLE.parameters(name) else {}
         node_key = jax.random.fold_in(key, index)
         node = METHODS[name](base, node_key, **settings, **given)
         if not all(layers):

@@ -8,6 +8,7 @@ from jaxpeft import tree
 from jaxpeft.errors import InputError, suggest
 
 ALL_LINEAR = "all-linear"
+Names = Mapping[str, Sequence[str]]  # of a module's layers, by its path in the params
 STACK = "layers"  # the path component under which weights carry a layer axis
 
 
@@ -32,9 +33,27 @@ def module_names(path: str, layers: tuple[int, ...]) -> list[str]:
     return [f"{before}{STACK}.{i}.{after}" for i in range(layers[0])]
 
 
-def select(
-    params: Mapping[str, Any], target_modules: str | Sequence[str]
-) -> dict[str, list[bool]]:
+def names_of(params: Mapping[str, Any]) -> Names:
+    """The names of all linear modules' layers, by the modules' paths."""
+    modules = linear_modules(params).items()
+    return {path: module_names(path, layers) for path, layers in modules}
+
+
+def present(wanted: str | Sequence[str], names: Names) -> str | list[str]:
+    """Those of `wanted` that a model has; a pattern, or what none has, as it is."""
+    if isinstance(wanted, str):
+        return wanted
+    everything = [name for hf in names.values() for name in hf]
+    found = [w for w in wanted if any(is_hit(name, w) for name in everything)]
+    return found or list(wanted)
+
+
+def is_hit(name: str, entry: str) -> bool:
+    """Whether a list's entry means the module of this full name."""
+    return name == entry or name.endswith("." + entry)
+
+
+def select(names: Names, target_modules: str | Sequence[str]) -> dict[str, list[bool]]:
     """{path: for each layer whether it is targeted} for the modules that match.
 
     A list matches whole names or their last components (`q_proj`), a string is a
@@ -42,8 +61,6 @@ def select(
     "all-linear" is every linear module but the head. Raises InputError for a pattern
     that matches nothing, with the names that come near.
     """
-    modules = linear_modules(params)
-    names = {path: module_names(path, layers) for path, layers in modules.items()}
     if target_modules == ALL_LINEAR:
         return {
             path: [True] * len(hf) for path, hf in names.items() if path != "lm_head"
@@ -53,7 +70,7 @@ def select(
     return _select_names(list(target_modules), names)
 
 
-def _select_pattern(pattern: str, names: dict[str, list[str]]) -> dict:
+def _select_pattern(pattern: str, names: Names) -> dict:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -69,14 +86,11 @@ def _select_pattern(pattern: str, names: dict[str, list[str]]) -> dict:
     return chosen
 
 
-def _select_names(wanted: list[str], names: dict[str, list[str]]) -> dict:
-    def hit(name: str, entry: str) -> bool:
-        return name == entry or name.endswith("." + entry)
-
+def _select_names(wanted: list[str], names: Names) -> dict:
     missing = [
         entry
         for entry in wanted
-        if not any(hit(name, entry) for hf in names.values() for name in hf)
+        if not any(is_hit(name, entry) for hf in names.values() for name in hf)
     ]
     if missing:
         raise InputError(
@@ -88,13 +102,13 @@ def _select_names(wanted: list[str], names: dict[str, list[str]]) -> dict:
             f"or {ALL_LINEAR!r}"
         )
     chosen = {
-        p: [any(hit(n, e) for e in wanted) for n in hf] for p, hf in names.items()
+        p: [any(is_hit(n, e) for e in wanted) for n in hf] for p, hf in names.items()
     }
     return {path: hits for path, hits in chosen.items() if any(hits)}
 
 
-def _unmatched(pattern: str, names: dict[str, list[str]], rule: str) -> str:
-    short = dict.fromkeys(path.rsplit(".", 1)[-1] for path in names)
+def _unmatched(pattern: str, names: Names, rule: str) -> str:
+    short = dict.fromkeys(hf[0].rsplit(".", 1)[-1] for hf in names.values())
     example = next(iter(names.values()))[0]
     return (
         f"adapter.target_modules: {pattern!r} matches no linear module "

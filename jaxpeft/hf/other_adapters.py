@@ -51,8 +51,9 @@ def _is_feedforward(module: str, config: Mapping[str, Any]) -> bool:
 
 
 def _feedforward(nodes: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = {n.rsplit(".", 1)[-1] for n, node in nodes.items() if node.feedforward}
-    return {"feedforward_modules": sorted(chosen), "init_ia3_weights": True}
+    chosen = {name for name, node in nodes.items() if node.feedforward}
+    names = shortened(chosen, set(nodes))
+    return {"feedforward_modules": names, "init_ia3_weights": True}
 
 
 def _bottleneck(
@@ -118,7 +119,7 @@ def save(
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "target_modules": shortened(set(written), set(modules)),
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": cfg.conv1d,
         "modules_to_save": None,
         "inference_mode": True,
         **form.settings(written),

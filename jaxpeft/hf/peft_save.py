@@ -62,7 +62,10 @@ def save_adapter(
     modules = linear_modules(cfg)
     rslora, adapters = _adapters(params, modules)
     dropout = max(node.dropout for node in _nodes(params).values())
-    config = _config(adapters, modules, rslora, dropout, base)
+    config = {
+        **_config(adapters, modules, rslora, dropout, base),
+        "fan_in_fan_out": cfg.conv1d,
+    }
     tensors = {}
     for name, adapter in adapters.items():
         tensors.update(adapter.tensors(name))
@@ -162,7 +165,6 @@ def _config(
         "lora_alpha": alpha,
         "lora_dropout": dropout,
         "bias": "none",
-        "fan_in_fan_out": False,
         "target_modules": shortened(set(adapters), set(modules)),
         "use_rslora": rslora,
         "use_dora": any(a.magnitude is not None for a in adapters.values()),

@@ -10,6 +10,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.models import (
     gemma2,
     gemma3,
+    gpt2,
     llama,
     mistral,
     olmo2,
@@ -29,11 +30,18 @@ from jaxpeft.models.transformer import (
     make_block,
     norm,
 )
-from jaxpeft.models.weights import is_spec, param_specs, random, shapes
+from jaxpeft.models.weights import (
+    is_spec,
+    module_names,
+    param_specs,
+    random,
+    shapes,
+)
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
     "gemma2": gemma2.config,
     "gemma3_text": gemma3.config,
+    "gpt2": gpt2.config,
     "llama": llama.config,
     "mistral": mistral.config,
     "olmo2": olmo2.config,
@@ -59,6 +67,7 @@ __all__ = [
     "init_cache",
     "is_spec",
     "make_block",
+    "module_names",
     "norm",
     "param_specs",
     "random",

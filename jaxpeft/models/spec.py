@@ -70,6 +70,14 @@ class ModelConfig:
     output_bias: bool | None = None
     # One kernel for q, k and v, and one for gate and up.
     fused_projections: bool = False
+    # An activation function between two linear modules is all of the MLP.
+    gated_mlp: bool = True
+    # Linear modules are stored (in, out): the `Conv1D` of GPT-2.
+    conv1d: bool = False
+    # How a token knows its place: q and k turn, or an embedding is added to its own.
+    position_embedding: Literal["rotary", "learned"] = "rotary"
+    # Root-mean-square norms, or LayerNorms with means and biases, of `rms_norm_eps`.
+    norm_kind: Literal["rms", "layer"] = "rms"
     # RMS norms of q and k: over each head, or over all of them at once.
     qk_norm: Literal["none", "head", "whole"] = "none"
     # Norms of what attention and MLP read, of what they give, or of both.
@@ -85,6 +93,8 @@ class ModelConfig:
     windows: tuple[int | None, ...] = ()
     rotations: tuple[int, ...] = ()
     local_rope: Rope | None = None
+    # (our name, Hugging Face's) of the modules whose names differ; `{}`: the layer.
+    names: tuple[tuple[str, str], ...] = ()
     # How to run it, not what it is: set by the caller, absent from config.json.
     activation_dtype: str | None = None  # None: that of the embedding
     remat: Literal["none", "full", "dots"] = "none"

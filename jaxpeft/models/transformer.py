@@ -16,11 +16,13 @@ from jaxpeft.models.attention import Scores, attend, attend_cached
 from jaxpeft.models.spec import NORMS, ModelConfig
 
 Params = Mapping[str, Any]
+Angles = tuple[Array, Array] | None  # cosines and sines; None: nothing rotates
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_pytorch_tanh": jax.nn.gelu,
+    "gelu_new": jax.nn.gelu,
     "relu": jax.nn.relu,
 }
 
@@ -99,7 +101,7 @@ def hidden_states(
 
     body = jax.checkpoint(body, policy=POLICIES[cfg.remat], prevent_cse=False)
     weights = params["model"]
-    x = embed(weights["embed_tokens"], tokens, cfg)
+    x = embed(weights["embed_tokens"], tokens, positions, cfg)
     numbered = weights["layers"], jnp.arange(cfg.num_hidden_layers)
     x, _ = jax.lax.scan(body, x, numbered)
     return norm(x, weights["norm"], cfg)
@@ -126,10 +128,10 @@ def make_block(
     return block
 
 
-def _angles(
-    positions: Array, cfg: ModelConfig
-) -> Callable[[Array], tuple[Array, Array]]:
+def _angles(positions: Array, cfg: ModelConfig) -> Callable[[Array], Angles]:
     """The function from a layer's number to the angles that it rotates by."""
+    if cfg.position_embedding == "learned":
+        return lambda number: None
     plain = rope.cos_sin(positions, cfg)
     if not any(cfg.rotations):
         return lambda number: plain
@@ -139,7 +141,7 @@ def _angles(
     cos, sin = (jnp.stack(parts) for parts in zip(*kinds, strict=True))
     kind = jnp.asarray(cfg.rotations)  # -1 is the last: no rotation
 
-    def angles(number: Array) -> tuple[Array, Array]:
+    def angles(number: Array) -> Angles:
         return cos[kind[number]], sin[kind[number]]
 
     return angles
@@ -157,9 +159,14 @@ def _scores(cfg: ModelConfig, number: Array) -> Scores:
     return Scores(scale, cfg.attention_softcap, window)
 
 
-def embed(weights: Params, tokens: Array, cfg: ModelConfig) -> Array:
-    """What the first layer reads: (batch, seq, hidden), of `embed_tokens`."""
+def embed(weights: Params, tokens: Array, positions: Array, cfg: ModelConfig) -> Array:
+    """What the first layer reads: (batch, seq, hidden), of `embed_tokens`.
+
+    tokens, positions: (batch, seq) int32.
+    """
     x = sharding.split_looked_up(weights["embedding"][tokens])
+    if "positions" in weights:
+        x = x + sharding.split_looked_up(weights["positions"][positions])
     x = x.astype(cfg.activation_dtype or x.dtype)
     return x if cfg.embedding_scale is None else x * cfg.embedding_scale
 
@@ -207,7 +214,7 @@ def decode(
 
     numbers = jnp.arange(cfg.num_hidden_layers)
     layers = (params["model"]["layers"], cache.k, cache.v, numbers)
-    x = embed(params["model"]["embed_tokens"], tokens, cfg)
+    x = embed(params["model"]["embed_tokens"], tokens, positions, cfg)
     x, (k, v) = jax.lax.scan(body, x, layers)
     x = x[:, -1:] if last_only else x
     x = norm(x, params["model"]["norm"], cfg)
@@ -241,14 +248,20 @@ def head(params: Params, cfg: ModelConfig) -> Any:
 
 
 def norm(x: Array, weights: Params, cfg: ModelConfig) -> Array:
-    """Root-mean-square normalisation in float32 (Zhang & Sennrich, 2019)."""
+    """Root-mean-square normalisation in float32 (Zhang & Sennrich, 2019), or LayerNorm
+    (Ba et al., 2016)."""
     wide = x.astype(jnp.float32)
+    if cfg.norm_kind == "layer":
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(variance + cfg.rms_norm_eps)
     scale = weights["scale"]
     if cfg.norm_offset:
         wide = wide * (cfg.norm_offset + scale.astype(jnp.float32))
         return wide.astype(x.dtype)
+    if cfg.norm_kind == "layer":
+        scale, bias = (weights[k].astype(jnp.float32) for k in ("scale", "bias"))
+        return (wide * scale + bias).astype(x.dtype)
     return wide.astype(x.dtype) * scale.astype(x.dtype)
 
 
@@ -261,7 +274,7 @@ def linear(x: Array, weights: Params) -> Array:
 def _layer(
     x: Array,
     layer: Params,
-    angles: tuple[Array, Array],
+    angles: Angles,
     attention: Callable[[Array, Array, Array], Array],
     cfg: ModelConfig,
 ) -> Array:
@@ -281,7 +294,7 @@ def _layer(
 def _self_attention(
     x: Array,
     weights: Params,
-    angles: tuple[Array, Array],
+    angles: Angles,
     attention: Callable[[Array, Array, Array], Array],
     cfg: ModelConfig,
 ) -> Array:
@@ -297,11 +310,16 @@ def _self_attention(
     q, k, v = (y.reshape(batch, seq, -1, cfg.head_dim) for y in (q, k, v))
     if cfg.qk_norm == "head":
         q, k = norm(q, weights["q_norm"], cfg), norm(k, weights["k_norm"], cfg)
-    out = attention(rope.rotate(q, *angles), rope.rotate(k, *angles), v)
+    if angles is not None:
+        q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
+    out = attention(q, k, v)
     return linear(out.reshape(batch, seq, -1), weights["o_proj"])
 
 
 def _mlp(x: Array, weights: Params, cfg: ModelConfig) -> Array:
+    if not cfg.gated_mlp:
+        up = checkpoint_name(linear(x, weights["up_proj"]), "up")
+        return linear(ACTIVATIONS[cfg.hidden_act](up), weights["down_proj"])
     if cfg.fused_projections:
         gate, up = jnp.split(linear(x, weights["gate_up_proj"]), 2, axis=-1)
     else:

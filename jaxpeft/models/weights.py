@@ -4,25 +4,29 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxpeft import tree
 from jaxpeft.models.spec import NORMS, ModelConfig, ParamSpec
 
 
 def param_specs(cfg: ModelConfig) -> dict:
-    """The declaration of every weight, in the structure of the params mapping."""
+    """The declaration of every weight, in the structure of the params mapping.
+
+    That structure is the same for all families; what Hugging Face calls a module
+    differs (`ModelConfig.names`).
+    """
     hidden, inner, layer = cfg.hidden_size, cfg.intermediate_size, "model.layers.{}."
     queries = cfg.num_attention_heads * cfg.head_dim
     keys = cfg.num_key_value_heads * cfg.head_dim
+    renamed = dict(cfg.names)
 
     def linear(path: str, d_in: int, d_out: int, axes: tuple, bias: bool) -> dict:
-        return _linear(
-            layer + path, (cfg.num_hidden_layers, d_in, d_out), axes, bias=bias
-        )
+        name = renamed.get(layer + path, layer + path)
+        shape = (cfg.num_hidden_layers, d_in, d_out)
+        return _linear(name, shape, axes, bias=bias, transposed=not cfg.conv1d)
 
     def norm(path: str, width: int = hidden, axis: str | None = "embed") -> dict:
         shape, axes = (cfg.num_hidden_layers, width), ("layers", axis)
-        # With an offset a scale of zero leaves the norm as it is.
-        init = "zeros" if cfg.norm_offset else "ones"
-        return {"scale": ParamSpec(shape, axes, init, f"{layer}{path}.weight")}
+        return _norm(renamed.get(layer + path, layer + path), shape, axes, cfg)
 
     def attention(
         name: str, d_in: int, d_out: int, axes: tuple, bias: bool = cfg.attention_bias
@@ -38,19 +42,18 @@ def param_specs(cfg: ModelConfig) -> dict:
         self_attn = {
             "qkv_proj": attention("qkv_proj", hidden, queries + 2 * keys, into)
         }
-        wide = {
-            "gate_up_proj": mlp("gate_up_proj", hidden, 2 * inner, ("embed", "mlp"))
-        }
     else:
         self_attn = {
             "q_proj": attention("q_proj", hidden, queries, into),
             "k_proj": attention("k_proj", hidden, keys, into),
             "v_proj": attention("v_proj", hidden, keys, into),
         }
-        wide = {
-            "gate_proj": mlp("gate_proj", hidden, inner, ("embed", "mlp")),
-            "up_proj": mlp("up_proj", hidden, inner, ("embed", "mlp")),
-        }
+    wide = {}
+    if cfg.gated_mlp and cfg.fused_projections:
+        wide["gate_up_proj"] = mlp("gate_up_proj", hidden, 2 * inner, ("embed", "mlp"))
+    else:
+        for name in ("gate_proj", "up_proj") if cfg.gated_mlp else ("up_proj",):
+            wide[name] = mlp(name, hidden, inner, ("embed", "mlp"))
     self_attn["o_proj"] = attention("o_proj", queries, hidden, out_of, o_bias)
     if cfg.qk_norm != "none":
         for name, width in (("q_norm", queries), ("k_norm", keys)):
@@ -67,22 +70,12 @@ def param_specs(cfg: ModelConfig) -> dict:
         "down_proj": mlp("down_proj", inner, hidden, ("mlp", "embed")),
     }
     vocab = (cfg.vocab_size, hidden)
+    last = renamed.get("model.norm", "model.norm")
     specs = {
         "model": {
-            "embed_tokens": {
-                "embedding": ParamSpec(
-                    vocab, ("vocab", "embed"), "normal", "model.embed_tokens.weight"
-                )
-            },
+            "embed_tokens": _embeddings(vocab, cfg),
             "layers": layers,
-            "norm": {
-                "scale": ParamSpec(
-                    (hidden,),
-                    ("embed",),
-                    "zeros" if cfg.norm_offset else "ones",
-                    "model.norm.weight",
-                )
-            },
+            "norm": _norm(last, (hidden,), ("embed",), cfg),
         }
     }
     if not cfg.tie_word_embeddings:
@@ -93,16 +86,51 @@ def param_specs(cfg: ModelConfig) -> dict:
     return specs
 
 
-def _linear(path: str, shape: tuple[int, ...], axes: tuple, *, bias: bool) -> dict:
+def _embeddings(vocab: tuple[int, int], cfg: ModelConfig) -> dict:
+    """That of the tokens and, where places are learned, that of the `positions`."""
+    renamed = dict(cfg.names)
+    name = renamed.get("model.embed_tokens", "model.embed_tokens")
+    tokens = ParamSpec(vocab, ("vocab", "embed"), "normal", f"{name}.weight")
+    if cfg.position_embedding == "rotary":
+        return {"embedding": tokens}
+    shape = (cfg.max_position_embeddings, vocab[1])
+    name = renamed.get("model.embed_positions", "model.embed_positions")
+    positions = ParamSpec(shape, (None, "embed"), "normal", f"{name}.weight")
+    return {"embedding": tokens, "positions": positions}
+
+
+def _norm(name: str, shape: tuple[int, ...], axes: tuple, cfg: ModelConfig) -> dict:
+    # With an offset a scale of zero leaves the norm as it is.
+    init = "zeros" if cfg.norm_offset else "ones"
+    scale = ParamSpec(shape, axes, init, f"{name}.weight")
+    if cfg.norm_kind == "rms":
+        return {"scale": scale}
+    return {"scale": scale, "bias": ParamSpec(shape, axes, "zeros", f"{name}.bias")}
+
+
+def _linear(
+    path: str, shape: tuple[int, ...], axes: tuple, *, bias: bool, transposed: bool
+) -> dict:
     """A stacked linear layer: `kernel` (layers, in, out) and perhaps `bias`."""
     layers, _, d_out = shape
     kernel = ParamSpec(
-        shape, ("layers", *axes), "normal", f"{path}.weight", transposed=True
+        shape, ("layers", *axes), "normal", f"{path}.weight", transposed=transposed
     )
     if not bias:
         return {"kernel": kernel}
     spec = ParamSpec((layers, d_out), ("layers", axes[1]), "zeros", f"{path}.bias")
     return {"kernel": kernel, "bias": spec}
+
+
+def module_names(cfg: ModelConfig) -> dict[str, list[str]]:
+    """{path of a linear module in the params: Hugging Face's names of its layers}."""
+    return {
+        path.removesuffix(".kernel"): [
+            name.removesuffix(".weight") for name in spec.hf_names()
+        ]
+        for path, spec in tree.walk(param_specs(cfg))
+        if path.endswith(".kernel")
+    }
 
 
 def is_spec(x: object) -> bool:
