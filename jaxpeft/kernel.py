@@ -47,6 +47,11 @@ def dense(kernel: Any) -> Array:
     return jnp.asarray(kernel, jnp.float32)
 
 
+def bias_beside(kernel: Any, bias: Array) -> Array:
+    """The bias that is added to `x @ kernel`, which some adapters change, too."""
+    return kernel.bias(bias) if hasattr(kernel, "bias") else bias
+
+
 def axes_of(kernel: Any, base: Axes) -> Any:
     """Logical axes of a kernel in its own structure; those of an array are `base`."""
     return kernel.axes(base) if is_node(kernel) else base

@@ -142,7 +142,13 @@ def merge(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
             np.stack([np.asarray(s.dense().astype(target)) for s in slices])
         )
 
-    changes = {name: fold(node) for name, node in kernel.nodes(params).items()}
+    nodes, leaves = kernel.nodes(params), dict(tree.walk(params))
+    changes = {name: fold(node) for name, node in nodes.items()}
+    for name, node in nodes.items():
+        beside = name.removesuffix("kernel") + "bias"
+        if beside in leaves:
+            bias = leaves[beside]
+            changes[beside] = kernel.bias_beside(node, bias).astype(bias.dtype)
     return tree.replace(params, changes)
 
 

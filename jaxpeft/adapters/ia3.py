@@ -42,6 +42,12 @@ class IA3:
         gain = gain[..., :, None] if self.feedforward else gain[..., None, :]
         return kernels.dense(self.base) * gain
 
+    def bias(self, bias: Array) -> Array:
+        """The module's bias, (*layers, d_out): it is a part of the rescaled output."""
+        if self.feedforward:
+            return bias
+        return bias.astype(jnp.float32) * self._gain()
+
     def axes(self, base: Axes) -> "IA3":
         """The gains follow the dimension that they rescale."""
         *layers, d_in, d_out = base

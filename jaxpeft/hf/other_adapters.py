@@ -7,7 +7,7 @@ are PEFT's prefix, the module's name and the tensor's. For a bottleneck they are
 BOTTLENECK and `activation` in the config.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,13 @@ class Form:
     """How the nodes of one kind are laid out.
 
     suffixes: {field: the tensor's name after the module's}. settings: what the config
-    says beyond the modules, of {module: node}. build: (base, {field: stack}, scale,
-    module, config) -> node.
+    says of its own, of {module: node} and the names of all modules. build: (base,
+    {field: stack}, scale, module, config) -> node.
     """
 
     peft_type: str
     suffixes: Mapping[str, str]
-    settings: Callable[[Mapping[str, Any]], dict[str, Any]]
+    settings: Callable[[Mapping[str, Any], Set[str]], dict[str, Any]]
     build: Callable[..., Any]
 
 
@@ -50,10 +50,15 @@ def _is_feedforward(module: str, config: Mapping[str, Any]) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
-def _feedforward(nodes: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = {name for name, node in nodes.items() if node.feedforward}
-    names = shortened(chosen, set(nodes))
-    return {"feedforward_modules": names, "init_ia3_weights": True}
+def _feedforward(nodes: Mapping[str, Any], modules: Set[str]) -> dict[str, Any]:
+    """PEFT wants the names of feed-forward modules to be among those of all."""
+    inner = {name for name, node in nodes.items() if node.feedforward}
+    names = shortened(inner, modules)
+    return {
+        "target_modules": sorted(names + shortened(set(nodes) - inner, modules)),
+        "feedforward_modules": names,
+        "init_ia3_weights": True,
+    }
 
 
 def _bottleneck(
@@ -78,7 +83,7 @@ FORMS: dict[type, Form] = {
             "up": "bottleneck_up.weight",
             "up_bias": "bottleneck_up.bias",
         },
-        lambda nodes: {"activation": next(iter(nodes.values())).activation},
+        lambda nodes, _: {"activation": next(iter(nodes.values())).activation},
         _bottleneck,
     ),
 }
@@ -122,7 +127,7 @@ def save(
         "fan_in_fan_out": cfg.conv1d,
         "modules_to_save": None,
         "inference_mode": True,
-        **form.settings(written),
+        **form.settings(written, set(modules)),
     }
     with writing(directory, tensors, content) as partial:
         read = kernel.nodes(load(params, partial, cfg, content))

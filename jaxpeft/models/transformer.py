@@ -11,6 +11,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxpeft import sharding
+from jaxpeft.kernel import bias_beside
 from jaxpeft.models import rope
 from jaxpeft.models.attention import Scores, attend, attend_cached
 from jaxpeft.models.spec import NORMS, ModelConfig
@@ -268,7 +269,9 @@ def norm(x: Array, weights: Params, cfg: ModelConfig) -> Array:
 def linear(x: Array, weights: Params) -> Array:
     """`x @ kernel + bias`, the bias where there is one."""
     y = x @ weights["kernel"]
-    return y + weights["bias"].astype(y.dtype) if "bias" in weights else y
+    if "bias" not in weights:
+        return y
+    return y + bias_beside(weights["kernel"], weights["bias"]).astype(y.dtype)
 
 
 def _layer(

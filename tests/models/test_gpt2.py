@@ -99,6 +99,8 @@ def test_peft_loads_what_is_written_here(name, there, folder, params, tmp_path):
     np.testing.assert_allclose(found, logits_of(model), atol=1e-4)
     again = models.forward(hf.load_adapter(params, tmp_path, cfg), TOKENS, cfg)
     np.testing.assert_allclose(again, found, atol=1e-6)
+    merged = models.forward(adapters.merge(adapted), TOKENS, cfg)
+    np.testing.assert_allclose(merged, found, atol=1e-4)
 
 
 def away(params):
