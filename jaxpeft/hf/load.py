@@ -17,7 +17,7 @@ from jaxpeft import quant, sharding, tree
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.hf import checkpoint_index, layout
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile, Tensor
-from jaxpeft.models.spec import ModelConfig, ParamSpec
+from jaxpeft.models.spec import ModelConfig, ParamSpec, Piece
 from jaxpeft.models.weights import is_spec, param_specs
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -127,13 +127,18 @@ def _quantized(
     make: Callable[[Array, str], Any],
     mesh: jax.sharding.Mesh | None,
 ) -> Any:
-    """A stack of kernels in few bits, from its layers one after another."""
-    layers = []
-    for layer in range(spec.shape[0]):
-        index = (slice(layer, layer + 1), slice(None), slice(None))
-        matrix = _read(sources, jnp.dtype(dtype), spec, pool, index)[0]
-        layers.append(jax.tree.map(np.asarray, make(jnp.asarray(matrix), dtype)))
-    stack = jax.tree.map(lambda *parts: np.stack(parts), *layers)
+    """A stack of kernels in few bits, from its matrices one after another."""
+    kernels = []
+    for at in np.ndindex(*spec.stack):
+        index = (*(slice(i, i + 1) for i in at), slice(None), slice(None))
+        matrix = _read(sources, jnp.dtype(dtype), spec, pool, index)
+        matrix = jnp.asarray(matrix.reshape(spec.shape[-2:]))
+        kernels.append(jax.tree.map(np.asarray, make(matrix, dtype)))
+
+    def stacked(*parts: np.ndarray) -> np.ndarray:
+        return np.stack(parts).reshape(*spec.stack, *parts[0].shape)
+
+    stack = jax.tree.map(stacked, *kernels)
     if mesh is None:
         return jax.tree.map(jnp.asarray, stack)
     return sharding.put(stack, sharding.of(mesh, stack.axes(spec.axes), stack))
@@ -150,30 +155,42 @@ def _read(
     index = index or ()
     ranges = [range(n)[part] for n, part in zip(spec.shape, index, strict=True)]
     target = layout.aligned_empty(tuple(len(r) for r in ranges), dtype)
-    names, within = spec.hf_names(), index
-    places = [target]
-    if spec.stacked:
-        names, within = [names[i] for i in ranges[0]], index[1:]
-        places = list(target)
-    if spec.transposed:
-        within = within[::-1]
+    columns = ranges[-1]
 
-    def fill(name: str, place: np.ndarray) -> None:
-        stored = sources[name]
-        values = stored.view()[within]
+    def fill(piece: Piece) -> None:
+        start = max(columns.start, piece.columns.start)
+        stop = min(columns.stop, piece.columns.stop)
+        within = slice(start - piece.columns.start, stop - piece.columns.start)
+        within = (*index[len(piece.at) : -1], within)
+        at = tuple(i - r.start for i, r in zip(piece.at, ranges))
+        place = target[(*at, ..., slice(start - columns.start, stop - columns.start))]
+        stored = sources[piece.name]
+        values = stored.view()[within[::-1] if spec.transposed else within]
         layout.require_finite(values, str(stored))
         layout.copy(values, place, transposed=spec.transposed)
         if dtype == np.float16 and not layout.is_finite(place):
             raise InputError(
-                f"model.dtype: {name!r} holds values beyond float16's range; "
+                f"model.dtype: {piece.name!r} holds values beyond float16's range; "
                 "use bfloat16 or float32"
             )
         del values
         stored.release()
 
     # To the end, for the errors; numpy lets the threads run beside each other.
-    list(pool.map(fill, names, places))
+    list(pool.map(fill, _within(spec, ranges)))
     return target
+
+
+def _within(spec: ParamSpec, ranges: list[range]) -> list[Piece]:
+    """The pieces of a weight that a part of it is made of."""
+    columns = ranges[-1]
+    return [
+        piece
+        for piece in spec.pieces()
+        if all(i in wanted for i, wanted in zip(piece.at, ranges))
+        and piece.columns.start < columns.stop
+        and columns.start < piece.columns.stop
+    ]
 
 
 def _check(specs: list[ParamSpec], sources: Sources, cfg: ModelConfig) -> None:
@@ -251,8 +268,8 @@ def _sources(directory: Path, specs: Any) -> Sources:
 def _untied_head(sources: Sources, embedding: str) -> list[str]:
     """A problem where a head is stored that is not the embedding it is tied to."""
     head, tied = sources[HEAD], sources[embedding]
-    bits = [stored.view().view(np.uint8) for stored in (head, tied)]
-    if head.tensor.dtype == tied.tensor.dtype and np.array_equal(*bits):
+    mine, other = (stored.view().view(np.uint8) for stored in (head, tied))
+    if head.tensor.dtype == tied.tensor.dtype and np.array_equal(mine, other):
         return []
     return [
         f"{head} differs from {embedding!r}, though "

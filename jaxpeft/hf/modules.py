@@ -25,8 +25,8 @@ def linear_modules(cfg: ModelConfig) -> dict[str, Module]:
     found = {}
     for path, spec in tree.walk(param_specs(cfg)):
         if path.endswith(".kernel"):
-            for layer, name in enumerate(spec.hf_names()):
-                found[name.removesuffix(".weight")] = Module(
+            for layer, name in enumerate(spec.module_names()):
+                found[name] = Module(
                     path, layer if spec.stacked else None, *spec.shape[-2:]
                 )
     return found

@@ -13,13 +13,15 @@ from jaxpeft.models import (
     gpt2,
     llama,
     mistral,
+    mixtral,
     olmo2,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
-from jaxpeft.models.spec import ModelConfig, ParamSpec, Rope
+from jaxpeft.models.spec import Experts, ModelConfig, ParamSpec, Rope
 from jaxpeft.models.transformer import (
     Cache,
     embed,
@@ -44,10 +46,12 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
     "gpt2": gpt2.config,
     "llama": llama.config,
     "mistral": mistral.config,
+    "mixtral": mixtral.config,
     "olmo2": olmo2.config,
     "phi3": phi3.config,
     "qwen2": qwen2.config,
     "qwen3": qwen3.config,
+    "qwen3_moe": qwen3_moe.config,
     "smollm3": smollm3.config,
 }
 
@@ -56,6 +60,7 @@ LARGEST_CONFIG = 1_000_000  # bytes; the largest in use have a few thousand
 __all__ = [
     "FAMILIES",
     "Cache",
+    "Experts",
     "ModelConfig",
     "ParamSpec",
     "Rope",

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxpeft import sharding
 from jaxpeft.kernel import bias_beside
-from jaxpeft.models import rope
+from jaxpeft.models import experts, rope
 from jaxpeft.models.attention import Scores, attend, attend_cached
 from jaxpeft.models.spec import NORMS, ModelConfig
 
@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 # to store. "dots" lets go of the widest ones, "full" of everything but the input.
 KEPT = ("q", "k", "v", "attention", "logsumexp", "residual", "low")
 POLICIES = {
-    "none": jax.checkpoint_policies.save_only_these_names(*KEPT, "gate", "up"),
+    "none": jax.checkpoint_policies.save_only_these_names(*KEPT, "gate", "up", "down"),
     "dots": jax.checkpoint_policies.save_only_these_names(*KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -290,7 +290,8 @@ def _layer(
     h = normed(x, before_attention)
     h = _self_attention(h, layer["self_attn"], angles, attention, cfg)
     x = checkpoint_name(x + normed(h, after_attention), "residual")
-    h = _mlp(normed(x, before_mlp), layer["mlp"], cfg)
+    mlp = _mlp if cfg.experts is None else _mixture
+    h = mlp(normed(x, before_mlp), layer["mlp"], cfg)
     return x + normed(h, after_mlp)
 
 
@@ -327,5 +328,36 @@ def _mlp(x: Array, weights: Params, cfg: ModelConfig) -> Array:
         gate, up = jnp.split(linear(x, weights["gate_up_proj"]), 2, axis=-1)
     else:
         gate, up = linear(x, weights["gate_proj"]), linear(x, weights["up_proj"])
+    return linear(_gated(gate, up, cfg), weights["down_proj"])
+
+
+def _gated(gate: Array, up: Array, cfg: ModelConfig) -> Array:
     gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
-    return linear(ACTIVATIONS[cfg.hidden_act](gate) * up, weights["down_proj"])
+    return ACTIVATIONS[cfg.hidden_act](gate) * up
+
+
+def _mixture(x: Array, weights: Params, cfg: ModelConfig) -> Array:
+    """The experts of each token, on each device for its own sequences."""
+
+    def of_rows(x: Array, weights: Params) -> tuple[tuple, Array]:
+        return (), _routed(x.reshape(-1, x.shape[-1]), weights, cfg).reshape(x.shape)
+
+    return sharding.on_each_part(of_rows, x, weights)[1]
+
+
+def _routed(x: Array, weights: Params, cfg: ModelConfig) -> Array:
+    """x: (tokens, hidden)."""
+    settings, kernels = cfg.experts, weights["experts"]
+    assert settings is not None
+    logits = linear(x, weights["gate"])
+    shares, chosen = experts.route(logits, settings.per_token, settings.normalized)
+    groups = experts.group(chosen, settings.count)
+
+    def each(rows: Array, name: str) -> Array:
+        return experts.product(rows, kernels[name]["kernel"], groups.experts)
+
+    both = each(experts.dispatch(x, groups), "gate_up_proj")
+    gate, up = jnp.split(both, 2, axis=-1)
+    inner = _gated(gate, up, cfg)
+    out = checkpoint_name(each(inner, "down_proj"), "down")
+    return experts.collect(out, shares, groups)

@@ -34,6 +34,8 @@ SIZES = {
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 7}
 GPT2 = {"num_key_value_heads": 4, "n_inner": None, "n_positions": 128}
 GPT2 |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+MIXTURE = {"num_experts": 5, "num_experts_per_tok": 2}
+QWEN3_MOE = {**MIXTURE, "moe_intermediate_size": 24, "head_dim": 16}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -56,6 +58,16 @@ ROWS = {
         "phi3",
         {"rope_parameters": {**LONGROPE, "partial_rotary_factor": 0.5}}
         | {"original_max_position_embeddings": 64},
+    ),
+    "mixtral": ("mixtral", MIXTURE),
+    "mixtral, window": (
+        "mixtral",
+        {**MIXTURE, "sliding_window": 9, "num_experts_per_tok": 3},
+    ),
+    "qwen3_moe": ("qwen3_moe", QWEN3_MOE),
+    "qwen3_moe, normalized": (
+        "qwen3_moe",
+        {**QWEN3_MOE, "norm_topk_prob": True, "num_experts_per_tok": 1},
     ),
     "olmo2": ("olmo2", {}),
     "smollm3": ("smollm3", {"tie_word_embeddings": True}),
