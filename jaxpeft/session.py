@@ -145,11 +145,12 @@ def check_adapter(base: Base, section: AdapterSection) -> None:
             rules=rules(section),
             names=models.module_names(base.cfg),
         )
-        jax.eval_shape(
+        params = jax.eval_shape(
             lambda params, key: inject(params, key=key),
             base.shapes(),
             jax.random.key(0),
         )
+        hf.check_writable(params, base.cfg)
 
 
 def add_adapter(

@@ -94,7 +94,10 @@ def inject(
         node_key = jax.random.fold_in(key, index)
         node = METHODS[name](base, node_key, **settings, **given)
         if not all(layers):
-            node = node.replace(scale=node.scale * jnp.asarray(layers, jnp.float32))
+            chosen_layers = jnp.asarray(layers, jnp.float32)
+            within = (1,) * (node.scale.ndim - 1)  # an axis of experts, perhaps
+            scale = node.scale * chosen_layers.reshape(-1, *within)
+            node = node.replace(scale=scale)
         changes[f"{path}.kernel"] = node
     return tree.replace(params, changes)
 

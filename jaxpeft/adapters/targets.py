@@ -9,6 +9,8 @@ from jaxpeft.errors import InputError, suggest
 
 ALL_LINEAR = "all-linear"
 Names = Mapping[str, Sequence[str]]  # of a module's layers, by its path in the params
+# The head, and the router of a mixture of experts: fewer outputs than usual ranks.
+LEFT_OUT = ("lm_head", "gate")
 STACK = "layers"  # the path component under which weights carry a layer axis
 
 
@@ -58,12 +60,14 @@ def select(names: Names, target_modules: str | Sequence[str]) -> dict[str, list[
 
     A list matches whole names or their last components (`q_proj`), a string is a
     regular expression that must match the whole name (`model.layers.0.mlp.up_proj`),
-    "all-linear" is every linear module but the head. Raises InputError for a pattern
-    that matches nothing, with the names that come near.
+    "all-linear" is every linear module but the head and routers. Raises InputError for
+    a pattern that matches nothing, with the names that come near.
     """
     if target_modules == ALL_LINEAR:
         return {
-            path: [True] * len(hf) for path, hf in names.items() if path != "lm_head"
+            path: [True] * len(hf)
+            for path, hf in names.items()
+            if path.rsplit(".", 1)[-1] not in LEFT_OUT
         }
     if isinstance(target_modules, str):
         return _select_pattern(target_modules, names)

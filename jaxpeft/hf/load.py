@@ -112,8 +112,11 @@ def load(
 def is_quantized(path: str, spec: ParamSpec, skip: Sequence[str]) -> bool:
     """Whether quantization concerns a weight: the layers' kernels, some left out.
 
+    A router's never is: small differences decide there, and it is small itself.
     path: its dotted name in the params mapping.
     """
+    if spec.parameter is not None and len(spec.stack) == 1:
+        return False
     module = path.removesuffix(".kernel")
     kept = any(module == name or module.endswith(f".{name}") for name in skip)
     return spec.stacked and module != path and not kept

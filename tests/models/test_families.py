@@ -34,6 +34,11 @@ SIZES = {
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 7}
 GPT2 = {"num_key_value_heads": 4, "n_inner": None, "n_positions": 128}
 GPT2 |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+# PEFT wraps the parameters of experts one around the other.
+WRAPPED = {
+    ".experts.base_layer": ".experts.gate_up_proj",
+    ".experts": ".experts.down_proj",
+}
 MIXTURE = {"num_experts": 5, "num_experts_per_tok": 2}
 QWEN3_MOE = {**MIXTURE, "moe_intermediate_size": 24, "head_dim": 16}
 LONGROPE = {
@@ -140,6 +145,8 @@ def test_logits(family):
     assert difference < 1e-4
 
 
+# PEFT looks for these patterns among modules alone, and applies them to parameters.
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern:RuntimeWarning")
 @pytest.mark.parametrize("family", MAIN, indirect=True)
 def test_gradients_of_a_lora(family):
     import peft
@@ -183,7 +190,7 @@ def test_gradients_of_a_lora(family):
             module, kind = path.split(".lora_")[0], path.split(".lora_")[1][0].lower()
             module = module.removeprefix("base_model.model.")
             found = gradient(grads, module, kind, family.cfg)
-            wanted = parameter.grad.numpy().T
+            wanted = by_expert(parameter.grad.numpy(), kind, found.shape)
             scale = np.abs(wanted).max()
             assert np.abs(found - wanted).max() < 1e-4 * max(scale, 1e-3), path
             checked += 1
@@ -192,8 +199,21 @@ def test_gradients_of_a_lora(family):
         there.unload()
 
 
+def by_expert(gradient, kind, shape):
+    """PEFT's A (experts * r, in) or B (out, r * experts), as our nodes have them."""
+    if len(shape) == 2:
+        return gradient.T
+    experts, *matrix = shape
+    if kind == "a":
+        return gradient.reshape(experts, *matrix[::-1]).swapaxes(1, 2)
+    return gradient.reshape(*matrix[::-1], experts).T
+
+
 def gradient(grads, module, kind, cfg):
     """A layer's gradient of A or B by its Hugging Face name."""
+    for wrapper, parameter in WRAPPED.items():
+        if module.endswith(wrapper):
+            module = module.removesuffix(wrapper) + parameter
     [(path, names)] = [
         (path, names)
         for path, names in models.module_names(cfg).items()
