@@ -73,7 +73,8 @@ def _forward(params: Any, micro: Batch, cfg: ModelConfig) -> _Forward:
     tokens, mask = micro["tokens"], micro["supervised"]
     block = models.make_block(cfg, micro["positions"], micro.get("segments"))
     x, embed_back = jax.vjp(
-        lambda w: models.embed(w, tokens, cfg), weights["embed_tokens"]
+        lambda w: models.embed(w, tokens, micro["positions"], cfg),
+        weights["embed_tokens"],
     )
 
     def layer(x: Array, layer: tuple[Any, Array]) -> tuple[Array, Array]:
@@ -96,7 +97,7 @@ def _forward(params: Any, micro: Batch, cfg: ModelConfig) -> _Forward:
     def bottom(dx: Array) -> Any:
         (grads,) = embed_back(dx)
         if tied:
-            grads = {"embedding": grads["embedding"] + dhead.T}
+            grads = {**grads, "embedding": grads["embedding"] + dhead.T}
         return grads
 
     return _Forward(value, count, inputs, block, top, dlast, bottom)

@@ -197,10 +197,12 @@ class _Step:
 
     def _arrays(self, cfg: RunConfig, model: ModelConfig, dtype: str) -> tuple:
         """(state, frozen) as shapes, and how many parameters the base has."""
-        rules = session.rules(cfg.adapter)
+        rules, names = session.rules(cfg.adapter), models.module_names(model)
         base = session.shapes(cfg.model, model, dtype)
         params = jax.eval_shape(
-            lambda base, key: adapters.inject(base, rules, key), base, jax.random.key(0)
+            lambda base, key: adapters.inject(base, rules, key, names),
+            base,
+            jax.random.key(0),
         )
         tx = self.updates.tx
         places = assembly.places(params, model, self.mesh, tx)

@@ -148,12 +148,17 @@ def check_adapter(base: Base, section: AdapterSection) -> None:
             "adapter.method full; few bits cannot train: use none, or an adapter"
         )
     if section.init_from is None:
-        inject = functools.partial(adapters.inject, rules=rules(section))
-        jax.eval_shape(
+        inject = functools.partial(
+            adapters.inject,
+            rules=rules(section),
+            names=models.module_names(base.cfg),
+        )
+        params = jax.eval_shape(
             lambda params, key: inject(params, key=key),
             base.shapes(),
             jax.random.key(0),
         )
+        hf.check_writable(params, base.cfg)
 
 
 def add_adapter(
@@ -164,13 +169,14 @@ def add_adapter(
     What the configuration says of an adapter to continue from (`r`, `lora_alpha`,
     `target_modules`) must agree with it; what it does not say is the adapter's own.
     """
+    names = models.module_names(cfg)
     if section.init_from is None:
-        return adapters.inject(params, rules(section), key)
+        return adapters.inject(params, rules(section), key, names)
     patterns = {"rank_pattern", "alpha_pattern"}
     shaping = {"r", "lora_alpha", "use_rslora", *patterns} & set(section.options)
     if shaping or set(WHAT_TRAINS) & section.model_fields_set:
         zeros = {**rules(section), "init_lora_weights": "zero"}
-        params = adapters.inject(params, zeros, key)
+        params = adapters.inject(params, zeros, key, names)
     params = hf.load_adapter(params, hf.resolve(section.init_from), cfg)
     dropout = section.options.get("lora_dropout")
     if dropout is None:

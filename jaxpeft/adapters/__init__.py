@@ -31,9 +31,10 @@ METHODS: dict[str, Callable[..., Any]] = {
     "vera": vera,
 }
 # Where `target_modules` says nothing; the others adapt all linear modules.
+# Of the names those that a model has; GPT-2's are its own.
 DEFAULT_TARGETS: dict[str, list[str]] = {
-    "bottleneck": ["o_proj", "down_proj"],
-    "ia3": ["k_proj", "v_proj", "down_proj"],
+    "bottleneck": ["o_proj", "down_proj", "c_proj"],
+    "ia3": ["k_proj", "v_proj", "down_proj", "c_attn", "mlp.c_proj"],
 }
 
 
@@ -79,7 +80,10 @@ __all__ = [
 
 
 def inject(
-    params: Mapping[str, Any], rules: Mapping[str, Any], key: Array
+    params: Mapping[str, Any],
+    rules: Mapping[str, Any],
+    key: Array,
+    names: targets.Names | None = None,
 ) -> dict[str, Any]:
     """The params with an adapter in place of every targeted kernel.
 
@@ -87,16 +91,18 @@ def inject(
     the method is made for, see `DEFAULT_TARGETS`), `exclude_modules` and
     `layers_to_transform` (see `targets.select`), `modules_to_save` and `bias`, which
     say what of the base trains besides (see `saved`), and the method's own keyword
-    arguments. The model computes the same function until the adapters train. What
-    trains is float32 whatever the base's dtype. Virtual tokens (`virtual`) alone change
-    the function at once. Method "bitfit" trains biases alone;
-    "full" adds nothing: then the base itself trains, in the dtype that it has.
+    arguments. The model computes the same function until the adapters train; virtual
+    tokens (`virtual`) alone change it at once. What trains is float32 whatever the
+    base's dtype. Method "bitfit" trains biases alone; "full" adds nothing: then the
+    base itself trains, in the dtype that it has. names: `models.module_names(cfg)`,
+    needed for families whose modules Hugging Face calls otherwise than the params do.
     Raises InputError for an unknown method or key, a pattern that matches nothing, a
     rank that does not fit.
     """
     settings = dict(rules)
     name = settings.pop("method", "lora")
-    usual = DEFAULT_TARGETS.get(name, targets.ALL_LINEAR)
+    names = targets.names_of(params, names)
+    usual = targets.present(DEFAULT_TARGETS.get(name, targets.ALL_LINEAR), names)
     pattern = settings.pop("target_modules", usual)
     within = {
         key: settings.pop(key, None)
@@ -113,10 +119,10 @@ def inject(
         return _with_biases(params)
     if name in VIRTUAL:
         return VIRTUAL[name](params, key, **settings)
-    whole = saved.saved_names(params, to_save)
-    chosen = targets.select(params, pattern, **within)
+    whole = saved.saved_names(params, to_save, names)
+    chosen = targets.select(names, pattern, **within)
     chosen = {path: layers for path, layers in chosen.items() if path not in whole}
-    changes = _nodes(params, name, settings, chosen, key)
+    changes = _nodes(params, name, settings, chosen, key, names)
     trained = [leaf for leaves in whole.values() for leaf in leaves]
     trained += saved.biases(params, bias, chosen)
     leaves = dict(tree.walk(params))
@@ -130,33 +136,34 @@ def _nodes(
     settings: Mapping[str, Any],
     chosen: Mapping[str, Sequence[bool]],
     key: Array,
+    names: targets.Names,
 ) -> dict[str, Any]:
     """{dotted name of a weight: the adapter around it} for the modules `chosen`."""
     leaves, parameters = dict(tree.walk(params)), TABLE.parameters(method)
-    stacks = {**targets.linear_modules(params), **targets.embeddings(params)}
-    names = {path: targets.module_names(path, stacks[path]) for path in chosen}
-    everything = [name for several in names.values() for name in several]
+    everything = [name for path in chosen for name in names[path]]
     for section in ("rank_pattern", "alpha_pattern"):
         targets.require_hits(section, settings.get(section) or {}, everything)
+    linear = targets.linear_modules(params)
     shapes = [
         leaves[f"{path}.{targets.KERNEL}"].shape[-2:]
         for path in chosen
-        if path in targets.linear_modules(params)
+        if path in linear
     ]
     widest = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
     changes = {}
     for index, (path, layers) in enumerate(sorted(chosen.items())):
         node_key = jax.random.fold_in(key, index)
-        given = {"module": path, "names": names[path], "widest": widest}
+        given = {"module": names[path][0], "names": names[path], "widest": widest}
         given = {name: value for name, value in given.items() if name in parameters}
-        if path in targets.linear_modules(params):
+        if path in linear:
             leaf, make = f"{path}.{targets.KERNEL}", METHODS[method]
         else:
             leaf, make = f"{path}.{targets.EMBEDDING}", embedding.method(method, path)
         node: Any = make(leaves[leaf], node_key, **settings, **given)
         if not all(layers):
-            kept = jnp.asarray(layers, jnp.float32).reshape(node.scale.shape)
-            node = node.replace(scale=node.scale * kept)
+            kept = jnp.asarray(layers, jnp.float32)
+            within = (1,) * (node.scale.ndim - 1)  # an axis of experts, perhaps
+            node = node.replace(scale=node.scale * kept.reshape(-1, *within))
         changes[leaf] = node
     return changes
 

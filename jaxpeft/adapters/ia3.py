@@ -8,6 +8,7 @@ from flax import struct
 from jax import Array
 
 from jaxpeft import kernel as kernels
+from jaxpeft.adapters.targets import is_hit
 from jaxpeft.kernel import Axes
 
 
@@ -72,16 +73,16 @@ def ia3(
     key: Array,
     *,
     module: str,
-    feedforward_modules: tuple[str, ...] = ("down_proj",),
+    feedforward_modules: tuple[str, ...] = ("down_proj", "mlp.c_proj"),
 ) -> IA3:
     """Gains of one around a kernel (*layers, d_in, d_out); nothing changes at first.
 
-    module: the dotted name of the kernel's module. feedforward_modules: last names of
-    modules whose inputs are rescaled, and not their outputs.
+    module: the dotted name of the kernel's module. feedforward_modules: names, or ends
+    of them, of modules whose inputs are rescaled, and not their outputs.
     """
     del key  # nothing is random
     *layers, d_in, d_out = base.shape
-    feedforward = module.rsplit(".", 1)[-1] in tuple(feedforward_modules)
+    feedforward = any(is_hit(module, name) for name in feedforward_modules)
     return IA3(
         base=base,
         gain=jnp.ones((*layers, d_in if feedforward else d_out)),

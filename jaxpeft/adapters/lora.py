@@ -141,6 +141,7 @@ def lora(
     The product is unchanged at first.
 
     names: of the modules behind the layers, one for each, which the patterns speak of.
+    A layer may hold several matrices (experts), which are of one module.
     rank_pattern, alpha_pattern: {regular expression: the `r` or `lora_alpha` of the
     modules whose name ends so}, as in PEFT; the first one that matches counts.
 
@@ -153,7 +154,8 @@ def lora(
     """
     *layers, d_in, d_out = base.shape
     count, shape = math.prod(layers), tuple(layers)
-    known = tuple(names) or ("",) * count
+    each = count // max(len(names), 1)
+    known = [name for name in names for _ in range(each)] or [""] * count
     ranks = [by_pattern(rank_pattern or {}, name, r) for name in known]
     alphas = [by_pattern(alpha_pattern or {}, name, lora_alpha) for name in known]
     _check(ranks, alphas, lora_dropout, init_lora_weights, (d_in, d_out))

@@ -64,26 +64,30 @@ def save(weight: Any) -> Saved:
 
 
 def saved_names(
-    params: Mapping[str, Any], modules_to_save: Sequence[str]
+    params: Mapping[str, Any],
+    modules_to_save: Sequence[str],
+    known: targets.Names | None = None,
 ) -> dict[str, list[str]]:
     """{path of a module: the dotted names of its weights} for the modules named.
 
     An entry is a module's whole name or its last components ("lm_head", "norm"); it
-    means that module in every layer. Raises InputError for one that names none, and
-    for an embedding that is the head as well.
+    means that module in every layer. known: Hugging Face's names, by path. Raises
+    InputError for one that names none, for experts, and for an embedding that is the
+    head as well.
     """
     found: dict[str, list[str]] = {}
     for name, _ in tree.walk(params):
         found.setdefault(name.rpartition(".")[0], []).append(name)
+    called = {path: (known or {}).get(path, [path])[0] for path in found}
 
     def named(path: str, entry: str) -> bool:
-        return path == entry or path.endswith(f".{entry}")
+        return targets.is_hit(called[path], entry) or targets.is_hit(path, entry)
 
     missing = [
         entry for entry in modules_to_save if not any(named(p, entry) for p in found)
     ]
     if missing:
-        short = dict.fromkeys(path.rsplit(".", 1)[-1] for path in found)
+        short = dict.fromkeys(name.rsplit(".", 1)[-1] for name in called.values())
         raise InputError(
             *(
                 f"adapter.modules_to_save: {entry!r} names no module; an entry is a "
@@ -96,12 +100,17 @@ def saved_names(
         for path, names in found.items()
         if any(named(path, entry) for entry in modules_to_save)
     }
-    for path in set(chosen) & set(targets.embeddings(params)):
-        if "lm_head" not in params:
+    for path in chosen:
+        if ".experts." in path or path.endswith(".mlp.gate"):
             raise InputError(
-                f"adapter.modules_to_save: {path!r} is the head as well in this model "
-                "(tie_word_embeddings), and training one of them would part them; "
-                "leave it out, or train the whole model with method full"
+                f"adapter.modules_to_save: {called[path]!r} is of a mixture of "
+                "experts, which no adapter's file holds as a whole; give it a lora"
+            )
+        if path in targets.embeddings(params) and "lm_head" not in params:
+            raise InputError(
+                f"adapter.modules_to_save: {called[path]!r} is the head as well in "
+                "this model (tie_word_embeddings), and training one of them would part "
+                "them; leave it out, or train the whole model with method full"
             )
     return chosen
 

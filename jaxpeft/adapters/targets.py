@@ -8,10 +8,13 @@ from jaxpeft import tree
 from jaxpeft.errors import InputError, suggest
 
 ALL_LINEAR = "all-linear"
+Names = Mapping[str, Sequence[str]]  # of a module's layers, by its path in the params
+Wanted = str | Sequence[str]
+# The head, the router of a mixture of experts (fewer outputs than usual ranks), and
+# what is no linear module.
+LEFT_OUT = ("lm_head", "gate", "embed_tokens")
 STACK = "layers"  # the path component under which weights carry a layer axis
 KERNEL, EMBEDDING = "kernel", "embedding"  # names of leaves
-
-Names = str | Sequence[str]
 
 
 def linear_modules(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -43,30 +46,53 @@ def module_names(path: str, layers: tuple[int, ...]) -> list[str]:
     return [f"{before}{STACK}.{i}.{after}" for i in range(layers[0])]
 
 
+def names_of(params: Mapping[str, Any], known: Names | None = None) -> Names:
+    """The names of the layers of all that can be adapted, by the modules' paths.
+
+    known: Hugging Face's, of families that call them otherwise than the params do.
+    """
+    modules = {**linear_modules(params), **embeddings(params)}
+    return {
+        path: (known or {}).get(path) or module_names(path, layers)
+        for path, layers in modules.items()
+    }
+
+
+def present(wanted: Wanted, names: Names) -> Wanted:
+    """Those of `wanted` that a model has; a pattern, or what none has, as it is."""
+    if isinstance(wanted, str):
+        return wanted
+    everything = [name for hf in names.values() for name in hf]
+    found = [w for w in wanted if any(is_hit(name, w) for name in everything)]
+    return found or list(wanted)
+
+
+def is_hit(name: str, entry: str) -> bool:
+    """Whether a list's entry means the module of this full name."""
+    return name == entry or name.endswith("." + entry)
+
+
 def select(
-    params: Mapping[str, Any],
-    target_modules: Names,
+    names: Names,
+    target_modules: Wanted,
     *,
-    exclude_modules: Names | None = None,
+    exclude_modules: Wanted | None = None,
     layers_to_transform: int | Sequence[int] | None = None,
 ) -> dict[str, list[bool]]:
     """{path: for each layer whether it is targeted} for the modules that match.
 
     A list matches whole names or their last components (`q_proj`), a string is a
     regular expression that must match the whole name (`model.layers.0.mlp.up_proj`),
-    "all-linear" is every linear module but the head. exclude_modules: names or an
-    expression of what is left out all the same. layers_to_transform: the numbers of the
-    layers that are adapted, of modules named by a list or "all-linear". Raises
+    "all-linear" is every linear module but the head and routers. exclude_modules: names
+    or an expression of what is left out all the same. layers_to_transform: the numbers
+    of the layers that are adapted, of modules named by a list or "all-linear". Raises
     InputError for a pattern that matches nothing, with the names that come near.
     """
-    modules = {**linear_modules(params), **embeddings(params)}
-    names = {path: module_names(path, layers) for path, layers in modules.items()}
     if target_modules == ALL_LINEAR:
-        usual = linear_modules(params)
         chosen = {
             path: [True] * len(hf)
             for path, hf in names.items()
-            if path != "lm_head" and path in usual
+            if path.rsplit(".", 1)[-1] not in LEFT_OUT
         }
     elif isinstance(target_modules, str):
         chosen = _select_pattern(target_modules, names)
@@ -79,7 +105,7 @@ def select(
                 "expression, which alone decides; name the layers in it, or give "
                 "target_modules as a list"
             )
-        chosen = _in_layers(chosen, modules, layers_to_transform)
+        chosen = _in_layers(chosen, names, layers_to_transform)
     if exclude_modules:
         chosen = {
             path: [
@@ -99,26 +125,20 @@ def select(
 
 
 def _in_layers(
-    chosen: Mapping[str, list[bool]],
-    modules: Mapping[str, tuple[int, ...]],
-    wanted: int | Sequence[int],
+    chosen: Mapping[str, list[bool]], names: Names, wanted: int | Sequence[int]
 ) -> dict[str, list[bool]]:
     """What is left where only layers of these numbers count."""
     numbers = [wanted] if isinstance(wanted, int) else list(wanted)
-    count = max((layers[0] for layers in modules.values() if layers), default=0)
+    stacked = {path for path in names if f".{STACK}." in path}
+    count = max((len(names[path]) for path in stacked), default=0)
     beyond = [number for number in numbers if not 0 <= number < count]
     if beyond:
         raise InputError(
             f"adapter.layers_to_transform: found {beyond[0]}; the model's layers are "
             f"0 to {count - 1}"
         )
-
-    def inside(path: str, index: int, hits: Sequence[bool]) -> bool:
-        layers = modules[path]
-        return bool(layers) and index * layers[0] // len(hits) in numbers
-
     return {
-        path: [hit and inside(path, i, hits) for i, hit in enumerate(hits)]
+        path: [hit and path in stacked and i in numbers for i, hit in enumerate(hits)]
         for path, hits in chosen.items()
     }
 
@@ -157,14 +177,14 @@ def require_hits(
         )
 
 
-def _is_named(name: str, wanted: Names) -> bool:
+def _is_named(name: str, wanted: Wanted) -> bool:
     """Whether names, or an expression, mean the module of this whole name."""
     if isinstance(wanted, str):
         return bool(re.fullmatch(wanted, name))
-    return any(name == entry or name.endswith(f".{entry}") for entry in wanted)
+    return any(is_hit(name, entry) for entry in wanted)
 
 
-def _select_pattern(pattern: str, names: dict[str, list[str]]) -> dict:
+def _select_pattern(pattern: str, names: Names) -> dict:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -180,11 +200,11 @@ def _select_pattern(pattern: str, names: dict[str, list[str]]) -> dict:
     return chosen
 
 
-def _select_names(wanted: list[str], names: dict[str, list[str]]) -> dict:
+def _select_names(wanted: list[str], names: Names) -> dict:
     missing = [
         entry
         for entry in wanted
-        if not any(_is_named(name, [entry]) for hf in names.values() for name in hf)
+        if not any(is_hit(name, entry) for hf in names.values() for name in hf)
     ]
     if missing:
         raise InputError(
@@ -199,8 +219,8 @@ def _select_names(wanted: list[str], names: dict[str, list[str]]) -> dict:
     return {path: hits for path, hits in chosen.items() if any(hits)}
 
 
-def _unmatched(pattern: str, names: dict[str, list[str]], rule: str) -> str:
-    short = dict.fromkeys(path.rsplit(".", 1)[-1] for path in names)
+def _unmatched(pattern: str, names: Names, rule: str) -> str:
+    short = dict.fromkeys(hf[0].rsplit(".", 1)[-1] for hf in names.values())
     example = next(iter(names.values()))[0]
     return (
         f"adapter.target_modules: {pattern!r} matches no linear module "

@@ -4,7 +4,7 @@ from jaxpeft.hf.hub import resolve
 from jaxpeft.hf.identity import fingerprint
 from jaxpeft.hf.load import is_quantized, load
 from jaxpeft.hf.peft_load import load_adapter
-from jaxpeft.hf.peft_save import save_adapter
+from jaxpeft.hf.peft_save import check_writable, save_adapter
 from jaxpeft.hf.save import save
 from jaxpeft.hf.tokenizer import (
     TOKENIZER_FILES,
@@ -16,6 +16,7 @@ from jaxpeft.hf.tokenizer import (
 __all__ = [
     "TOKENIZER_FILES",
     "check_vocab",
+    "check_writable",
     "fingerprint",
     "is_quantized",
     "load",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,39 @@ from jax import Array
 from jaxpeft import quant, sharding, tree
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.hf import checkpoint_index, layout
-from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
-from jaxpeft.models.spec import ModelConfig, ParamSpec
+from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile, Tensor
+from jaxpeft.models.spec import ModelConfig, ParamSpec, Piece
 from jaxpeft.models.weights import is_spec, param_specs
 
 DTYPES = ("float32", "bfloat16", "float16")
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 # Tables that older versions of transformers stored and every version computes.
-INERT = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+INERT = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|h\.\d+\.attn\.(masked_)?bias)")
 READERS = 8  # threads, each on a tensor of its own
 MOST_PROBLEMS = 8  # listed of one kind; a wrong config breaks every tensor alike
 
-Sources = Mapping[str, SafetensorsFile]
+
+class Stored(NamedTuple):
+    """A tensor of a file, under the name that it has there."""
+
+    file: SafetensorsFile
+    name: str
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.file.tensors[self.name]
+
+    def view(self) -> np.ndarray:
+        return self.file.view(self.name)
+
+    def release(self) -> None:
+        self.file.release(self.name)
+
+    def __str__(self) -> str:
+        return f"{self.file.path}: {self.name!r}"
+
+
+Sources = Mapping[str, Stored]
 Shardings = Callable[[ParamSpec], jax.sharding.Sharding]
 
 
@@ -60,8 +81,8 @@ def load(
             f"model.quantization: found {quantization!r}"
             + suggest(str(quantization), quant.KERNELS)
         )
-    sources = checkpoint_index.tensors(Path(path))
     specs = param_specs(cfg)
+    sources = _sources(Path(path), specs)
     _check(jax.tree.leaves(specs, is_leaf=is_spec), sources, cfg)
 
     def place(spec: ParamSpec, pool: Executor) -> Array:
@@ -91,8 +112,11 @@ def load(
 def is_quantized(path: str, spec: ParamSpec, skip: Sequence[str]) -> bool:
     """Whether quantization concerns a weight: the layers' kernels, some left out.
 
+    A router's never is: small differences decide there, and it is small itself.
     path: its dotted name in the params mapping.
     """
+    if spec.parameter is not None and len(spec.stack) == 1:
+        return False
     module = path.removesuffix(".kernel")
     kept = any(module == name or module.endswith(f".{name}") for name in skip)
     return spec.stacked and module != path and not kept
@@ -106,13 +130,18 @@ def _quantized(
     make: Callable[[Array, str], Any],
     mesh: jax.sharding.Mesh | None,
 ) -> Any:
-    """A stack of kernels in few bits, from its layers one after another."""
-    layers = []
-    for layer in range(spec.shape[0]):
-        index = (slice(layer, layer + 1), slice(None), slice(None))
-        matrix = _read(sources, jnp.dtype(dtype), spec, pool, index)[0]
-        layers.append(jax.tree.map(np.asarray, make(jnp.asarray(matrix), dtype)))
-    stack = jax.tree.map(lambda *parts: np.stack(parts), *layers)
+    """A stack of kernels in few bits, from its matrices one after another."""
+    kernels = []
+    for at in np.ndindex(*spec.stack):
+        index = (*(slice(i, i + 1) for i in at), slice(None), slice(None))
+        matrix = _read(sources, jnp.dtype(dtype), spec, pool, index)
+        matrix = jnp.asarray(matrix.reshape(spec.shape[-2:]))
+        kernels.append(jax.tree.map(np.asarray, make(matrix, dtype)))
+
+    def stacked(*parts: np.ndarray) -> np.ndarray:
+        return np.stack(parts).reshape(*spec.stack, *parts[0].shape)
+
+    stack = jax.tree.map(stacked, *kernels)
     if mesh is None:
         return jax.tree.map(jnp.asarray, stack)
     return sharding.put(stack, sharding.of(mesh, stack.axes(spec.axes), stack))
@@ -129,30 +158,42 @@ def _read(
     index = index or ()
     ranges = [range(n)[part] for n, part in zip(spec.shape, index, strict=True)]
     target = layout.aligned_empty(tuple(len(r) for r in ranges), dtype)
-    names, within = spec.hf_names(), index
-    places = [target]
-    if spec.stacked:
-        names, within = [names[i] for i in ranges[0]], index[1:]
-        places = list(target)
-    if spec.transposed:
-        within = within[::-1]
+    columns = ranges[-1]
 
-    def fill(name: str, place: np.ndarray) -> None:
-        file = sources[name]
-        values = file.view(name)[within]
-        layout.require_finite(values, f"{file.path}: {name!r}")
+    def fill(piece: Piece) -> None:
+        start = max(columns.start, piece.columns.start)
+        stop = min(columns.stop, piece.columns.stop)
+        within = slice(start - piece.columns.start, stop - piece.columns.start)
+        within = (*index[len(piece.at) : -1], within)
+        at = tuple(i - r.start for i, r in zip(piece.at, ranges))
+        place = target[(*at, ..., slice(start - columns.start, stop - columns.start))]
+        stored = sources[piece.name]
+        values = stored.view()[within[::-1] if spec.transposed else within]
+        layout.require_finite(values, str(stored))
         layout.copy(values, place, transposed=spec.transposed)
         if dtype == np.float16 and not layout.is_finite(place):
             raise InputError(
-                f"model.dtype: {name!r} holds values beyond float16's range; "
+                f"model.dtype: {piece.name!r} holds values beyond float16's range; "
                 "use bfloat16 or float32"
             )
         del values
-        file.release(name)
+        stored.release()
 
     # To the end, for the errors; numpy lets the threads run beside each other.
-    list(pool.map(fill, names, places))
+    list(pool.map(fill, _within(spec, ranges)))
     return target
+
+
+def _within(spec: ParamSpec, ranges: list[range]) -> list[Piece]:
+    """The pieces of a weight that a part of it is made of."""
+    columns = ranges[-1]
+    return [
+        piece
+        for piece in spec.pieces()
+        if all(i in wanted for i, wanted in zip(piece.at, ranges))
+        and piece.columns.start < columns.stop
+        and columns.start < piece.columns.stop
+    ]
 
 
 def _check(specs: list[ParamSpec], sources: Sources, cfg: ModelConfig) -> None:
@@ -163,28 +204,28 @@ def _check(specs: list[ParamSpec], sources: Sources, cfg: ModelConfig) -> None:
     for name, spec in wanted.items():
         if name not in sources:
             continue
-        file, expected = sources[name], spec.hf_shape()
-        found = file.tensors[name]
+        expected, found = spec.hf_shape(), sources[name].tensor
         if found.shape != expected:
             mismatched.append(
-                f"{file.path}: {name!r} has shape {found.shape}; config.json implies "
+                f"{sources[name]} has shape {found.shape}; config.json implies "
                 f"{expected}. Weights and config.json belong to different models: "
                 "restore both from the same source"
             )
         if found.dtype not in FLOATS:
             mismatched.append(
-                f"{file.path}: {name!r} has dtype {found.dtype}; handled are "
+                f"{sources[name]} has dtype {found.dtype}; handled are "
                 f"{', '.join(FLOATS)}. Use the model's unquantized weights"
             )
     surplus = [name for name in sources if name not in wanted and not INERT.match(name)]
     if cfg.tie_word_embeddings and HEAD in surplus and not mismatched + missing:
         surplus.remove(HEAD)
-        mismatched += _untied_head(sources)
+        mismatched += _untied_head(sources, _embedding(specs))
     problems = [*_first(missing), *_first(mismatched)]
     if surplus:
+        folder = sources[surplus[0]].file.path.parent
         problems.append(
-            f"{sources[surplus[0]].path.parent}: {len(surplus)} tensors have no place "
-            f"in the model that config.json describes: {', '.join(surplus[:5])}"
+            f"{folder}: {len(surplus)} tensors have no place in the model that "
+            f"config.json describes: {', '.join(surplus[:5])}"
             f"{' ...' if len(surplus) > 5 else ''}. Restore config.json, or use the "
             "weights that belong to it"
         )
@@ -202,15 +243,39 @@ def _missing(name: str) -> str:
     )
 
 
-def _untied_head(sources: Sources) -> list[str]:
+def _embedding(specs: list[ParamSpec]) -> str:
+    """The embedding's name on the disk."""
+    return next(spec.hf for spec in specs if spec.axes == ("vocab", "embed"))
+
+
+def _sources(directory: Path, specs: Any) -> Sources:
+    """The tensors of a model's folder, under the names of a model with a head.
+
+    One without is saved without the prefix of all its names (`wte.weight` for
+    `transformer.wte.weight`), and transformers reads it as if they had it.
+    """
+    files = checkpoint_index.tensors(directory)
+    found = {name: Stored(file, name) for name, file in files.items()}
+    embedding = _embedding(jax.tree.leaves(specs, is_leaf=is_spec))
+    prefix = embedding.partition(".")[0] + "."
+    if any(name.startswith(prefix) for name in found):
+        return found
+    if embedding.removeprefix(prefix) not in found:
+        return found
+    return {
+        name if name == HEAD else prefix + name: stored
+        for name, stored in found.items()
+    }
+
+
+def _untied_head(sources: Sources, embedding: str) -> list[str]:
     """A problem where a head is stored that is not the embedding it is tied to."""
-    head, embedding = sources[HEAD].tensors[HEAD], sources[EMBEDDING].tensors[EMBEDDING]
-    if head.dtype == embedding.dtype and head.shape == embedding.shape:
-        stored, tied = (sources[n].view(n).view(np.uint8) for n in (HEAD, EMBEDDING))
-        if np.array_equal(stored, tied):
-            return []
+    head, tied = sources[HEAD], sources[embedding]
+    mine, other = (stored.view().view(np.uint8) for stored in (head, tied))
+    if head.tensor.dtype == tied.tensor.dtype and np.array_equal(mine, other):
+        return []
     return [
-        f"{sources[HEAD].path}: {HEAD!r} differs from {EMBEDDING!r}, though "
+        f"{head} differs from {embedding!r}, though "
         "config.json has tie_word_embeddings true; set it to false to use that head"
     ]
 

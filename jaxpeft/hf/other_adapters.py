@@ -7,7 +7,7 @@ are PEFT's prefix, the module's name and the tensor's. For a bottleneck they are
 BOTTLENECK and `activation` in the config.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,14 @@ class Form:
     """How the nodes of one kind are laid out.
 
     suffixes: {field: the tensor's name after the module's}. settings: what the config
-    says beyond the modules, of {module: node}. build: (base, {field: stack}, scale,
-    module, config, {key: tensor of no module}) -> node. shared: the tensors of no
-    module, by their keys, of {module: node}.
+    says of its own, of {module: node} and the names of all modules. build: (base,
+    {field: stack}, scale, module, config, {key: tensor of no module}) -> node. shared:
+    the tensors of no module, by their keys, of {module: node}.
     """
 
     peft_type: str
     suffixes: Mapping[str, str]
-    settings: Callable[[Mapping[str, Any]], dict[str, Any]]
+    settings: Callable[[Mapping[str, Any], Set[str]], dict[str, Any]]
     build: Callable[..., Any]
     shared: Callable[[Mapping[str, Any]], dict[str, np.ndarray]] = lambda nodes: {}
     shared_keys: tuple[str, ...] = ()
@@ -57,9 +57,15 @@ def _is_feedforward(module: str, config: Mapping[str, Any]) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
-def _feedforward(nodes: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = {n.rsplit(".", 1)[-1] for n, node in nodes.items() if node.feedforward}
-    return {"feedforward_modules": sorted(chosen), "init_ia3_weights": True}
+def _feedforward(nodes: Mapping[str, Any], modules: Set[str]) -> dict[str, Any]:
+    """PEFT wants the names of feed-forward modules to be among those of all."""
+    inner = {name for name, node in nodes.items() if node.feedforward}
+    names = shortened(inner, modules)
+    return {
+        "target_modules": sorted(names + shortened(set(nodes) - inner, modules)),
+        "feedforward_modules": names,
+        "init_ia3_weights": True,
+    }
 
 
 def _bottleneck(
@@ -108,7 +114,7 @@ def _vera(
     )
 
 
-def _vera_settings(nodes: Mapping[str, Any]) -> dict[str, Any]:
+def _vera_settings(nodes: Mapping[str, Any], _: Set[str]) -> dict[str, Any]:
     node = next(iter(nodes.values()))
     return {
         "r": node.a.shape[-1],
@@ -157,7 +163,7 @@ FORMS: dict[type, Form] = {
             "up": "bottleneck_up.weight",
             "up_bias": "bottleneck_up.bias",
         },
-        lambda nodes: {"activation": next(iter(nodes.values())).activation},
+        lambda nodes, _: {"activation": next(iter(nodes.values())).activation},
         _bottleneck,
     ),
 }
@@ -200,9 +206,9 @@ def save(
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "target_modules": shortened(set(written), set(modules)),
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": cfg.conv1d,
         "inference_mode": True,
-        **form.settings(written),
+        **form.settings(written, set(modules)),
     }
     beside = saved_weights.settings(params, cfg)
     # PEFT knows `bias` of few methods, and remarks on keys that it does not know.

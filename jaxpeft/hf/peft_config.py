@@ -30,7 +30,6 @@ REFUSED = (
     "layer_replication",
     "lora_bias",
     "monteclora_config",
-    "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
@@ -52,6 +51,7 @@ class AdapterConfig:
     use_rslora: bool = False
     use_dora: bool = False
     target_modules: list[str] | str | None = None
+    target_parameters: list[str] | None = None
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
@@ -82,6 +82,10 @@ class AdapterConfig:
     def is_all_linear(self) -> bool:
         """Whether it targets every linear module, so no embedding."""
         return str(self.target_modules).lower() == "all-linear"
+
+    def targets_parameter(self, parameter: str) -> bool:
+        """Whether a parameter of this full name, in no linear module, carries one."""
+        return _matches(self.target_parameters or [], parameter)
 
     def rank(self, module: str) -> int:
         """The rank of a module's adapter."""
@@ -217,6 +221,7 @@ VALID = {
         lambda v: _is_names(v) or _is_regex(v),
         "a list of names or a regular expression",
     ),
+    "target_parameters": (_is_names, "a list of names"),
     "exclude_modules": (
         lambda v: _is_names(v) or _is_regex(v),
         "a list of names or a regular expression",

@@ -1,6 +1,7 @@
 """A PEFT adapter's folder as LoRA nodes in a params mapping."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from jaxpeft.hf import (
     saved_weights,
     virtual_tokens,
 )
-from jaxpeft.hf.modules import PREFIX, Module, lora_modules
+from jaxpeft.hf.modules import PREFIX, Module, lora_modules, places
 from jaxpeft.hf.peft_config import AdapterConfig
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig
@@ -30,15 +31,16 @@ HEAD = "lm_head"
 MOST_PROBLEMS = 10
 
 
-def keys(module: str, dora: bool = False, embedding: bool = False) -> tuple[str, ...]:
-    """The names of a module's tensors in the safetensors file.
+def keys(place: str, dora: bool = False, embedding: bool = False) -> tuple[str, ...]:
+    """The names of a module's tensors in the safetensors file; place: of `places`.
 
-    A (r, in), B (out, r) and, of a DoRA, the magnitudes (out,).
+    A (r, in), B (out, r) and, of a DoRA, the magnitudes (out,). Of n experts together
+    A (n * r, in), expert by expert, and B (out, r * n), the expert counting fastest.
     """
     names = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
     if embedding:
         names = ("lora_embedding_A", "lora_embedding_B", names[2])
-    return tuple(f"{PREFIX}{module}.{name}" for name in names[: 3 if dora else 2])
+    return tuple(f"{PREFIX}{place}.{name}" for name in names[: 3 if dora else 2])
 
 
 def load_adapter(
@@ -67,12 +69,13 @@ def load_adapter(
     modules = lora_modules(cfg)
     whole, used = saved_weights.read(params, file, config, cfg)
     targeted = _targeted(config, file, modules, used | _repeated(params, cfg, file))
+    at_places = places(targeted, modules)
     stacks: dict[str, list[str]] = {}
     for name in targeted:
         stacks.setdefault(modules[name].path, []).append(name)
     kernels = dict(tree.walk(params))
     nodes = {
-        path: _node(kernels[path], names, modules, config, file)
+        path: _node(kernels[path], names, modules, at_places, config, file)
         for path, names in stacks.items()
     }
     kind = DoRA if config.use_dora else LoRA
@@ -149,26 +152,29 @@ def _targeted(
     repeated: set[str],
 ) -> list[str]:
     """The adapted modules; config, file and base must agree about each of them."""
-    found = set(file.tensors) - repeated
+    found, dora = set(file.tensors) - repeated, config.use_dora
 
-    def own(name: str) -> tuple[str, ...]:
-        return keys(name, config.use_dora, modules[name].embedding)
+    def own(name: str, place: str) -> tuple[str, ...]:
+        return keys(place, dora, modules[name].embedding)
 
-    if config.target_modules is None:
-        # PEFT has a table for each architecture; the keys themselves say it better.
-        targeted = [n for n in modules if found & set(own(n))]
-    else:
-        targeted = [
-            name
-            for name, module in modules.items()
-            if config.targets(name) and not (module.embedding and config.is_all_linear)
-        ]
-    wanted = {key for name in targeted for key in own(name)}
+    def is_targeted(name: str, module: Module) -> bool:
+        if module.parameter is not None:
+            return config.targets_parameter(module.parameter)
+        if config.target_modules is None and not config.target_parameters:
+            # PEFT has a table for each architecture; the keys themselves say it better.
+            return bool(found & set(own(name, name)))
+        if module.embedding and config.is_all_linear:
+            return False
+        return config.targets(name)
+
+    targeted = [name for name, module in modules.items() if is_targeted(name, module)]
+    at = places(targeted, modules)
+    wanted = {key for name in targeted for key in own(name, at[name])}
     problems = [_surplus(key, modules) for key in sorted(found - wanted)]
     problems += [
         f"{key!r} is missing, though the config targets its module; restore both files"
         for name in targeted
-        for key in own(name)
+        for key in own(name, at[name])
         if key not in found
     ]
     if config.use_dora:
@@ -179,8 +185,8 @@ def _targeted(
             if modules[name].embedding
         ]
     for name in targeted:
-        if found >= set(own(name)):
-            problems += _mismatches(name, modules[name], config, file)
+        if found >= set(own(name, at[name])):
+            problems += _mismatches(at[name], name, modules[name], config, file)
     if not targeted and not problems:
         problems = ["it adapts no module of this base; use the base it was made for"]
     more = len(problems) - MOST_PROBLEMS
@@ -205,6 +211,11 @@ def _surplus(key: str, modules: Mapping[str, Module]) -> str:
             f"{key!r} is no LoRA weight of a linear module and is not handled; merge "
             "the adapter into its model with peft"
         )
+    if re.search(r"\.experts\.\d+\.", name):
+        return (
+            f"{key!r} adapts one expert alone, as with transformers 4; load it with "
+            "peft and transformers 5 and save it again, which joins the experts"
+        )
     if name == HEAD and HEAD not in modules:
         return f"{key!r} adapts a head that this base shares with its embedding"
     if name in modules and key in keys(name, embedding=modules[name].embedding):
@@ -216,12 +227,19 @@ def _surplus(key: str, modules: Mapping[str, Module]) -> str:
 
 
 def _mismatches(
-    name: str, module: Module, config: AdapterConfig, file: SafetensorsFile
+    place: str,
+    name: str,
+    module: Module,
+    config: AdapterConfig,
+    file: SafetensorsFile,
 ) -> list[str]:
     problems = []
-    rank = config.rank(name)
-    shapes = ((rank, module.d_in), 1), ((module.d_out, rank), 0), ((module.d_out,), 0)
-    names = keys(name, config.use_dora, module.embedding)
+    if module.parameter is not None and config.use_dora:
+        problems.append(f"use_dora: PEFT itself gives {module.parameter!r} no DoRA")
+    rank = config.rank(module.parameter or name)
+    low, d_in, d_out = rank * (module.experts or 1), module.d_in, module.d_out
+    shapes = ((low, d_in), 1), ((d_out, low), 0), ((d_out,), 0)
+    names = keys(place, config.use_dora, module.embedding)
     for key, (expected, axis) in zip(names, shapes):
         tensor = file.tensors[key]
         if tensor.dtype not in FLOATS:
@@ -239,17 +257,29 @@ def _mismatches(
     return problems
 
 
+def matrix_a(stored: np.ndarray, module: Module) -> np.ndarray:
+    """A as nodes have it, (*experts, in, r), of (experts * r, in)."""
+    return np.swapaxes(stored.reshape(*module.lead, -1, module.d_in), -1, -2)
+
+
+def matrix_b(stored: np.ndarray, module: Module) -> np.ndarray:
+    """B as nodes have it, (*experts, r, out), of (out, r * experts)."""
+    return stored.reshape(module.d_out, -1, *module.lead).T
+
+
 def _node(
     base: Any,
     names: list[str],
     modules: Mapping[str, Module],
+    at_places: Mapping[str, str],
     config: AdapterConfig,
     file: SafetensorsFile,
 ) -> LoRA | DoRA:
     """The adapter over one kernel (or stack of them) of the modules `names`."""
     base = base.base if isinstance(base, LoRA | DoRA) else base
     first, layers = modules[names[0]], base.shape[:-2]
-    rank = max(config.rank(name) for name in names)
+    called = {name: modules[name].parameter or name for name in names}
+    rank = max(config.rank(name) for name in called.values())
     ranks = np.full(layers, rank)
     a = np.zeros((*layers, first.d_in, rank), np.float32)
     b = np.zeros((*layers, rank, first.d_out), np.float32)
@@ -257,14 +287,15 @@ def _node(
     magnitude = np.ones((*layers, first.d_out), np.float32)
     for name in names:
         at = () if modules[name].layer is None else modules[name].layer
-        key_a, key_b, *others = keys(name, config.use_dora, first.embedding)
+        place = at_places[name]
+        key_a, key_b, *others = keys(place, config.use_dora, first.embedding)
         for key in (key_a, key_b, *others):
             layout.require_finite(file.view(key), f"{file.path}: {key!r}")
-        used = config.rank(name)
+        used = config.rank(called[name])
         ranks[at] = used
-        a[at][:, :used] = file.view(key_a).T
-        b[at][:used] = file.view(key_b).T
-        scale[at] = config.scale(name)
+        a[at][..., :used] = matrix_a(file.view(key_a), modules[name])
+        b[at][..., :used, :] = matrix_b(file.view(key_b), modules[name])
+        scale[at] = config.scale(called[name])
         for key in others:
             magnitude[at] = file.view(key)
     node = LoRA(

@@ -16,7 +16,7 @@ from jaxpeft.adapters.virtual import virtual
 from jaxpeft.errors import InputError
 from jaxpeft.hf import other_adapters, saved_weights, virtual_tokens
 from jaxpeft.hf.adapter_folder import writing
-from jaxpeft.hf.modules import Module, last, lora_modules, shortened
+from jaxpeft.hf.modules import Module, last, lora_modules, places, shortened
 from jaxpeft.hf.peft_load import keys, load_adapter
 from jaxpeft.models.spec import ModelConfig
 
@@ -24,21 +24,18 @@ from jaxpeft.models.spec import ModelConfig
 class Adapter(NamedTuple):
     """One module's adapter in PEFT's layout, and the alpha that gives its scale."""
 
-    a: np.ndarray  # (r, in) float32
-    b: np.ndarray  # (out, r) float32
+    a: np.ndarray  # (r, in) float32, of experts one after another
+    b: np.ndarray  # (out, r) float32, of experts interleaved
+    rank: int
     alpha: float
     magnitude: np.ndarray | None = None  # of a DoRA, (out,) float32
     embedding: bool = False
 
-    @property
-    def rank(self) -> int:
-        return self.a.shape[0]
-
-    def tensors(self, module: str) -> dict[str, np.ndarray]:
+    def tensors(self, place: str) -> dict[str, np.ndarray]:
         """What the safetensors file holds of it."""
         values = [self.a, self.b]
         values += [] if self.magnitude is None else [self.magnitude]
-        names = keys(module, self.magnitude is not None, self.embedding)
+        names = keys(place, self.magnitude is not None, self.embedding)
         return dict(zip(names, values, strict=True))
 
 
@@ -63,6 +60,7 @@ def save_adapter(
     directory = Path(directory)
     name = None if base is None else str(base)
     if other_adapters.kind_of(params) is not None:
+        check_writable(params, cfg)
         other_adapters.save(params, directory, cfg, name)
         return
     if virtual(params):
@@ -72,17 +70,45 @@ def save_adapter(
     if trained and all(isinstance(node, Saved) for node in trained):
         saved_weights.save_biases(params, directory, cfg, name)
         return
+    check_writable(params, cfg)
     params = tree.replace(params, {n: _plain(k) for n, k in _nodes(params).items()})
     modules = lora_modules(cfg)
     rslora, adapters = _adapters(params, modules)
     dropout = max(node.dropout for node in _nodes(params).values())
-    config = _config(adapters, modules, rslora, dropout, base)
-    config.update(saved_weights.settings(params, cfg))
+    config = {
+        **_config(adapters, modules, rslora, dropout, base),
+        **saved_weights.settings(params, cfg),
+        "fan_in_fan_out": cfg.conv1d,
+    }
     tensors = saved_weights.tensors(params, cfg)
-    for name, adapter in adapters.items():
-        tensors.update(adapter.tensors(name))
+    for name, place in places(adapters, modules).items():
+        tensors.update(adapters[name].tensors(place))
     with writing(directory, tensors, config) as partial:
         _verify(params, partial, cfg)
+
+
+def check_writable(params: Mapping[str, Any], cfg: ModelConfig) -> None:
+    """Raises InputError for adapters that PEFT's format has no place for.
+
+    Routers and experts are no linear modules to PEFT but parameters, which it gives
+    LoRA alone. Shapes in place of values will do.
+    """
+    parameters = {m.path for m in lora_modules(cfg).values() if m.parameter}
+    others = [
+        (name, type(node).__name__)
+        for name, node in kernel.nodes(params).items()
+        if name in parameters and hasattr(node, "TRAINABLE")
+        if not isinstance(node, LoRA)
+    ]
+    if others:
+        raise InputError(
+            *(
+                f"adapter.method: found {kind} for {name.removesuffix('.kernel')}; a "
+                "router and experts can have a lora or lora_fa only: use that, or name "
+                "the attention's modules in adapter.target_modules"
+                for name, kind in others
+            )
+        )
 
 
 def _adapters(
@@ -128,12 +154,19 @@ def _adapters(
             None if x is None else x[at] for x in host[module.path]
         )
         assert a is not None and b is not None and scale is not None
-        if scale != 0:
+        if scale.any():
             node = loras[module.path]
-            rank = node.ranks[module.layer or 0] if node.ranks else a.shape[1]
-            alpha = _alpha(float(scale), rank, node, rslora)
-            a, b = a[:, :rank], b[:rank]
-            found[name] = Adapter(a.T, b.T, alpha, magnitude, module.embedding)
+            rank = node.ranks[_first(module)] if node.ranks else a.shape[-1]
+            alpha = _alpha(float(scale.flat[0]), rank, node, rslora)
+            a, b = a[..., :rank], b[..., :rank, :]
+            found[name] = Adapter(
+                np.swapaxes(a, -1, -2).reshape(-1, module.d_in),
+                b.T.reshape(module.d_out, -1),
+                rank,
+                alpha,
+                magnitude,
+                module.embedding,
+            )
     if not found:
         raise InputError(
             "the params hold no LoRA with a scale other than 0; put adapters in with "
@@ -149,6 +182,11 @@ def _nodes(params: Mapping[str, Any]) -> dict[str, Any]:
         for name, node in kernel.nodes(params).items()
         if isinstance(node, LoRA | DoRA)
     }
+
+
+def _first(module: Module) -> int:
+    """Where a layer's ranks begin, one for each expert."""
+    return (module.layer or 0) * (module.experts or 1)
 
 
 def _plain(node: Any) -> Any:
@@ -172,8 +210,11 @@ def _config(
     dropout: float,
     base: str | Path | None,
 ) -> dict[str, Any]:
-    ranks = {name: adapter.rank for name, adapter in adapters.items()}
-    alphas = {name: adapter.alpha for name, adapter in adapters.items()}
+    called = {name: modules[name].parameter or name for name in adapters}
+    ranks = {called[name]: adapter.rank for name, adapter in adapters.items()}
+    alphas = {called[name]: adapter.alpha for name, adapter in adapters.items()}
+    parameters = {name for name in adapters if modules[name].parameter}
+    everything = {name for name, module in modules.items() if not module.parameter}
     r = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     return {
@@ -182,10 +223,15 @@ def _config(
         "base_model_name_or_path": None if base is None else str(base),
         "r": r,
         "lora_alpha": alpha,
-        "lora_dropout": dropout,
+        # PEFT refuses to load parameters' adapters with any.
+        "lora_dropout": 0.0 if parameters else dropout,
         "bias": "none",
-        "fan_in_fan_out": False,
-        "target_modules": shortened(set(adapters), set(modules)),
+        "target_modules": shortened(set(adapters) - parameters, everything),
+        "target_parameters": shortened(
+            {called[name] for name in parameters},
+            {module.parameter or "" for module in modules.values()},
+        )
+        or None,
         "use_rslora": rslora,
         "use_dora": any(a.magnitude is not None for a in adapters.values()),
         "rank_pattern": _patterns(ranks, r),

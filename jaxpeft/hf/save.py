@@ -16,7 +16,7 @@ from jaxpeft.errors import InputError, suggest
 from jaxpeft.hf import checkpoint_index, layout, safetensors_file
 from jaxpeft.hf.load import DTYPES
 from jaxpeft.hf.replacing import replacing
-from jaxpeft.models.spec import ModelConfig, ParamSpec
+from jaxpeft.models.spec import ModelConfig, ParamSpec, Piece
 from jaxpeft.models.weights import param_specs
 
 METADATA = {"format": "pt"}  # without it transformers refuses a file
@@ -26,11 +26,11 @@ WEIGHTS = re.compile(
 
 
 class Part(NamedTuple):
-    """One Hugging Face tensor: the layer of a leaf (None: all of it) that it holds."""
+    """One Hugging Face tensor: the piece of a leaf that it holds."""
 
     leaf: Any
     spec: ParamSpec
-    layer: int | None
+    piece: Piece
     dtype: np.dtype
 
     @property
@@ -119,8 +119,8 @@ def _parts(
     for name, spec in specs.items():
         leaf = leaves[name]
         stored = jnp.dtype(dtype or leaf.dtype)
-        for layer, tensor in enumerate(spec.hf_names()):
-            parts[tensor] = Part(leaf, spec, layer if spec.stacked else None, stored)
+        for piece in spec.pieces():
+            parts[piece.name] = Part(leaf, spec, piece, stored)
     return dict(sorted(parts.items(), key=lambda item: -item[1].dtype.itemsize))
 
 
@@ -144,8 +144,8 @@ def _shards(parts: Mapping[str, Part], limit: float) -> dict[str, dict[str, Part
 
 def _values(part: Part) -> np.ndarray:
     """The tensor as Hugging Face lays it out, in the dtype to store."""
-    leaf = part.leaf if part.layer is None else part.leaf[part.layer]
-    values = tree.to_host(leaf)
+    leaf = part.leaf[part.piece.at] if part.piece.at else part.leaf
+    values = tree.to_host(leaf)[..., part.piece.columns]
     if values.dtype == part.dtype and not part.spec.transposed:
         return values
     target = np.empty(part.spec.hf_shape(), part.dtype)

@@ -10,15 +10,18 @@ from jaxpeft.errors import InputError
 from jaxpeft.models import (
     gemma2,
     gemma3,
+    gpt2,
     llama,
     mistral,
+    mixtral,
     olmo2,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
-from jaxpeft.models.spec import ModelConfig, ParamSpec, Rope
+from jaxpeft.models.spec import Experts, ModelConfig, ParamSpec, Rope
 from jaxpeft.models.transformer import (
     Cache,
     embed,
@@ -30,17 +33,26 @@ from jaxpeft.models.transformer import (
     norm,
     start_cache,
 )
-from jaxpeft.models.weights import is_spec, param_specs, random, shapes
+from jaxpeft.models.weights import (
+    is_spec,
+    module_names,
+    param_specs,
+    random,
+    shapes,
+)
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
     "gemma2": gemma2.config,
     "gemma3_text": gemma3.config,
+    "gpt2": gpt2.config,
     "llama": llama.config,
     "mistral": mistral.config,
+    "mixtral": mixtral.config,
     "olmo2": olmo2.config,
     "phi3": phi3.config,
     "qwen2": qwen2.config,
     "qwen3": qwen3.config,
+    "qwen3_moe": qwen3_moe.config,
     "smollm3": smollm3.config,
 }
 
@@ -49,6 +61,7 @@ LARGEST_CONFIG = 1_000_000  # bytes; the largest in use have a few thousand
 __all__ = [
     "FAMILIES",
     "Cache",
+    "Experts",
     "ModelConfig",
     "ParamSpec",
     "Rope",
@@ -60,6 +73,7 @@ __all__ = [
     "init_cache",
     "is_spec",
     "make_block",
+    "module_names",
     "norm",
     "param_specs",
     "random",

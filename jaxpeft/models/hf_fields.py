@@ -50,11 +50,20 @@ ROPE_OPTIONAL: dict[str, tuple[str, ...]] = {
 class Fields:
     """A reader over `config.json` that collects every problem until `finish`.
 
-    theta: the family's rope base, where the file has none.
+    theta: the family's rope base, where the file has none. names: {the name that
+    a field has here: the family's}, under which a file may have it, too.
     """
 
-    def __init__(self, hf: Mapping[str, Any], theta: float = 10000.0):
-        self.hf, self.theta = hf, theta
+    def __init__(
+        self,
+        hf: Mapping[str, Any],
+        theta: float = 10000.0,
+        names: Mapping[str, str] | None = None,
+    ):
+        self.names = dict(names or {})
+        ours = {theirs: name for name, theirs in self.names.items()}
+        self.hf = {ours.get(name, name): value for name, value in hf.items()}
+        self.original, self.theta = hf, theta
         self.seen: set[str] = set()
         self.problems: list[str] = []
 
@@ -65,7 +74,7 @@ class Fields:
 
     def _problem(self, name: str, wanted: str) -> None:
         found = repr(self.hf[name]) if name in self.hf else "nothing"
-        self.problems.append(f"config.json: {name}: found {found}; it must be {wanted}")
+        self.problems.append(f"{self._key(name)}: found {found}; it must be {wanted}")
 
     def size(self, name: str, default: int | None = None) -> int:
         """A positive integer; missing without a default is a problem."""
@@ -119,7 +128,11 @@ class Fields:
     def refuse(self, name: str, remedy: str) -> None:
         """Records that the field's value cannot be handled."""
         self.seen.add(name)
-        self.problems.append(f"config.json: {name}: found {self.hf[name]!r}; {remedy}")
+        self.problems.append(f"{self._key(name)}: found {self.hf[name]!r}; {remedy}")
+
+    def _key(self, name: str) -> str:
+        """A field as a message names it: as the file does."""
+        return f"config.json: {self.names.get(name, name)}"
 
     def layer_types(self, default: Sequence[bool]) -> list[bool]:
         """For each layer whether it sees a window of tokens only: `layer_types`."""
@@ -194,7 +207,6 @@ class Fields:
             "model_type": self.hf["model_type"],
             "vocab_size": self.size("vocab_size"),
             "hidden_size": hidden,
-            "intermediate_size": self.size("intermediate_size"),
             "num_hidden_layers": self.size("num_hidden_layers"),
             "num_attention_heads": heads,
             "num_key_value_heads": self.size("num_key_value_heads", heads),
@@ -203,8 +215,10 @@ class Fields:
             "rms_norm_eps": self.number("rms_norm_eps", 1e-6),
             "tie_word_embeddings": self.flag("tie_word_embeddings", False),
             "initializer_range": self.number("initializer_range", 0.02),
-            "hf": dict(self.hf),
+            "hf": dict(self.original),
         }
+        if "intermediate_size" not in own:
+            common["intermediate_size"] = self.size("intermediate_size")
         if "rope" not in own:
             common["rope"] = self.rope()
         cfg = ModelConfig(**{**common, **own})
@@ -219,7 +233,7 @@ class Fields:
                 f"it must divide num_attention_heads {cfg.num_attention_heads}",
             )
         rotary = cfg.rotary_dim or cfg.head_dim
-        if rotary % 2:
+        if rotary % 2 and cfg.position_embedding == "rotary":
             self.problems.append(
                 f"config.json: head_dim is {cfg.head_dim}; rotary position embeddings "
                 "need an even number of its elements"

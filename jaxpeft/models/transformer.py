@@ -11,17 +11,19 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxpeft import kernel, sharding
-from jaxpeft.models import rope
+from jaxpeft.models import experts, rope
 from jaxpeft.models.attention import Scores, attend, attend_cached
 from jaxpeft.models.spec import NORMS, ModelConfig
 
 Params = Mapping[str, Any]
 Past = tuple[Array, Array]  # keys and values that precede a sequence
+Angles = tuple[Array, Array] | None  # cosines and sines; None: nothing rotates
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_pytorch_tanh": jax.nn.gelu,
+    "gelu_new": jax.nn.gelu,
     "relu": jax.nn.relu,
 }
 
@@ -30,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 # to store. "dots" lets go of the widest ones, "full" of everything but the input.
 KEPT = ("q", "k", "v", "attention", "logsumexp", "residual", "low")
 POLICIES = {
-    "none": jax.checkpoint_policies.save_only_these_names(*KEPT, "gate", "up"),
+    "none": jax.checkpoint_policies.save_only_these_names(*KEPT, "gate", "up", "down"),
     "dots": jax.checkpoint_policies.save_only_these_names(*KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -94,7 +96,8 @@ def hidden_states(
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     weights = params["model"]
-    block = make_block(cfg, positions + virtual_count(weights), segments)
+    positions = positions + virtual_count(weights)
+    block = make_block(cfg, positions, segments)
     layers, complete = kernel.shared_apart(weights["layers"])
     prompt = _prompt(weights, cfg)
     before = None if prompt is None else _prompt_block(prompt.shape[1], cfg)
@@ -108,7 +111,7 @@ def hidden_states(
         return (block(x, own, number, past), prompt), None
 
     body = jax.checkpoint(body, policy=POLICIES[cfg.remat], prevent_cse=False)
-    x = embed(weights["embed_tokens"], tokens, cfg)
+    x = embed(weights["embed_tokens"], tokens, positions, cfg)
     numbered = layers, jnp.arange(cfg.num_hidden_layers)
     (x, _), _ = jax.lax.scan(body, (x, prompt), numbered)
     return norm(x, weights["norm"], cfg)
@@ -126,8 +129,11 @@ def _prompt(weights: Params, cfg: ModelConfig) -> Array | None:
     """What the first layer reads of the virtual tokens, (1, n, hidden)."""
     if "prompt" not in weights:
         return None
-    dtype = cfg.activation_dtype or weights["embed_tokens"]["embedding"].dtype
-    return weights["prompt"]["tokens"].weight.astype(dtype)[None]
+    table, prompt = weights["embed_tokens"], weights["prompt"]["tokens"].weight
+    dtype = cfg.activation_dtype or table["embedding"].dtype
+    if cfg.position_embedding == "learned":
+        prompt = prompt + table["positions"][: prompt.shape[0]]
+    return prompt.astype(dtype)[None]
 
 
 def _prompt_block(count: int, cfg: ModelConfig) -> Callable[..., tuple]:
@@ -197,10 +203,10 @@ def make_block(
     return block
 
 
-def _angles(
-    positions: Array, cfg: ModelConfig
-) -> Callable[[Array], tuple[Array, Array]]:
+def _angles(positions: Array, cfg: ModelConfig) -> Callable[[Array], Angles]:
     """The function from a layer's number to the angles that it rotates by."""
+    if cfg.position_embedding == "learned":
+        return lambda number: None
     plain = rope.cos_sin(positions, cfg)
     if not any(cfg.rotations):
         return lambda number: plain
@@ -210,7 +216,7 @@ def _angles(
     cos, sin = (jnp.stack(parts) for parts in zip(*kinds, strict=True))
     kind = jnp.asarray(cfg.rotations)  # -1 is the last: no rotation
 
-    def angles(number: Array) -> tuple[Array, Array]:
+    def angles(number: Array) -> Angles:
         return cos[kind[number]], sin[kind[number]]
 
     return angles
@@ -228,9 +234,14 @@ def _scores(cfg: ModelConfig, number: Array) -> Scores:
     return Scores(scale, cfg.attention_softcap, window)
 
 
-def embed(weights: Params, tokens: Array, cfg: ModelConfig) -> Array:
-    """What the first layer reads: (batch, seq, hidden), of `embed_tokens`."""
+def embed(weights: Params, tokens: Array, positions: Array, cfg: ModelConfig) -> Array:
+    """What the first layer reads: (batch, seq, hidden), of `embed_tokens`.
+
+    tokens, positions: (batch, seq) int32.
+    """
     x = sharding.split_looked_up(weights["embedding"][tokens])
+    if "positions" in weights:
+        x = x + sharding.split_looked_up(weights["positions"][positions])
     x = x.astype(cfg.activation_dtype or x.dtype)
     return x if cfg.embedding_scale is None else x * cfg.embedding_scale
 
@@ -251,8 +262,8 @@ def decode(
     Returns ((batch, new, vocab) float32, cache); with `last_only` the logits of the
     last token alone, (batch, 1, vocab).
     """
-    x = embed(params["model"]["embed_tokens"], tokens, cfg)
     positions = positions + virtual_count(params["model"])
+    x = embed(params["model"]["embed_tokens"], tokens, positions, cfg)
     x, cache = _advance(params, x, cfg, cache, positions, valid)
     x = x[:, -1:] if last_only else x
     x = norm(x, params["model"]["norm"], cfg)
@@ -359,14 +370,20 @@ def head(params: Params, cfg: ModelConfig) -> Any:
 
 
 def norm(x: Array, weights: Params, cfg: ModelConfig) -> Array:
-    """Root-mean-square normalisation in float32 (Zhang & Sennrich, 2019)."""
+    """Root-mean-square normalisation in float32 (Zhang & Sennrich, 2019), or LayerNorm
+    (Ba et al., 2016)."""
     wide = x.astype(jnp.float32)
+    if cfg.norm_kind == "layer":
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(variance + cfg.rms_norm_eps)
     scale = weights["scale"]
     if cfg.norm_offset:
         wide = wide * (cfg.norm_offset + scale.astype(jnp.float32))
         return wide.astype(x.dtype)
+    if cfg.norm_kind == "layer":
+        scale, bias = (weights[k].astype(jnp.float32) for k in ("scale", "bias"))
+        return (wide * scale + bias).astype(x.dtype)
     return wide.astype(x.dtype) * scale.astype(x.dtype)
 
 
@@ -378,7 +395,7 @@ def linear(x: Array, weights: Params) -> Array:
 def _layer(
     x: Array,
     layer: Params,
-    angles: tuple[Array, Array],
+    angles: Angles,
     attention: Callable[[Array, Array, Array], Array],
     cfg: ModelConfig,
 ) -> Array:
@@ -391,14 +408,15 @@ def _layer(
     h = normed(x, before_attention)
     h = _self_attention(h, layer["self_attn"], angles, attention, cfg)
     x = checkpoint_name(x + normed(h, after_attention), "residual")
-    h = _mlp(normed(x, before_mlp), layer["mlp"], cfg)
+    mlp = _mlp if cfg.experts is None else _mixture
+    h = mlp(normed(x, before_mlp), layer["mlp"], cfg)
     return x + normed(h, after_mlp)
 
 
 def _self_attention(
     x: Array,
     weights: Params,
-    angles: tuple[Array, Array],
+    angles: Angles,
     attention: Callable[[Array, Array, Array], Array],
     cfg: ModelConfig,
 ) -> Array:
@@ -414,14 +432,50 @@ def _self_attention(
     q, k, v = (y.reshape(batch, seq, -1, cfg.head_dim) for y in (q, k, v))
     if cfg.qk_norm == "head":
         q, k = norm(q, weights["q_norm"], cfg), norm(k, weights["k_norm"], cfg)
-    out = attention(rope.rotate(q, *angles), rope.rotate(k, *angles), v)
+    if angles is not None:
+        q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
+    out = attention(q, k, v)
     return linear(out.reshape(batch, seq, -1), weights["o_proj"])
 
 
 def _mlp(x: Array, weights: Params, cfg: ModelConfig) -> Array:
+    if not cfg.gated_mlp:
+        up = checkpoint_name(linear(x, weights["up_proj"]), "up")
+        return linear(ACTIVATIONS[cfg.hidden_act](up), weights["down_proj"])
     if cfg.fused_projections:
         gate, up = jnp.split(linear(x, weights["gate_up_proj"]), 2, axis=-1)
     else:
         gate, up = linear(x, weights["gate_proj"]), linear(x, weights["up_proj"])
+    return linear(_gated(gate, up, cfg), weights["down_proj"])
+
+
+def _gated(gate: Array, up: Array, cfg: ModelConfig) -> Array:
     gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
-    return linear(ACTIVATIONS[cfg.hidden_act](gate) * up, weights["down_proj"])
+    return ACTIVATIONS[cfg.hidden_act](gate) * up
+
+
+def _mixture(x: Array, weights: Params, cfg: ModelConfig) -> Array:
+    """The experts of each token, on each device for its own sequences."""
+
+    def of_rows(x: Array, weights: Params) -> tuple[tuple, Array]:
+        return (), _routed(x.reshape(-1, x.shape[-1]), weights, cfg).reshape(x.shape)
+
+    return sharding.on_each_part(of_rows, x, weights)[1]
+
+
+def _routed(x: Array, weights: Params, cfg: ModelConfig) -> Array:
+    """x: (tokens, hidden)."""
+    settings, kernels = cfg.experts, weights["experts"]
+    assert settings is not None
+    logits = linear(x, weights["gate"])
+    shares, chosen = experts.route(logits, settings.per_token, settings.normalized)
+    groups = experts.group(chosen, settings.count)
+
+    def each(rows: Array, name: str) -> Array:
+        return experts.product(rows, kernels[name]["kernel"], groups.experts)
+
+    both = each(experts.dispatch(x, groups), "gate_up_proj")
+    gate, up = jnp.split(both, 2, axis=-1)
+    inner = _gated(gate, up, cfg)
+    out = checkpoint_name(each(inner, "down_proj"), "down")
+    return experts.collect(out, shares, groups)

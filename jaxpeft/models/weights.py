@@ -4,85 +4,27 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxpeft.models.spec import NORMS, ModelConfig, ParamSpec
+from jaxpeft import tree
+from jaxpeft.models.spec import NORMS, Experts, ModelConfig, ParamSpec
+
+LAYER = "model.layers.{}."
 
 
 def param_specs(cfg: ModelConfig) -> dict:
-    """The declaration of every weight, in the structure of the params mapping."""
-    hidden, inner, layer = cfg.hidden_size, cfg.intermediate_size, "model.layers.{}."
-    queries = cfg.num_attention_heads * cfg.head_dim
-    keys = cfg.num_key_value_heads * cfg.head_dim
+    """The declaration of every weight, in the structure of the params mapping.
 
-    def linear(path: str, d_in: int, d_out: int, axes: tuple, bias: bool) -> dict:
-        return _linear(
-            layer + path, (cfg.num_hidden_layers, d_in, d_out), axes, bias=bias
-        )
-
-    def norm(path: str, width: int = hidden, axis: str | None = "embed") -> dict:
-        shape, axes = (cfg.num_hidden_layers, width), ("layers", axis)
-        # With an offset a scale of zero leaves the norm as it is.
-        init = "zeros" if cfg.norm_offset else "ones"
-        return {"scale": ParamSpec(shape, axes, init, f"{layer}{path}.weight")}
-
-    def attention(
-        name: str, d_in: int, d_out: int, axes: tuple, bias: bool = cfg.attention_bias
-    ) -> dict:
-        return linear(f"self_attn.{name}", d_in, d_out, axes, bias)
-
-    def mlp(name: str, d_in: int, d_out: int, axes: tuple) -> dict:
-        return linear(f"mlp.{name}", d_in, d_out, axes, cfg.mlp_bias)
-
-    into, out_of = ("embed", "heads"), ("heads", "embed")
-    o_bias = cfg.attention_bias if cfg.output_bias is None else cfg.output_bias
-    if cfg.fused_projections:
-        self_attn = {
-            "qkv_proj": attention("qkv_proj", hidden, queries + 2 * keys, into)
-        }
-        wide = {
-            "gate_up_proj": mlp("gate_up_proj", hidden, 2 * inner, ("embed", "mlp"))
-        }
-    else:
-        self_attn = {
-            "q_proj": attention("q_proj", hidden, queries, into),
-            "k_proj": attention("k_proj", hidden, keys, into),
-            "v_proj": attention("v_proj", hidden, keys, into),
-        }
-        wide = {
-            "gate_proj": mlp("gate_proj", hidden, inner, ("embed", "mlp")),
-            "up_proj": mlp("up_proj", hidden, inner, ("embed", "mlp")),
-        }
-    self_attn["o_proj"] = attention("o_proj", queries, hidden, out_of, o_bias)
-    if cfg.qk_norm != "none":
-        for name, width in (("q_norm", queries), ("k_norm", keys)):
-            of_head = cfg.qk_norm == "head"
-            self_attn[name] = norm(
-                f"self_attn.{name}",
-                cfg.head_dim if of_head else width,
-                None if of_head else "heads",
-            )
-    layers = {name: norm(name) for name in NORMS[cfg.norms] if name}
-    layers["self_attn"] = self_attn
-    layers["mlp"] = {
-        **wide,
-        "down_proj": mlp("down_proj", inner, hidden, ("mlp", "embed")),
-    }
-    vocab = (cfg.vocab_size, hidden)
+    That structure is the same for all families; what Hugging Face calls a module
+    differs (`ModelConfig.names`).
+    """
+    layers = {name: _layer_norm(name, cfg) for name in NORMS[cfg.norms] if name}
+    layers["self_attn"] = _attention(cfg)
+    layers["mlp"] = _mlp(cfg) if cfg.experts is None else _mixture(cfg, cfg.experts)
+    vocab, last = (cfg.vocab_size, cfg.hidden_size), _name("model.norm", cfg)
     specs = {
         "model": {
-            "embed_tokens": {
-                "embedding": ParamSpec(
-                    vocab, ("vocab", "embed"), "normal", "model.embed_tokens.weight"
-                )
-            },
+            "embed_tokens": _embeddings(vocab, cfg),
             "layers": layers,
-            "norm": {
-                "scale": ParamSpec(
-                    (hidden,),
-                    ("embed",),
-                    "zeros" if cfg.norm_offset else "ones",
-                    "model.norm.weight",
-                )
-            },
+            "norm": _norm(last, (cfg.hidden_size,), ("embed",), cfg),
         }
     }
     if not cfg.tie_word_embeddings:
@@ -93,16 +35,147 @@ def param_specs(cfg: ModelConfig) -> dict:
     return specs
 
 
-def _linear(path: str, shape: tuple[int, ...], axes: tuple, *, bias: bool) -> dict:
+def _attention(cfg: ModelConfig) -> dict:
+    hidden = cfg.hidden_size
+    queries = cfg.num_attention_heads * cfg.head_dim
+    keys = cfg.num_key_value_heads * cfg.head_dim
+    if cfg.fused_projections:
+        widths = {"qkv_proj": queries + 2 * keys}
+    else:
+        widths = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+    weights = {}
+    for name, width in widths.items():
+        shape, bias = (hidden, width), cfg.attention_bias
+        weights[name] = _linear(
+            f"self_attn.{name}", shape, ("embed", "heads"), bias, cfg
+        )
+    bias = cfg.attention_bias if cfg.output_bias is None else cfg.output_bias
+    shape, axes = (queries, hidden), ("heads", "embed")
+    weights["o_proj"] = _linear("self_attn.o_proj", shape, axes, bias, cfg)
+    if cfg.qk_norm != "none":
+        for name, width in (("q_norm", queries), ("k_norm", keys)):
+            whole = cfg.qk_norm == "whole"
+            size = (width, "heads") if whole else (cfg.head_dim, None)
+            weights[name] = _layer_norm(f"self_attn.{name}", cfg, *size)
+    return weights
+
+
+def _mlp(cfg: ModelConfig) -> dict:
+    hidden, inner = cfg.hidden_size, cfg.intermediate_size
+    if not cfg.gated_mlp:
+        widths = {"up_proj": inner}
+    elif cfg.fused_projections:
+        widths = {"gate_up_proj": 2 * inner}
+    else:
+        widths = {"gate_proj": inner, "up_proj": inner}
+    weights = {}
+    for name, width in widths.items():
+        shape, axes = (hidden, width), ("embed", "mlp")
+        weights[name] = _linear(f"mlp.{name}", shape, axes, cfg.mlp_bias, cfg)
+    shape, axes = (inner, hidden), ("mlp", "embed")
+    weights["down_proj"] = _linear("mlp.down_proj", shape, axes, cfg.mlp_bias, cfg)
+    return weights
+
+
+def _mixture(cfg: ModelConfig, experts: Experts) -> dict:
+    """The router and the experts, gate and up of each as one kernel.
+
+    So they are in transformers' memory, whose bare parameters PEFT adapts; its files
+    have tensors for each expert.
+    """
+    hidden, inner = cfg.hidden_size, cfg.intermediate_size
+    lead, counted = (cfg.num_hidden_layers, experts.count), ("layers", "experts")
+    stored, module = f"{LAYER}{experts.block}.", f"{LAYER}mlp."
+    gate, up, down = experts.tensors
+    router = ParamSpec(
+        (lead[0], hidden, experts.count),
+        ("layers", "embed", None),
+        "normal",
+        f"{stored}gate.weight",
+        transposed=True,
+        parameter=f"{module}gate.weight",
+    )
+    into = ParamSpec(
+        (*lead, hidden, 2 * inner),
+        (*counted, "embed", "mlp"),
+        "normal",
+        stored + "experts.{}.{}.weight",
+        transposed=True,
+        parts=(gate, up),
+        parameter=f"{module}experts.gate_up_proj",
+    )
+    out_of = ParamSpec(
+        (*lead, inner, hidden),
+        (*counted, "mlp", "embed"),
+        "normal",
+        stored + f"experts.{{}}.{down}.weight",
+        transposed=True,
+        parameter=f"{module}experts.down_proj",
+    )
+    return {
+        "gate": {"kernel": router},
+        "experts": {"gate_up_proj": {"kernel": into}, "down_proj": {"kernel": out_of}},
+    }
+
+
+def _embeddings(vocab: tuple[int, int], cfg: ModelConfig) -> dict:
+    """That of the tokens and, where places are learned, that of the `positions`."""
+    name = _name("model.embed_tokens", cfg)
+    tokens = ParamSpec(vocab, ("vocab", "embed"), "normal", f"{name}.weight")
+    if cfg.position_embedding == "rotary":
+        return {"embedding": tokens}
+    shape = (cfg.max_position_embeddings, vocab[1])
+    name = _name("model.embed_positions", cfg)
+    positions = ParamSpec(shape, (None, "embed"), "normal", f"{name}.weight")
+    return {"embedding": tokens, "positions": positions}
+
+
+def _name(module: str, cfg: ModelConfig) -> str:
+    """What Hugging Face calls a module."""
+    return dict(cfg.names).get(module, module)
+
+
+def _layer_norm(
+    path: str, cfg: ModelConfig, width: int | None = None, axis: str | None = "embed"
+) -> dict:
+    shape = (cfg.num_hidden_layers, width or cfg.hidden_size)
+    return _norm(_name(LAYER + path, cfg), shape, ("layers", axis), cfg)
+
+
+def _norm(name: str, shape: tuple[int, ...], axes: tuple, cfg: ModelConfig) -> dict:
+    # With an offset a scale of zero leaves the norm as it is.
+    init = "zeros" if cfg.norm_offset else "ones"
+    scale = ParamSpec(shape, axes, init, f"{name}.weight")
+    if cfg.norm_kind == "rms":
+        return {"scale": scale}
+    return {"scale": scale, "bias": ParamSpec(shape, axes, "zeros", f"{name}.bias")}
+
+
+def _linear(
+    path: str, shape: tuple[int, int], axes: tuple, bias: bool, cfg: ModelConfig
+) -> dict:
     """A stacked linear layer: `kernel` (layers, in, out) and perhaps `bias`."""
-    layers, _, d_out = shape
+    name, layers = _name(LAYER + path, cfg), cfg.num_hidden_layers
     kernel = ParamSpec(
-        shape, ("layers", *axes), "normal", f"{path}.weight", transposed=True
+        (layers, *shape),
+        ("layers", *axes),
+        "normal",
+        f"{name}.weight",
+        transposed=not cfg.conv1d,
     )
     if not bias:
         return {"kernel": kernel}
-    spec = ParamSpec((layers, d_out), ("layers", axes[1]), "zeros", f"{path}.bias")
+    spec = ParamSpec((layers, shape[1]), ("layers", axes[1]), "zeros", f"{name}.bias")
     return {"kernel": kernel, "bias": spec}
+
+
+def module_names(cfg: ModelConfig) -> dict[str, list[str]]:
+    """{path of a module in the params: Hugging Face's names of its layers}."""
+    named = {
+        path: [name.removesuffix(".bias") for name in spec.module_names()]
+        for path, spec in tree.walk(param_specs(cfg))
+    }
+    return {path.rpartition(".")[0]: names for path, names in named.items()}
 
 
 def is_spec(x: object) -> bool:

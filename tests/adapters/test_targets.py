@@ -40,12 +40,11 @@ def adapted_by_peft(make_torch):
 
 
 def adapted_here(params, target_modules):
-    chosen = targets.select(params, target_modules)
-    layers = targets.linear_modules(params)
+    names = targets.names_of(params)
     return {
         name
-        for path, hits in chosen.items()
-        for name, hit in zip(targets.module_names(path, layers[path]), hits)
+        for path, hits in targets.select(names, target_modules).items()
+        for name, hit in zip(names[path], hits)
         if hit
     }
 
@@ -64,7 +63,7 @@ def test_all_linear_of_a_tied_model(adapted_by_peft, llama):
 
 def refused(params, target_modules):
     with pytest.raises(InputError) as caught:
-        targets.select(params, target_modules)
+        targets.select(targets.names_of(params), target_modules)
     return caught.value.problems
 
 

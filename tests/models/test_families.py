@@ -32,6 +32,15 @@ SIZES = {
     "eos_token_id": None,
 }
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 7}
+GPT2 = {"num_key_value_heads": 4, "n_inner": None, "n_positions": 128}
+GPT2 |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+# PEFT wraps the parameters of experts one around the other.
+WRAPPED = {
+    ".experts.base_layer": ".experts.gate_up_proj",
+    ".experts": ".experts.down_proj",
+}
+MIXTURE = {"num_experts": 5, "num_experts_per_tok": 2}
+QWEN3_MOE = {**MIXTURE, "moe_intermediate_size": 24, "head_dim": 16}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -55,8 +64,24 @@ ROWS = {
         {"rope_parameters": {**LONGROPE, "partial_rotary_factor": 0.5}}
         | {"original_max_position_embeddings": 64},
     ),
+    "mixtral": ("mixtral", MIXTURE),
+    "mixtral, window": (
+        "mixtral",
+        {**MIXTURE, "sliding_window": 9, "num_experts_per_tok": 3},
+    ),
+    "qwen3_moe": ("qwen3_moe", QWEN3_MOE),
+    "qwen3_moe, normalized": (
+        "qwen3_moe",
+        {**QWEN3_MOE, "norm_topk_prob": True, "num_experts_per_tok": 1},
+    ),
     "olmo2": ("olmo2", {}),
     "smollm3": ("smollm3", {"tie_word_embeddings": True}),
+    "gpt2": ("gpt2", GPT2),
+    "gpt2, unscaled": (
+        "gpt2",
+        {**GPT2, "scale_attn_weights": False, "tie_word_embeddings": False}
+        | {"n_inner": 40, "activation_function": "relu"},
+    ),
     "gemma2": ("gemma2", GEMMA),
     "gemma3": ("gemma3_text", {**GEMMA, "sliding_window_pattern": 3}),
     "gemma3, rope scaled": (
@@ -91,7 +116,7 @@ class Family:
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
         with torch.no_grad():
             for path, parameter in model.named_parameters():
-                if path.endswith("bias") or "norm" in path:
+                if path.endswith("bias") or "norm" in path or ".ln_" in path:
                     parameter.add_(0.1 * torch.randn_like(parameter))
         self.torch, self.folder = model.float(), folder
         model.save_pretrained(folder)
@@ -120,12 +145,18 @@ def test_logits(family):
     assert difference < 1e-4
 
 
+# PEFT looks for these patterns among modules alone, and applies them to parameters.
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern:RuntimeWarning")
 @pytest.mark.parametrize("family", MAIN, indirect=True)
 def test_gradients_of_a_lora(family):
     import peft
 
     config = peft.LoraConfig(
-        r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False
+        r=4,
+        lora_alpha=8,
+        target_modules="all-linear",
+        init_lora_weights=False,
+        fan_in_fan_out=family.cfg.conv1d,
     )
     torch.manual_seed(1)
     there = peft.get_peft_model(family.torch, config)
@@ -157,8 +188,9 @@ def test_gradients_of_a_lora(family):
             if parameter.grad is None:
                 continue
             module, kind = path.split(".lora_")[0], path.split(".lora_")[1][0].lower()
-            found = gradient(grads, module.removeprefix("base_model.model."), kind)
-            wanted = parameter.grad.numpy().T
+            module = module.removeprefix("base_model.model.")
+            found = gradient(grads, module, kind, family.cfg)
+            wanted = by_expert(parameter.grad.numpy(), kind, found.shape)
             scale = np.abs(wanted).max()
             assert np.abs(found - wanted).max() < 1e-4 * max(scale, 1e-3), path
             checked += 1
@@ -167,14 +199,28 @@ def test_gradients_of_a_lora(family):
         there.unload()
 
 
-def gradient(grads, module, kind):
+def by_expert(gradient, kind, shape):
+    """PEFT's A (experts * r, in) or B (out, r * experts), as our nodes have them."""
+    if len(shape) == 2:
+        return gradient.T
+    experts, *matrix = shape
+    if kind == "a":
+        return gradient.reshape(experts, *matrix[::-1]).swapaxes(1, 2)
+    return gradient.reshape(*matrix[::-1], experts).T
+
+
+def gradient(grads, module, kind, cfg):
     """A layer's gradient of A or B by its Hugging Face name."""
-    before, _, after = module.partition(".layers.")
-    layer, _, rest = after.partition(".")
-    node = grads
-    for key in [*before.split("."), "layers", *rest.split("."), "kernel"]:
-        node = node[key]
-    return np.asarray(getattr(node, kind)[int(layer)])
+    for wrapper, parameter in WRAPPED.items():
+        if module.endswith(wrapper):
+            module = module.removesuffix(wrapper) + parameter
+    [(path, names)] = [
+        (path, names)
+        for path, names in models.module_names(cfg).items()
+        if module in names
+    ]
+    node = dict(tree.walk(grads))[f"{path}.kernel"]
+    return np.asarray(getattr(node, kind)[names.index(module)])
 
 
 @pytest.mark.parametrize("family", MAIN, indirect=True)

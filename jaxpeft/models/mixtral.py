@@ -1,0 +1,47 @@
+"""Mixtral: Mistral with a mixture of experts in place of every MLP."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxpeft.models.hf_fields import Fields
+from jaxpeft.models.spec import Experts, ModelConfig
+
+
+def config(hf: Mapping[str, Any]) -> ModelConfig:
+    """The hyperparameters from a Hugging Face `config.json`.
+
+    Raises InputError listing every field that is missing, malformed or not handled.
+    """
+    fields = Fields(hf, theta=1000000.0, names=FIELDS)
+    layers = fields.size("num_hidden_layers")
+    if fields.number("router_jitter_noise", 0.0):
+        fields.refuse("router_jitter_noise", "set it to 0.0: it is not implemented")
+    count, per_token = choice(fields, count=8, per_token=2)
+    return fields.decoder(
+        hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
+        windows=fields.windows([True] * layers),
+        num_key_value_heads=fields.size("num_key_value_heads", 8),
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-5),
+        experts=Experts(
+            count, per_token, True, block="block_sparse_moe", tensors=("w1", "w3", "w2")
+        ),
+    )
+
+
+FIELDS = {"num_experts": "num_local_experts"}
+
+
+def choice(fields: Fields, count: int, per_token: int) -> tuple[int, int]:
+    """How many experts there are and how many a token goes to; the family's usual."""
+    count = fields.size("num_experts", count)
+    per_token = fields.size("num_experts_per_tok", per_token)
+    if per_token > count:
+        fields.refuse("num_experts_per_tok", f"there are {count} experts")
+    fields.seen.add("router_aux_loss_coef")  # of a loss that is added on request alone
+    if fields.flag("output_router_logits", False):
+        fields.refuse(
+            "output_router_logits",
+            "set it to false: it adds a loss that balances experts, which is not "
+            "implemented",
+        )
+    return count, per_token
