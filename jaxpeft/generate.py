@@ -14,6 +14,7 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported here, so that --help answers at once.
     from jaxpeft import trained
+    from jaxpeft.sampling import Sampling
 
     model = trained.load(args.run, args.model, args.adapter, args.dtype)
     answers = model.answer(
@@ -21,9 +22,13 @@ def main(argv: Sequence[str]) -> int:
         system=args.system,
         raw=args.raw,
         max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        seed=args.seed,
+        sampling=Sampling(
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            repetition_penalty=args.repetition_penalty,
+            seed=args.seed,
+        ),
     )
     for answer in answers:
         console.say(answer)
@@ -67,6 +72,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=1.0,
         metavar="P",
         help="draw from the most probable tokens that make up P; default: 1",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="draw from the K most probable tokens; default: 0, all",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="above 1, tokens of the prompt and the answer become less probable; "
+        "default: 1",
     )
     parser.add_argument("--seed", type=int, default=0, help="of drawing; default: 0")
     parser.add_argument(

@@ -14,6 +14,7 @@ from jaxpeft.data.formats import Conversation
 from jaxpeft.data.template import ChatTemplate
 from jaxpeft.errors import InputError
 from jaxpeft.generation import generate
+from jaxpeft.sampling import Sampling
 from jaxpeft.session import Base
 from jaxpeft.step import make_eval_step
 
@@ -31,13 +32,13 @@ class Trained:
         *,
         system: str | None = None,
         raw: bool = False,
-        **settings: Any,
+        max_new_tokens: int,
+        sampling: Sampling,
     ) -> list[str]:
         """The model's answer to each prompt, special tokens left out.
 
-        raw: continue the text itself, without the chat template. settings: those of
-        `generation.generate`. Raises InputError as it does, and for a tokenizer
-        without a chat template.
+        raw: continue the text itself, without the chat template. Raises InputError
+        as `generation.generate` does, and for a tokenizer without a chat template.
         """
         tokenizer = self.base.tokenizer
         if raw:
@@ -50,7 +51,8 @@ class Trained:
             self.base.cfg,
             encoded,
             stop=hf.stop_ids(self.base.directory, tokenizer),
-            **settings,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
         )
         return [tokenizer.decode(a, skip_special_tokens=True) for a in answers]
 

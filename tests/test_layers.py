@@ -23,7 +23,7 @@ LAYERS = (
     ("adapters", "models", "optim", "data"),
     # 3: models and adapters meet files, losses and steps
     ("hf", "checkpoint", "loss", "compiled"),
-    ("step", "evaluation"),
+    ("step", "evaluation", "sampling"),
     ("fused",),
     # 4: a run and what is done with its result
     ("generation", "plots", "progress", "loop", "summary"),
