@@ -18,12 +18,12 @@ LAYERS = (
     ("config", "launch"),
     ("cluster",),
     # 1: where arrays lie, and how they are stored
-    ("sharding", "quant"),
+    ("sharding", "quant", "sampling", "text_stream"),
     # 2: siblings that do not know each other
     ("adapters", "models", "optim", "data"),
     # 3: models and adapters meet files, losses and steps
     ("hf", "checkpoint", "loss", "compiled"),
-    ("step", "evaluation", "sampling"),
+    ("step", "evaluation"),
     ("fused",),
     # 4: a run and what is done with its result
     ("generation", "plots", "progress", "loop", "summary"),
