@@ -14,6 +14,7 @@ from jaxpeft.adapters.bottleneck import Bottleneck, bottleneck
 from jaxpeft.adapters.dora import DoRA, dora
 from jaxpeft.adapters.ia3 import IA3, ia3
 from jaxpeft.adapters.lora import LoRA, lora, lora_fa
+from jaxpeft.adapters.several import Several, choose, several
 from jaxpeft.config import Table, check_call
 from jaxpeft.errors import InputError
 
@@ -46,13 +47,16 @@ __all__ = [
     "DoRA",
     "IA3",
     "LoRA",
+    "Several",
     "bottleneck",
+    "choose",
     "dora",
     "ia3",
     "inject",
     "lora",
     "lora_fa",
     "merge",
+    "several",
     "trainable_mask",
 ]
 
