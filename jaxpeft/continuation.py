@@ -38,20 +38,24 @@ class Continuation:
         self._stop, self._warpers = stop_array(stop), sampling.warpers()
         self._cache: Cache | None = None
         self._tokens: list[int] = []  # whose keys and values the cache holds
-        self._answers = 0
         self.reused = 0
 
-    def answer(self, prompt: Sequence[int], max_new_tokens: int) -> Iterator[int]:
+    def answer(
+        self, prompt: Sequence[int], max_new_tokens: int, request: int = 0
+    ) -> Iterator[int]:
         """The tokens that continue `prompt`, without the one that stopped them.
 
-        They are `generate`'s. The iterator may be left before its end, but not used
-        once the next answer has begun. Raises InputError as `generation.check` does.
+        They are `generate`'s for the request of that number. The iterator may be left
+        before its end, but not used once the next answer has begun. Raises InputError
+        as `generation.check` does.
         """
         check(self._cfg, [prompt], max_new_tokens, self._sampling)
-        return self._answer(list(prompt), max_new_tokens)
+        return self._answer(list(prompt), max_new_tokens, request)
 
-    def _answer(self, prompt: list[int], max_new_tokens: int) -> Iterator[int]:
-        state = self._read(prompt, max_new_tokens)
+    def _answer(
+        self, prompt: list[int], max_new_tokens: int, request: int
+    ) -> Iterator[int]:
+        state = self._read(prompt, max_new_tokens, request)
         state, token = self._step(state)
         self._tokens = list(prompt)
         for left in reversed(range(max_new_tokens)):
@@ -65,14 +69,17 @@ class Continuation:
             yield found
 
     def _step(self, state: State) -> tuple[State, Array]:
+        self._cache = None  # given away, should anything interrupt here
         state, token = advance(
             self._params, state, self._stop, self._warpers, cfg=self._cfg, steps=1
         )
         self._cache = state.cache
         return state, token
 
-    def _read(self, prompt: list[int], max_new_tokens: int) -> State:
+    def _read(self, prompt: list[int], max_new_tokens: int, request: int) -> State:
         """The state before the first token, the cache brought to `prompt[:-1]`."""
+        if self._cache is None:
+            self._tokens = []
         start = _shared(self._tokens, prompt[:-1])
         new = prompt[start:-1]
         width = _power_of_two(max(len(new), LEAST_READ))
@@ -93,14 +100,13 @@ class Continuation:
         if self._warpers.repetition_penalty is not None:
             seen = np.zeros((1, self._cfg.vocab_size), bool)
             seen[0, prompt] = True
-        self._answers += 1
         return State(
             cache=cache,
             token=jnp.array(prompt[-1:], jnp.int32),
             position=jnp.array([len(prompt) - 1], jnp.int32),
             done=jnp.zeros((1,), bool),
             count=jnp.int32(0),
-            requests=jnp.array([self._answers - 1], jnp.int32),
+            requests=jnp.array([request], jnp.int32),
             seen=None if seen is None else jnp.asarray(seen),
         )
 
@@ -109,7 +115,6 @@ class Continuation:
         slots = _power_of_two(max(needed, LEAST_SLOTS))
         cache = self._cache
         if cache is None:
-            self._tokens = []
             return empty_cache(self._params, self._cfg, 1, slots)
         more = slots - cache.valid.shape[1]
         if more <= 0:

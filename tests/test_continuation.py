@@ -92,7 +92,7 @@ def test_draws_are_those_of_the_request_s_number(llama, whole):
     drawn = Sampling(temperature=1.0, seed=4)
     sequence = begun(llama, sampling=drawn)
     for number in range(2):
-        found = list(sequence.answer(FIRST, 8))
+        found = list(sequence.answer(FIRST, 8, number))
         assert found == whole(FIRST, sampling=drawn, number=number)
 
 

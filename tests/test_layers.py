@@ -29,11 +29,13 @@ LAYERS = (
     ("generation", "plots", "progress", "loop", "summary"),
     ("continuation", "hooks", "session"),
     ("trained", "assembly"),
-    ("run", "planning"),
+    ("answering",),
+    ("dialogue", "prompts", "run", "planning"),
     ("training",),
     # 5: commands
     ("cli",),
-    ("train", "evaluate", "generate", "export", "plan", "__main__"),
+    ("model_arguments",),
+    ("train", "chat", "evaluate", "generate", "export", "plan", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -14,7 +14,7 @@ from jaxpeft.adapters.bottleneck import Bottleneck, bottleneck
 from jaxpeft.adapters.dora import DoRA, dora
 from jaxpeft.adapters.ia3 import IA3, ia3
 from jaxpeft.adapters.lora import LoRA, lora, lora_fa
-from jaxpeft.adapters.several import Several, choose, several
+from jaxpeft.adapters.several import BASE, Several, choose, several
 from jaxpeft.config import Table, check_call
 from jaxpeft.errors import InputError
 
@@ -41,6 +41,7 @@ def full() -> None:
 TABLE = Table({**METHODS, "full": full}, given={"base", "key", "module"})
 
 __all__ = [
+    "BASE",
     "METHODS",
     "TABLE",
     "Bottleneck",

@@ -138,13 +138,12 @@ def test_they_cannot_be_merged(shared):
     [
         ({"method": "dora"}, "DoRA"),
         ({"method": "ia3"}, "IA3"),
-        ({"method": "bottleneck", "bottleneck_size": 4}, "Bottleneck"),
+        ({"method": "bottleneck"}, "Bottleneck"),
     ],
     ids=["dora", "ia3", "bottleneck"],
 )
 def test_other_methods_are_refused_by_name(rules, kind, llama, alone):
-    settings = {k: v for k, v in rules.items() if k != "bottleneck_size"}
-    other = adapters.inject(llama.params, settings, jax.random.key(0))
+    other = adapters.inject(llama.params, rules, jax.random.key(0))
     with pytest.raises(InputError, match=f"'other' is a {kind}; only LoRAs.*alone"):
         adapters.several(llama.params, {"small": alone["small"], "other": other})
 
