@@ -64,7 +64,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _lines() -> Iterator[str]:
     """What the user types, stripped; asked for with "> " where it is a terminal."""
     if not sys.stdin.isatty():
-        yield from map(str.strip, sys.stdin)
+        try:
+            yield from map(str.strip, sys.stdin)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"standard input: {error.reason} (byte "
+                f"0x{error.object[error.start]:02x}); send text in the encoding UTF-8"
+            ) from error
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input() then has a history)

@@ -77,6 +77,13 @@ def test_lines_are_answered_until_they_end(chat, model):
     assert "/rest: not a command; did you mean '/reset'" in done.err
 
 
+def test_bytes_that_are_no_text_are_refused(command, monkeypatch, finished):
+    stdin = io.TextIOWrapper(io.BytesIO(b"\xffHello\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    done = command("chat", "--run", str(finished))
+    assert done.code == 2 and "standard input: invalid start byte" in done.err
+
+
 def test_a_conversation_without_room_can_begin_anew(chat):
     done = chat("Hello\n" + "rain " * 300 + "\nHello\n")
     assert done.code == 0 and len(done.out.splitlines()) == 2
