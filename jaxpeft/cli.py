@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "plan": "what a run needs on each device, from shapes alone",
     "evaluate": "loss, perplexity and token accuracy over the evaluation data",
     "generate": "answer prompts with a trained model",
+    "chat": "talk with a trained model in the terminal",
     "export": "write a run as a PEFT adapter or a merged Hugging Face model",
 }
 

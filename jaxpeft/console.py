@@ -16,8 +16,13 @@ def speak_as(process: int) -> None:
 
 def say(text: str = "") -> None:
     """Write a line to standard output at once, so that pipes and logs keep pace."""
+    write(f"{text}\n")
+
+
+def write(text: str) -> None:
+    """Write a part of a line to standard output at once."""
     if not _process:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(text)
         sys.stdout.flush()
 
 

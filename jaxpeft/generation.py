@@ -1,5 +1,6 @@
 """Greedy and sampled generation with a cache of keys and values."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,14 +8,36 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
 
 from jaxpeft import tree
 from jaxpeft.errors import InputError
 from jaxpeft.models import ModelConfig, start_cache
-from jaxpeft.models.transformer import decode
+from jaxpeft.models.transformer import Cache, decode
+from jaxpeft.sampling import Sampling, Warpers, choose
 
 PROMPT_MULTIPLE = 32  # prompts are padded to multiples, so that few lengths compile
+GREEDY = Sampling()
+
+
+@struct.dataclass
+class State:
+    """Where the answers of a batch stand.
+
+    cache: of all tokens but the newest, `token` (batch,) int32, whose places are
+    `position` (batch,) int32. done: (batch,) bool, which rows have met a stop token.
+    count: () int32, the steps made. requests: (batch,) int32, see `sampling.choose`.
+    seen: (batch, vocab) bool, the tokens in each row; None where nobody asks.
+    """
+
+    cache: Cache
+    token: Array
+    position: Array
+    done: Array
+    count: Array
+    requests: Array
+    seen: Array | None
 
 
 def generate(
@@ -24,19 +47,17 @@ def generate(
     *,
     max_new_tokens: int,
     stop: Sequence[int],
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    sampling: Sampling = GREEDY,
+    first_request: int = 0,
 ) -> list[list[int]]:
     """The tokens that continue each prompt, without the one that stopped it.
 
-    prompts: token ids, of any lengths. stop: ids that end an answer. temperature 0 is
-    greedy; otherwise the next token is drawn from the smallest set of tokens whose
-    probabilities sum to `top_p` (Holtzman et al., 2020), by `seed`.
-    Raises InputError for an empty prompt, settings out of range, and prompts that
-    leave no room in the model's context.
+    prompts: token ids, of any lengths. stop: ids that end an answer. first_request:
+    the number of the first prompt among those of several calls: what is drawn for a
+    request depends on the seed and its number, not on the batch that it is in.
+    Raises InputError as `check` does.
     """
-    _check(cfg, prompts, max_new_tokens, temperature, top_p)
+    check(cfg, prompts, max_new_tokens, sampling)
     longest = max(map(len, prompts))
     width = -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
     tokens = np.zeros((len(prompts), width), np.int32)
@@ -44,115 +65,163 @@ def generate(
     for row, prompt in enumerate(prompts):  # to the right: the answers start together
         tokens[row, width - len(prompt) :] = prompt
         valid[row, width - len(prompt) :] = True
-    answers, lengths = _generate(
+    warpers = sampling.warpers()
+    state = _start(
         params,
         tokens,
         valid,
-        np.array(list(stop) or [-1], np.int32),
-        np.asarray(jax.random.key_data(jax.random.key(seed))),
-        np.float32(max(temperature, 1e-6)),
-        np.float32(top_p),
+        first_request + np.arange(len(prompts), dtype=np.int32),
         cfg=cfg,
-        max_new_tokens=max_new_tokens,
-        greedy=temperature == 0.0,
+        slots=width + max_new_tokens,
+        remember=warpers.repetition_penalty is not None,
     )
-    pairs = zip(tree.to_host(answers), tree.to_host(lengths), strict=True)
-    return [answer[:length].tolist() for answer, length in pairs]
+    _, answers = advance(
+        params, state, stop_array(stop), warpers, cfg=cfg, steps=max_new_tokens
+    )
+    return [[t for t in row if t >= 0] for row in tree.to_host(answers).tolist()]
 
 
-def _check(
+def check(
     cfg: ModelConfig,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    temperature: float,
-    top_p: float,
+    sampling: Sampling,
+    places: Sequence[str] | None = None,
 ) -> None:
-    problems = []
-    if not prompts or not all(len(prompt) for prompt in prompts):
-        problems.append("prompt: it is empty; give at least one token")
+    """Raises InputError for settings out of range and prompts that cannot be answered.
+
+    Those are empty ones, and ones that leave no room in the model's context. places:
+    what each prompt is called in messages, by default "prompt".
+    """
+    problems = [] if prompts else ["prompt: it is empty; give at least one token"]
     if max_new_tokens < 1:
         problems.append(f"max-new-tokens: found {max_new_tokens}; it must be 1 or more")
-    if temperature < 0:
-        problems.append(f"temperature: found {temperature}; it must be 0 or more")
-    if not 0 < top_p <= 1:
-        problems.append(f"top-p: found {top_p}; it must be in (0, 1]")
-    needed = max(map(len, prompts), default=0) + max_new_tokens
-    if needed > cfg.max_position_embeddings:
-        problems.append(
-            f"prompt: {needed - max_new_tokens} tokens and max-new-tokens "
-            f"{max_new_tokens} exceed the model's context of "
-            f"{cfg.max_position_embeddings}; shorten either"
-        )
+    problems += sampling.problems()
+    room = cfg.max_position_embeddings - max_new_tokens
+    for place, prompt in zip(places or ["prompt"] * len(prompts), prompts):
+        if not len(prompt):
+            problems.append(f"{place}: it is empty; give at least one token")
+        elif len(prompt) > room:
+            problems.append(
+                f"{place}: {len(prompt)} tokens and max-new-tokens {max_new_tokens} "
+                f"exceed the model's context of {cfg.max_position_embeddings}; "
+                "shorten either"
+            )
     if problems:
         raise InputError(*problems)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "greedy"))
-def _generate(
+def stop_array(stop: Sequence[int]) -> np.ndarray:
+    """Stop tokens as `advance` takes them; -1, which is no token, where none is."""
+    return np.array(list(stop) or [-1], np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "slots", "remember"))
+def _start(
     params: Mapping[str, Any],
     tokens: Array,
     valid: Array,
-    stop: Array,
-    key: Array,
-    temperature: Array,
-    top_p: Array,
+    requests: Array,
     *,
     cfg: ModelConfig,
-    max_new_tokens: int,
-    greedy: bool,
-) -> tuple[Array, Array]:
-    """(answers (batch, max_new_tokens), lengths (batch,)); one program for both parts.
+    slots: int,
+    remember: bool,
+) -> State:
+    """The state before the first answered token.
 
-    tokens, valid: (batch, width), the prompts padded on the left. key: its data.
+    tokens, valid: (batch, width), the prompts padded on the left. slots: the cache's.
     """
-    key = jax.random.wrap_key_data(key)
-    batch, width = tokens.shape
-    embedding = params["model"]["embed_tokens"]["embedding"]
-    dtype = cfg.activation_dtype or embedding.dtype
-    cache = start_cache(params, cfg, batch, width + max_new_tokens, dtype)
+    batch = len(tokens)
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0).astype(jnp.int32)
-    logits, cache = decode(
-        params, tokens, cfg, cache, positions=positions, valid=valid, last_only=True
+    _, cache = decode(
+        params,
+        tokens[:, :-1],
+        cfg,
+        empty_cache(params, cfg, batch, slots),
+        positions=positions[:, :-1],
+        valid=valid[:, :-1],
+        last_only=True,
+    )
+    return State(
+        cache=cache,
+        token=tokens[:, -1],
+        position=positions[:, -1],
+        done=jnp.zeros((batch,), bool),
+        count=jnp.int32(0),
+        requests=requests,
+        seen=seen_in(tokens, valid, cfg) if remember else None,
     )
 
-    def choose(logits: Array, index: Array) -> Array:
-        if greedy:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return _draw(logits / temperature, top_p, jax.random.fold_in(key, index))
 
-    def body(carry: tuple) -> tuple:
-        index, done, lengths, answers, logits, position, cache = carry
-        token = choose(logits[:, -1], index)
-        done = done | jnp.any(token[:, None] == stop[None, :], axis=-1)
-        lengths = lengths + (~done).astype(jnp.int32)
-        answers = answers.at[:, index].set(token)
+def empty_cache(
+    params: Mapping[str, Any], cfg: ModelConfig, batch: int, slots: int
+) -> Cache:
+    """`start_cache` in the dtype that the model's activations have."""
+    dtype = cfg.activation_dtype or params["model"]["embed_tokens"]["embedding"].dtype
+    return start_cache(params, cfg, batch, slots, dtype)
+
+
+def seen_in(tokens: Array, valid: Array, cfg: ModelConfig) -> Array:
+    """Which tokens each row holds, (batch, vocab) bool; those not valid do not count.
+
+    tokens, valid: (batch, width).
+    """
+    seen = jnp.zeros((len(tokens), cfg.vocab_size), bool)
+    return seen.at[jnp.arange(len(tokens))[:, None], tokens].max(valid)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("cfg", "steps"), donate_argnames=("state",)
+)
+def advance(
+    params: Mapping[str, Any],
+    state: State,
+    stop: Array,
+    warpers: Warpers,
+    *,
+    cfg: ModelConfig,
+    steps: int,
+) -> tuple[State, Array]:
+    """The state `steps` tokens later and these tokens, (batch, steps) int32.
+
+    They are -1 from a row's stop token on; when all rows have met theirs nothing is
+    computed any more. The state given is no longer usable.
+    """
+    batch = len(state.token)
+
+    def body(carry: tuple[Array, State, Array]) -> tuple[Array, State, Array]:
+        step, state, answers = carry
         logits, cache = decode(
             params,
-            token[:, None],
+            state.token[:, None],
             cfg,
-            cache,
-            positions=position[:, None],
+            state.cache,
+            positions=state.position[:, None],
             valid=jnp.ones((batch, 1), bool),
             last_only=True,
         )
-        return index + 1, done, lengths, answers, logits, position + 1, cache
+        token = choose(logits[:, 0], state.seen, warpers, state.requests, state.count)
+        done = state.done | jnp.any(token[:, None] == stop[None, :], axis=-1)
+        answers = answers.at[:, step].set(jnp.where(done, -1, token))
+        seen = state.seen
+        if seen is not None:
+            seen = seen.at[jnp.arange(batch), token].set(True)
+        state = dataclasses.replace(
+            state,
+            cache=cache,
+            token=token,
+            position=state.position + 1,
+            done=done,
+            count=state.count + 1,
+            seen=seen,
+        )
+        return step + 1, state, answers
 
-    def unfinished(carry: tuple) -> Array:
-        index, done, *_ = carry
-        return (index < max_new_tokens) & ~jnp.all(done)
+    def unfinished(carry: tuple[Array, State, Array]) -> Array:
+        step, state, _ = carry
+        return (step < steps) & ~jnp.all(state.done)
 
-    done, counts = jnp.zeros((batch,), bool), jnp.zeros((batch,), jnp.int32)
-    answers = jnp.zeros((batch, max_new_tokens), jnp.int32)
-    start = (jnp.int32(0), done, counts, answers, logits, positions[:, -1] + 1, cache)
-    _, _, lengths, answers, *_ = jax.lax.while_loop(unfinished, body, start)
-    return answers, lengths
-
-
-def _draw(logits: Array, top_p: Array, key: Array) -> Array:
-    """A token for each row, of the most probable ones that make up `top_p`."""
-    ordered = jnp.sort(logits, axis=-1)[:, ::-1]
-    probabilities = jax.nn.softmax(ordered, axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    smallest = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
-    kept = jnp.where(logits >= smallest, logits, -jnp.inf)
-    return jax.random.categorical(key, kept).astype(jnp.int32)
+    answers = jnp.full((batch, steps), -1, jnp.int32)
+    start = (jnp.int32(0), state, answers)
+    _, state, answers = jax.lax.while_loop(unfinished, body, start)
+    return state, answers

@@ -1,6 +1,6 @@
-"""What is done with a trained model: evaluate it, ask it, write it for others."""
+"""What is done with a trained model: load it, evaluate it, write it for others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,58 +10,36 @@ import jax
 from jaxpeft import adapters, data, evaluation, hf, session, sharding, tree
 from jaxpeft.compiled import Compiled
 from jaxpeft.config import ModelSection, RunConfig
-from jaxpeft.data.formats import Conversation
-from jaxpeft.data.template import ChatTemplate
 from jaxpeft.errors import InputError
-from jaxpeft.generation import generate
 from jaxpeft.session import Base
 from jaxpeft.step import make_eval_step
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A base model with its weights and, if it has one, its adapter."""
+    """A base model with its weights and, if it has one, its adapter.
+
+    names: of several adapters, each for requests that choose it (`adapters.choose`);
+    of one alone, or none, there is nothing to choose.
+    """
 
     base: Base
     params: Mapping[str, Any]
-
-    def answer(
-        self,
-        prompts: Sequence[str],
-        *,
-        system: str | None = None,
-        raw: bool = False,
-        **settings: Any,
-    ) -> list[str]:
-        """The model's answer to each prompt, special tokens left out.
-
-        raw: continue the text itself, without the chat template. settings: those of
-        `generation.generate`. Raises InputError as it does, and for a tokenizer
-        without a chat template.
-        """
-        tokenizer = self.base.tokenizer
-        if raw:
-            encoded = tokenizer(list(prompts))["input_ids"]
-        else:
-            texts = _rendered(tokenizer, prompts, system)
-            encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        answers = generate(
-            self.params,
-            self.base.cfg,
-            encoded,
-            stop=hf.stop_ids(self.base.directory, tokenizer),
-            **settings,
-        )
-        return [tokenizer.decode(a, skip_special_tokens=True) for a in answers]
+    names: tuple[str, ...] = ()
 
 
 def load(
-    run: str | None, model: str | None, adapter: str | None, dtype: str | None
+    run: str | None,
+    model: str | None,
+    adapter: str | None,
+    dtype: str | None,
+    several: Mapping[str, str] | None = None,
 ) -> Trained:
     """A finished run, or a model's folder and perhaps a PEFT adapter for it.
 
-    dtype: of the weights; None: the run's, or float32. Raises InputError for what is
-    missing or does not fit together.
+    dtype: of the weights; None: the run's, or float32. several: {name: folder} of
+    adapters for the model, in place of one. Raises InputError for what is missing or
+    does not fit together.
     """
     if run is not None:
         cfg, directory = session.open_run(run)
@@ -71,8 +49,16 @@ def load(
             {"path": model, "dtype": dtype or "float32"}
         )
         directory = hf.resolve(adapter) if adapter else None
+    folders = {name: hf.resolve(path) for name, path in (several or {}).items()}
     base = session.open_base(section)
-    return Trained(base, _params(base, directory))
+    params = _params(base, directory)
+    if not folders:
+        return Trained(base, params)
+    adapted = {
+        name: hf.load_adapter(params, folder, base.cfg)
+        for name, folder in folders.items()
+    }
+    return Trained(base, adapters.several(params, adapted), tuple(folders))
 
 
 def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
@@ -138,16 +124,6 @@ def _params(
 ) -> dict[str, Any]:
     params = base.load(mesh)
     return params if adapter is None else hf.load_adapter(params, adapter, base.cfg)
-
-
-def _rendered(tokenizer: Any, prompts: Sequence[str], system: str | None) -> list[str]:
-    first = [{"role": "system", "content": system}] if system else []
-    turns = [
-        Conversation([*first, {"role": "user", "content": prompt}])
-        for prompt in prompts
-    ]
-    template, places = ChatTemplate(tokenizer), ["--prompt"] * len(turns)
-    return template.render(template.prepare(turns, places), places, prompt=True)
 
 
 def _unpacked(batch: data.Batch) -> data.Batch:

@@ -133,6 +133,19 @@ def test_help_and_configuration_load_nothing_heavy():
     assert done.stderr.strip() == "''"
 
 
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_help_of_a_command_that_asks_a_model_loads_nothing_heavy(command):
+    code = (
+        "import sys, jaxpeft.cli\n"
+        f"try: jaxpeft.cli.main(['{command}', '--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert not {'jax', 'flax', 'numpy', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--repetition-penalty R" in done.stdout
+
+
 def test_the_package_runs_as_a_program():
     done = subprocess.run(
         [sys.executable, "-m", "jaxpeft", "exprot"], capture_output=True, text=True

@@ -8,7 +8,8 @@ import transformers
 
 from jaxpeft import hf, models
 from jaxpeft.errors import InputError
-from jaxpeft.generation import generate
+from jaxpeft.generation import advance, generate
+from jaxpeft.sampling import Sampling
 
 # Of answers without near ties, which rounding could turn.
 PROMPTS = [[10, 11, 12], [20], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]]
@@ -30,9 +31,16 @@ def continued(model, prompt, new=NEW, **settings):
     return whole[0, len(prompt) :].tolist()
 
 
-def answers(llama, prompts, **settings):
-    settings = {"max_new_tokens": NEW, "stop": [], **settings}
-    return generate(llama.params, llama.cfg, prompts, **settings)
+def answers(llama, prompts, max_new_tokens=NEW, stop=(), first_request=0, **settings):
+    return generate(
+        llama.params,
+        llama.cfg,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        first_request=first_request,
+        sampling=Sampling(**settings),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +92,14 @@ def test_the_shipped_model_answers_as_in_transformers(asset_model):
     assert found == [token for token in expected if token not in stops]
 
 
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_greedy_with_a_repetition_penalty_is_transformers(penalty, llama, greedy):
+    found = answers(llama, PROMPTS, repetition_penalty=penalty)
+    assert found != greedy
+    there = [continued(llama.torch, p, repetition_penalty=penalty) for p in PROMPTS]
+    assert found == there
+
+
 def sampled(llama, prompts=PROMPTS, **settings):
     return answers(llama, prompts, **{"temperature": 1.0, **settings})
 
@@ -97,6 +113,26 @@ def test_samples_repeat_by_seed(llama, greedy):
 def test_a_tiny_nucleus_or_temperature_is_greedy(llama, greedy):
     assert sampled(llama, top_p=1e-6) == greedy
     assert sampled(llama, temperature=1e-4) == greedy
+
+
+def test_one_of_one_is_greedy(llama, greedy):
+    assert sampled(llama, top_k=1) == greedy
+
+
+def test_what_is_drawn_for_a_request_does_not_depend_on_its_batch(llama):
+    together = sampled(llama, seed=5, top_k=20)
+    alone = [
+        sampled(llama, [prompt], seed=5, top_k=20, first_request=number)[0]
+        for number, prompt in enumerate(PROMPTS)
+    ]
+    assert alone == together
+
+
+def test_other_settings_need_no_other_program(llama):
+    sampled(llama, top_k=5, top_p=0.9, repetition_penalty=1.1)
+    before = advance._cache_size()
+    sampled(llama, top_k=7, top_p=0.8, repetition_penalty=1.2, temperature=0.5, seed=3)
+    assert advance._cache_size() == before
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
@@ -128,6 +164,9 @@ MISTAKES = {
     "temperature": ({"temperature": -0.5}, "temperature: found -0.5"),
     "nucleus": ({"top_p": 0.0}, "top-p: found 0.0"),
     "nucleus above": ({"top_p": 1.5}, "top-p: found 1.5"),
+    "not a number": ({"temperature": float("nan")}, "temperature: found nan"),
+    "top_k": ({"top_k": -3}, "top-k: found -3; it must be 1 or more"),
+    "penalty": ({"repetition_penalty": 0.0}, "repetition-penalty: found 0.0"),
 }
 
 

@@ -18,7 +18,7 @@ LAYERS = (
     ("config", "launch"),
     ("cluster",),
     # 1: where arrays lie, and how they are stored
-    ("sharding", "quant"),
+    ("sharding", "quant", "sampling", "text_stream"),
     # 2: siblings that do not know each other
     ("adapters", "models", "optim", "data"),
     # 3: models and adapters meet files, losses and steps
@@ -27,13 +27,15 @@ LAYERS = (
     ("fused",),
     # 4: a run and what is done with its result
     ("generation", "plots", "progress", "loop", "summary"),
-    ("hooks", "session"),
+    ("continuation", "hooks", "session"),
     ("trained", "assembly"),
-    ("run", "planning"),
+    ("answering",),
+    ("dialogue", "prompts", "run", "planning"),
     ("training",),
     # 5: commands
     ("cli",),
-    ("train", "evaluate", "generate", "export", "plan", "__main__"),
+    ("model_arguments",),
+    ("train", "chat", "evaluate", "generate", "export", "plan", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

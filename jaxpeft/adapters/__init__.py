@@ -15,6 +15,7 @@ from jaxpeft.adapters.dora import DoRA, dora
 from jaxpeft.adapters.ia3 import IA3, ia3
 from jaxpeft.adapters.lora import LoRA, lora, lora_fa
 from jaxpeft.adapters.saved import Saved
+from jaxpeft.adapters.several import BASE, Several, choose, several
 from jaxpeft.adapters.vera import VeRA, vera
 from jaxpeft.adapters.virtual import Virtual, prefix_tuning, prompt_tuning
 from jaxpeft.config import Table, check_call
@@ -56,6 +57,7 @@ TABLE = Table(
 WITHOUT = ("bitfit", "full", *VIRTUAL)
 
 __all__ = [
+    "BASE",
     "METHODS",
     "TABLE",
     "Bottleneck",
@@ -63,9 +65,11 @@ __all__ = [
     "IA3",
     "LoRA",
     "Saved",
+    "Several",
     "VeRA",
     "Virtual",
     "bottleneck",
+    "choose",
     "dora",
     "ia3",
     "inject",
@@ -74,6 +78,7 @@ __all__ = [
     "merge",
     "prefix_tuning",
     "prompt_tuning",
+    "several",
     "trainable_mask",
     "vera",
 ]

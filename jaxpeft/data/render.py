@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int32
 
 from jaxpeft.data.formats import Conversation
 from jaxpeft.data.template import ChatTemplate
+from jaxpeft.data.tool_turns import PROBE
 from jaxpeft.data.turns import Turn, find_turns
 from jaxpeft.errors import InputError
 
@@ -160,6 +161,23 @@ def special_ids(tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
     added = tokenizer.added_tokens_decoder  # pyright: ignore[reportAttributeAccessIssue]
     ids = {i for i, token in added.items() if token.special}
     return np.array(sorted(ids | set(tokenizer.all_special_ids)), np.int32)
+
+
+def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The special token that the chat template ends an assistant's turn with.
+
+    None where it writes none, and without a template that can be used.
+    """
+    talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+    try:
+        template = ChatTemplate(tokenizer)
+        talks = template.prepare([Conversation(talk)], [template.name])
+        (text,) = template.render(talks, [template.name])
+    except InputError:
+        return None
+    after: Any = tokenizer(text.rpartition(PROBE)[2], add_special_tokens=False)
+    special = set(special_ids(tokenizer).tolist())
+    return next((i for i in after["input_ids"] if i in special), None)
 
 
 def mask_turns(

@@ -1,5 +1,6 @@
 """Hugging Face's formats, in and out: models, tokenizers, PEFT adapters, the hub."""
 
+from jaxpeft.hf.generation_config import sampling, stop_ids
 from jaxpeft.hf.hub import resolve
 from jaxpeft.hf.identity import fingerprint
 from jaxpeft.hf.load import is_quantized, load
@@ -10,7 +11,6 @@ from jaxpeft.hf.tokenizer import (
     TOKENIZER_FILES,
     check_vocab,
     load_tokenizer,
-    stop_ids,
 )
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "load_adapter",
     "load_tokenizer",
     "resolve",
+    "sampling",
     "save",
     "save_adapter",
     "stop_ids",

@@ -74,13 +74,6 @@ def check_vocab(tokenizer: Any, cfg: ModelConfig) -> None:
         )
 
 
-def stop_ids(directory: str | Path, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: all of the generation config's, and the eos."""
-    stored = _json(Path(directory) / "generation_config.json").get("eos_token_id")
-    ids = stored if isinstance(stored, list) else [stored]
-    return sorted({i for i in [*ids, tokenizer.eos_token_id] if type(i) is int})
-
-
 def _class(directory: Path) -> Any:
     settings = _json(directory / "tokenizer_config.json")
     if (

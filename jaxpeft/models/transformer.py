@@ -61,9 +61,12 @@ def init_cache(cfg: ModelConfig, batch: int, slots: int, dtype: Any) -> Cache:
         cfg.num_key_value_heads,
         cfg.head_dim,
     )
-    zeros = jnp.zeros(shape, dtype)
-    valid = jnp.zeros((batch, slots), bool)
-    return Cache(k=zeros, v=zeros, valid=valid, length=jnp.zeros((), jnp.int32))
+    return Cache(
+        k=jnp.zeros(shape, dtype),
+        v=jnp.zeros(shape, dtype),  # another array: both may be donated
+        valid=jnp.zeros((batch, slots), bool),
+        length=jnp.zeros((), jnp.int32),
+    )
 
 
 def forward(

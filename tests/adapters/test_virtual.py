@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from jaxpeft import adapters, models
+from jaxpeft.continuation import Continuation
 from jaxpeft.errors import InputError
 from jaxpeft.generation import generate
+from jaxpeft.sampling import Sampling
 
 METHODS = ["prompt_tuning", "prefix_tuning"]
 TOKENS = np.random.default_rng(0).integers(1, 61, (1, 20)).astype(np.int32)
@@ -28,6 +30,10 @@ def test_generation_is_what_the_whole_sequence_says(params, llama):
         logits = forward(params, whole, llama.cfg)
         expected = np.argmax(logits, axis=-1)[0, len(prompt) - 1 : -1]
         assert answer == expected.tolist()
+    # Token by token, from a cache that is kept between answers.
+    kept = Continuation(params, llama.cfg, [], Sampling())
+    again = [list(kept.answer(prompt, 8)) for prompt in (prompts[0], prompts[1])]
+    assert again == found
     bare = generate(llama.params, llama.cfg, prompts, max_new_tokens=8, stop=[])
     assert bare != found
 

@@ -11,12 +11,13 @@ import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxpeft import cli, evaluate, export, generate, plan, train
+from jaxpeft import chat, cli, evaluate, export, generate, plan, train
 
 COMMANDS = {
     "train": train.main,
     "evaluate": evaluate.main,
     "generate": generate.main,
+    "chat": chat.main,
     "export": export.main,
     "plan": plan.main,
 }

@@ -1,0 +1,199 @@
+"""Several LoRAs over one base: each row of a batch has its own (as in S-LoRA, 2023)."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from jaxpeft import kernel as kernels
+from jaxpeft import tree
+from jaxpeft.adapters.lora import LoRA
+from jaxpeft.errors import InputError, suggest
+from jaxpeft.kernel import Axes
+
+BASE = "base"  # the name that chooses no adapter
+
+
+@struct.dataclass
+class Several:
+    """The kernel that is `base + scale[i] * a[i] @ b[i]` for a row that has adapter i.
+
+    a: (*layers, adapters, d_in, r) and b: (*layers, adapters, r, d_out), float32, the
+    smaller ranks padded with zeros. scale: (*layers, adapters) float32, 0 where an
+    adapter leaves a layer out. rows: (*layers, batch) int32, the adapter of each row of
+    the first axis of x, -1 for the base alone; `choose` sets it. names: the adapters'.
+    """
+
+    base: Any
+    a: Array
+    b: Array
+    scale: Array
+    rows: Array | None = None
+    names: tuple[str, ...] = struct.field(pytree_node=False, default=())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the matrix: (*layers, d_in, d_out)."""
+        return self.base.shape
+
+    def __rmatmul__(self, x: Array) -> Array:
+        if self.rows is None or self.rows.shape != x.shape[:1]:
+            found = "none" if self.rows is None else len(self.rows)
+            raise InputError(
+                f"adapters: {found} chosen for a batch of {len(x)} rows; call "
+                "adapters.choose(params, names) with a name for each row"
+            )
+        # -1 takes the last one's factors, and nothing of them.
+        scale = jnp.where(self.rows < 0, 0.0, self.scale[self.rows])
+        a, b = (factor[self.rows].astype(x.dtype) for factor in (self.a, self.b))
+        low = jnp.einsum("n...i,nir->n...r", x, a)
+        low = low * jnp.expand_dims(scale, range(1, x.ndim)).astype(x.dtype)
+        return x @ self.base + jnp.einsum("n...r,nro->n...o", low, b)
+
+    def dense(self) -> Array:
+        """Raises InputError: there is no one matrix."""
+        raise InputError(
+            f"adapters: {', '.join(self.names)} stand over one base, which has no one "
+            "matrix with all of them; load the adapter that is wanted alone"
+        )
+
+    def axes(self, base: Axes) -> "Several":
+        """`a` and `b` follow the kernel's dimensions; all else is replicated."""
+        *layers, d_in, d_out = base
+        return dataclasses.replace(
+            self,
+            base=kernels.axes_of(self.base, base),
+            a=(*layers, None, d_in, None),
+            b=(*layers, None, None, d_out),
+            scale=(*layers, None),
+            rows=None if self.rows is None else (*layers, None),
+        )
+
+
+def several(
+    params: Mapping[str, Any], adapted: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The base `params` with the LoRAs of all `adapted` params, {name: params}.
+
+    The base may be quantized, and is shared. Nothing is chosen yet, see `choose`.
+    Raises InputError for a name that cannot be chosen by, for adapters that are no
+    LoRA, and for params that differ from `params` in more than their adapters.
+    """
+    problems = [] if adapted else ["adapters: none given; name at least one"]
+    if BASE in adapted:
+        problems.append(
+            f"adapters: found the name {BASE!r}, which stands for the base alone; "
+            "choose another"
+        )
+    own = dict(tree.walk(params))
+    loras = {}
+    for name, other in adapted.items():
+        loras[name] = {p: k.plain() for p, k in tree.walk(other) if isinstance(k, LoRA)}
+        problems += _problems(name, own, dict(tree.walk(other)))
+    if problems:
+        raise InputError(*problems)
+    paths = {path for nodes in loras.values() for path in nodes}
+    changes = {
+        path: _stacked(own[path], {n: nodes.get(path) for n, nodes in loras.items()})
+        for path in own
+        if path in paths
+    }
+    return tree.replace(params, changes)
+
+
+def choose(params: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The params of `several` for a batch whose rows have the adapters `names`.
+
+    "base" is the base alone. A batch of one size is one compiled program, whatever its
+    rows have. Raises InputError for a name that is none of the adapters'.
+    """
+    nodes = {n: k for n, k in kernels.nodes(params).items() if isinstance(k, Several)}
+    known = next((node.names for node in nodes.values()), ())
+    index = {BASE: -1, **{name: i for i, name in enumerate(known)}}
+    unknown = [name for name in dict.fromkeys(names) if name not in index]
+    if unknown:
+        raise InputError(
+            *(f"adapter: {n!r} is none of them{suggest(n, index)}" for n in unknown)
+        )
+    rows = np.array([index[name] for name in names], np.int32)
+
+    def of_batch(node: Several) -> Several:
+        shape = (*node.shape[:-2], len(rows))
+        return dataclasses.replace(node, rows=jnp.broadcast_to(rows, shape))
+
+    return tree.replace(params, {name: of_batch(k) for name, k in nodes.items()})
+
+
+def _problems(
+    name: str, base: Mapping[str, Any], other: Mapping[str, Any]
+) -> list[str]:
+    """What keeps the adapter `name` from standing beside others."""
+    found = []
+    remedy = "load it alone, or merge it into a model of its own"
+    kinds = {type(k).__name__ for k in other.values() if _is_adapter(k)} - {"LoRA"}
+    for kind in sorted(kinds):
+        found.append(
+            f"adapters: {name!r} is a {kind}; only LoRAs can be chosen for each "
+            f"request: {remedy}"
+        )
+    for path, node in other.items():
+        if isinstance(node, LoRA) and not _can_choose(path):
+            found.append(
+                f"adapters: {name!r} adapts {path}; an embedding, a router and experts "
+                f"cannot be chosen for each request: {remedy}"
+            )
+    if found:
+        return found
+    pairs = {p: k.base if isinstance(k, LoRA) else k for p, k in other.items()}
+    if pairs.keys() != base.keys():
+        differing = sorted(pairs.keys() ^ base.keys())
+    else:
+        differing = [path for path in pairs if not _same(base[path], pairs[path])]
+    if differing:
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        found.append(
+            f"adapters: {name!r} differs from the base in {differing[0]}{more}; "
+            f"adapters share one base: {remedy}"
+        )
+    return found
+
+
+def _can_choose(path: str) -> bool:
+    """Whether the kernel there meets rows of a batch as they are."""
+    mixture = ".experts." in path or path.endswith(".mlp.gate.kernel")
+    return path.endswith(".kernel") and not mixture
+
+
+def _is_adapter(value: Any) -> bool:
+    return kernels.is_node(value) and hasattr(value, "base")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two weights are the same arrays, or equal ones."""
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other))
+    return all(a is b or bool(jnp.array_equal(a, b)) for a, b in pairs)
+
+
+def _stacked(base: Any, nodes: Mapping[str, LoRA | None]) -> Several:
+    """The node of one place; None: the adapter leaves it out."""
+    *layers, d_in, d_out = base.shape
+    rank = max(node.rank for node in nodes.values() if node is not None)
+    shape = (*layers, len(nodes))
+    a = np.zeros((*shape, d_in, rank), np.float32)
+    b = np.zeros((*shape, rank, d_out), np.float32)
+    scale = np.zeros(shape, np.float32)
+    for i, node in enumerate(nodes.values()):
+        if node is not None:
+            a[..., i, :, : node.rank] = node.a
+            b[..., i, : node.rank, :] = node.b
+            scale[..., i] = node.scale
+    return Several(
+        base, jnp.asarray(a), jnp.asarray(b), jnp.asarray(scale), names=tuple(nodes)
+    )

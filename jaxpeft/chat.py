@@ -1,0 +1,101 @@
+"""`python -m jaxpeft.chat`: a conversation with a model in the terminal."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxpeft import cli, console, model_arguments
+from jaxpeft.errors import InputError, suggest
+
+COMMANDS = {"/reset": "begin anew", "/exit": "end (or end of file)"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with its arguments; returns the exit code."""
+    args = parse(argv)
+
+    # Imported here, so that --help answers at once.
+    from jaxpeft import trained
+    from jaxpeft.dialogue import Dialogue
+
+    model_arguments.check(args)
+    one = args.adapter[0] if args.adapter else None
+    model = trained.load(args.run, args.model, one, args.dtype)
+    dialogue = Dialogue(
+        model,
+        system=args.system,
+        max_new_tokens=args.max_new_tokens,
+        sampling=model_arguments.sampling(args, model.base.directory),
+    )
+    for text in _lines():
+        if text == "/exit":
+            break
+        if text == "/reset":
+            dialogue.reset()
+        elif text.startswith("/"):
+            console.warn(f"{text}: not a command{suggest(text, COMMANDS)}")
+        elif text:
+            _answer(dialogue, text)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command's arguments; raises InputError for those that contradict."""
+    commands = ", ".join(f"{name}: {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="jaxpeft chat",
+        description="Talk with a model: each line of standard input is a message, and "
+        f"the answer is written while it is made. {commands}; ctrl-C ends an answer.",
+    )
+    model_arguments.add_model(parser, "a PEFT adapter for --model")
+    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    model_arguments.add_sampling(parser, max_new_tokens=512)
+    args = parser.parse_args(list(argv))
+    problems = model_arguments.problems(args)
+    if len(args.adapter) > 1:
+        problems.append(f"--adapter: found {len(args.adapter)}; a chat has one")
+    if problems:
+        raise InputError(*problems)
+    return args
+
+
+def _lines() -> Iterator[str]:
+    """What the user types, stripped; asked for with "> " where it is a terminal."""
+    if not sys.stdin.isatty():
+        try:
+            yield from map(str.strip, sys.stdin)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"standard input: {error.reason} (byte "
+                f"0x{error.object[error.start]:02x}); send text in the encoding UTF-8"
+            ) from error
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (input() then has a history)
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input("> ").strip()
+
+
+def _answer(dialogue: Any, text: str) -> None:
+    """Says the answer; what cannot be answered is said, and the chat goes on."""
+    try:
+        pieces = dialogue.say(text)
+    except InputError as error:
+        for problem in error.problems:
+            console.warn(f"{problem}; /reset begins anew")
+        return
+    try:
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                console.write(piece)
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+    console.say()
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main, sys.argv[1:]))
