@@ -12,6 +12,7 @@ import numpy as np
 from jaxpeft import kernel, tree
 from jaxpeft.adapters.dora import DoRA, of_lora
 from jaxpeft.adapters.lora import LoRA
+from jaxpeft.adapters.targets import is_hit
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout, other_adapters, peft_config
 from jaxpeft.hf.modules import PREFIX, Module, linear_modules, places
@@ -154,6 +155,13 @@ def _targeted(
         for name in targeted
         for key in keys(at[name], dora)
         if key not in found
+    ]
+    parameters = {m.parameter for m in modules.values() if m.parameter is not None}
+    problems += [
+        f"target_parameters: {entry!r} is no parameter of this base that can carry an "
+        "adapter; merge the adapter into its model with peft"
+        for entry in config.target_parameters or ()
+        if not any(is_hit(name, entry) for name in parameters)
     ]
     for name in targeted:
         if found >= set(keys(at[name], dora)):
