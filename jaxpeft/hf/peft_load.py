@@ -55,6 +55,7 @@ def load_adapter(
         return other_adapters.load(params, directory, cfg, content)
     config, file = peft_config.read(directory), _open(directory)
     modules = linear_modules(cfg)
+    _check_parameters(config, modules, directory / peft_config.CONFIG)
     targeted = _targeted(config, file, modules, _repeated(params, cfg, file))
     at_places = places(targeted, modules)
     stacks: dict[str, list[str]] = {}
@@ -129,6 +130,21 @@ def _repeated(
     return repeated
 
 
+def _check_parameters(
+    config: AdapterConfig, modules: Mapping[str, Module], path: Path
+) -> None:
+    """Raises InputError for target parameters that the base has not."""
+    parameters = {m.parameter for m in modules.values() if m.parameter is not None}
+    problems = [
+        f"{path}: target_parameters: found {entry!r}, no parameter of this base that "
+        "can carry an adapter; merge the adapter into its model with peft"
+        for entry in config.target_parameters or ()
+        if not any(is_hit(name, entry) for name in parameters)
+    ]
+    if problems:
+        raise InputError(*problems[:MOST_PROBLEMS])
+
+
 def _targeted(
     config: AdapterConfig,
     file: SafetensorsFile,
@@ -155,13 +171,6 @@ def _targeted(
         for name in targeted
         for key in keys(at[name], dora)
         if key not in found
-    ]
-    parameters = {m.parameter for m in modules.values() if m.parameter is not None}
-    problems += [
-        f"target_parameters: {entry!r} is no parameter of this base that can carry an "
-        "adapter; merge the adapter into its model with peft"
-        for entry in config.target_parameters or ()
-        if not any(is_hit(name, entry) for name in parameters)
     ]
     for name in targeted:
         if found >= set(keys(at[name], dora)):
