@@ -13,6 +13,7 @@ from jaxpeft import kernel, tree
 from jaxpeft.adapters.dora import DoRA, of_lora
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.adapters.saved import Saved
+from jaxpeft.adapters.targets import is_hit
 from jaxpeft.errors import InputError
 from jaxpeft.hf import (
     layout,
@@ -67,6 +68,7 @@ def load_adapter(
         return saved_weights.load_biases(params, directory, cfg)
     config, file = peft_config.read(directory), _open(directory)
     modules = lora_modules(cfg)
+    _check_parameters(config, modules, directory / peft_config.CONFIG)
     whole, used = saved_weights.read(params, file, config, cfg)
     targeted = _targeted(config, file, modules, used | _repeated(params, cfg, file))
     at_places = places(targeted, modules)
@@ -143,6 +145,21 @@ def _repeated(
                     continue
             repeated.add(PREFIX + key)
     return repeated
+
+
+def _check_parameters(
+    config: AdapterConfig, modules: Mapping[str, Module], path: Path
+) -> None:
+    """Raises InputError for target parameters that the base has not."""
+    parameters = {m.parameter for m in modules.values() if m.parameter is not None}
+    problems = [
+        f"{path}: target_parameters: found {entry!r}, no parameter of this base that "
+        "can carry an adapter; merge the adapter into its model with peft"
+        for entry in config.target_parameters or ()
+        if not any(is_hit(name, entry) for name in parameters)
+    ]
+    if problems:
+        raise InputError(*problems[:MOST_PROBLEMS])
 
 
 def _targeted(

@@ -217,6 +217,11 @@ def _config(
     everything = {name for name, module in modules.items() if not module.parameter}
     r = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
+    wrapped = {}
+    if parameters:  # a key that readers for other models need not know
+        chosen = {called[name] for name in parameters}
+        names = {module.parameter for module in modules.values() if module.parameter}
+        wrapped = {"target_parameters": shortened(chosen, names)}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -227,11 +232,7 @@ def _config(
         "lora_dropout": 0.0 if parameters else dropout,
         "bias": "none",
         "target_modules": shortened(set(adapters) - parameters, everything),
-        "target_parameters": shortened(
-            {called[name] for name in parameters},
-            {module.parameter or "" for module in modules.values()},
-        )
-        or None,
+        **wrapped,
         "use_rslora": rslora,
         "use_dora": any(a.magnitude is not None for a in adapters.values()),
         "rank_pattern": _patterns(ranks, r),

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +176,7 @@ def test_peft_loads_what_is_written_here(name, mixture, tmp_path):
     params = mixture.adapted(target_modules=pattern, **rules)
     hf.save_adapter(params, tmp_path, mixture.cfg)
     written = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert set(written["target_parameters"] or ()) == parameters
+    assert set(written.get("target_parameters", ())) == parameters
     found = forward(params, TOKENS, mixture.cfg)
     assert np.abs(found - forward(mixture.params, TOKENS, mixture.cfg)).max() > 1e-2
     np.testing.assert_allclose(found, mixture.with_peft(tmp_path), atol=1e-4)
@@ -230,6 +231,23 @@ def test_adapters_of_single_experts_are_refused_with_a_way_out(mixture, tmp_path
     safetensors.torch.save_file(tensors, path, {"format": "pt"})
     with pytest.raises(InputError, match="transformers 5 and save it again"):
         hf.load_adapter(mixture.params, tmp_path, mixture.cfg)
+
+
+REFUSED = {
+    "output_router_logits": True,
+    "router_jitter_noise": 0.1,
+    "num_experts_per_tok": 9,
+    "mlp_only_layers": [1],
+    "decoder_sparse_step": 2,
+    "new_field": 3,
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_fields_that_are_not_handled_are_refused(field, mixture):
+    value = REFUSED[field]
+    with pytest.raises(InputError, match=f"{field}: found {re.escape(repr(value))}"):
+        models.config({**mixture.cfg.hf, field: value})
 
 
 def made_by(jaxpr):
