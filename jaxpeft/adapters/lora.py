@@ -54,10 +54,13 @@ class LoRA:
         return self.a.shape[-1]
 
     def __rmatmul__(self, x: Array) -> Array:
-        y = x @ self.base
+        return x @ self.base + self.update(x)
+
+    def update(self, x: Array) -> Array:
+        """What is added to `x @ base`, the dropout of `x` included."""
         if self.key is not None:
             x = kernels.dropout(x, self.dropout, self.key)
-        return y + low_rank_product(x, self.a, self.b, self.scale)
+        return low_rank_product(x, self.a, self.b, self.scale)
 
     def dense(self) -> Array:
         """The float32 matrix of base and update together."""

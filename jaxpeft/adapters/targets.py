@@ -44,6 +44,13 @@ def select(
     """
     modules = linear_modules(params)
     names = {path: module_names(path, layers) for path, layers in modules.items()}
+    return among(names, target_modules)
+
+
+def among(
+    names: dict[str, list[str]], target_modules: str | Sequence[str]
+) -> dict[str, list[bool]]:
+    """`select` for modules of any kind, given as {path: the names behind it}."""
     if target_modules == ALL_LINEAR:
         return {
             path: [True] * len(hf) for path, hf in names.items() if path != "lm_head"

@@ -1,0 +1,186 @@
+"""LoRA for any model written in Flax NNX."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import Array
+
+from jaxpeft.adapters.lora import LoRA
+from jaxpeft.errors import InputError
+from jaxpeft.flax import rules as flax_rules
+from jaxpeft.flax.forms import Contraction, Convolution, Form, Lookup, over_axes
+
+ARRAYS = ("a", "b", "scale")  # of a LoRA, besides its base
+
+
+class AdapterConstant(nnx.Variable):
+    """What belongs to an adapter and does not train."""
+
+
+class Adapted(nnx.Module):
+    """A module whose output has an adapter's update added.
+
+    base: the module itself, its arrays as they were. lora_a, lora_b: the adapter's
+    matrices, float32, `nnx.LoRAParam`s where they train. lora_scale: an
+    AdapterConstant. With dropout there is an RNG stream too, and `deterministic`,
+    which `model.train()` and `model.eval()` set.
+    """
+
+    def __init__(self, base: Any, form: Form, node: LoRA, key: Array):
+        self.base = base
+        self.form: Any = nnx.static(form)
+        for name in ARRAYS:
+            kind = nnx.LoRAParam if name in node.TRAINABLE else AdapterConstant
+            setattr(self, f"lora_{name}", kind(getattr(node, name)))
+        bare = dataclasses.replace(node, base=None, **dict.fromkeys(ARRAYS))
+        self.settings = nnx.static(bare)
+        if node.dropout > 0.0:
+            keys = jax.random.split(key, node.scale.shape) if node.scale.ndim else key
+            self.deterministic = False
+            self.rngs = nnx.RngStream(keys, tag="dropout")
+
+    def __call__(self, x: Array, out_sharding: Any = None) -> Array:
+        sharded = {} if out_sharding is None else {"out_sharding": out_sharding}
+        y = self.base(x, **sharded)
+        update = self.form.update(self.node(), x, y.dtype, self._twin)
+        return y + update.astype(y.dtype)
+
+    def attend(self, query: Array) -> Array:
+        """Of an embedding: the products of queries with all adapted entries.
+
+        Raises AttributeError for other modules.
+        """
+        y = self.base.attend(query)
+        return y + self.form.attend(self.node(), query.astype(y.dtype))
+
+    def node(self) -> LoRA:
+        """The adapter as it is now; `base` is None, `key` set where it is to drop."""
+        dropping = self.settings.dropout > 0.0 and not self.deterministic
+        return self._node(key=self.rngs() if dropping else None)
+
+    def merged(self, dtype: Any = None) -> nnx.Module:
+        """The base module with the update in its weight, summed in float32."""
+        weight = getattr(self.base, self.form.weight)
+        node = self._node(base=self.form.matrix(weight[...]))
+        tensor = self.form.tensor(node.dense()).astype(dtype or weight.dtype)
+        module = nnx.clone(self.base)
+        getattr(module, self.form.weight).set_value(tensor)
+        return module
+
+    def _node(self, **others: Any) -> LoRA:
+        arrays = {name: getattr(self, f"lora_{name}")[...] for name in ARRAYS}
+        return dataclasses.replace(self.settings, **arrays, **others)
+
+    def _twin(self, x: Array, window: Array) -> Array:
+        twin = nnx.clone(self.base)
+        twin.kernel, twin.bias, twin.use_bias = nnx.Param(window), None, False
+        return twin(x)
+
+
+def _linear(module: nnx.Linear) -> Form:
+    return Contraction("...i,io->...o", (module.in_features, module.out_features))
+
+
+def _linear_general(module: nnx.LinearGeneral) -> Form:
+    batch = module.batch_axis
+    shape = (*batch.values(), *module.in_features, *module.out_features)
+    return over_axes(module.axis, tuple(batch), shape)
+
+
+def _einsum(module: nnx.Einsum) -> Form:
+    return Contraction(module.einsum_str, tuple(module.kernel_shape))
+
+
+def _conv(module: nnx.Conv) -> Form:
+    masked, groups = module.mask is not None, module.feature_group_count
+    return Convolution(tuple(module.kernel_shape), groups, masked)
+
+
+def _embed(module: nnx.Embed) -> Form:
+    return Lookup((module.num_embeddings, module.features))
+
+
+# What can be adapted. A class of one's own counts as the one whose `__call__` it has.
+FORMS: dict[type, Callable[[Any], Form]] = {
+    nnx.Linear: _linear,
+    nnx.LinearGeneral: _linear_general,
+    nnx.Einsum: _einsum,
+    nnx.Conv: _conv,
+    nnx.Embed: _embed,
+}
+
+
+def inject(model: nnx.Module, rules: Mapping[str, Any], key: Array) -> Any:
+    """The model with an adapter around every targeted module; it computes the same.
+
+    rules: as for `adapters.inject` (method lora or lora_fa, target_modules, r,
+    lora_alpha, lora_dropout, use_rslora, init_lora_weights). Names are dotted paths of
+    modules ("blocks.0.attention.query"); "all-linear" leaves out Conv and Embed.
+
+    The model given stays as it is; the result shares its arrays. Only the adapters'
+    arrays are `nnx.LoRAParam`: give `wrt=nnx.LoRAParam` to the optimizer and
+    `nnx.DiffState(0, nnx.LoRAParam)` to `nnx.grad`. Raises InputError as
+    `adapters.inject`, and where the model has such arrays already.
+    """
+    present = nnx.to_flat_state(nnx.state(model, nnx.LoRAParam))
+    if present:
+        name = _dotted(present[0][0])
+        raise InputError(
+            f"the model: {name} is an nnx.LoRAParam already; merge its adapters first "
+            "(jaxpeft.flax.merge), as those would train too"
+        )
+    modules = {
+        _dotted(path): (module, _form(module))
+        for path, module in nnx.iter_modules(model)
+    }
+    forms = {path: form for path, (_, form) in modules.items() if form is not None}
+    weights = {
+        path: getattr(modules[path][0], form.weight) for path, form in forms.items()
+    }
+    nodes = flax_rules.make(forms, weights, rules, key)
+    dropouts = jax.random.split(jax.random.fold_in(key, len(nodes)), len(nodes))
+    keys = dict(zip(nodes, dropouts))
+
+    def wrap(path: tuple, value: Any) -> Any:
+        name = _dotted(path)
+        if name not in nodes or not isinstance(value, nnx.Module):
+            return value
+        return Adapted(value, forms[name], nodes[name], keys[name])
+
+    return nnx.recursive_map(wrap, nnx.clone(model))
+
+
+def merge(model: nnx.Module, dtype: Any = None) -> Any:
+    """The model with every adapter folded into its module's weight.
+
+    The sum is formed in float32 and stored in `dtype`, by default the weight's own.
+    The result has the structure of the model before `inject`.
+    """
+
+    def fold(path: tuple, value: Any) -> Any:
+        return value.merged(dtype) if isinstance(value, Adapted) else value
+
+    return nnx.recursive_map(fold, nnx.clone(model))
+
+
+def adapted(model: nnx.Module) -> dict[str, Adapted]:
+    """{dotted path: module with an adapter}, in the model's order."""
+    return {
+        _dotted(path): module
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, Adapted)
+    }
+
+
+def _form(module: nnx.Module) -> Form | None:
+    for kind, form in FORMS.items():
+        if isinstance(module, kind) and type(module).__call__ is kind.__call__:
+            return form(module)
+    return None
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(map(str, path))

@@ -1,0 +1,77 @@
+"""Which modules of a Flax model get an adapter, and the adapter of each."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxpeft import adapters
+from jaxpeft.adapters import targets
+from jaxpeft.adapters.lora import LoRA
+from jaxpeft.config import Table, check_call
+from jaxpeft.errors import InputError
+from jaxpeft.flax.forms import Contraction, Form, Lookup
+
+TABLE = Table(
+    {name: adapters.METHODS[name] for name in ("lora", "lora_fa")},
+    given=adapters.TABLE.given,
+)
+
+
+def make(
+    forms: Mapping[str, Form],
+    weights: Mapping[str, Any],
+    rules: Mapping[str, Any],
+    key: Array,
+) -> dict[str, LoRA]:
+    """{path: adapter} of the modules that the rules target; their `base` is None.
+
+    forms, weights: of every module that can be adapted, by its dotted path. rules: as
+    for `adapters.inject`, methods lora and lora_fa. "all-linear" are the modules that
+    sum over axes, neither convolutions nor embeddings, and no module named `lm_head`.
+    Raises InputError for an unknown method or key, a pattern that matches nothing, a
+    module or rank that does not fit.
+    """
+    settings = dict(rules)
+    name = settings.pop("method", "lora")
+    pattern = settings.pop("target_modules", targets.ALL_LINEAR)
+    problems = check_call("adapter", name, TABLE, settings, selector="method")
+    if problems:
+        raise InputError(*problems)
+    if not forms:
+        raise InputError(
+            "adapter.target_modules: the model holds no module that can be adapted; "
+            "handled are Flax's own Linear, LinearGeneral, Einsum, Conv and Embed "
+            "(in Linen: Dense, DenseGeneral, Einsum, Conv, Embed)"
+        )
+    linear = [path for path, form in forms.items() if isinstance(form, Contraction)]
+    among = linear if pattern == targets.ALL_LINEAR else forms
+    chosen = sorted(targets.among({path: [path] for path in among}, pattern))
+    nodes = {}
+    for index, path in enumerate(chosen):
+        node_key = jax.random.fold_in(key, index)
+        nodes[path] = _node(path, forms[path], weights[path], name, settings, node_key)
+    return nodes
+
+
+def _node(
+    path: str, form: Form, weight: Any, method: str, settings: dict, key: Array
+) -> LoRA:
+    problem = form.problem()
+    if problem:
+        raise InputError(f"adapter.target_modules: {path}: {problem}")
+    layers = weight.shape[: len(weight.shape) - len(form.shape)]
+    shape = (*layers, *form.matrix_shape())
+    base = jax.ShapeDtypeStruct(shape, weight.dtype)
+    node = dataclasses.replace(
+        adapters.METHODS[method](base, key, **settings), base=None
+    )
+    drawn = settings.get("init_lora_weights", True) in (True, "gaussian")
+    if isinstance(form, Lookup) and drawn:
+        # PEFT's start of an embedding: A zero, B normal.
+        a, b = jnp.zeros_like(node.a), jax.random.normal(key, node.b.shape)
+        node = dataclasses.replace(node, a=a, b=b)
+    return node
