@@ -42,10 +42,10 @@ class Adapted(nnx.Module):
             self.deterministic = False
             self.rngs = nnx.RngStream(keys, tag="dropout")
 
-    def __call__(self, x: Array, out_sharding: Any = None) -> Array:
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         sharded = {} if out_sharding is None else {"out_sharding": out_sharding}
-        y = self.base(x, **sharded)
-        update = self.form.update(self.node(), x, y.dtype, self._twin)
+        y = self.base(inputs, **sharded)
+        update = self.form.update(self.node(), inputs, y.dtype, self._twin)
         return y + update.astype(y.dtype)
 
     def attend(self, query: Array) -> Array:

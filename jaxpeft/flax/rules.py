@@ -26,21 +26,23 @@ def make(
     weights: Mapping[str, Any],
     rules: Mapping[str, Any],
     key: Array,
+    problems: Mapping[str, str] | None = None,
 ) -> dict[str, LoRA]:
     """{path: adapter} of the modules that the rules target; their `base` is None.
 
     forms, weights: of every module that can be adapted, by its dotted path. rules: as
     for `adapters.inject`, methods lora and lora_fa. "all-linear" are the modules that
     sum over axes, neither convolutions nor embeddings, and no module named `lm_head`.
+    problems: {path: what keeps a module from being adapted}, raised if it is targeted.
     Raises InputError for an unknown method or key, a pattern that matches nothing, a
     module or rank that does not fit.
     """
     settings = dict(rules)
     name = settings.pop("method", "lora")
     pattern = settings.pop("target_modules", targets.ALL_LINEAR)
-    problems = check_call("adapter", name, TABLE, settings, selector="method")
-    if problems:
-        raise InputError(*problems)
+    faults = check_call("adapter", name, TABLE, settings, selector="method")
+    if faults:
+        raise InputError(*faults)
     if not forms:
         raise InputError(
             "adapter.target_modules: the model holds no module that can be adapted; "
@@ -50,19 +52,26 @@ def make(
     linear = [path for path, form in forms.items() if isinstance(form, Contraction)]
     among = linear if pattern == targets.ALL_LINEAR else forms
     chosen = sorted(targets.among({path: [path] for path in among}, pattern))
+    found = {
+        path: (problems or {}).get(path) or forms[path].problem() for path in chosen
+    }
+    if any(found.values()):
+        raise InputError(
+            *(f"adapter.target_modules: {path}: {p}" for path, p in found.items() if p)
+        )
     nodes = {}
     for index, path in enumerate(chosen):
         node_key = jax.random.fold_in(key, index)
-        nodes[path] = _node(path, forms[path], weights[path], name, settings, node_key)
+        try:
+            node = _node(forms[path], weights[path], name, settings, node_key)
+        except InputError as error:
+            faults = (f"{problem} (module {path!r})" for problem in error.problems)
+            raise InputError(*faults) from None
+        nodes[path] = node
     return nodes
 
 
-def _node(
-    path: str, form: Form, weight: Any, method: str, settings: dict, key: Array
-) -> LoRA:
-    problem = form.problem()
-    if problem:
-        raise InputError(f"adapter.target_modules: {path}: {problem}")
+def _node(form: Form, weight: Any, method: str, settings: dict, key: Array) -> LoRA:
     layers = weight.shape[: len(weight.shape) - len(form.shape)]
     shape = (*layers, *form.matrix_shape())
     base = jax.ShapeDtypeStruct(shape, weight.dtype)
