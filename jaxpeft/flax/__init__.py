@@ -1,5 +1,9 @@
-"""Adapters for any Flax model, and our models as Flax modules."""
+"""Adapters for any Flax model, and our models as Flax modules.
 
-from jaxpeft.flax.nnx import inject, merge
+`inject`, `merge`, `save` and `load` are for NNX; `jaxpeft.flax.linen` has the same for
+the variables of Linen models.
+"""
 
-__all__ = ["inject", "merge"]
+from jaxpeft.flax.nnx import inject, load, merge, save
+
+__all__ = ["inject", "load", "merge", "save"]

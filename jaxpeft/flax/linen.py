@@ -8,6 +8,7 @@ arrays alone.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,11 +20,12 @@ from jaxpeft import kernel, tree
 from jaxpeft.adapters import trainable_mask
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.errors import InputError
+from jaxpeft.flax import files
 from jaxpeft.flax import rules as flax_rules
 from jaxpeft.flax.forms import Contraction, Convolution, Form, Lookup, over_axes
 from jaxpeft.kernel import with_dropout
 
-__all__ = ["Tensor", "apply", "inject", "merge", "trainable_mask", "with_dropout"]
+__all__ = ["apply", "inject", "load", "merge", "save", "trainable_mask", "with_dropout"]
 
 
 @struct.dataclass
@@ -113,18 +115,45 @@ def inject(
 
     Raises InputError as `adapters.inject`, and for weights with metadata around them.
     """
-    forms = _forms(model, variables, args, kwargs)
-    values = dict(tree.walk(variables))
-    weights = {path: values[_place(path, form)] for path, form in forms.items()}
+    forms, weights = _modules(model, variables, args, kwargs)
     problems = {path: _problem(form, weights[path]) for path, form in forms.items()}
     nodes = flax_rules.make(forms, weights, rules, key, problems)
-    changes = {
-        _place(path, forms[path]): dataclasses.replace(
-            node, base=Tensor(weights[path], forms[path])
-        )
-        for path, node in nodes.items()
-    }
-    return tree.replace(variables, changes)
+    return _placed(variables, nodes, forms, weights)
+
+
+def save(variables: Mapping[str, Any], directory: str | Path) -> None:
+    """Writes the adapters as a folder in PEFT's format, see `flax.files`.
+
+    Raises InputError where there are none or the folder is unwritable, NumericsError
+    where a weight is not finite.
+    """
+    nodes, forms = {}, {}
+    for name, node in _nodes(variables).items():
+        path = name.removeprefix("params.").removesuffix(node.base.form.weight)[:-1]
+        nodes[path], forms[path] = node, node.base.form
+    modules = {name.rpartition(".")[0] for name, _ in tree.walk(variables["params"])}
+    files.save(nodes, forms, modules, directory)
+
+
+def load(
+    model: linen.Module,
+    variables: Mapping[str, Any],
+    directory: str | Path,
+    *args: Any,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """The variables with the adapters of a folder, as `inject` would put them in.
+
+    args, kwargs: see `inject`. Raises InputError where the folder is damaged, was made
+    for another model, or the variables hold adapters already.
+    """
+    forms, weights = _modules(model, variables, args, kwargs)
+    problems = {path: _problem(form, weights[path]) for path, form in forms.items()}
+    if any(problems.values()):
+        raise InputError(*(f"{path}: {p}" for path, p in problems.items() if p))
+    shapes = {path: tuple(weight.shape) for path, weight in weights.items()}
+    nodes = files.load(forms, shapes, directory)
+    return _placed(variables, nodes, forms, weights)
 
 
 def apply(
@@ -160,6 +189,21 @@ def _nodes(variables: Mapping[str, Any]) -> dict[str, LoRA]:
     }
 
 
+def _placed(
+    variables: Mapping[str, Any],
+    nodes: Mapping[str, LoRA],
+    forms: Mapping[str, Form],
+    weights: Mapping[str, Any],
+) -> dict[str, Any]:
+    changes = {
+        _place(path, forms[path]): dataclasses.replace(
+            node, base=Tensor(weights[path], forms[path])
+        )
+        for path, node in nodes.items()
+    }
+    return tree.replace(variables, changes)
+
+
 def _place(path: str, form: Form) -> str:
     return ".".join(part for part in ("params", path, form.weight) if part)
 
@@ -180,6 +224,15 @@ def _problem(form: Form, weight: Any) -> str:
             "with variable_axes={'params': 0})"
         )
     return ""
+
+
+def _modules(
+    model: linen.Module, variables: Mapping[str, Any], args: tuple, kwargs: dict
+) -> tuple[dict[str, Form], dict[str, Any]]:
+    """({path: form}, {path: weight}) of every module that can be adapted."""
+    forms = _forms(model, variables, args, kwargs)
+    values = dict(tree.walk(variables))
+    return forms, {path: values[_place(path, form)] for path, form in forms.items()}
 
 
 def _forms(

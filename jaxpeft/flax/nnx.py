@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax import Array
 
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.errors import InputError
+from jaxpeft.flax import files
 from jaxpeft.flax import rules as flax_rules
 from jaxpeft.flax.forms import Contraction, Convolution, Form, Lookup, over_axes
 
@@ -59,20 +61,22 @@ class Adapted(nnx.Module):
     def node(self) -> LoRA:
         """The adapter as it is now; `base` is None, `key` set where it is to drop."""
         dropping = self.settings.dropout > 0.0 and not self.deterministic
-        return self._node(key=self.rngs() if dropping else None)
+        return dataclasses.replace(self.values(), key=self.rngs() if dropping else None)
+
+    def values(self) -> LoRA:
+        """The adapter's arrays; `base` and `key` are None."""
+        arrays = {name: getattr(self, f"lora_{name}")[...] for name in ARRAYS}
+        return dataclasses.replace(self.settings, **arrays)
 
     def merged(self, dtype: Any = None) -> nnx.Module:
         """The base module with the update in its weight, summed in float32."""
         weight = getattr(self.base, self.form.weight)
-        node = self._node(base=self.form.matrix(weight[...]))
+        matrix = self.form.matrix(weight[...])
+        node = dataclasses.replace(self.values(), base=matrix)
         tensor = self.form.tensor(node.dense()).astype(dtype or weight.dtype)
         module = nnx.clone(self.base)
         getattr(module, self.form.weight).set_value(tensor)
         return module
-
-    def _node(self, **others: Any) -> LoRA:
-        arrays = {name: getattr(self, f"lora_{name}")[...] for name in ARRAYS}
-        return dataclasses.replace(self.settings, **arrays, **others)
 
     def _twin(self, x: Array, window: Array) -> Array:
         twin = nnx.clone(self.base)
@@ -125,32 +129,43 @@ def inject(model: nnx.Module, rules: Mapping[str, Any], key: Array) -> Any:
     `nnx.DiffState(0, nnx.LoRAParam)` to `nnx.grad`. Raises InputError as
     `adapters.inject`, and where the model has such arrays already.
     """
-    present = nnx.to_flat_state(nnx.state(model, nnx.LoRAParam))
-    if present:
-        name = _dotted(present[0][0])
-        raise InputError(
-            f"the model: {name} is an nnx.LoRAParam already; merge its adapters first "
-            "(jaxpeft.flax.merge), as those would train too"
-        )
-    modules = {
-        _dotted(path): (module, _form(module))
+    modules = _modules(model)
+    forms = {path: form for path, (form, _) in modules.items()}
+    weights = {path: weight for path, (_, weight) in modules.items()}
+    return _wrapped(model, flax_rules.make(forms, weights, rules, key), forms, key)
+
+
+def save(model: nnx.Module, directory: str | Path) -> None:
+    """Writes the model's adapters as a folder in PEFT's format, see `flax.files`.
+
+    Raises InputError where there are none or the folder is unwritable, NumericsError
+    where a weight is not finite.
+    """
+    adapters = _adapted(model)
+    others = {
+        _dotted(path): _form(module)
         for path, module in nnx.iter_modules(model)
+        if _dotted(path[:-1]) not in adapters
     }
-    forms = {path: form for path, (_, form) in modules.items() if form is not None}
-    weights = {
-        path: getattr(modules[path][0], form.weight) for path, form in forms.items()
-    }
-    nodes = flax_rules.make(forms, weights, rules, key)
-    dropouts = jax.random.split(jax.random.fold_in(key, len(nodes)), len(nodes))
-    keys = dict(zip(nodes, dropouts))
+    present = {path: module.form for path, module in adapters.items()}
+    forms = {**{p: f for p, f in others.items() if f is not None}, **present}
+    nodes = {path: module.values() for path, module in adapters.items()}
+    files.save(nodes, forms, forms, directory)
 
-    def wrap(path: tuple, value: Any) -> Any:
-        name = _dotted(path)
-        if name not in nodes or not isinstance(value, nnx.Module):
-            return value
-        return Adapted(value, forms[name], nodes[name], keys[name])
 
-    return nnx.recursive_map(wrap, nnx.clone(model))
+def load(
+    model: nnx.Module, directory: str | Path, key: Array | None = None
+) -> nnx.Module:
+    """The model with the adapters of a folder, as `inject` would have put them in.
+
+    key: for their dropout. Raises InputError where the folder is damaged or was made
+    for another model.
+    """
+    modules = _modules(model)
+    forms = {path: form for path, (form, _) in modules.items()}
+    shapes = {path: tuple(weight.shape) for path, (_, weight) in modules.items()}
+    key = jax.random.key(0) if key is None else key
+    return _wrapped(model, files.load(forms, shapes, directory), forms, key)
 
 
 def merge(model: nnx.Module, dtype: Any = None) -> Any:
@@ -166,13 +181,51 @@ def merge(model: nnx.Module, dtype: Any = None) -> Any:
     return nnx.recursive_map(fold, nnx.clone(model))
 
 
-def adapted(model: nnx.Module) -> dict[str, Adapted]:
-    """{dotted path: module with an adapter}, in the model's order."""
+def _adapted(model: nnx.Module) -> dict[str, Adapted]:
     return {
         _dotted(path): module
         for path, module in nnx.iter_modules(model)
         if isinstance(module, Adapted)
     }
+
+
+def _modules(model: nnx.Module) -> dict[str, tuple[Form, Any]]:
+    """{dotted path: (form, weight)} of every module that can be adapted.
+
+    Raises InputError where the model has arrays that would train beside the adapters.
+    """
+    present = nnx.to_flat_state(nnx.state(model, nnx.LoRAParam))
+    if present:
+        name = _dotted(present[0][0])
+        raise InputError(
+            f"the model: {name} is an nnx.LoRAParam already; merge its adapters first "
+            "(jaxpeft.flax.merge), as those would train too"
+        )
+    found = {}
+    for path, module in nnx.iter_modules(model):
+        form = _form(module)
+        if form is not None:
+            found[_dotted(path)] = form, getattr(module, form.weight)
+    return found
+
+
+def _wrapped(
+    model: nnx.Module,
+    nodes: Mapping[str, LoRA],
+    forms: Mapping[str, Form],
+    key: Array,
+) -> Any:
+    """A copy of the model, sharing its arrays, with the adapters around its modules."""
+    dropouts = jax.random.split(jax.random.fold_in(key, len(nodes)), len(nodes))
+    keys = dict(zip(nodes, dropouts))
+
+    def wrap(path: tuple, value: Any) -> Any:
+        name = _dotted(path)
+        if name not in nodes or not isinstance(value, nnx.Module):
+            return value
+        return Adapted(value, forms[name], nodes[name], keys[name])
+
+    return nnx.recursive_map(wrap, nnx.clone(model))
 
 
 def _form(module: nnx.Module) -> Form | None:

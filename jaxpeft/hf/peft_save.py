@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ def save_adapter(
     modules = linear_modules(cfg)
     rslora, adapters = _adapters(params, modules)
     dropout = max(node.dropout for node in _nodes(params).values())
-    config = _config(adapters, modules, rslora, dropout, base)
+    config = lora_config(adapters, modules, rslora, dropout, base)
     tensors = {}
     for name, adapter in adapters.items():
         tensors.update(adapter.tensors(name))
@@ -114,7 +114,7 @@ def _adapters(
         )
         assert a is not None and b is not None and scale is not None
         if scale != 0:
-            alpha = _alpha(float(scale), a.shape[1], loras[module.path], rslora)
+            alpha = alpha_of(float(scale), a.shape[1], loras[module.path], rslora)
             found[name] = Adapter(a.T, b.T, alpha, magnitude)
     if not found:
         raise InputError(
@@ -133,7 +133,7 @@ def _nodes(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _alpha(scale: float, rank: int, node: Any, rslora: bool) -> float:
+def alpha_of(scale: float, rank: int, node: Any, rslora: bool) -> float:
     """The lora_alpha that gives `scale`: the node's own wherever it does."""
     divisor = math.sqrt(rank) if rslora else rank
     if np.float32(node.lora_alpha / divisor) == np.float32(scale):
@@ -143,13 +143,14 @@ def _alpha(scale: float, rank: int, node: Any, rslora: bool) -> float:
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
-def _config(
+def lora_config(
     adapters: Mapping[str, Adapter],
-    modules: Mapping[str, Module],
+    modules: Collection[str],
     rslora: bool,
     dropout: float,
     base: str | Path | None,
 ) -> dict[str, Any]:
+    """The content of adapter_config.json; `modules` are the names of all there are."""
     ranks = {name: adapter.rank for name, adapter in adapters.items()}
     alphas = {name: adapter.alpha for name, adapter in adapters.items()}
     r = Counter(ranks.values()).most_common(1)[0][0]
