@@ -216,8 +216,8 @@ def _wrapped(
     key: Array,
 ) -> Any:
     """A copy of the model, sharing its arrays, with the adapters around its modules."""
-    dropouts = jax.random.split(jax.random.fold_in(key, len(nodes)), len(nodes))
-    keys = dict(zip(nodes, dropouts))
+    streams = jax.random.split(jax.random.fold_in(key, len(nodes)), len(nodes))
+    keys = dict(zip(nodes, streams))
 
     def wrap(path: tuple, value: Any) -> Any:
         name = _dotted(path)
