@@ -47,6 +47,19 @@ def dense(kernel: Any) -> Array:
     return jnp.asarray(kernel, jnp.float32)
 
 
+def linear(x: Array, kernel: Any, bias: Any = None) -> Array:
+    """`x @ kernel + bias`, in x's dtype; a kernel may have `linear` of its own.
+
+    Those do that change what comes out of a module, its bias included.
+    """
+    if bias is None:
+        return x @ kernel
+    if hasattr(kernel, "linear"):
+        return kernel.linear(x, bias)
+    y = x @ kernel
+    return y + bias.astype(y.dtype)
+
+
 def axes_of(kernel: Any, base: Axes) -> Any:
     """Logical axes of a kernel in its own structure; those of an array are `base`."""
     return kernel.axes(base) if is_node(kernel) else base

@@ -34,6 +34,14 @@ CONFIG = "config.yaml"
 ADAPTER = "adapter"
 MODEL = "model"  # in its place after full fine-tuning
 FULL = "full"
+TARGETS = "target_modules"
+WHAT_TRAINS = (
+    TARGETS,
+    "exclude_modules",
+    "layers_to_transform",
+    "modules_to_save",
+    "bias",
+)
 
 # What goes along with a model's weights: how it generates, and its tokenizer.
 COMPANIONS = ("generation_config.json", *hf.TOKENIZER_FILES)
@@ -158,8 +166,9 @@ def add_adapter(
     """
     if section.init_from is None:
         return adapters.inject(params, rules(section), key)
-    shaping = {"r", "lora_alpha", "use_rslora"} & set(section.options)
-    if shaping or "target_modules" in section.model_fields_set:
+    patterns = {"rank_pattern", "alpha_pattern"}
+    shaping = {"r", "lora_alpha", "use_rslora", *patterns} & set(section.options)
+    if shaping or set(WHAT_TRAINS) & section.model_fields_set:
         zeros = {**rules(section), "init_lora_weights": "zero"}
         params = adapters.inject(params, zeros, key)
     params = hf.load_adapter(params, hf.resolve(section.init_from), cfg)
@@ -231,12 +240,21 @@ def open_run(
 
 
 def rules(section: AdapterSection) -> dict[str, Any]:
-    """What `adapters.inject` takes, of a section."""
-    targets = {}
-    if "target_modules" in section.model_fields_set:
-        targets = {"target_modules": section.target_modules}
-    return {
-        "method": section.method,
-        **({} if section.method == FULL else targets),
-        **section.options,
+    """What `adapters.inject` takes, of a section: its method's keys, and those given.
+
+    Raises InputError where keys of an adapter are given beside a method without one.
+    """
+    given = {
+        name: getattr(section, name)
+        for name in WHAT_TRAINS
+        if name in section.model_fields_set
     }
+    idle = [name for name, value in given.items() if name != TARGETS and value]
+    if section.method in adapters.WITHOUT and idle:
+        raise InputError(
+            f"adapter.{idle[0]}: found {given[idle[0]]!r} with method "
+            f"{section.method}, which has no use for it; remove it, or use lora"
+        )
+    if section.method in adapters.WITHOUT:
+        given = {}
+    return {"method": section.method, **given, **section.options}

@@ -9,11 +9,12 @@ import numpy as np
 from jax import Array
 
 from jaxpeft import kernel, tree
-from jaxpeft.adapters import targets
+from jaxpeft.adapters import embedding, saved, targets
 from jaxpeft.adapters.bottleneck import Bottleneck, bottleneck
 from jaxpeft.adapters.dora import DoRA, dora
 from jaxpeft.adapters.ia3 import IA3, ia3
 from jaxpeft.adapters.lora import LoRA, lora, lora_fa
+from jaxpeft.adapters.saved import Saved
 from jaxpeft.config import Table, check_call
 from jaxpeft.errors import InputError
 
@@ -37,7 +38,16 @@ def full() -> None:
     """No adapter: every weight of the base trains, and the result is a whole model."""
 
 
-TABLE = Table({**METHODS, "full": full}, given={"base", "key", "module"})
+def bitfit() -> None:
+    """BitFit (Ben Zaken et al., 2022): the biases of the base train, nothing else."""
+
+
+TABLE = Table(
+    {**METHODS, "bitfit": bitfit, "full": full},
+    given={"base", "key", "module", "names"},
+)
+# Methods without an adapter at any kernel.
+WITHOUT = ("bitfit", "full")
 
 __all__ = [
     "METHODS",
@@ -46,6 +56,7 @@ __all__ = [
     "DoRA",
     "IA3",
     "LoRA",
+    "Saved",
     "bottleneck",
     "dora",
     "ia3",
@@ -63,10 +74,12 @@ def inject(
     """The params with an adapter in place of every targeted kernel.
 
     rules: `method` (default "lora"), `target_modules` (default "all-linear", or what
-    the method is made for, see `DEFAULT_TARGETS`) and the method's own keyword
-    arguments. The model computes the same function until the adapters train. Adapter
-    weights are float32 whatever the base's dtype. Method "full" adds none: then the
-    base itself trains, in the dtype that it has.
+    the method is made for, see `DEFAULT_TARGETS`), `exclude_modules` and
+    `layers_to_transform` (see `targets.select`), `modules_to_save` and `bias`, which
+    say what of the base trains besides (see `saved`), and the method's own keyword
+    arguments. The model computes the same function until the adapters train. What
+    trains is float32 whatever the base's dtype. Method "bitfit" trains biases alone;
+    "full" adds nothing: then the base itself trains, in the dtype that it has.
     Raises InputError for an unknown method or key, a pattern that matches nothing, a
     rank that does not fit.
     """
@@ -74,23 +87,71 @@ def inject(
     name = settings.pop("method", "lora")
     usual = DEFAULT_TARGETS.get(name, targets.ALL_LINEAR)
     pattern = settings.pop("target_modules", usual)
+    within = {
+        key: settings.pop(key, None)
+        for key in ("exclude_modules", "layers_to_transform")
+    }
+    to_save = settings.pop("modules_to_save", None) or ()
+    bias = settings.pop("bias", "none")
     problems = check_call("adapter", name, TABLE, settings, selector="method")
     if problems:
         raise InputError(*problems)
     if name == "full":
         return dict(params)
-    chosen = targets.select(params, pattern)
-    kernels = dict(tree.walk(params))
+    if name == "bitfit":
+        return _with_biases(params)
+    whole = saved.saved_names(params, to_save)
+    chosen = targets.select(params, pattern, **within)
+    chosen = {path: layers for path, layers in chosen.items() if path not in whole}
+    changes = _nodes(params, name, settings, chosen, key)
+    trained = [leaf for leaves in whole.values() for leaf in leaves]
+    trained += saved.biases(params, bias, chosen)
+    leaves = dict(tree.walk(params))
+    changes.update({leaf: saved.save(leaves[leaf]) for leaf in trained})
+    return tree.replace(params, changes)
+
+
+def _nodes(
+    params: Mapping[str, Any],
+    method: str,
+    settings: Mapping[str, Any],
+    chosen: Mapping[str, Sequence[bool]],
+    key: Array,
+) -> dict[str, Any]:
+    """{dotted name of a weight: the adapter around it} for the modules `chosen`."""
+    leaves, parameters = dict(tree.walk(params)), TABLE.parameters(method)
+    stacks = {**targets.linear_modules(params), **targets.embeddings(params)}
+    names = {path: targets.module_names(path, stacks[path]) for path in chosen}
+    everything = [name for several in names.values() for name in several]
+    for section in ("rank_pattern", "alpha_pattern"):
+        targets.require_hits(section, settings.get(section) or {}, everything)
     changes = {}
     for index, (path, layers) in enumerate(sorted(chosen.items())):
-        base = kernels[f"{path}.kernel"]
-        given = {"module": path} if "module" in TABLE.parameters(name) else {}
         node_key = jax.random.fold_in(key, index)
-        node = METHODS[name](base, node_key, **settings, **given)
+        given = {"module": path, "names": names[path]}
+        given = {name: value for name, value in given.items() if name in parameters}
+        if path in targets.linear_modules(params):
+            leaf, make = f"{path}.{targets.KERNEL}", METHODS[method]
+        else:
+            leaf, make = f"{path}.{targets.EMBEDDING}", embedding.method(method, path)
+        node: Any = make(leaves[leaf], node_key, **settings, **given)
         if not all(layers):
-            node = node.replace(scale=node.scale * jnp.asarray(layers, jnp.float32))
-        changes[f"{path}.kernel"] = node
-    return tree.replace(params, changes)
+            kept = jnp.asarray(layers, jnp.float32).reshape(node.scale.shape)
+            node = node.replace(scale=node.scale * kept)
+        changes[leaf] = node
+    return changes
+
+
+def _with_biases(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The params whose biases train. Raises InputError where there are none."""
+    leaves = dict(tree.walk(params))
+    names = saved.biases(params, "all", {})
+    if not names:
+        raise InputError(
+            "adapter.method: found 'bitfit', and this model has no biases (Qwen2 and "
+            "GPT-2 have); use lora, or ia3, which trains as few parameters"
+        )
+    return tree.replace(params, {name: saved.save(leaves[name]) for name in names})
 
 
 def trainable_mask(params: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
@@ -124,11 +185,20 @@ def merge(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
 
     The sum is formed in float32 and stored in `dtype`, by default the dtype that the
     base had. Works layer by layer, so that no second float32 copy of a stack exists.
+    Raises InputError for adapters that are no matrix, and for one of an embedding that
+    the head shares.
     """
+    for path in targets.embeddings(params):
+        adapted = isinstance(dict(tree.walk(params))[f"{path}.embedding"], LoRA)
+        if adapted and "lm_head" not in params:
+            raise InputError(
+                f"{path}: carries a LoRA, and the head shares this table without it; "
+                "merged they could not be one: keep the adapter beside its base"
+            )
 
     def fold(node: Any) -> Array:
         target = dtype or _base_dtype(node)
-        if len(node.shape) == 2:
+        if len(node.shape) <= 2:
             return node.dense().astype(target)
         layers = range(node.shape[0])
         slices = [jax.tree.map(lambda x, i=i: x[i], node) for i in layers]
@@ -136,7 +206,14 @@ def merge(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
             np.stack([np.asarray(s.dense().astype(target)) for s in slices])
         )
 
-    changes = {name: fold(node) for name, node in kernel.nodes(params).items()}
+    nodes = kernel.nodes(params)
+    changes = {name: fold(node) for name, node in nodes.items()}
+    leaves = dict(tree.walk(params))
+    for name, node in nodes.items():
+        bias = name.removesuffix("kernel") + "bias"
+        if hasattr(node, "dense_bias") and bias in leaves:
+            found = changes.get(bias, leaves[bias])
+            changes[bias] = node.dense_bias(found).astype(dtype or found.dtype)
     return tree.replace(params, changes)
 
 

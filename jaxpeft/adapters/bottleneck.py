@@ -17,7 +17,7 @@ ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
 
 @struct.dataclass
 class Bottleneck:
-    """`y + scale * (act(y @ down + down_bias) @ up + up_bias)` with y = x @ base.
+    """`y + scale * (act(y @ down + down_bias) @ up + up_bias)`, y of the module.
 
     down: (*layers, d_out, size), down_bias: (*layers, size), up: (*layers, size,
     d_out), up_bias: (*layers, d_out), all float32 and trained. scale: (*layers,)
@@ -40,7 +40,13 @@ class Bottleneck:
         return self.base.shape
 
     def __rmatmul__(self, x: Array) -> Array:
-        y = x @ self.base
+        return self._after(x @ self.base)
+
+    def linear(self, x: Array, bias: Array) -> Array:
+        """After the whole module, its bias included."""
+        return self._after(kernels.linear(x, self.base, bias))
+
+    def _after(self, y: Array) -> Array:
         parts = (self.down, self.down_bias, self.up, self.up_bias, self.scale)
         down, down_bias, up, up_bias, scale = (p.astype(y.dtype) for p in parts)
         inner = ACTIVATIONS[self.activation](y @ down + down_bias)

@@ -1,6 +1,7 @@
 """DoRA: a LoRA whose columns are rescaled to a trained magnitude (Liu et al., 2024)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ from flax import struct
 from jax import Array
 
 from jaxpeft import kernel as kernels
-from jaxpeft.adapters.lora import Init, lora, low_rank_product
+from jaxpeft.adapters.lora import Init, Patterns, lora, low_rank_product
+from jaxpeft.errors import InputError
 from jaxpeft.kernel import Axes
 
 
@@ -33,6 +35,7 @@ class DoRA:
     squares: Array
     scale: Array
     key: Array | None = None
+    ranks: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
     dropout: float = struct.field(pytree_node=False, default=0.0)
     lora_alpha: float = struct.field(pytree_node=False, default=8.0)
     use_rslora: bool = struct.field(pytree_node=False, default=False)
@@ -106,11 +109,14 @@ def dora(
     base: Any,
     key: Array,
     *,
+    names: Sequence[str] = (),
     r: int = 8,
     lora_alpha: float = 8.0,
     lora_dropout: float = 0.0,
     use_rslora: bool = False,
     init_lora_weights: Init = True,
+    rank_pattern: Patterns | None = None,
+    alpha_pattern: Patterns | None = None,
 ) -> DoRA:
     """A LoRA around a kernel (*layers, d_in, d_out), its columns' magnitudes trained.
 
@@ -120,12 +126,20 @@ def dora(
     inner = lora(
         base,
         key,
+        names=names,
         r=r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
         use_rslora=use_rslora,
         init_lora_weights=init_lora_weights,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
     )
+    if inner.start_a is not None:
+        raise InputError(
+            f"adapter.init_lora_weights: found {init_lora_weights!r} with dora, whose "
+            "magnitudes are of the whole base; use true, or method lora"
+        )
     return of_lora(inner)
 
 
@@ -139,6 +153,7 @@ def of_lora(inner: Any) -> DoRA:
         magnitude=jnp.sqrt(squares),
         squares=squares,
         scale=inner.scale,
+        ranks=inner.ranks,
         dropout=inner.dropout,
         lora_alpha=inner.lora_alpha,
         use_rslora=inner.use_rslora,

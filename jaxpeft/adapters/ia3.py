@@ -35,6 +35,18 @@ class IA3:
         gain = self._gain().astype(x.dtype)
         return (x * gain) @ self.base if self.feedforward else (x @ self.base) * gain
 
+    def linear(self, x: Array, bias: Array) -> Array:
+        """The output with its bias, which is rescaled with it, as in PEFT."""
+        if self.feedforward:
+            return x @ self + bias.astype(x.dtype)
+        y = x @ self.base
+        return (y + bias.astype(y.dtype)) * self._gain().astype(y.dtype)
+
+    def dense_bias(self, bias: Array) -> Array:
+        """The bias of the module that `dense` belongs to, float32."""
+        bias = bias.astype(jnp.float32)
+        return bias if self.feedforward else bias * self._gain()
+
     def dense(self) -> Array:
         """The float32 matrix, rows or columns rescaled."""
         gain = self._gain()

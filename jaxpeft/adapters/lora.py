@@ -1,7 +1,9 @@
 """LoRA: a frozen kernel plus a trainable low-rank update (Hu et al., 2021)."""
 
 import dataclasses
-from typing import Any, Literal
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,13 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxpeft import kernel as kernels
+from jaxpeft.adapters import lora_init
+from jaxpeft.adapters.targets import by_pattern
 from jaxpeft.errors import InputError
 from jaxpeft.kernel import Axes
 
-Init = bool | Literal["gaussian", "zero"]
+Init = bool | str
+Patterns = Mapping[str, Any]
 
 
 @struct.dataclass
@@ -26,6 +31,9 @@ class LoRA:
     a: (*layers, d_in, r) and b: (*layers, r, d_out), float32 whatever the base is.
     scale: (*layers,) float32, alpha / r or alpha / sqrt(r); it is 0 in a layer that
     the target pattern leaves out. key: (*layers,) keys while dropout is on, or None.
+    start_a, start_b: like a and b, or None: an update to be taken off again, which is
+    where a and b began if that was no zero (PiSSA, OLoRA). ranks: of the layers where
+    they differ; what is beyond a layer's own is zero, and stays so.
     """
 
     base: Any
@@ -33,6 +41,9 @@ class LoRA:
     b: Array
     scale: Array
     key: Array | None = None
+    start_a: Array | None = None
+    start_b: Array | None = None
+    ranks: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
     dropout: float = struct.field(pytree_node=False, default=0.0)
     lora_alpha: float = struct.field(pytree_node=False, default=8.0)
     use_rslora: bool = struct.field(pytree_node=False, default=False)
@@ -53,29 +64,61 @@ class LoRA:
         """The inner dimension `r`."""
         return self.a.shape[-1]
 
+    @property
+    def dtype(self) -> Any:
+        """That of the weights beneath."""
+        return self.base.dtype
+
     def __rmatmul__(self, x: Array) -> Array:
         return x @ self.base + self.update(x)
 
     def update(self, x: Array) -> Array:
         """What is added to `x @ base`, the dropout of `x` included."""
+        began = None
+        if self.start_a is not None and self.start_b is not None:
+            began = low_rank_product(x, self.start_a, self.start_b, self.scale)
         if self.key is not None:
             x = kernels.dropout(x, self.dropout, self.key)
-        return low_rank_product(x, self.a, self.b, self.scale)
+        update = low_rank_product(x, self.a, self.b, self.scale)
+        return update if began is None else update - began
+
+    def __getitem__(self, tokens: Array) -> Array:
+        """The rows of an embedding (vocab, d), adapted; in its dtype."""
+        update = (self.a[tokens] @ self.b) * self.scale
+        return self.base[tokens] + update.astype(self.dtype)
 
     def dense(self) -> Array:
         """The float32 matrix of base and update together."""
-        update = self.a @ self.b * self.scale[..., None, None]
-        return kernels.dense(self.base) + update
+        update = self.a @ self.b
+        if self.start_a is not None and self.start_b is not None:
+            update = update - self.start_a @ self.start_b
+        return kernels.dense(self.base) + update * self.scale[..., None, None]
 
     def axes(self, base: Axes) -> "LoRA":
         """`a` and `b` follow the kernel's dimensions; the rank is replicated."""
         *layers, d_in, d_out = base
+        a, b = (*layers, d_in, None), (*layers, None, d_out)
         return dataclasses.replace(
             self,
             base=kernels.axes_of(self.base, base),
-            a=(*layers, d_in, None),
-            b=(*layers, None, d_out),
+            a=a,
+            b=b,
             scale=tuple(layers),
+            start_a=None if self.start_a is None else a,
+            start_b=None if self.start_b is None else b,
+        )
+
+    def plain(self) -> "LoRA":
+        """The same as a LoRA whose update began at zero, of twice the rank if not."""
+        if self.start_a is None or self.start_b is None:
+            return self
+        return dataclasses.replace(
+            self,
+            a=jnp.concatenate([self.a, self.start_a], axis=-1),
+            b=jnp.concatenate([self.b, -self.start_b], axis=-2),
+            start_a=None,
+            start_b=None,
+            lora_alpha=self.lora_alpha * (2**0.5 if self.use_rslora else 2),
         )
 
     def with_key(self, key: Array | None) -> "LoRA":
@@ -89,69 +132,103 @@ def lora(
     base: Any,
     key: Array,
     *,
+    names: Sequence[str] = (),
     r: int = 8,
     lora_alpha: float = 8.0,
     lora_dropout: float = 0.0,
     use_rslora: bool = False,
     init_lora_weights: Init = True,
+    rank_pattern: Patterns | None = None,
+    alpha_pattern: Patterns | None = None,
 ) -> LoRA:
     """A low-rank update around a kernel of shape (*layers, d_in, d_out).
 
     The product is unchanged at first.
 
+    names: of the modules behind the layers, one for each, which the patterns speak of.
+    rank_pattern, alpha_pattern: {regular expression: the `r` or `lora_alpha` of the
+    modules whose name ends so}, as in PEFT; the first one that matches counts.
+
     Initialisation is PEFT's (`init_lora_weights`): true draws A uniform in
     ±1/sqrt(d_in) (Kaiming with a = sqrt 5), "gaussian" normal with deviation 1/r; B is
-    zero. "zero" makes A zero too, as a place to load an adapter into; false draws both,
-    so that the adapter is no identity (for tests).
+    zero. "pissa", "pissa_niter_N" and "olora" begin with the base's own main directions
+    (see `lora_init`). "zero" makes A zero too, as a place to load an adapter into;
+    false draws both, so that the adapter is no identity (for tests).
     Raises InputError where a number cannot be used.
     """
     *layers, d_in, d_out = base.shape
-    problems = []
-    if not 1 <= r <= min(d_in, d_out):
-        problems.append(
-            f"adapter.r: found {r}; the rank of a {d_in} x {d_out} matrix is from 1 to "
-            f"{min(d_in, d_out)}"
-        )
-    if not 0.0 <= lora_dropout < 1.0:
-        problems.append(
-            f"adapter.lora_dropout: found {lora_dropout}; it must be in [0, 1)"
-        )
-    if init_lora_weights not in (True, False, "gaussian", "zero"):
-        problems.append(
-            f"adapter.init_lora_weights: found {init_lora_weights!r}; "
-            "choose true, false, gaussian or zero"
-        )
-    if problems:
-        raise InputError(*problems)
-    key_a, key_b = jax.random.split(key)
-    shape_a, shape_b = (*layers, d_in, r), (*layers, r, d_out)
-    a, b = jnp.zeros(shape_a), jnp.zeros(shape_b)
-    if init_lora_weights == "gaussian":
-        a = jax.random.normal(key_a, shape_a) / r
-    elif init_lora_weights != "zero":
-        a = jax.random.uniform(key_a, shape_a, minval=-1.0, maxval=1.0) / d_in**0.5
-    if init_lora_weights is False:
-        b = jax.random.uniform(key_b, shape_b, minval=-1.0, maxval=1.0) / r**0.5
-    scale = lora_alpha / (r**0.5 if use_rslora else r)
+    count, shape = math.prod(layers), tuple(layers)
+    known = tuple(names) or ("",) * count
+    ranks = [by_pattern(rank_pattern or {}, name, r) for name in known]
+    alphas = [by_pattern(alpha_pattern or {}, name, lora_alpha) for name in known]
+    _check(ranks, alphas, lora_dropout, init_lora_weights, (d_in, d_out))
+    scales = [
+        alpha / (math.sqrt(rank) if use_rslora else rank)
+        for alpha, rank in zip(alphas, ranks, strict=True)
+    ]
+    scale = jnp.asarray(scales, jnp.float32).reshape(shape)
+    widest, uneven = max(ranks), len(set(ranks)) > 1
+    start = lora_init.draw(init_lora_weights, base, key, widest, scale)
+    a, b = start.a, start.b
+    if uneven:
+        if start.from_base:
+            raise InputError(
+                f"adapter.init_lora_weights: found {init_lora_weights!r} with a "
+                "rank_pattern that differs between layers of one module; use true"
+            )
+        within = jnp.arange(widest) < jnp.asarray(ranks).reshape(*shape, 1)
+        a, b = a * within[..., None, :], b * within[..., None]
     return LoRA(
         base=base,
         a=a,
         b=b,
-        scale=jnp.full(tuple(layers), scale, jnp.float32),
+        scale=scale,
+        start_a=a if start.from_base else None,
+        start_b=b if start.from_base else None,
+        ranks=tuple(ranks) if uneven else None,
         dropout=float(lora_dropout),
-        lora_alpha=float(lora_alpha),
+        lora_alpha=float(alphas[0]),
         use_rslora=use_rslora,
     )
+
+
+def _check(
+    ranks: Sequence[int],
+    alphas: Sequence[float],
+    dropout: float,
+    init: Init,
+    shape: tuple[int, int],
+) -> None:
+    """Raises InputError where a number cannot be used for matrices of this shape."""
+    most = min(shape)
+    problems = [
+        f"adapter.r: found {rank}; the rank of a {shape[0]} x {shape[1]} matrix is "
+        f"from 1 to {most}"
+        for rank in sorted(set(ranks))
+        if not 1 <= rank <= most
+    ]
+    if not 0.0 <= dropout < 1.0:
+        problems.append(f"adapter.lora_dropout: found {dropout}; it must be in [0, 1)")
+    if not lora_init.is_known(init):
+        problems.append(
+            f"adapter.init_lora_weights: found {init!r}; choose true, false, gaussian, "
+            "zero, pissa, pissa_niter_N (N passes of a faster decomposition) or olora"
+        )
+    if problems:
+        raise InputError(*problems)
 
 
 def lora_fa(
     base: Any,
     key: Array,
     *,
+    names: Sequence[str] = (),
     r: int = 8,
     lora_alpha: float = 8.0,
     lora_dropout: float = 0.0,
     use_rslora: bool = False,
+    rank_pattern: Patterns | None = None,
+    alpha_pattern: Patterns | None = None,
 ) -> LoRA:
     """LoRA-FA (Zhang et al., 2023): a LoRA whose A stays as it was drawn.
 
@@ -161,10 +238,13 @@ def lora_fa(
     node = lora(
         base,
         key,
+        names=names,
         r=r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
         use_rslora=use_rslora,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
     )
     return dataclasses.replace(node, train_a=False)
 

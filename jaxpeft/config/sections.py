@@ -76,6 +76,10 @@ def _targets(value: Any) -> Any:
     return value
 
 
+def _numbers(value: Any) -> Any:
+    return _tuple([value] if isinstance(value, int) else value)
+
+
 # Checked as a whole: of a union pydantic reports every member's complaint.
 Targets = Annotated[Any, BeforeValidator(_targets)]
 
@@ -86,13 +90,34 @@ class AdapterSection(ComponentSection):
     selector: ClassVar[str] = "method"
     method: Text = Field(
         default="lora",
-        description="how the base is adapted: lora, lora_fa, dora, ia3, bottleneck, or "
-        "full for no adapter",
+        description="how the base is adapted: lora, lora_fa, dora, ia3, bottleneck, "
+        "bitfit for its biases alone, or full for no adapter",
     )
     target_modules: Targets = Field(
         default="all-linear",
         description="names, a regular expression over whole names, or all-linear; left "
         "out: what the method is made for",
+    )
+    exclude_modules: Targets | None = Field(
+        default=None,
+        description="names, or a regular expression over whole names, of modules that "
+        "are left out although target_modules means them",
+    )
+    layers_to_transform: Annotated[
+        tuple[Whole, ...] | None, BeforeValidator(_numbers)
+    ] = Field(
+        default=None,
+        description="numbers of the layers that are adapted; null: all",
+    )
+    modules_to_save: Annotated[tuple[Text, ...], BeforeValidator(_tuple)] = Field(
+        default=(),
+        description="names of modules that train as a whole, such as lm_head, "
+        "embed_tokens or norm",
+    )
+    bias: Literal["none", "all", "lora_only"] = Field(
+        default="none",
+        description="which of the base's biases train: none, all, or those of the "
+        "adapted modules",
     )
     init_from: Text | None = Field(
         default=None, description="a PEFT adapter directory to continue from"

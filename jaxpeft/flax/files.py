@@ -42,14 +42,16 @@ def save(
 ) -> None:
     """Writes {path: adapter} as a folder of PEFT's.
 
-    modules: the paths of all modules that could have one. The files are read back and
-    every value compared before they replace older ones. Raises InputError where there
-    is no adapter or the folder is unwritable, NumericsError where a weight is not
-    finite.
+    modules: the paths of all modules that could have one. What began as a part of the
+    base (PiSSA, OLoRA) becomes a plain LoRA of twice the rank. The files are read back
+    and every value compared before they replace older ones. Raises InputError where
+    there is no adapter or the folder is unwritable, NumericsError where a weight is
+    not finite.
     """
     if not nodes:
         raise InputError("the model holds no adapter; put one in with inject")
     directory = Path(directory)
+    nodes = {path: node.plain() for path, node in nodes.items()}
     rslora = all(node.use_rslora for node in nodes.values())
     tensors, summaries = {}, {}
     for path, node in nodes.items():

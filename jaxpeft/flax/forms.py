@@ -141,11 +141,18 @@ class Convolution:
     def update(self, node: Any, x: Array, dtype: Any, twin: Twin) -> Array:
         """What the adapter adds to the module's output for the input `x`."""
         x = x.astype(dtype)
+
+        def low_rank(x: Array, a: Array, b: Array) -> Array:
+            window = a.reshape(*self.shape[:-1], node.rank).astype(dtype)
+            return (twin(x, window) * node.scale.astype(dtype)) @ b.astype(dtype)
+
+        dropped = x
         if node.key is not None:
-            x = kernel.dropout(x, node.dropout, node.key)
-        window = node.a.reshape(*self.shape[:-1], node.rank).astype(x.dtype)
-        low = twin(x, window) * node.scale.astype(x.dtype)
-        return low @ node.b.astype(x.dtype)
+            dropped = kernel.dropout(x, node.dropout, node.key)
+        update = low_rank(dropped, node.a, node.b)
+        if node.start_a is None:
+            return update
+        return update - low_rank(x, node.start_a, node.start_b)
 
 
 @dataclass(frozen=True)

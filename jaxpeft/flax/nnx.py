@@ -15,7 +15,7 @@ from jaxpeft.flax import files
 from jaxpeft.flax import rules as flax_rules
 from jaxpeft.flax.forms import Contraction, Convolution, Form, Lookup, over_axes
 
-ARRAYS = ("a", "b", "scale")  # of a LoRA, besides its base
+ARRAYS = ("a", "b", "scale", "start_a", "start_b")  # of a LoRA, besides its base
 
 
 class AdapterConstant(nnx.Variable):
@@ -34,7 +34,7 @@ class Adapted(nnx.Module):
     def __init__(self, base: Any, form: Form, node: LoRA, key: Array):
         self.base = base
         self.form: Any = nnx.static(form)
-        for name in ARRAYS:
+        for name in _present(node):
             kind = nnx.LoRAParam if name in node.TRAINABLE else AdapterConstant
             setattr(self, f"lora_{name}", kind(getattr(node, name)))
         bare = dataclasses.replace(node, base=None, **dict.fromkeys(ARRAYS))
@@ -65,7 +65,8 @@ class Adapted(nnx.Module):
 
     def values(self) -> LoRA:
         """The adapter's arrays; `base` and `key` are None."""
-        arrays = {name: getattr(self, f"lora_{name}")[...] for name in ARRAYS}
+        names = [name for name in ARRAYS if hasattr(self, f"lora_{name}")]
+        arrays = {name: getattr(self, f"lora_{name}")[...] for name in names}
         return dataclasses.replace(self.settings, **arrays)
 
     def merged(self, dtype: Any = None) -> nnx.Module:
@@ -82,6 +83,10 @@ class Adapted(nnx.Module):
         twin = nnx.clone(self.base)
         twin.kernel, twin.bias, twin.use_bias = nnx.Param(window), None, False
         return twin(x)
+
+
+def _present(node: LoRA) -> list[str]:
+    return [name for name in ARRAYS if getattr(node, name) is not None]
 
 
 def _linear(module: nnx.Linear) -> Form:

@@ -1,6 +1,7 @@
 """Which modules of a Flax model get an adapter, and the adapter of each."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxpeft import adapters
-from jaxpeft.adapters import targets
+from jaxpeft.adapters import embedding, lora_init, targets
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.config import Table, check_call
 from jaxpeft.errors import InputError
@@ -40,6 +41,7 @@ def make(
     settings = dict(rules)
     name = settings.pop("method", "lora")
     pattern = settings.pop("target_modules", targets.ALL_LINEAR)
+    excluded = settings.pop("exclude_modules", None)
     faults = check_call("adapter", name, TABLE, settings, selector="method")
     if faults:
         raise InputError(*faults)
@@ -50,8 +52,10 @@ def make(
             "(in Linen: Dense, DenseGeneral, Einsum, Conv, Embed)"
         )
     linear = [path for path, form in forms.items() if isinstance(form, Contraction)]
-    among = linear if pattern == targets.ALL_LINEAR else forms
-    chosen = sorted(targets.among({path: [path] for path in among}, pattern))
+    names = {path: [path] for path in forms}
+    chosen = sorted(targets.among(names, pattern, linear, excluded))
+    for section in ("rank_pattern", "alpha_pattern"):
+        targets.require_hits(section, settings.get(section) or {}, chosen)
     found = {
         path: (problems or {}).get(path) or forms[path].problem() for path in chosen
     }
@@ -63,24 +67,24 @@ def make(
     for index, path in enumerate(chosen):
         node_key = jax.random.fold_in(key, index)
         try:
-            node = _node(forms[path], weights[path], name, settings, node_key)
+            weight = weights[path]
+            nodes[path] = _node(path, forms[path], weight, name, settings, node_key)
         except InputError as error:
             faults = (f"{problem} (module {path!r})" for problem in error.problems)
             raise InputError(*faults) from None
-        nodes[path] = node
     return nodes
 
 
-def _node(form: Form, weight: Any, method: str, settings: dict, key: Array) -> LoRA:
+def _node(
+    path: str, form: Form, weight: Any, method: str, settings: dict, key: Array
+) -> LoRA:
     layers = weight.shape[: len(weight.shape) - len(form.shape)]
     shape = (*layers, *form.matrix_shape())
-    base = jax.ShapeDtypeStruct(shape, weight.dtype)
-    node = dataclasses.replace(
-        adapters.METHODS[method](base, key, **settings), base=None
-    )
-    drawn = settings.get("init_lora_weights", True) in (True, "gaussian")
-    if isinstance(form, Lookup) and drawn:
-        # PEFT's start of an embedding: A zero, B normal.
-        a, b = jnp.zeros_like(node.a), jax.random.normal(key, node.b.shape)
-        node = dataclasses.replace(node, a=a, b=b)
-    return node
+    base: Any = jax.ShapeDtypeStruct(shape, weight.dtype)
+    if settings.get("init_lora_weights", True) not in lora_init.RANDOM:
+        base = form.matrix(jnp.asarray(weight[...]))  # PiSSA and the like read it
+    make = adapters.METHODS[method]
+    if isinstance(form, Lookup):
+        make = embedding.method(method, path)
+    names = (path,) * math.prod(shape[:-2])
+    return dataclasses.replace(make(base, key, names=names, **settings), base=None)

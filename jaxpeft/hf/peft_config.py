@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpeft import console
+from jaxpeft.adapters.targets import by_pattern
 from jaxpeft.errors import InputError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -28,7 +29,6 @@ REFUSED = (
     "kasa_config",
     "layer_replication",
     "lora_bias",
-    "modules_to_save",
     "monteclora_config",
     "target_parameters",
     "trainable_token_indices",
@@ -38,6 +38,7 @@ REFUSED = (
 )
 # Initialisations that leave the base as it is. The others (PiSSA, OLoRA, LoftQ, ...)
 # change its weights, so that such an adapter alone says nothing about the base.
+BIASES = ("none", "all", "lora_only")
 INITS = (None, True, False, "gaussian", "eva", "mica", "orthogonal")
 
 
@@ -56,26 +57,39 @@ class AdapterConfig:
     layers_pattern: list[str] | str | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    modules_to_save: list[str] = field(default_factory=list)
+    bias: str = "none"
 
     def targets(self, module: str) -> bool:
         """Whether a linear module of this full name carries the adapter, as in PEFT."""
         if self.exclude_modules and _matches(self.exclude_modules, module):
             return False
+        if self.saves(module):
+            return False
         wanted = self.target_modules
-        if isinstance(wanted, str) and wanted.lower() == "all-linear":
+        if self.is_all_linear:
             return module != "lm_head"
         if wanted is None or not _matches(wanted, module):
             return False
         # PEFT lets a regular expression decide alone.
         return isinstance(wanted, str) or self._in_layers(module)
 
+    def saves(self, module: str) -> bool:
+        """Whether the adapter holds this module's weights as a whole, as in PEFT."""
+        return any(module.endswith(name) for name in self.modules_to_save)
+
+    @property
+    def is_all_linear(self) -> bool:
+        """Whether it targets every linear module, so no embedding."""
+        return str(self.target_modules).lower() == "all-linear"
+
     def rank(self, module: str) -> int:
         """The rank of a module's adapter."""
-        return _by_pattern(self.rank_pattern, module, self.r)
+        return by_pattern(self.rank_pattern, module, self.r)
 
     def scale(self, module: str) -> float:
         """The factor before `B @ A` in a module."""
-        alpha = _by_pattern(self.alpha_pattern, module, self.lora_alpha)
+        alpha = by_pattern(self.alpha_pattern, module, self.lora_alpha)
         rank = self.rank(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
@@ -139,7 +153,7 @@ def _parse(path: Path, content: Mapping[str, Any]) -> AdapterConfig:
             problems.append(f"{path}: {name}: found {value!r}; it must be {wanted}")
     if problems:
         raise InputError(*problems)
-    known = {"peft_type", "bias", "init_lora_weights", *own, *INERT, *REFUSED}
+    known = {"peft_type", "init_lora_weights", *own, *INERT, *REFUSED}
     for name in sorted(set(content) - known):
         if content[name]:
             console.warn(f"{path}: {name}: unknown and ignored")
@@ -150,11 +164,6 @@ def _refusals(content: Mapping[str, Any]) -> Iterable[str]:
     kind = content.get("peft_type")
     if kind != "LORA":
         yield f"peft_type: found {kind!r}; handled are 'LORA', 'IA3' and 'BOTTLENECK'"
-    if content.get("bias", "none") not in (None, "none"):
-        yield (
-            f"bias: found {content['bias']!r}; only 'none' is handled: merge the "
-            "adapter into its model with PEFT's merge_and_unload instead"
-        )
     for name in REFUSED:
         if content.get(name):
             yield (
@@ -213,6 +222,8 @@ VALID = {
         lambda v: all(_is_whole(i, 0) for i in (v if isinstance(v, list) else [v])),
         "a whole number or a list of them",
     ),
+    "modules_to_save": (_is_names, "a list of names"),
+    "bias": (lambda v: v in BIASES, f"one of {', '.join(BIASES)}"),
     "layers_pattern": (
         lambda v: all(_is_regex(p) for p in (v if isinstance(v, list) else [v])),
         "a regular expression or a list of them",
@@ -232,10 +243,3 @@ def _matches(wanted: list[str] | str, module: str) -> bool:
     if isinstance(wanted, str):
         return bool(re.fullmatch(wanted, module))
     return any(module == entry or module.endswith(f".{entry}") for entry in wanted)
-
-
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default

@@ -11,9 +11,10 @@ import numpy as np
 from jaxpeft import kernel, tree
 from jaxpeft.adapters.dora import DoRA, of_lora
 from jaxpeft.adapters.lora import LoRA
+from jaxpeft.adapters.saved import Saved
 from jaxpeft.errors import InputError
-from jaxpeft.hf import layout, other_adapters, peft_config
-from jaxpeft.hf.modules import PREFIX, Module, linear_modules
+from jaxpeft.hf import layout, other_adapters, peft_config, saved_weights
+from jaxpeft.hf.modules import PREFIX, Module, lora_modules
 from jaxpeft.hf.peft_config import AdapterConfig
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig
@@ -23,12 +24,14 @@ HEAD = "lm_head"
 MOST_PROBLEMS = 10
 
 
-def keys(module: str, dora: bool = False) -> tuple[str, ...]:
+def keys(module: str, dora: bool = False, embedding: bool = False) -> tuple[str, ...]:
     """The names of a module's tensors in the safetensors file.
 
     A (r, in), B (out, r) and, of a DoRA, the magnitudes (out,).
     """
     names = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+    if embedding:
+        names = ("lora_embedding_A", "lora_embedding_B", names[2])
     return tuple(f"{PREFIX}{module}.{name}" for name in names[: 3 if dora else 2])
 
 
@@ -51,8 +54,9 @@ def load_adapter(
     if content.get("peft_type") in other_adapters.TYPES:
         return other_adapters.load(params, directory, cfg, content)
     config, file = peft_config.read(directory), _open(directory)
-    modules = linear_modules(cfg)
-    targeted = _targeted(config, file, modules, _repeated(params, cfg, file))
+    modules = lora_modules(cfg)
+    whole, used = saved_weights.read(params, file, config, cfg)
+    targeted = _targeted(config, file, modules, used | _repeated(params, cfg, file))
     stacks: dict[str, list[str]] = {}
     for name in targeted:
         stacks.setdefault(modules[name].path, []).append(name)
@@ -71,13 +75,16 @@ def load_adapter(
             )
             for path, node in nodes.items()
         }
-    elif any(hasattr(k, "TRAINABLE") for k in kernel.nodes(params).values()):
+    elif any(
+        hasattr(node, "TRAINABLE") and not isinstance(node, Saved)
+        for node in kernel.nodes(params).values()
+    ):
         raise InputError(
             f"{directory}: holds a {kind.__name__}, but the params hold adapters of "
             "another kind; load it into plain params, or set adapter.method to "
             f"{kind.__name__.lower()}"
         )
-    return tree.replace(params, nodes)
+    return tree.replace(params, {**nodes, **whole})
 
 
 def _open(directory: Path) -> SafetensorsFile:
@@ -133,22 +140,36 @@ def _targeted(
 ) -> list[str]:
     """The adapted modules; config, file and base must agree about each of them."""
     found = set(file.tensors) - repeated
+
+    def own(name: str) -> tuple[str, ...]:
+        return keys(name, config.use_dora, modules[name].embedding)
+
     if config.target_modules is None:
         # PEFT has a table for each architecture; the keys themselves say it better.
-        targeted = [n for n in modules if found & set(keys(n, config.use_dora))]
+        targeted = [n for n in modules if found & set(own(n))]
     else:
-        targeted = [name for name in modules if config.targets(name)]
-    dora = config.use_dora
-    wanted = {key for name in targeted for key in keys(name, dora)}
+        targeted = [
+            name
+            for name, module in modules.items()
+            if config.targets(name) and not (module.embedding and config.is_all_linear)
+        ]
+    wanted = {key for name in targeted for key in own(name)}
     problems = [_surplus(key, modules) for key in sorted(found - wanted)]
     problems += [
         f"{key!r} is missing, though the config targets its module; restore both files"
         for name in targeted
-        for key in keys(name, dora)
+        for key in own(name)
         if key not in found
     ]
+    if config.use_dora:
+        problems += [
+            f"it is a DoRA of the embedding {name!r}, which is not handled; merge the "
+            "adapter into its model with peft"
+            for name in targeted
+            if modules[name].embedding
+        ]
     for name in targeted:
-        if found >= set(keys(name, dora)):
+        if found >= set(own(name)):
             problems += _mismatches(name, modules[name], config, file)
     if not targeted and not problems:
         problems = ["it adapts no module of this base; use the base it was made for"]
@@ -164,19 +185,19 @@ def _surplus(key: str, modules: Mapping[str, Module]) -> str:
     name, _, kind = key.removeprefix(PREFIX).partition(".lora_")
     if kind.startswith("magnitude"):
         return f"{key!r} belongs to a DoRA, but the config has use_dora false"
-    if not kind and key.endswith(".weight"):
+    if not kind and key.endswith((".weight", ".bias")):
         return (
-            f"{key!r} changes a weight of the base, which is not handled; merge the "
-            "adapter into its model with peft"
+            f"{key!r} is a weight of the base that neither modules_to_save nor bias "
+            "of the config speaks of; restore both files"
         )
-    if kind.startswith("embedding") or not kind:
+    if (kind.startswith("embedding") and name not in modules) or not kind:
         return (
             f"{key!r} is no LoRA weight of a linear module and is not handled; merge "
             "the adapter into its model with peft"
         )
     if name == HEAD and HEAD not in modules:
         return f"{key!r} adapts a head that this base shares with its embedding"
-    if key in keys(name) and name in modules:
+    if name in modules and key in keys(name, embedding=modules[name].embedding):
         return f"{key!r} is present, though the config does not target its module"
     return (
         f"{key!r} names no linear module of this base: the adapter was made for "
@@ -190,7 +211,8 @@ def _mismatches(
     problems = []
     rank = config.rank(name)
     shapes = ((rank, module.d_in), 1), ((module.d_out, rank), 0), ((module.d_out,), 0)
-    for key, (expected, axis) in zip(keys(name, config.use_dora), shapes):
+    names = keys(name, config.use_dora, module.embedding)
+    for key, (expected, axis) in zip(names, shapes):
         tensor = file.tensors[key]
         if tensor.dtype not in FLOATS:
             problems.append(
@@ -218,16 +240,18 @@ def _node(
     base = base.base if isinstance(base, LoRA | DoRA) else base
     first, layers = modules[names[0]], base.shape[:-2]
     rank = max(config.rank(name) for name in names)
+    ranks = np.full(layers, rank)
     a = np.zeros((*layers, first.d_in, rank), np.float32)
     b = np.zeros((*layers, rank, first.d_out), np.float32)
     scale = np.zeros(layers, np.float32)
     magnitude = np.ones((*layers, first.d_out), np.float32)
     for name in names:
         at = () if modules[name].layer is None else modules[name].layer
-        key_a, key_b, *others = keys(name, config.use_dora)
+        key_a, key_b, *others = keys(name, config.use_dora, first.embedding)
         for key in (key_a, key_b, *others):
             layout.require_finite(file.view(key), f"{file.path}: {key!r}")
         used = config.rank(name)
+        ranks[at] = used
         a[at][:, :used] = file.view(key_a).T
         b[at][:used] = file.view(key_b).T
         scale[at] = config.scale(name)
@@ -238,7 +262,8 @@ def _node(
         a=jnp.asarray(a),
         b=jnp.asarray(b),
         scale=jnp.asarray(scale),
-        dropout=float(config.lora_dropout),
+        ranks=None if (ranks == rank).all() else tuple(ranks.ravel().tolist()),
+        dropout=0.0 if first.embedding else float(config.lora_dropout),
         lora_alpha=float(config.lora_alpha),
         use_rslora=config.use_rslora,
     )
@@ -277,6 +302,11 @@ def _check_agreement(
             problems.append(
                 f"{path}: it adapts other layers than the configuration; {remedy}"
             )
+        elif _own_ranks(nodes[path]) != _own_ranks(present[path]):
+            problems.append(
+                f"{path}: other ranks in some layers than in the configuration; set "
+                f"adapter.rank_pattern to {dict(config.rank_pattern)}"
+            )
         elif not np.allclose(*scales, rtol=1e-6):
             problems.append(
                 f"{path}: scale {scales[0].max():g} in the adapter, "
@@ -290,3 +320,10 @@ def _check_agreement(
             *(f"adapter.init_from: {directory}: {p}" for p in problems[:MOST_PROBLEMS]),
             *([f"... and {more} more"] if more > 0 else []),
         )
+
+
+def _own_ranks(node: Any) -> list[int]:
+    """The rank in each layer that is adapted."""
+    scale = np.asarray(node.scale).ravel()
+    ranks = node.ranks or (node.rank,) * scale.size
+    return [rank for rank, used in zip(ranks, scale != 0, strict=True) if used]

@@ -11,10 +11,11 @@ import numpy as np
 from jaxpeft import kernel, tree
 from jaxpeft.adapters.dora import DoRA
 from jaxpeft.adapters.lora import LoRA
+from jaxpeft.adapters.saved import Saved
 from jaxpeft.errors import InputError
-from jaxpeft.hf import other_adapters
+from jaxpeft.hf import other_adapters, saved_weights
 from jaxpeft.hf.adapter_folder import writing
-from jaxpeft.hf.modules import Module, last, linear_modules, shortened
+from jaxpeft.hf.modules import Module, last, lora_modules, shortened
 from jaxpeft.hf.peft_load import keys, load_adapter
 from jaxpeft.models.spec import ModelConfig
 
@@ -26,6 +27,7 @@ class Adapter(NamedTuple):
     b: np.ndarray  # (out, r) float32
     alpha: float
     magnitude: np.ndarray | None = None  # of a DoRA, (out,) float32
+    embedding: bool = False
 
     @property
     def rank(self) -> int:
@@ -35,7 +37,7 @@ class Adapter(NamedTuple):
         """What the safetensors file holds of it."""
         values = [self.a, self.b]
         values += [] if self.magnitude is None else [self.magnitude]
-        names = keys(module, self.magnitude is not None)
+        names = keys(module, self.magnitude is not None, self.embedding)
         return dict(zip(names, values, strict=True))
 
 
@@ -45,9 +47,12 @@ def save_adapter(
     cfg: ModelConfig,
     base: str | Path | None = None,
 ) -> None:
-    """Writes LoRA or DoRA nodes so that PEFT (and for LoRA vLLM) loads them unmodified.
+    """Writes LoRA or DoRA nodes so that PEFT loads them unmodified.
 
-    Other adapters go into the files that `other_adapters` describes.
+    What began as a part of the base (PiSSA, OLoRA) becomes a plain LoRA of twice the
+    rank, for the base as it is. Weights of the base that trained go along as PEFT's
+    modules_to_save and biases. Other adapters go into the files that `other_adapters`
+    describes.
     base: the model's folder or hub id, noted in the config. Layers that an adapter
     leaves out (scale 0) are not written. The files are reopened and every tensor
     compared before they replace older ones. Raises InputError where there is nothing to
@@ -59,11 +64,13 @@ def save_adapter(
         name = None if base is None else str(base)
         other_adapters.save(params, directory, cfg, name)
         return
-    modules = linear_modules(cfg)
+    params = tree.replace(params, {n: _plain(k) for n, k in _nodes(params).items()})
+    modules = lora_modules(cfg)
     rslora, adapters = _adapters(params, modules)
     dropout = max(node.dropout for node in _nodes(params).values())
     config = lora_config(adapters, modules, rslora, dropout, base)
-    tensors = {}
+    config.update(saved_weights.settings(params, cfg))
+    tensors = saved_weights.tensors(params, cfg)
     for name, adapter in adapters.items():
         tensors.update(adapter.tensors(name))
     with writing(directory, tensors, config) as partial:
@@ -78,7 +85,7 @@ def _adapters(
     others = [
         n
         for n, k in nodes.items()
-        if hasattr(k, "TRAINABLE") and not isinstance(k, LoRA | DoRA)
+        if hasattr(k, "TRAINABLE") and not isinstance(k, LoRA | DoRA | Saved)
     ]
     loras = _nodes(params)
     strangers = sorted(set(loras) - {module.path for module in modules.values()})
@@ -114,8 +121,11 @@ def _adapters(
         )
         assert a is not None and b is not None and scale is not None
         if scale != 0:
-            alpha = alpha_of(float(scale), a.shape[1], loras[module.path], rslora)
-            found[name] = Adapter(a.T, b.T, alpha, magnitude)
+            node = loras[module.path]
+            rank = node.ranks[module.layer or 0] if node.ranks else a.shape[1]
+            alpha = alpha_of(float(scale), rank, node, rslora)
+            a, b = a[:, :rank], b[:rank]
+            found[name] = Adapter(a.T, b.T, alpha, magnitude, module.embedding)
     if not found:
         raise InputError(
             "the params hold no LoRA with a scale other than 0; put adapters in with "
@@ -131,6 +141,10 @@ def _nodes(params: Mapping[str, Any]) -> dict[str, Any]:
         for name, node in kernel.nodes(params).items()
         if isinstance(node, LoRA | DoRA)
     }
+
+
+def _plain(node: Any) -> Any:
+    return node.plain() if isinstance(node, LoRA) else node
 
 
 def alpha_of(scale: float, rank: int, node: Any, rslora: bool) -> float:
@@ -194,7 +208,9 @@ def _verify(params: Mapping[str, Any], directory: Path, cfg: ModelConfig) -> Non
     """
     loras = _nodes(params)
     bare = tree.replace(params, {name: node.base for name, node in loras.items()})
-    found = kernel.nodes(load_adapter(bare, directory, cfg))
+    read_back = load_adapter(bare, directory, cfg)
+    saved_weights.same(params, read_back, directory)
+    found = kernel.nodes(read_back)
     for name, node in loras.items():
         scale = np.asarray(node.scale)
         adapted = scale != 0

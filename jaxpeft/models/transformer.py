@@ -10,7 +10,7 @@ from flax import struct
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxpeft import sharding
+from jaxpeft import kernel, sharding
 from jaxpeft.models import rope
 from jaxpeft.models.attention import Scores, attend, attend_cached
 from jaxpeft.models.spec import NORMS, ModelConfig
@@ -234,10 +234,12 @@ class Capped:
 def head(params: Params, cfg: ModelConfig) -> Any:
     """The kernel (hidden, vocab) that turns hidden states into logits."""
     if "lm_head" in params:
-        kernel = params["lm_head"]["kernel"]
+        matrix = params["lm_head"]["kernel"]
     else:
-        kernel = params["model"]["embed_tokens"]["embedding"].T
-    return kernel if cfg.logit_softcap is None else Capped(kernel, cfg.logit_softcap)
+        # Beneath an adapter of the embedding, which the head has no part in.
+        table = params["model"]["embed_tokens"]["embedding"]
+        matrix = getattr(table, "base", table).T
+    return matrix if cfg.logit_softcap is None else Capped(matrix, cfg.logit_softcap)
 
 
 def norm(x: Array, weights: Params, cfg: ModelConfig) -> Array:
@@ -254,8 +256,7 @@ def norm(x: Array, weights: Params, cfg: ModelConfig) -> Array:
 
 def linear(x: Array, weights: Params) -> Array:
     """`x @ kernel + bias`, the bias where there is one."""
-    y = x @ weights["kernel"]
-    return y + weights["bias"].astype(y.dtype) if "bias" in weights else y
+    return kernel.linear(x, weights["kernel"], weights.get("bias"))
 
 
 def _layer(

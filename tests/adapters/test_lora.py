@@ -143,7 +143,7 @@ REFUSED = {
     "rank above the matrix": ({"r": D_OUT + 1}, "r: found 129.*from 1 to 128"),
     "dropout one": ({"lora_dropout": 1.0}, "lora_dropout: found 1.0"),
     "dropout negative": ({"lora_dropout": -0.1}, "lora_dropout: found -0.1"),
-    "init": ({"init_lora_weights": "pissa"}, "init_lora_weights: found 'pissa'"),
+    "init": ({"init_lora_weights": "pisa"}, "init_lora_weights: found 'pisa'"),
 }
 
 

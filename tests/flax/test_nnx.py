@@ -84,3 +84,84 @@ def test_a_short_training_run_moves_the_adapters_alone(case):
     assert {name.rsplit(".", 1)[-1] for name in trained} == {"lora_a", "lora_b"}
     for name, value in arrays(model).items():
         np.testing.assert_array_equal(value, original[name])
+
+
+def test_dropout_follows_train_and_eval(vit, images, call):
+    settings = {"lora_dropout": 0.5, "init_lora_weights": False}
+    model = adapt.inject(vit, rules(VIT, **settings), KEY)
+    first, second = call(model, images), call(model, images)
+    assert np.abs(first - second).max() > 1e-3
+    model.eval()
+    still = call(model, images)
+    np.testing.assert_array_equal(still, call(model, images))
+    np.testing.assert_allclose(call(adapt.merge(model), images), still, atol=1e-4)
+    again = adapt.inject(vit, rules(VIT, **settings), KEY)
+    np.testing.assert_array_equal(call(again, images), first)
+
+
+class Stack(nnx.Module):
+    """Three layers in one module, run by scan."""
+
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap(in_axes=(0,))
+        def make(rngs):
+            return nnx.Linear(6, 6, rngs=rngs)
+
+        self.layers = make(rngs)
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def through(x, layer):
+            return jnp.tanh(layer(x))
+
+        return through(x, self.layers)
+
+
+def test_layers_stacked_in_one_module_are_adapted_one_by_one(call):
+    settings = {"lora_dropout": 0.1, "init_lora_weights": False}
+    model = adapt.inject(Stack(nnx.Rngs(0)), rules("layers", **settings), KEY)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
+    assert np.abs(call(model, x) - call(model, x)).max() > 1e-4
+    model.eval()
+    layers = model.layers
+    expected = np.asarray(x)
+    for i in range(3):
+        update = np.asarray(layers.lora_a[i]) @ np.asarray(layers.lora_b[i])
+        weight = np.asarray(layers.base.kernel[i]) + 3.0 * update
+        expected = np.tanh(expected @ weight + np.asarray(layers.base.bias[i]))
+    np.testing.assert_allclose(call(model, x), expected, atol=1e-5)
+    np.testing.assert_allclose(call(adapt.merge(model), x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_update_that_begins_in_the_base(init, vit, images, call, tmp_path):
+    settings = rules(VIT, init_lora_weights=init, exclude_modules=["head"])
+    model = adapt.inject(vit, settings, KEY)
+    np.testing.assert_allclose(call(model, images), call(vit, images), atol=1e-5)
+    up = model.blocks[0].up
+    values = np.linalg.svd(np.asarray(up.base.kernel[...]), compute_uv=False)
+    started = np.asarray(up.lora_scale[...] * up.lora_start_a @ up.lora_start_b[...])
+    if init == "pissa":
+        found = np.linalg.svd(started, compute_uv=False)[:2]
+        np.testing.assert_allclose(found, values[:2], rtol=1e-4)
+    model = moved(model)
+    expected = call(model, images)
+    assert np.abs(expected - call(vit, images)).max() > 0.1
+    np.testing.assert_allclose(call(adapt.merge(model), images), expected, atol=1e-4)
+    adapt.save(model, tmp_path)
+    np.testing.assert_allclose(
+        call(adapt.load(vit, tmp_path), images), expected, atol=1e-4
+    )
+
+
+def test_ranks_and_exclusions_by_name(vit):
+    patterns = {"rank_pattern": {"blocks.0.*": 3}, "alpha_pattern": {"down": 9}}
+    settings = rules("all-linear", exclude_modules=r".*\.up|head", **patterns)
+    model = adapt.inject(vit, settings, KEY)
+    assert model.blocks[0].down.lora_a.shape == (24, 3)
+    assert model.blocks[1].down.lora_a.shape == (24, 2)
+    assert float(model.blocks[0].down.lora_scale[...]) == 3.0
+    assert float(model.blocks[1].attention.query.lora_scale[...]) == 3.0
+    assert isinstance(model.blocks[0].up, nnx.Linear)
+    assert isinstance(model.head, nnx.Linear) and isinstance(model.patches, nnx.Conv)

@@ -1,0 +1,63 @@
+"""A LoRA around the table that tokens are looked up in."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax import Array
+
+from jaxpeft.adapters import lora_init
+from jaxpeft.adapters.lora import LoRA, Patterns, lora
+from jaxpeft.errors import InputError
+
+
+def method(name: str, path: str) -> Callable[..., LoRA]:
+    """What adapts an embedding by that method.
+
+    Raises InputError for methods that adapt linear modules only.
+    """
+    if name != "lora":
+        raise InputError(
+            f"adapter.target_modules: {path!r} is an embedding, which method {name!r} "
+            "does not adapt; leave it out, or use lora"
+        )
+    return lora_embedding
+
+
+def lora_embedding(
+    base: Any,
+    key: Array,
+    *,
+    names: Sequence[str] = (),
+    r: int = 8,
+    lora_alpha: float = 8.0,
+    lora_dropout: float = 0.0,
+    use_rslora: bool = False,
+    init_lora_weights: bool | str = True,
+    rank_pattern: Patterns | None = None,
+    alpha_pattern: Patterns | None = None,
+) -> LoRA:
+    """A LoRA around an embedding (vocab, d), looked up as `base[t] + scale * a[t] @ b`.
+
+    As in PEFT it begins with A zero and B standard normal, no dropout touches it, and
+    a head that shares the table reads the base alone. Raises InputError where a number
+    cannot be used.
+    """
+    del lora_dropout
+    if init_lora_weights not in lora_init.RANDOM:
+        raise InputError(
+            f"adapter.init_lora_weights: found {init_lora_weights!r}, which the "
+            "embedding in target_modules cannot begin with; leave one of them out"
+        )
+    node = lora(
+        base,
+        key,
+        names=names,
+        r=r,
+        lora_alpha=lora_alpha,
+        use_rslora=use_rslora,
+        init_lora_weights="zero",
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+    )
+    start = lora_init.draw_embedding(init_lora_weights, base, key, node.rank)
+    return node.replace(a=start.a, b=start.b)  # type: ignore[attr-defined]

@@ -1,0 +1,130 @@
+"""Weights of the base that train themselves, beside an adapter or without one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpeft import kernel as kernels
+from jaxpeft import tree
+from jaxpeft.adapters import targets
+from jaxpeft.errors import InputError, suggest
+from jaxpeft.kernel import Axes
+
+Bias = Literal["none", "all", "lora_only"]
+
+
+@struct.dataclass
+class Saved:
+    """A weight that trains: a float32 copy in the place where the base's stood.
+
+    weight: of any shape, a kernel, a bias, a norm's scale or an embedding. dtype: that
+    of the base, in which what is looked up in it is given.
+    """
+
+    weight: Array
+    dtype: Any = struct.field(pytree_node=False, default="float32")
+
+    TRAINABLE = ("weight",)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's."""
+        return self.weight.shape
+
+    @property
+    def T(self) -> "Saved":
+        """An embedding as a head."""
+        return self.replace(weight=self.weight.T)  # type: ignore[attr-defined]
+
+    def __rmatmul__(self, x: Array) -> Array:
+        return x @ self.weight.astype(x.dtype)
+
+    def __getitem__(self, index: Any) -> Array:
+        return self.weight[index].astype(self.dtype)
+
+    def astype(self, dtype: Any) -> Array:
+        """The weight in another dtype."""
+        return self.weight.astype(dtype)
+
+    def dense(self) -> Array:
+        """The weight, float32."""
+        return self.weight
+
+    def axes(self, base: Axes) -> "Saved":
+        """Those of the base's weight."""
+        return self.replace(weight=base)  # type: ignore[attr-defined]
+
+
+def save(weight: Any) -> Saved:
+    """The copy of a base's weight that trains; a quantized one becomes whole."""
+    return Saved(kernels.dense(weight).astype(jnp.float32), str(weight.dtype))
+
+
+def saved_names(
+    params: Mapping[str, Any], modules_to_save: Sequence[str]
+) -> dict[str, list[str]]:
+    """{path of a module: the dotted names of its weights} for the modules named.
+
+    An entry is a module's whole name or its last components ("lm_head", "norm"); it
+    means that module in every layer. Raises InputError for one that names none, and
+    for an embedding that is the head as well.
+    """
+    found: dict[str, list[str]] = {}
+    for name, _ in tree.walk(params):
+        found.setdefault(name.rpartition(".")[0], []).append(name)
+
+    def named(path: str, entry: str) -> bool:
+        return path == entry or path.endswith(f".{entry}")
+
+    missing = [
+        entry for entry in modules_to_save if not any(named(p, entry) for p in found)
+    ]
+    if missing:
+        short = dict.fromkeys(path.rsplit(".", 1)[-1] for path in found)
+        raise InputError(
+            *(
+                f"adapter.modules_to_save: {entry!r} names no module; an entry is a "
+                "module's name in every layer" + suggest(entry, short)
+                for entry in missing
+            )
+        )
+    chosen = {
+        path: names
+        for path, names in found.items()
+        if any(named(path, entry) for entry in modules_to_save)
+    }
+    for path in set(chosen) & set(targets.embeddings(params)):
+        if "lm_head" not in params:
+            raise InputError(
+                f"adapter.modules_to_save: {path!r} is the head as well in this model "
+                "(tie_word_embeddings), and training one of them would part them; "
+                "leave it out, or train the whole model with method full"
+            )
+    return chosen
+
+
+def biases(
+    params: Mapping[str, Any], bias: Bias, chosen: Mapping[str, Sequence[bool]]
+) -> list[str]:
+    """The dotted names of the biases that train, as PEFT's `bias` says.
+
+    chosen: {path: for each layer whether it is adapted}. Raises InputError for
+    "lora_only" where a module is adapted in some layers only.
+    """
+    suffix = ".bias"
+    names = [name for name, _ in tree.walk(params) if name.endswith(suffix)]
+    if bias == "all":
+        return names
+    if bias == "none":
+        return []
+    names = [name for name in names if name.removesuffix(suffix) in chosen]
+    uneven = [n for n in names if not all(chosen[n.removesuffix(suffix)])]
+    if uneven:
+        raise InputError(
+            f"adapter.bias: found 'lora_only', and {uneven[0]} is adapted in some "
+            "layers only; use none or all, or adapt all layers"
+        )
+    return names

@@ -1,0 +1,162 @@
+"""Every method that PEFT has beside PEFT: ten steps on one batch, and both formats.
+
+The differences are logged: `pytest --log-cli-level INFO`.
+"""
+
+import logging
+
+import jax
+import numpy as np
+import optax
+import peft
+import pytest
+import torch
+import transformers
+
+from jaxpeft import adapters, hf, models, tree
+from jaxpeft.step import TrainState, make_train_step
+
+LOG = logging.getLogger(__name__)
+STEPS, RATE = 10, 5e-3
+ATTENTION = ["q_proj", "v_proj"]
+Q1 = r"model\.layers\.1\.self_attn\.q_proj"
+
+
+def lora(**settings):
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION, **settings}
+    return peft.LoraConfig(task_type="CAUSAL_LM", **settings)
+
+
+# name -> (PEFT's config, what `adapter` of a configuration says for the same).
+ROWS = {
+    "lora": (lora(), {}),
+    "rslora": (lora(use_rslora=True), {"use_rslora": True}),
+    "dora": (lora(use_dora=True), {"method": "dora"}),
+    "patterns": (
+        lora(rank_pattern={Q1: 2, "v_proj": 6}, alpha_pattern={"q_proj": 3}),
+        {"rank_pattern": {Q1: 2, "v_proj": 6}, "alpha_pattern": {"q_proj": 3}},
+    ),
+    "one layer": (lora(layers_to_transform=[1]), {"layers_to_transform": 1}),
+    "excluded": (
+        lora(target_modules="all-linear", exclude_modules=["down_proj", "q_proj"]),
+        {"target_modules": "all-linear", "exclude_modules": ["down_proj", "q_proj"]},
+    ),
+    "embedding and head": (
+        lora(target_modules=["embed_tokens", "lm_head"]),
+        {"target_modules": ["embed_tokens", "lm_head"]},
+    ),
+    "modules_to_save": (
+        lora(modules_to_save=["lm_head", "input_layernorm", "embed_tokens"]),
+        {"modules_to_save": ["lm_head", "input_layernorm", "embed_tokens"]},
+    ),
+    "a linear module saved": (
+        lora(modules_to_save=["o_proj"]),
+        {"modules_to_save": ["o_proj"]},
+    ),
+    "bias all": (lora(bias="all"), {"bias": "all"}),
+    "bias lora_only": (lora(bias="lora_only"), {"bias": "lora_only"}),
+    "pissa": (lora(init_lora_weights="pissa"), {"init_lora_weights": "pissa"}),
+    "olora": (lora(init_lora_weights="olora"), {"init_lora_weights": "olora"}),
+    "ia3": (peft.IA3Config(task_type="CAUSAL_LM"), {"method": "ia3"}),
+}
+# Their start is a part of the base, so that PEFT's files alone do not say it.
+FROM_BASE = {"pissa", "olora"}
+TOKENS = np.random.default_rng(0).integers(1, 61, (3, 14)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, make_torch):
+    """A model with biases and a head of its own, in Hugging Face's format."""
+    folder = tmp_path_factory.mktemp("model")
+    make_torch(attention_bias=True, mlp_bias=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def here(folder):
+    """The config and the params of the same model."""
+    cfg = models.config(folder)
+    return cfg, hf.load(folder, cfg)
+
+
+def open_there(folder):
+    return transformers.LlamaForCausalLM.from_pretrained(folder)
+
+
+def train_there(model):
+    """The loss before each step of torch's AdamW."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
+    losses = []
+    tokens = torch.from_numpy(TOKENS).long()
+    for _ in range(STEPS):
+        loss = model(input_ids=tokens, labels=tokens).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return np.array(losses)
+
+
+def train_here(params, cfg):
+    """The loss before each step, and the params after the last one."""
+    trainable, frozen = tree.partition(params, adapters.trainable_mask(params))
+    tx = optax.adamw(RATE, weight_decay=0.0)
+    step = jax.jit(make_train_step(cfg, tx))
+    state = TrainState.create(trainable, tx, jax.random.key(0))
+    rows, length = TOKENS.shape
+    supervised = np.ones((1, rows, length), bool)
+    supervised[..., -1] = False
+    batch = {
+        "tokens": TOKENS[None],
+        "targets": np.roll(TOKENS, -1, axis=1)[None],
+        "supervised": supervised,
+        "positions": np.broadcast_to(
+            np.arange(length, dtype=np.int32), supervised.shape
+        ),
+    }
+    losses = []
+    for _ in range(STEPS):
+        state, metrics = step(state, frozen, batch)
+        losses.append(float(metrics["loss"]))
+    return np.array(losses), tree.combine(state.params, frozen)
+
+
+def logits_there(model):
+    with torch.no_grad():
+        return model(torch.from_numpy(TOKENS).long()).logits.numpy()
+
+
+# What peft remarks about heads and embeddings saved along.
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.parametrize("name", ROWS)
+def test_ten_steps_beside_peft(name, folder, here, tmp_path):
+    config, rules = ROWS[name]
+    cfg, base = here
+    torch.manual_seed(1)
+    there = peft.get_peft_model(open_there(folder), config)
+    usual = {} if rules.get("method") == "ia3" else {"r": 4, "lora_alpha": 8}
+    targets = {} if rules.get("method") == "ia3" else {"target_modules": ATTENTION}
+    params = adapters.inject(base, {**usual, **targets, **rules}, jax.random.key(0))
+    if name not in FROM_BASE:
+        there.save_pretrained(tmp_path / "start")
+        params = hf.load_adapter(params, tmp_path / "start", cfg)
+    count = sum(p.numel() for p in there.parameters() if p.requires_grad)
+    trainable, _ = tree.partition(params, adapters.trainable_mask(params))
+    if "rank_pattern" not in rules and "layers_to_transform" not in rules:
+        assert tree.count(trainable) == count
+    expected = train_there(there)
+    losses, params = train_here(params, cfg)
+    difference = np.max(np.abs(losses / expected - 1))
+    LOG.info("%s: largest relative difference of a loss: %.1e", name, difference)
+    assert expected[-1] < expected[0] and difference < 1e-3
+    # The trained adapter, as PEFT reads it over the bare base.
+    hf.save_adapter(params, tmp_path / "here", cfg, base=str(folder))
+    again = peft.PeftModel.from_pretrained(open_there(folder), tmp_path / "here")
+    found = np.asarray(models.forward(params, TOKENS, cfg))
+    np.testing.assert_allclose(logits_there(again.eval()), found, atol=1e-4)
+    # And as it is read here: nothing is lost.
+    read = hf.load_adapter(base, tmp_path / "here", cfg)
+    np.testing.assert_allclose(
+        models.forward(read, TOKENS, cfg), found, atol=1e-5, rtol=1e-5
+    )
