@@ -253,6 +253,11 @@ def test_what_cannot_be_adapted_is_refused(vit, adapted, images):
     assert len(kernel.nodes(adapted)) == 13
 
 
-def test_a_plain_apply_does_not_pass_over_adapters(vit, adapted, images):
-    with pytest.raises(TypeError):
-        vit[0].apply(adapted, images)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_plain_apply_does_not_pass_over_adapters(name):
+    inner, shape, *_ = KINDS[name]
+    x = jnp.zeros((2,), int) if shape is None else jnp.zeros(shape)
+    variables = inner.init(KEY, x)
+    params = adapt.inject(inner, variables, {"r": 2, "target_modules": ".*"}, KEY, x)
+    with pytest.raises((TypeError, ValueError)):
+        inner.apply(params, x)
