@@ -27,7 +27,7 @@ class Adapted(nnx.Module):
 
     base: the module itself, its arrays as they were. lora_a, lora_b: the adapter's
     matrices, float32, `nnx.LoRAParam`s where they train. lora_scale: an
-    AdapterConstant. With dropout there is an RNG stream too, and `deterministic`,
+    AdapterConstant, like lora_start_a and lora_start_b of PiSSA and OLoRA. With dropout there is an RNG stream too, and `deterministic`,
     which `model.train()` and `model.eval()` set.
     """
 
@@ -56,7 +56,7 @@ class Adapted(nnx.Module):
         Raises AttributeError for other modules.
         """
         y = self.base.attend(query)
-        return y + self.form.attend(self.node(), query.astype(y.dtype))
+        return y + self.form.attend(self.values(), query.astype(y.dtype))
 
     def node(self) -> LoRA:
         """The adapter as it is now; `base` is None, `key` set where it is to drop."""

@@ -163,5 +163,7 @@ def test_ranks_and_exclusions_by_name(vit):
     assert model.blocks[1].down.lora_a.shape == (24, 2)
     assert float(model.blocks[0].down.lora_scale[...]) == 3.0
     assert float(model.blocks[1].attention.query.lora_scale[...]) == 3.0
+    frozen = adapt.inject(vit, rules(["up"], method="lora_fa"), KEY)
+    assert {n.rsplit(".", 1)[-1] for n in arrays(frozen, nnx.LoRAParam)} == {"lora_b"}
     assert isinstance(model.blocks[0].up, nnx.Linear)
     assert isinstance(model.head, nnx.Linear) and isinstance(model.patches, nnx.Conv)
