@@ -27,8 +27,9 @@ class Adapted(nnx.Module):
 
     base: the module itself, its arrays as they were. lora_a, lora_b: the adapter's
     matrices, float32, `nnx.LoRAParam`s where they train. lora_scale: an
-    AdapterConstant, like lora_start_a and lora_start_b of PiSSA and OLoRA. With dropout there is an RNG stream too, and `deterministic`,
-    which `model.train()` and `model.eval()` set.
+    AdapterConstant, like lora_start_a and lora_start_b of PiSSA and OLoRA. With
+    dropout there is an RNG stream too, and `deterministic`, which `model.train()` and
+    `model.eval()` set.
     """
 
     def __init__(self, base: Any, form: Form, node: LoRA, key: Array):
