@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -21,6 +22,21 @@ def test_the_configuration_page_is_current():
     spec.loader.exec_module(module)
     page = (ROOT / "docs" / "configuration.md").read_text()
     assert page == module.text(), "run python scripts/make_config_docs.py"
+
+
+def test_the_code_for_any_flax_model_runs(tmp_path, monkeypatch):
+    """All of the page, as one module: Linen reads the annotations of its classes."""
+    page = (ROOT / "docs" / "any_flax_model.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 6
+    path = tmp_path / "any_flax_model.py"
+    path.write_text("\n".join(blocks))
+    spec = importlib.util.spec_from_file_location("any_flax_model", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "any_flax_model", module)
+    spec.loader.exec_module(module)
 
 
 def table(page: str, start: str) -> list[list[str]]:

@@ -27,7 +27,7 @@ LAYERS = (
     ("fused",),
     # 4: a run and what is done with its result
     ("generation", "plots", "progress", "loop", "summary"),
-    ("continuation", "hooks", "session"),
+    ("continuation", "hooks", "session", "flax"),
     ("trained", "assembly"),
     ("answering",),
     ("dialogue", "prompts", "run", "planning"),

@@ -70,12 +70,17 @@ class LoRA:
         return self.base.dtype
 
     def __rmatmul__(self, x: Array) -> Array:
-        y = x @ self.base
+        return x @ self.base + self.update(x)
+
+    def update(self, x: Array) -> Array:
+        """What is added to `x @ base`, the dropout of `x` included."""
+        began = None
         if self.start_a is not None and self.start_b is not None:
-            y = y - low_rank_product(x, self.start_a, self.start_b, self.scale)
+            began = low_rank_product(x, self.start_a, self.start_b, self.scale)
         if self.key is not None:
             x = kernels.dropout(x, self.dropout, self.key)
-        return y + low_rank_product(x, self.a, self.b, self.scale)
+        update = low_rank_product(x, self.a, self.b, self.scale)
+        return update if began is None else update - began
 
     def __getitem__(self, tokens: Array) -> Array:
         """The rows of an embedding (vocab, d), adapted; in its dtype."""

@@ -1,7 +1,7 @@
 """Which modules a `target_modules` setting means, by PEFT's rules."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jaxpeft import tree
@@ -88,40 +88,64 @@ def select(
     of the layers that are adapted, of modules named by a list or "all-linear". Raises
     InputError for a pattern that matches nothing, with the names that come near.
     """
+    usual = [path for path in names if path.rsplit(".", 1)[-1] not in LEFT_OUT]
+    chosen = among(names, target_modules, usual, exclude_modules)
+    if layers_to_transform is None or layers_to_transform == []:
+        return chosen
+    if isinstance(target_modules, str) and target_modules != ALL_LINEAR:
+        raise InputError(
+            f"adapter.layers_to_transform: found {layers_to_transform!r} beside an "
+            "expression, which alone decides; name the layers in it, or give "
+            "target_modules as a list"
+        )
+    chosen = _in_layers(chosen, names, layers_to_transform)
+    return _some(chosen, target_modules, exclude_modules, layers_to_transform)
+
+
+def among(
+    names: Names,
+    target_modules: Wanted,
+    linear: Collection[str],
+    exclude_modules: Wanted | None = None,
+) -> dict[str, list[bool]]:
+    """`select` for modules of any kind, given as {path: the names behind it}.
+
+    linear: the paths that "all-linear" means, but for the head.
+    """
     if target_modules == ALL_LINEAR:
-        chosen = {
-            path: [True] * len(hf)
-            for path, hf in names.items()
-            if path.rsplit(".", 1)[-1] not in LEFT_OUT
-        }
+        usual = {path: hf for path, hf in names.items() if path in linear}
+        usual.pop("lm_head", None)
+        chosen = {path: [True] * len(hf) for path, hf in usual.items()}
     elif isinstance(target_modules, str):
         chosen = _select_pattern(target_modules, names)
     else:
         chosen = _select_names(list(target_modules), names)
-    if layers_to_transform is not None and layers_to_transform != []:
-        if isinstance(target_modules, str) and target_modules != ALL_LINEAR:
-            raise InputError(
-                f"adapter.layers_to_transform: found {layers_to_transform!r} beside an "
-                "expression, which alone decides; name the layers in it, or give "
-                "target_modules as a list"
-            )
-        chosen = _in_layers(chosen, names, layers_to_transform)
     if exclude_modules:
         chosen = {
             path: [
-                hit and not _is_named(n, exclude_modules) for n, hit in zip(hf, hits)
+                hit and not _is_named(n, exclude_modules)
+                for n, hit in zip(names[path], hits)
             ]
             for path, hits in chosen.items()
-            for hf in [names[path]]
         }
-    chosen = {path: hits for path, hits in chosen.items() if any(hits)}
-    if not chosen:
+    return _some(chosen, target_modules, exclude_modules)
+
+
+def _some(
+    chosen: Mapping[str, list[bool]],
+    target_modules: Wanted,
+    exclude_modules: Wanted | None,
+    layers_to_transform: int | Sequence[int] | None = None,
+) -> dict[str, list[bool]]:
+    """What is targeted at all. Raises InputError where that is nothing."""
+    left = {path: hits for path, hits in chosen.items() if any(hits)}
+    if not left:
         raise InputError(
             f"adapter.exclude_modules: {exclude_modules!r} and layers_to_transform "
             f"{layers_to_transform!r} leave nothing of target_modules "
             f"{target_modules!r}; take some out"
         )
-    return chosen
+    return left
 
 
 def _in_layers(

@@ -76,7 +76,13 @@ def save_adapter(
     rslora, adapters = _adapters(params, modules)
     dropout = max(node.dropout for node in _nodes(params).values())
     config = {
-        **_config(adapters, modules, rslora, dropout, base),
+        **lora_config(
+            adapters,
+            {name: module.parameter for name, module in modules.items()},
+            rslora,
+            dropout,
+            base,
+        ),
         **saved_weights.settings(params, cfg),
         "fan_in_fan_out": cfg.conv1d,
     }
@@ -157,7 +163,7 @@ def _adapters(
         if scale.any():
             node = loras[module.path]
             rank = node.ranks[_first(module)] if node.ranks else a.shape[-1]
-            alpha = _alpha(float(scale.flat[0]), rank, node, rslora)
+            alpha = alpha_of(float(scale.flat[0]), rank, node, rslora)
             a, b = a[..., :rank], b[..., :rank, :]
             found[name] = Adapter(
                 np.swapaxes(a, -1, -2).reshape(-1, module.d_in),
@@ -193,7 +199,7 @@ def _plain(node: Any) -> Any:
     return node.plain() if isinstance(node, LoRA) else node
 
 
-def _alpha(scale: float, rank: int, node: Any, rslora: bool) -> float:
+def alpha_of(scale: float, rank: int, node: Any, rslora: bool) -> float:
     """The lora_alpha that gives `scale`: the node's own wherever it does."""
     divisor = math.sqrt(rank) if rslora else rank
     if np.float32(node.lora_alpha / divisor) == np.float32(scale):
@@ -203,24 +209,29 @@ def _alpha(scale: float, rank: int, node: Any, rslora: bool) -> float:
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
-def _config(
+def lora_config(
     adapters: Mapping[str, Adapter],
-    modules: Mapping[str, Module],
+    modules: Mapping[str, str | None],
     rslora: bool,
     dropout: float,
     base: str | Path | None,
 ) -> dict[str, Any]:
-    called = {name: modules[name].parameter or name for name in adapters}
+    """The content of adapter_config.json.
+
+    modules: {name of each module there is: that of the bare parameter it stands for,
+    or None}.
+    """
+    called = {name: modules[name] or name for name in adapters}
     ranks = {called[name]: adapter.rank for name, adapter in adapters.items()}
     alphas = {called[name]: adapter.alpha for name, adapter in adapters.items()}
-    parameters = {name for name in adapters if modules[name].parameter}
-    everything = {name for name, module in modules.items() if not module.parameter}
+    parameters = {name for name in adapters if modules[name]}
+    everything = {name for name, parameter in modules.items() if not parameter}
     r = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     wrapped = {}
     if parameters:  # a key that readers for other models need not know
         chosen = {called[name] for name in parameters}
-        names = {module.parameter for module in modules.values() if module.parameter}
+        names = {parameter for parameter in modules.values() if parameter}
         wrapped = {"target_parameters": shortened(chosen, names)}
     return {
         "peft_type": "LORA",
