@@ -20,9 +20,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--to",
         required=True,
-        choices=("peft", "merged"),
-        help="peft: an adapter for PEFT and vLLM; merged: a Hugging Face model with "
-        "the adapter folded in, and its tokenizer",
+        choices=("peft", "vllm", "merged"),
+        help="peft: an adapter for PEFT, as it was trained; vllm: one of a single rank "
+        "and scale, which vLLM needs; merged: a Hugging Face model with the adapter "
+        "folded in, and its tokenizer",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where to write it")
     parser.add_argument(

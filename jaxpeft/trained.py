@@ -17,6 +17,9 @@ from jaxpeft.generation import generate
 from jaxpeft.session import Base
 from jaxpeft.step import make_eval_step
 
+# The forms of an adapter on the disk: (params, folder, cfg, base=name of the model).
+ADAPTERS = {"peft": hf.save_adapter, "vllm": hf.save_for_vllm}
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -110,7 +113,7 @@ def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
 
 
 def export(run: str, kind: str, out: str, dtype: str | None) -> None:
-    """Writes a run as a PEFT adapter ("peft") or a merged model ("merged").
+    """Writes a run as an adapter ("peft", "vllm") or a merged model ("merged").
 
     dtype: of the merged weights; None: as the run stored its base. Raises InputError
     where `out` is not empty or cannot be written.
@@ -121,13 +124,13 @@ def export(run: str, kind: str, out: str, dtype: str | None) -> None:
     cfg, adapter = session.open_run(run)
     base = session.open_base(cfg.model)
     params = _params(base, adapter)
-    if kind == "peft":
+    if kind in ADAPTERS:
         if adapter is None:
             raise InputError(
-                "--to: found 'peft'; the run trained the whole model and has no "
+                f"--to: found {kind!r}; the run trained the whole model and has no "
                 "adapter: use --to merged"
             )
-        hf.save_adapter(params, target, base.cfg, base=cfg.model.path)
+        ADAPTERS[kind](params, target, base.cfg, base=cfg.model.path)
         return
     hf.save(adapters.merge(params), target, base.cfg, dtype=dtype)
     base.copy_companions(target)

@@ -12,6 +12,7 @@ from jaxpeft.hf.tokenizer import (
     load_tokenizer,
     stop_ids,
 )
+from jaxpeft.hf.vllm import save_for_vllm
 
 __all__ = [
     "TOKENIZER_FILES",
@@ -24,5 +25,6 @@ __all__ = [
     "resolve",
     "save",
     "save_adapter",
+    "save_for_vllm",
     "stop_ids",
 ]

@@ -36,9 +36,10 @@ def test_peft_loads_the_adapter_of_a_run(finished, tiny, ours):
     assert np.abs(found - base).max() > 0.1
 
 
-def test_peft_loads_an_exported_adapter(finished, tiny, ours, command, tmp_path):
+@pytest.mark.parametrize("kind", ["peft", "vllm"])
+def test_peft_loads_an_exported_adapter(kind, finished, tiny, ours, command, tmp_path):
     out = tmp_path / "adapter"
-    done = command("export", "--run", str(finished), "--to", "peft", "--out", str(out))
+    done = command("export", "--run", str(finished), "--to", kind, "--out", str(out))
     assert done.code == 0 and f"wrote and verified {out}" in done.out
     found = logits(PeftModel.from_pretrained(bare(tiny), out))
     np.testing.assert_allclose(found, ours, atol=1e-4)
@@ -62,7 +63,7 @@ def test_transformers_loads_the_merged_model(finished, ours, command, tmp_path):
     np.testing.assert_allclose(logits(merged.float()), ours, atol=0.2)
 
 
-@pytest.mark.parametrize("kind", ["peft", "merged"])
+@pytest.mark.parametrize("kind", ["peft", "vllm", "merged"])
 def test_a_folder_that_holds_something_is_left_alone(finished, command, tmp_path, kind):
     (tmp_path / "mine").write_text("precious")
     arguments = ["--run", str(finished), "--to", kind, "--out", str(tmp_path)]
