@@ -11,6 +11,7 @@ from jax import Array
 from jaxpeft import kernel, tree
 from jaxpeft.adapters import targets
 from jaxpeft.adapters.bottleneck import Bottleneck, bottleneck
+from jaxpeft.adapters.combine import combine
 from jaxpeft.adapters.dora import DoRA, dora
 from jaxpeft.adapters.ia3 import IA3, ia3
 from jaxpeft.adapters.lora import LoRA, lora, lora_fa
@@ -47,6 +48,7 @@ __all__ = [
     "IA3",
     "LoRA",
     "bottleneck",
+    "combine",
     "dora",
     "ia3",
     "inject",
