@@ -1,4 +1,4 @@
-"""What is done with a trained model: evaluate it, ask it, write it for others."""
+"""What is done with a trained model: it is opened, evaluated and asked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,6 @@ from jaxpeft.errors import InputError
 from jaxpeft.generation import generate
 from jaxpeft.session import Base
 from jaxpeft.step import make_eval_step
-
-# The forms of an adapter on the disk: (params, folder, cfg, base=name of the model).
-ADAPTERS = {"peft": hf.save_adapter, "vllm": hf.save_for_vllm}
 
 
 @dataclass(frozen=True)
@@ -110,30 +107,6 @@ def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
         step(*parts, sharding.put_batch(_unpacked(batch), mesh))
         for batch in batches or ()
     )
-
-
-def export(run: str, kind: str, out: str, dtype: str | None) -> None:
-    """Writes a run as an adapter ("peft", "vllm") or a merged model ("merged").
-
-    dtype: of the merged weights; None: as the run stored its base. Raises InputError
-    where `out` is not empty or cannot be written.
-    """
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"--out: {out!r} exists and is not empty; name a new folder")
-    cfg, adapter = session.open_run(run)
-    base = session.open_base(cfg.model)
-    params = _params(base, adapter)
-    if kind in ADAPTERS:
-        if adapter is None:
-            raise InputError(
-                f"--to: found {kind!r}; the run trained the whole model and has no "
-                "adapter: use --to merged"
-            )
-        ADAPTERS[kind](params, target, base.cfg, base=cfg.model.path)
-        return
-    hf.save(adapters.merge(params), target, base.cfg, dtype=dtype)
-    base.copy_companions(target)
 
 
 def _params(

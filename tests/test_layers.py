@@ -29,11 +29,11 @@ LAYERS = (
     ("generation", "plots", "progress", "loop", "summary"),
     ("hooks", "session"),
     ("trained", "assembly"),
-    ("run", "planning"),
+    ("run", "planning", "forms"),
     ("training",),
     # 5: commands
     ("cli",),
-    ("train", "evaluate", "generate", "export", "plan", "__main__"),
+    ("train", "evaluate", "generate", "export", "combine", "plan", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -11,13 +11,14 @@ import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxpeft import cli, evaluate, export, generate, plan, train
+from jaxpeft import cli, combine, evaluate, export, generate, plan, train
 
 COMMANDS = {
     "train": train.main,
     "evaluate": evaluate.main,
     "generate": generate.main,
     "export": export.main,
+    "combine": combine.main,
     "plan": plan.main,
 }
 COMPANIONS = (
