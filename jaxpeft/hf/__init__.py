@@ -2,7 +2,7 @@
 
 from jaxpeft.hf.hub import resolve
 from jaxpeft.hf.identity import fingerprint
-from jaxpeft.hf.load import is_quantized, load
+from jaxpeft.hf.load import is_quantized, kept_whole, load
 from jaxpeft.hf.peft_load import load_adapter
 from jaxpeft.hf.peft_save import save_adapter
 from jaxpeft.hf.save import save
@@ -19,6 +19,7 @@ __all__ = [
     "check_vocab",
     "fingerprint",
     "is_quantized",
+    "kept_whole",
     "load",
     "load_adapter",
     "load_tokenizer",

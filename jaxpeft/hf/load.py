@@ -15,8 +15,9 @@ from jax import Array
 
 from jaxpeft import quant, sharding, tree
 from jaxpeft.errors import InputError, suggest
-from jaxpeft.hf import checkpoint_index, layout
+from jaxpeft.hf import bitsandbytes, checkpoint_index, layout
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
+from jaxpeft.models import stored
 from jaxpeft.models.spec import ModelConfig, ParamSpec
 from jaxpeft.models.weights import is_spec, param_specs
 
@@ -48,10 +49,12 @@ def load(
     declaration, if not where its logical axes say. No second copy of the model ever
     exists in memory. quantization: one of `quant.KERNELS`, which every stacked kernel
     is stored in, a layer at a time, so that they never exist in 16 bits together; but
-    for those whose name ends with an entry of `skip` ("down_proj").
+    for those whose name ends with an entry of `skip` ("down_proj"). What a checkpoint
+    of bitsandbytes holds in 4 bits stays as it is.
 
     Raises InputError for tensors that are missing, left over, of another shape than
-    `cfg` says, not finite, or neither float32, float16 nor bfloat16.
+    `cfg` says, not finite, or neither float32, float16 nor bfloat16; for a checkpoint
+    in 4 bits and another quantization.
     """
     if dtype not in DTYPES:
         raise InputError(f"model.dtype: found {dtype!r}" + suggest(dtype, DTYPES))
@@ -62,7 +65,18 @@ def load(
         )
     sources = checkpoint_index.tensors(Path(path))
     specs = param_specs(cfg)
-    _check(jax.tree.leaves(specs, is_leaf=is_spec), sources, cfg)
+    kind = stored.quantization(cfg.hf)
+    ready = bitsandbytes.find(sources, cfg, kind) if kind else {}
+    if kind is not None:
+        _check_ready(ready, kind, quantization, skip)
+    done = {
+        tensor
+        for spec in ready.values()
+        for name in spec.hf_names()
+        for tensor in bitsandbytes.tensors(name, kind or "")
+    }
+    others = [spec for path, spec in tree.walk(specs) if path not in ready]
+    _check(others, {n: file for n, file in sources.items() if n not in done}, cfg)
 
     def place(spec: ParamSpec, pool: Executor) -> Array:
         read = functools.partial(_read, sources, jnp.dtype(dtype), spec, pool)
@@ -77,7 +91,9 @@ def load(
         return array.block_until_ready()
 
     def load_one(path: str, spec: ParamSpec, pool: Executor) -> Any:
-        if quantization is None or not is_quantized(path, spec, skip):
+        if kind is not None and path in ready:
+            return bitsandbytes.read(sources, spec, kind, dtype, mesh)
+        if kind or quantization is None or not is_quantized(path, spec, skip):
             return place(spec, pool)
         make = quant.KERNELS[quantization]
         return _quantized(sources, dtype, spec, pool, make, mesh)
@@ -96,6 +112,38 @@ def is_quantized(path: str, spec: ParamSpec, skip: Sequence[str]) -> bool:
     module = path.removesuffix(".kernel")
     kept = any(module == name or module.endswith(f".{name}") for name in skip)
     return spec.stacked and module != path and not kept
+
+
+def _check_ready(
+    ready: Mapping[str, ParamSpec],
+    kind: str,
+    quantization: str | None,
+    skip: Sequence[str],
+) -> None:
+    """Raises InputError where a checkpoint in few bits is wanted in other ones."""
+    stored.check(kind, quantization)
+    kept = [p for p, spec in ready.items() if not is_quantized(p, spec, skip)]
+    if kept:
+        raise InputError(
+            f"model.quantization_skip: found {list(skip)!r}, but the checkpoint stores "
+            f"{kept[0].removesuffix('.kernel')} in {kind}; leave it out, or "
+            + stored.REMEDY
+        )
+
+
+def kept_whole(path: str | Path, cfg: ModelConfig) -> tuple[str, ...]:
+    """The names of the layers' modules that a checkpoint in 4 bits stores as they are.
+
+    Raises InputError as `load` does, and reads no weight.
+    """
+    kind = stored.quantization(cfg.hf)
+    assert kind is not None
+    ready = bitsandbytes.find(checkpoint_index.tensors(Path(path)), cfg, kind)
+    return tuple(
+        name.split(".")[-2]
+        for name, spec in tree.walk(param_specs(cfg))
+        if is_quantized(name, spec, ()) and name not in ready
+    )
 
 
 def _quantized(
