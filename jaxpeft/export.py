@@ -42,10 +42,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--to",
         required=True,
-        choices=("peft", "vllm", "merged"),
+        choices=("peft", "vllm", "merged", "bnb4"),
         help="peft: an adapter for PEFT, as it was trained; vllm: one of a single rank "
         "and scale, which vLLM needs; merged: a Hugging Face model with the adapter "
-        "folded in, and its tokenizer, with a line about how the logits changed",
+        "folded in, and its tokenizer, with a line about how the logits changed; bnb4: "
+        "that model in bitsandbytes' nf4",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where to write it")
     parser.add_argument(

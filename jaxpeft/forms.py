@@ -1,17 +1,23 @@
 """A trained model written for other programs: as an adapter, or as a whole model."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft import adapters, hf, kernel, models, trained
+from jaxpeft import adapters, console, hf, kernel, models, quant, trained, tree
 from jaxpeft.errors import InputError
 from jaxpeft.hf.load import DTYPES
+from jaxpeft.quant import NF4
+from jaxpeft.quant.nf4 import BLOCK
 from jaxpeft.trained import Trained
+
+NF4_KINDS = ("nf4", "nf4_single")
 
 # On this text a merged model is compared with what it was merged from.
 SAMPLE = (
@@ -62,18 +68,16 @@ def _vllm(found: Trained, target: Path, dtype: str | None) -> None:
 
 
 def _merged(found: Trained, target: Path, dtype: str | None) -> str | None:
-    base = found.base
     if not kernel.nodes(found.params):
-        hf.save(found.params, target, base.cfg, dtype=dtype)
-        base.copy_companions(target)
-        return None
-    before = _logits(found, found.params)
-    merged = adapters.merge(found.params, dtype)
-    hf.save(merged, target, base.cfg, dtype=dtype)
-    base.copy_companions(target)
-    # What is compared is what stands in the files, in the dtype that it has there.
-    after = _logits(found, hf.load(target, base.cfg, dtype=dtype or base.dtype))
-    return _difference(before, after)
+        return _write(lambda: found.params, found, target, dtype)
+    merged = functools.partial(adapters.merge, found.params, dtype)
+    return _write(merged, found, target, dtype, "merging changed")
+
+
+def _bnb4(found: Trained, target: Path, dtype: str | None) -> str | None:
+    dtype = dtype or found.base.dtype
+    stored = functools.partial(_in_4_bits, found, dtype)
+    return _write(stored, found, target, dtype, "storing in 4 bits changed")
 
 
 # What `--to` can be: (trained model, folder, dtype) -> a line to say, or None.
@@ -81,7 +85,68 @@ FORMS: dict[str, Callable[[Trained, Path, str | None], str | None]] = {
     "peft": _peft,
     "vllm": _vllm,
     "merged": _merged,
+    "bnb4": _bnb4,
 }
+
+
+def _write(
+    make: Callable[[], Mapping[str, Any]],
+    found: Trained,
+    target: Path,
+    dtype: str | None,
+    compared: str | None = None,
+) -> str | None:
+    """Writes a whole model; `compared` begins the line about how its logits changed."""
+    base = found.base
+    hf.save(make(), target, base.cfg, dtype=dtype)
+    base.copy_companions(target)
+    if compared is None:
+        return None
+    # What is compared is what stands in the files, in the dtype that it has there.
+    written = hf.load(target, models.config(target), dtype=dtype or base.dtype)
+    before, after = _logits(found, found.params), _logits(found, written)
+    return _difference(compared, before, after)
+
+
+def _in_4_bits(found: Trained, dtype: str) -> dict[str, Any]:
+    """The params with the layers' kernels in nf4, adapters merged into them first.
+
+    Kernels in nf4 without an adapter stay as they are; those that `quantization_skip`
+    names, or that blocks do not divide, stay whole.
+    """
+    section = found.base.section
+    kind = section.quantization if section.quantization in NF4_KINDS else "nf4"
+    whole, quantized = {}, {}
+    nodes = dict(tree.walk(found.params))
+    for path, spec in tree.walk(models.param_specs(found.base.cfg)):
+        wanted = hf.is_quantized(path, spec, section.quantization_skip)
+        if wanted and spec.shape[-2] % BLOCK == 0:
+            quantized[path] = _quantized(nodes[path], kind, dtype)
+            continue
+        whole[path] = nodes[path]
+        if wanted:
+            console.warn(
+                f"{path}: its input of {spec.shape[-2]} is no multiple of {BLOCK}; it "
+                "is stored whole"
+            )
+    if not quantized:
+        raise InputError(
+            f"--to: found 'bnb4'; no kernel of the layers has an input that {BLOCK} "
+            "divides: use --to merged"
+        )
+    return tree.replace(found.params, {**adapters.merge(whole, dtype), **quantized})
+
+
+def _quantized(node: Any, kind: str, dtype: str) -> NF4:
+    """A stack of kernels in 4 bits, made a layer at a time."""
+    if isinstance(node, NF4):
+        return node
+    layers = []
+    for layer in range(node.shape[0]):
+        one = kernel.dense(jax.tree.map(lambda x, i=layer: x[i], node))
+        made = quant.KERNELS[kind](one.astype(dtype), dtype)
+        layers.append(jax.tree.map(np.asarray, made))
+    return jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *layers)
 
 
 def _require_adapter(found: Trained, kind: str) -> None:
@@ -108,11 +173,11 @@ def _logits(found: Trained, params: Any) -> np.ndarray:
     return np.asarray(forward(params, tokens), np.float32)[0]
 
 
-def _difference(before: np.ndarray, after: np.ndarray) -> str:
+def _difference(what: str, before: np.ndarray, after: np.ndarray) -> str:
     changes = np.abs(after - before)
     same = np.mean(before.argmax(-1) == after.argmax(-1))
     return (
-        f"merging changed the logits by at most {changes.max():.2g}, on average "
+        f"{what} the logits by at most {changes.max():.2g}, on average "
         f"{changes.mean():.2g}; they reach {np.abs(before).max():.3g}, and the most "
         f"likely token is the same in {same:.0%} of {len(before)} places"
     )
