@@ -8,7 +8,6 @@ sizes, the dtype of the weights before, and the mean of the scales (`nested_offs
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -33,6 +32,7 @@ MARK = ".quant_state.bitsandbytes__"  # then nf4 or fp4: only quantized weights 
 STATE = f"{MARK}nf4"
 LARGEST_STATE = 10_000  # bytes of JSON; there are about 200
 MOST_PROBLEMS = 8
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def find(sources: Sources, cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
@@ -194,17 +194,17 @@ def _state_problems(
     if kind == "nf4":
         wanted |= {"nested_blocksize": SCALES_BLOCK, "nested_dtype": "float32"}
         offset = found.get("nested_offset")
-        if not isinstance(offset, int | float) or not math.isfinite(offset):
-            yield f"{file.path}: {key!r}: nested_offset: found {offset!r}; {AGAIN}"
+        if type(offset) is not float or not abs(offset) < LARGEST:
+            yield (
+                f"{file.path}: {key!r}: nested_offset: found {offset!r}; it must be a "
+                "float32 number: download the weights again"
+            )
     for field, expected in wanted.items():
         if found.get(field) != expected:
             yield (
                 f"{file.path}: {key!r}: {field}: found {found.get(field)!r}, handled "
                 f"is {expected!r}: {REMEDY}"
             )
-
-
-AGAIN = "it must be a finite number: download the weights again"
 
 
 def _state(file: SafetensorsFile, key: str) -> dict[str, Any]:

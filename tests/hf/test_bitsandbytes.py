@@ -188,9 +188,11 @@ DAMAGED = {
     "shape": (lambda t: changed_state(t, shape=[64, 32]), r"shape: found \[64, 32\]"),
     "offset": (
         lambda t: changed_state(t, nested_offset="x"),
-        "nested_offset: found 'x'; it must be a finite number",
+        "nested_offset: found 'x'; it must be a float32 number",
     ),
     "no mean": (lambda t: changed_state(t, nested_offset=float("nan")), "found nan"),
+    "huge mean": (lambda t: changed_state(t, nested_offset=1e300), "found 1e\\+300"),
+    "vast mean": (lambda t: changed_state(t, nested_offset=10**400), "found 1000"),
     "book": (lambda t: {f"{QUERY}.quant_map": ODD_BOOK}, "not the code book"),
     "missing": (lambda t: {f"{QUERY}.absmax": None}, "absmax' is missing"),
     "scales": (

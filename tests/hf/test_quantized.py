@@ -157,16 +157,23 @@ from jaxpeft import hf, models, sharding
 
 mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2)
 cfg = models.config(sys.argv[1])
-for kind in ("nf4", "int8"):
+for kind in ("nf4", "nf4_single", "int8"):
     whole = hf.load(sys.argv[1], cfg, quantization=kind)
     parts = hf.load(sys.argv[1], cfg, quantization=kind, mesh=mesh)
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     node = parts["model"]["layers"]["mlp"]["down_proj"]["kernel"]
     print(kind, node.codes.addressable_shards[0].data.shape)
+    if kind != "int8":
+        hf.save(parts, f"{sys.argv[2]}/{kind}", cfg, dtype="float32")
+        stored = models.config(f"{sys.argv[2]}/{kind}")
+        again = hf.load(f"{sys.argv[2]}/{kind}", stored, mesh=mesh)
+        same = jax.tree.map(lambda x, y: x.sharding == y.sharding, again, parts)
+        assert all(jax.tree.leaves(same))
+        jax.tree.map(np.testing.assert_array_equal, whole, again)
 """
 
 
-def test_codes_are_split_like_the_matrix(base):
+def test_codes_are_split_like_the_matrix(base, tmp_path):
     import os
     import subprocess
     import sys
@@ -174,7 +181,7 @@ def test_codes_are_split_like_the_matrix(base):
 
     flags = "--xla_force_host_platform_device_count=4"
     done = subprocess.run(
-        [sys.executable, "-c", ON_A_MESH, str(base)],
+        [sys.executable, "-c", ON_A_MESH, str(base), str(tmp_path)],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -182,4 +189,8 @@ def test_codes_are_split_like_the_matrix(base):
     )
     assert done.returncode == 0, done.stderr
     # down_proj is 128 x 64: its input over tensor, its output over fsdp.
-    assert done.stdout.splitlines() == ["nf4 (3, 32, 32)", "int8 (3, 64, 32)"]
+    assert done.stdout.splitlines() == [
+        "nf4 (3, 32, 32)",
+        "nf4_single (3, 32, 32)",
+        "int8 (3, 64, 32)",
+    ]
