@@ -32,7 +32,8 @@ COMMANDS: dict[str, str] = {
     "evaluate": "loss, perplexity and token accuracy over the evaluation data",
     "generate": "answer prompts with a trained model",
     "chat": "talk with a trained model in the terminal",
-    "export": "write a run as a PEFT adapter or a merged Hugging Face model",
+    "export": "write a run as an adapter for PEFT or vLLM, or as a merged model",
+    "combine": "the weighted sum of several adapters as a single one",
 }
 
 

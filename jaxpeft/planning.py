@@ -182,6 +182,8 @@ class _Step:
         self.mesh, section = mesh, cfg.model
         directory = hf.resolve(section.path)
         model = session.model_config(section, directory)
+        section = session.as_stored(section, directory, model)
+        cfg = cfg.model_copy(update={"model": section})
         dtype = section.dtype
         # What is compiled in float32 for want of a device that computes in 16 bits.
         self.share = jnp.dtype(dtype).itemsize / 4 if widened else 1.0

@@ -23,7 +23,7 @@ from jaxpeft import (
 )
 from jaxpeft.config import AdapterSection, ModelSection, RunConfig
 from jaxpeft.errors import InputError, suggest
-from jaxpeft.models import ModelConfig
+from jaxpeft.models import ModelConfig, stored
 
 TABLES = {
     "adapter": adapters.TABLE,
@@ -88,9 +88,23 @@ def open_base(section: ModelSection) -> Base:
     """Opens a model's config and tokenizer; raises InputError for what is wrong."""
     directory = hf.resolve(section.path)
     cfg = model_config(section, directory)
+    section = as_stored(section, directory, cfg)
     tokenizer = hf.load_tokenizer(directory)
     hf.check_vocab(tokenizer, cfg)
     return Base(directory, cfg, tokenizer, section)
+
+
+def as_stored(section: ModelSection, directory: Path, cfg: ModelConfig) -> ModelSection:
+    """The section, with the quantization of a checkpoint that is stored in few bits.
+
+    Raises InputError where the section wants another.
+    """
+    kind = stored.quantization(cfg.hf)
+    if kind is None:
+        return section
+    stored.check(kind, section.quantization)
+    changes = {"quantization": kind, "quantization_skip": hf.kept_whole(directory, cfg)}
+    return section.model_copy(update=changes)
 
 
 def model_config(section: ModelSection, directory: Path) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""What is done with a trained model: load it, evaluate it, write it for others."""
+"""What is done with a trained model: it is opened and evaluated."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,30 +93,6 @@ def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
         step(*parts, sharding.put_batch(_unpacked(batch), mesh))
         for batch in batches or ()
     )
-
-
-def export(run: str, kind: str, out: str, dtype: str | None) -> None:
-    """Writes a run as a PEFT adapter ("peft") or a merged model ("merged").
-
-    dtype: of the merged weights; None: as the run stored its base. Raises InputError
-    where `out` is not empty or cannot be written.
-    """
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"--out: {out!r} exists and is not empty; name a new folder")
-    cfg, adapter = session.open_run(run)
-    base = session.open_base(cfg.model)
-    params = _params(base, adapter)
-    if kind == "peft":
-        if adapter is None:
-            raise InputError(
-                "--to: found 'peft'; the run trained the whole model and has no "
-                "adapter: use --to merged"
-            )
-        hf.save_adapter(params, target, base.cfg, base=cfg.model.path)
-        return
-    hf.save(adapters.merge(params), target, base.cfg, dtype=dtype)
-    base.copy_companions(target)
 
 
 def _params(

@@ -38,11 +38,14 @@ COLUMNS = {
 class Child:
     """A program under benchmark, running in a process of its own."""
 
-    def __init__(self, name: str, args: argparse.Namespace, dtype: str, remat: str):
+    def __init__(
+        self, name: str, args: argparse.Namespace, dtype: str, remat: str, *more: str
+    ):
         """Start the program and wait until its first step is done."""
         self.name = name
         script = Path(__file__).with_name(PROGRAMS[name])
         options = [*benchmark_child.flags(args), "--dtype", dtype, "--remat", remat]
+        options += more
         self.process = subprocess.Popen(
             [sys.executable, str(script), *options],
             stdin=subprocess.PIPE,

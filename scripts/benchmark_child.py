@@ -20,6 +20,7 @@ from typing import Any
 STARTED = time.perf_counter()
 
 MIB = 2**20
+QUANTIZATIONS = ("none", "int8", "nf4", "nf4_single")
 SHAPES: dict[str, dict[str, Any]] = {
     "cpu": {
         "hidden": 768,
@@ -91,6 +92,7 @@ def arguments(description: str) -> argparse.Namespace:
     add_shapes(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", choices=("none", "full", "dots"), default="none")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="none")
     args = complete(parser.parse_args())
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, usable_cores()[: args.threads])

@@ -8,6 +8,7 @@ configuration makes.
 import benchmark_child as child  # isort: skip
 
 import argparse
+from typing import Any
 
 from jaxpeft.huge_pages import restart_with_huge_pages
 
@@ -19,15 +20,15 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import jaxpeft  # noqa: E402
-from jaxpeft import adapters, models, optim, tree  # noqa: E402
+from jaxpeft import adapters, hf, models, optim, quant, tree  # noqa: E402
 from jaxpeft.models import ModelConfig, ParamSpec  # noqa: E402
 from jaxpeft.step import TrainState, make_train_step  # noqa: E402
 
 
 def base_weights(args: argparse.Namespace, cfg: ModelConfig) -> dict:
-    """The seeded base weights, stacked and in our layout."""
+    """The seeded base weights, stacked and in our layout, or in few bits."""
 
-    def build(spec: ParamSpec) -> jax.Array:
+    def build(path: str, spec: ParamSpec) -> Any:
         def one(name: str) -> np.ndarray:
             values = child.weight(args, name, spec.hf_shape())
             return values.T if spec.transposed else values
@@ -38,9 +39,13 @@ def base_weights(args: argparse.Namespace, cfg: ModelConfig) -> dict:
         stack = np.empty(spec.shape, dtype)
         for layer, name in enumerate(spec.hf_names()):
             stack[layer] = one(name)
-        return jax.device_put(stack)
+        if args.quantization == "none" or not hf.is_quantized(path, spec, ()):
+            return jax.device_put(stack)
+        make = quant.KERNELS[args.quantization]
+        made = [make(jnp.asarray(matrix), args.dtype) for matrix in stack]
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *made)
 
-    return jax.tree.map(build, models.param_specs(cfg), is_leaf=models.is_spec)
+    return tree.map_named(build, models.param_specs(cfg), is_leaf=models.is_spec)
 
 
 def batch_of(args: argparse.Namespace) -> dict[str, jax.Array]:

@@ -30,12 +30,15 @@ LAYERS = (
     ("continuation", "hooks", "session", "flax"),
     ("trained", "assembly"),
     ("answering",),
-    ("dialogue", "prompts", "run", "planning"),
+    ("dialogue", "prompts", "run", "planning", "forms"),
     ("training",),
     # 5: commands
     ("cli",),
     ("model_arguments",),
-    ("train", "chat", "evaluate", "generate", "export", "plan", "__main__"),
+    (
+        *("train", "chat", "evaluate", "generate", "export", "combine", "plan"),
+        "__main__",
+    ),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -11,6 +11,7 @@ from jax import Array
 from jaxpeft import kernel, tree
 from jaxpeft.adapters import embedding, saved, targets
 from jaxpeft.adapters.bottleneck import Bottleneck, bottleneck
+from jaxpeft.adapters.combine import combine
 from jaxpeft.adapters.dora import DoRA, dora
 from jaxpeft.adapters.ia3 import IA3, ia3
 from jaxpeft.adapters.lora import LoRA, lora, lora_fa
@@ -70,6 +71,7 @@ __all__ = [
     "Virtual",
     "bottleneck",
     "choose",
+    "combine",
     "dora",
     "ia3",
     "inject",

@@ -55,8 +55,10 @@ class ModelSection(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="bfloat16", description="of the frozen base and the activations"
     )
-    quantization: Literal["none", "int8", "nf4"] = Field(
-        default="none", description="how the frozen base is stored"
+    quantization: Literal["none", "int8", "nf4", "nf4_single"] = Field(
+        default="none",
+        description="how the frozen base is stored; nf4_single is nf4 without double "
+        "quantization of its scales; a checkpoint in bitsandbytes' nf4 stays as it is",
     )
     quantization_skip: Annotated[tuple[Text, ...], BeforeValidator(_tuple)] = Field(
         default=(),

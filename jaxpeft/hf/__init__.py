@@ -3,7 +3,7 @@
 from jaxpeft.hf.generation_config import sampling, stop_ids
 from jaxpeft.hf.hub import resolve
 from jaxpeft.hf.identity import fingerprint
-from jaxpeft.hf.load import is_quantized, load
+from jaxpeft.hf.load import is_quantized, kept_whole, load
 from jaxpeft.hf.peft_load import load_adapter
 from jaxpeft.hf.peft_save import check_writable, save_adapter
 from jaxpeft.hf.save import save
@@ -12,6 +12,7 @@ from jaxpeft.hf.tokenizer import (
     check_vocab,
     load_tokenizer,
 )
+from jaxpeft.hf.vllm import save_for_vllm
 
 __all__ = [
     "TOKENIZER_FILES",
@@ -19,6 +20,7 @@ __all__ = [
     "check_writable",
     "fingerprint",
     "is_quantized",
+    "kept_whole",
     "load",
     "load_adapter",
     "load_tokenizer",
@@ -26,5 +28,6 @@ __all__ = [
     "sampling",
     "save",
     "save_adapter",
+    "save_for_vllm",
     "stop_ids",
 ]

@@ -15,8 +15,9 @@ from jax import Array
 
 from jaxpeft import quant, sharding, tree
 from jaxpeft.errors import InputError, suggest
-from jaxpeft.hf import checkpoint_index, layout
+from jaxpeft.hf import bitsandbytes, checkpoint_index, layout
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile, Tensor
+from jaxpeft.models import stored
 from jaxpeft.models.spec import ModelConfig, ParamSpec, Piece
 from jaxpeft.models.weights import is_spec, param_specs
 
@@ -28,7 +29,7 @@ READERS = 8  # threads, each on a tensor of its own
 MOST_PROBLEMS = 8  # listed of one kind; a wrong config breaks every tensor alike
 
 
-class Stored(NamedTuple):
+class Found(NamedTuple):
     """A tensor of a file, under the name that it has there."""
 
     file: SafetensorsFile
@@ -48,7 +49,7 @@ class Stored(NamedTuple):
         return f"{self.file.path}: {self.name!r}"
 
 
-Sources = Mapping[str, Stored]
+Sources = Mapping[str, Found]
 Shardings = Callable[[ParamSpec], jax.sharding.Sharding]
 
 
@@ -69,10 +70,12 @@ def load(
     declaration, if not where its logical axes say. No second copy of the model ever
     exists in memory. quantization: one of `quant.KERNELS`, which every stacked kernel
     is stored in, a layer at a time, so that they never exist in 16 bits together; but
-    for those whose name ends with an entry of `skip` ("down_proj").
+    for those whose name ends with an entry of `skip` ("down_proj"). What a checkpoint
+    of bitsandbytes holds in 4 bits stays as it is.
 
     Raises InputError for tensors that are missing, left over, of another shape than
-    `cfg` says, not finite, or neither float32, float16 nor bfloat16.
+    `cfg` says, not finite, or neither float32, float16 nor bfloat16; for a checkpoint
+    in 4 bits and another quantization.
     """
     if dtype not in DTYPES:
         raise InputError(f"model.dtype: found {dtype!r}" + suggest(dtype, DTYPES))
@@ -83,7 +86,19 @@ def load(
         )
     specs = param_specs(cfg)
     sources = _sources(Path(path), specs)
-    _check(jax.tree.leaves(specs, is_leaf=is_spec), sources, cfg)
+    files = {name: found.file for name, found in sources.items()}
+    kind = stored.quantization(cfg.hf)
+    ready = bitsandbytes.find(files, cfg, kind) if kind else {}
+    if kind is not None:
+        _check_ready(ready, kind, quantization, skip)
+    done = {
+        tensor
+        for spec in ready.values()
+        for name in spec.hf_names()
+        for tensor in bitsandbytes.tensors(name, kind or "")
+    }
+    others = [spec for path, spec in tree.walk(specs) if path not in ready]
+    _check(others, {n: found for n, found in sources.items() if n not in done}, cfg)
 
     def place(spec: ParamSpec, pool: Executor) -> Array:
         read = functools.partial(_read, sources, jnp.dtype(dtype), spec, pool)
@@ -98,7 +113,9 @@ def load(
         return array.block_until_ready()
 
     def load_one(path: str, spec: ParamSpec, pool: Executor) -> Any:
-        if quantization is None or not is_quantized(path, spec, skip):
+        if kind is not None and path in ready:
+            return bitsandbytes.read(files, spec, kind, dtype, mesh)
+        if kind or quantization is None or not is_quantized(path, spec, skip):
             return place(spec, pool)
         make = quant.KERNELS[quantization]
         return _quantized(sources, dtype, spec, pool, make, mesh)
@@ -120,6 +137,38 @@ def is_quantized(path: str, spec: ParamSpec, skip: Sequence[str]) -> bool:
     module = path.removesuffix(".kernel")
     kept = any(module == name or module.endswith(f".{name}") for name in skip)
     return spec.stacked and module != path and not kept
+
+
+def _check_ready(
+    ready: Mapping[str, ParamSpec],
+    kind: str,
+    quantization: str | None,
+    skip: Sequence[str],
+) -> None:
+    """Raises InputError where a checkpoint in few bits is wanted in other ones."""
+    stored.check(kind, quantization)
+    kept = [p for p, spec in ready.items() if not is_quantized(p, spec, skip)]
+    if kept:
+        raise InputError(
+            f"model.quantization_skip: found {list(skip)!r}, but the checkpoint stores "
+            f"{kept[0].removesuffix('.kernel')} in {kind}; leave it out, or "
+            + stored.REMEDY
+        )
+
+
+def kept_whole(path: str | Path, cfg: ModelConfig) -> tuple[str, ...]:
+    """The names of the layers' modules that a checkpoint in 4 bits stores as they are.
+
+    Raises InputError as `load` does, and reads no weight.
+    """
+    kind = stored.quantization(cfg.hf)
+    assert kind is not None
+    ready = bitsandbytes.find(checkpoint_index.tensors(Path(path)), cfg, kind)
+    return tuple(
+        name.split(".")[-2]
+        for name, spec in tree.walk(param_specs(cfg))
+        if is_quantized(name, spec, ()) and name not in ready
+    )
 
 
 def _quantized(
@@ -167,9 +216,9 @@ def _read(
         within = (*index[len(piece.at) : -1], within)
         at = tuple(i - r.start for i, r in zip(piece.at, ranges))
         place = target[(*at, ..., slice(start - columns.start, stop - columns.start))]
-        stored = sources[piece.name]
-        values = stored.view()[within[::-1] if spec.transposed else within]
-        layout.require_finite(values, str(stored))
+        source = sources[piece.name]
+        values = source.view()[within[::-1] if spec.transposed else within]
+        layout.require_finite(values, str(source))
         layout.copy(values, place, transposed=spec.transposed)
         if dtype == np.float16 and not layout.is_finite(place):
             raise InputError(
@@ -177,7 +226,7 @@ def _read(
                 "use bfloat16 or float32"
             )
         del values
-        stored.release()
+        source.release()
 
     # To the end, for the errors; numpy lets the threads run beside each other.
     list(pool.map(fill, _within(spec, ranges)))
@@ -255,7 +304,7 @@ def _sources(directory: Path, specs: Any) -> Sources:
     `transformer.wte.weight`), and transformers reads it as if they had it.
     """
     files = checkpoint_index.tensors(directory)
-    found = {name: Stored(file, name) for name, file in files.items()}
+    found = {name: Found(file, name) for name, file in files.items()}
     embedding = _embedding(jax.tree.leaves(specs, is_leaf=is_spec))
     prefix = embedding.partition(".")[0] + "."
     if any(name.startswith(prefix) for name in found):

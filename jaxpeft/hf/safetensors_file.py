@@ -37,6 +37,8 @@ FLOATS: dict[str, np.dtype] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# What is written: weights, and the codes of quantized ones.
+WRITTEN = {**FLOATS, "U8": np.dtype(np.uint8)}
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,17 @@ class SafetensorsFile:
     def view(self, name: str) -> np.ndarray:
         """A read-only array over the file's own pages: no copy. Only for FLOATS."""
         tensor = self.tensors[name]
+        return self.raw(name).view(FLOATS[tensor.dtype]).reshape(tensor.shape)
+
+    def raw(self, name: str) -> np.ndarray:
+        """The bytes of a tensor of any dtype, read-only: no copy."""
+        tensor = self.tensors[name]
         with self._opening:
             if self._map is None:
                 with self.path.open("rb") as file:
                     self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        count = math.prod(tensor.shape)
-        flat = np.frombuffer(self._map, FLOATS[tensor.dtype], count, tensor.start)
-        return flat.reshape(tensor.shape)
+        size = tensor.stop - tensor.start
+        return np.frombuffer(self._map, np.uint8, size, tensor.start)
 
     def release(self, name: str) -> None:
         """Gives a tensor's pages back to the system; a later view reads them again.
@@ -103,7 +109,7 @@ def write(
     tensors: {name: (dtype, shape)} in the order of the file; `values(name)` returns
     the array when its turn comes.
     """
-    names = {dtype: name for name, dtype in FLOATS.items()}
+    names = {dtype: name for name, dtype in WRITTEN.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, (dtype, shape) in tensors.items():

@@ -1,9 +1,10 @@
 """A model back into Hugging Face's format: safetensors, an index, config.json."""
 
+import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,12 @@ import numpy as np
 
 from jaxpeft import kernel, tree
 from jaxpeft.errors import InputError, suggest
-from jaxpeft.hf import checkpoint_index, layout, safetensors_file
+from jaxpeft.hf import bitsandbytes, checkpoint_index, layout, safetensors_file
 from jaxpeft.hf.load import DTYPES
 from jaxpeft.hf.replacing import replacing
 from jaxpeft.models.spec import ModelConfig, ParamSpec, Piece
 from jaxpeft.models.weights import param_specs
+from jaxpeft.quant import NF4
 
 METADATA = {"format": "pt"}  # without it transformers refuses a file
 WEIGHTS = re.compile(
@@ -26,16 +28,15 @@ WEIGHTS = re.compile(
 
 
 class Part(NamedTuple):
-    """One Hugging Face tensor: the piece of a leaf that it holds."""
+    """One tensor of a file: its dtype and shape, and what reads its values."""
 
-    leaf: Any
-    spec: ParamSpec
-    piece: Piece
     dtype: np.dtype
+    shape: tuple[int, ...]
+    values: Callable[[], np.ndarray]
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.spec.hf_shape()) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def save(
@@ -49,11 +50,12 @@ def save(
     """Writes `config.json` and `model.safetensors` (or shards and their index).
 
     dtype: float32, bfloat16 or float16; None keeps each weight's own, bit for bit.
+    NF4 kernels are written as they are, in bitsandbytes' format.
     A file replaces its predecessor only when all are complete and verified; weights
     of an earlier save are removed. One tensor at a time is copied. The tokenizer's
     files are not touched. Of several processes all call this, and the first writes.
-    Raises InputError where adapters or quantized weights are
-    left in `params`, where they are not those of `cfg`, or the folder is unwritable.
+    Raises InputError where adapters or int8 weights are left in `params`, where they
+    are not those of `cfg`, or the folder is unwritable.
     """
     directory = Path(directory)
     parts = _parts(params, cfg, dtype)
@@ -61,19 +63,19 @@ def save(
     if jax.process_index():
         # Another one writes; what this one holds of each tensor is fetched from here.
         for part in parts.values():
-            _values(part)
+            part.values()
         return
     with replacing(directory) as partial:
         for name, shard in shards.items():
             safetensors_file.write(
                 partial / name,
-                {tensor: (p.dtype, p.spec.hf_shape()) for tensor, p in shard.items()},
-                lambda tensor: _values(parts[tensor]),
+                {tensor: (p.dtype, p.shape) for tensor, p in shard.items()},
+                lambda tensor: parts[tensor].values(),
                 METADATA,
             )
         if len(shards) > 1:
-            _write_json(partial / checkpoint_index.INDEX, _index(shards))
-        _write_json(partial / "config.json", _config(cfg, parts))
+            _write_json(partial / checkpoint_index.INDEX, _index(shards, cfg))
+        _write_json(partial / "config.json", _config(cfg, params, dtype))
         _verify(partial, parts)
         for old in directory.iterdir():
             if WEIGHTS.fullmatch(old.name) and not (partial / old.name).exists():
@@ -89,11 +91,11 @@ def _parts(
     """
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype: found {dtype!r}" + suggest(str(dtype), DTYPES))
-    left = kernel.nodes(params)
+    left = [n for n, k in kernel.nodes(params).items() if not isinstance(k, NF4)]
     if left:
         raise InputError(
-            f"the params still hold {len(left)} adapters or quantized weights "
-            f"({next(iter(left))}, ...); fold them in first: "
+            f"the params still hold {len(left)} adapters or int8 weights "
+            f"({left[0]}, ...); fold them in first: "
             "adapters.merge(params)"
         )
     if not cfg.hf:
@@ -118,9 +120,15 @@ def _parts(
     parts = {}
     for name, spec in specs.items():
         leaf = leaves[name]
-        stored = jnp.dtype(dtype or leaf.dtype)
+        if isinstance(leaf, NF4):
+            bitsandbytes.check(cfg)
+            written = bitsandbytes.stored(leaf, spec, dtype or leaf.dtype)
+            parts.update({tensor: Part(*part) for tensor, part in written.items()})
+            continue
+        kind = jnp.dtype(dtype or leaf.dtype)
         for piece in spec.pieces():
-            parts[piece.name] = Part(leaf, spec, piece, stored)
+            read = functools.partial(_values, leaf, spec, piece, kind)
+            parts[piece.name] = Part(kind, spec.hf_shape(), read)
     return dict(sorted(parts.items(), key=lambda item: -item[1].dtype.itemsize))
 
 
@@ -142,32 +150,42 @@ def _shards(parts: Mapping[str, Part], limit: float) -> dict[str, dict[str, Part
     }
 
 
-def _values(part: Part) -> np.ndarray:
-    """The tensor as Hugging Face lays it out, in the dtype to store."""
-    leaf = part.leaf[part.piece.at] if part.piece.at else part.leaf
-    values = tree.to_host(leaf)[..., part.piece.columns]
-    if values.dtype == part.dtype and not part.spec.transposed:
+def _values(leaf: Any, spec: ParamSpec, piece: Piece, dtype: np.dtype) -> np.ndarray:
+    """A piece of a leaf as Hugging Face lays it out, in `dtype`."""
+    values = tree.to_host(leaf[piece.at] if piece.at else leaf)[..., piece.columns]
+    if values.dtype == dtype and not spec.transposed:
         return values
-    target = np.empty(part.spec.hf_shape(), part.dtype)
-    layout.copy(values, target, transposed=part.spec.transposed)
+    target = np.empty(spec.hf_shape(), dtype)
+    layout.copy(values, target, transposed=spec.transposed)
     return target
 
 
-def _index(shards: Mapping[str, Mapping[str, Part]]) -> dict[str, Any]:
+def _index(
+    shards: Mapping[str, Mapping[str, Part]], cfg: ModelConfig
+) -> dict[str, Any]:
     parts = [part for shard in shards.values() for part in shard.values()]
     return {
         "metadata": {
-            "total_parameters": sum(math.prod(p.spec.hf_shape()) for p in parts),
+            "total_parameters": sum(
+                math.prod(spec.shape) for _, spec in tree.walk(param_specs(cfg))
+            ),
             "total_size": sum(p.nbytes for p in parts),
         },
         "weight_map": {name: file for file, shard in shards.items() for name in shard},
     }
 
 
-def _config(cfg: ModelConfig, parts: Mapping[str, Part]) -> dict[str, Any]:
-    """config.json as it was read, but for the dtype and references to code."""
-    hf = {k: v for k, v in cfg.hf.items() if k != "auto_map"}
-    stored = next(iter(parts.values())).dtype.name
+def _config(
+    cfg: ModelConfig, params: Mapping[str, Any], dtype: str | None
+) -> dict[str, Any]:
+    """config.json as it was read, but for how weights are stored, and what is code."""
+    left_out = ("auto_map", "quantization_config")
+    hf = {k: v for k, v in cfg.hf.items() if k not in left_out}
+    leaves = [x for _, x in tree.walk(params)]
+    own = max((jnp.dtype(x.dtype) for x in leaves), key=lambda kind: kind.itemsize)
+    stored = dtype or own.name
+    if any(isinstance(x, NF4) for x in leaves):
+        hf["quantization_config"] = bitsandbytes.config(params, stored)
     # transformers before 4.56 and many other readers know only the older name.
     for key in {"dtype", "torch_dtype"} & set(hf) or {"dtype"}:
         hf[key] = stored
@@ -183,6 +201,6 @@ def _verify(directory: Path, parts: Mapping[str, Part]) -> None:
     found = checkpoint_index.tensors(directory)
     for name, part in parts.items():
         tensor = found[name].tensors[name]
-        dtype = safetensors_file.FLOATS[tensor.dtype]
-        if (tensor.shape, dtype) != (part.spec.hf_shape(), part.dtype):
+        dtype = safetensors_file.WRITTEN[tensor.dtype]
+        if (tensor.shape, dtype) != (part.shape, part.dtype):
             raise RuntimeError(f"{directory}: {name} was not written as it should be")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxpeft.errors import InputError, suggest
+from jaxpeft.models import stored
 from jaxpeft.models.spec import ModelConfig, Rope
 
 # Fields that say nothing about the mathematics of a forward pass. Those that name
@@ -300,12 +301,11 @@ class Fields:
             and value is not None
             and not name.startswith(("_", "unsloth_"))
         }
-        if "quantization_config" in unknown:
-            unknown.remove("quantization_config")
-            self.problems.append(
-                "config.json: quantization_config: the weights are stored quantized, "
-                "which is not handled; point model.path at the unquantized model"
-            )
+        unknown.discard("quantization_config")
+        try:
+            stored.quantization(self.hf)
+        except InputError as error:
+            self.problems += error.problems
         self.problems += [
             f"config.json: {name}: found {self.hf[name]!r}; this field is not handled "
             f"for model_type {self.hf.get('model_type')!r}, and ignoring it could "

@@ -10,10 +10,14 @@ from jax import Array
 from jaxpeft.quant.blockwise import Blockwise, dequantize, quantize, zeros
 from jaxpeft.quant.chunks import in_chunks
 from jaxpeft.quant.int8 import Int8, int8
-from jaxpeft.quant.nf4 import NF4, nf4
+from jaxpeft.quant.nf4 import NF4, nf4, nf4_single
 
 # How a frozen kernel may be stored: (a (d_in, d_out) matrix, its dtype) -> its node.
-KERNELS: dict[str, Callable[[Array, str], Any]] = {"int8": int8, "nf4": nf4}
+KERNELS: dict[str, Callable[[Array, str], Any]] = {
+    "int8": int8,
+    "nf4": nf4,
+    "nf4_single": nf4_single,
+}
 
 __all__ = [
     "KERNELS",
@@ -24,6 +28,7 @@ __all__ = [
     "in_chunks",
     "int8",
     "nf4",
+    "nf4_single",
     "quantize",
     "shapes",
     "zeros",

@@ -1,4 +1,4 @@
-"""Frozen kernels in 4 bits: NormalFloat with doubly quantized scales.
+"""Frozen kernels in 4 bits: NormalFloat, its scales quantized again or in float32.
 
 Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, in the layout
 and with the values of bitsandbytes: blocks of 64 weights along the input, whose largest
@@ -46,19 +46,20 @@ _BOUNDS = (VALUES[:-1] + VALUES[1:]) / np.float32(2)
 
 @struct.dataclass
 class NF4:
-    """A kernel (*layers, d_in, d_out) in 4.13 bits a weight.
+    """A kernel (*layers, d_in, d_out) in 4.13 bits a weight, or 4.5.
 
     codes: (*layers, d_out, d_in / 2) uint8, two weights a byte, the even one in the
     high half. scales: (*layers, d_out, d_in / 64) uint8, codes of the blocks' largest
     magnitudes. scales_max: (*layers, n) float32, the largest magnitude of each 256 of
-    those, less `offset`, (*layers,) float32, their mean. dtype: that of the weights
-    before, and of the products' operand.
+    those, less `offset`, (*layers,) float32, their mean. Without double quantization
+    `scales` are those magnitudes in float32, and these two are None. dtype: that of
+    the weights before, and of the products' operand.
     """
 
     codes: Array
     scales: Array
-    scales_max: Array
-    offset: Array
+    scales_max: Array | None = None
+    offset: Array | None = None
     dtype: str = struct.field(pytree_node=False, default="bfloat16")
 
     @property
@@ -77,12 +78,13 @@ class NF4:
     def axes(self, base: Axes) -> "NF4":
         """Codes and scales are split as the matrix is; the few numbers are whole."""
         *layers, d_in, d_out = base
+        double = self.offset is not None
         return dataclasses.replace(
             self,
             codes=(*layers, d_out, d_in),
             scales=(*layers, d_out, d_in),
-            scales_max=(*layers, None),
-            offset=tuple(layers),
+            scales_max=(*layers, None) if double else None,
+            offset=tuple(layers) if double else None,
         )
 
     def _rows(self) -> Array:
@@ -95,6 +97,8 @@ class NF4:
 
     def _largest(self) -> Array:
         """The largest magnitude of each block, (*layers, d_out, d_in / 64) float32."""
+        if self.scales_max is None or self.offset is None:
+            return self.scales
         values = codebooks.decode(self.scales, signed=True)
         lead = self.offset.shape
         flat = values.reshape(*lead, -1)
@@ -109,26 +113,51 @@ def nf4(matrix: Array, dtype: str) -> NF4:
 
     Raises InputError where blocks of 64 do not divide d_in.
     """
+    codes, largest = _quantize(_blocks(matrix))
+    return NF4(codes, *_quantize_scales(largest), dtype=dtype)
+
+
+def nf4_single(matrix: Array, dtype: str) -> NF4:
+    """`nf4` without double quantization: the scales stay in float32.
+
+    What bitsandbytes makes where `bnb_4bit_use_double_quant` is false, its default.
+    """
+    return NF4(*_quantize(_blocks(matrix)), dtype=dtype)
+
+
+def _blocks(matrix: Array) -> Array:
+    """The matrix transposed, (d_out, d_in / 64, 64).
+
+    bitsandbytes goes through the whole matrix, so that its blocks pass from one row to
+    the next where 64 does not divide d_in. Such a matrix could neither be split over
+    devices nor have its layers' rows apart, and models hardly have any.
+    """
     d_in, d_out = matrix.shape
     if d_in % BLOCK:
         raise InputError(
             f"model.quantization: nf4 needs matrices whose input is a multiple of "
-            f"{BLOCK}, found {d_in} x {d_out}; use int8, or leave it out with "
+            f"{BLOCK}, found {d_in} x {d_out}: a block of {BLOCK} weights has one "
+            "scale and would span two outputs; use int8, or leave it out with "
             "model.quantization_skip"
         )
-    codes, scales, scales_max, offset = _quantize(matrix)
-    return NF4(codes, scales, scales_max, offset, dtype)
+    return matrix.T.reshape(d_out, d_in // BLOCK, BLOCK)
 
 
 @jax.jit
-def _quantize(matrix: Array) -> tuple[Array, Array, Array, Array]:
-    d_in, d_out = matrix.shape
-    blocks = matrix.T.astype(jnp.float32).reshape(d_out, d_in // BLOCK, BLOCK)
+def _quantize(blocks: Array) -> tuple[Array, Array]:
+    """Codes, two a byte, (d_out, d_in / 2), and largest magnitudes, (d_out, blocks)."""
+    blocks = blocks.astype(jnp.float32)
     largest = jnp.max(jnp.abs(blocks), axis=-1)
     scaled = blocks * jnp.where(largest > 0, 1.0 / largest, 0.0)[..., None]
     codes = sum((scaled > bound).astype(jnp.uint8) for bound in _BOUNDS)
     assert isinstance(codes, Array)
-    codes = codes.reshape(d_out, d_in)
+    codes = codes.reshape(blocks.shape[0], -1)
+    return codes[:, ::2] << 4 | codes[:, 1::2], largest
+
+
+@jax.jit
+def _quantize_scales(largest: Array) -> tuple[Array, Array, Array]:
+    """The fields `scales`, `scales_max` and `offset`."""
     offset = jnp.mean(largest)
     flat = (largest - offset).reshape(-1)
     count = -(-flat.size // SCALES_BLOCK)
@@ -137,8 +166,7 @@ def _quantize(matrix: Array) -> tuple[Array, Array, Array, Array]:
     scales_max = jnp.max(jnp.abs(flat), axis=-1)
     inverse = jnp.where(scales_max > 0, 1.0 / scales_max, 0.0)
     scales = codebooks.encode(flat * inverse[:, None], signed=True)
-    scales = scales.reshape(-1)[: largest.size].reshape(largest.shape)
-    return codes[:, ::2] << 4 | codes[:, 1::2], scales, scales_max, offset
+    return scales.reshape(-1)[: largest.size].reshape(largest.shape), scales_max, offset
 
 
 def _value(code: Array) -> Array:

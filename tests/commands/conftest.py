@@ -11,7 +11,7 @@ import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxpeft import chat, cli, evaluate, export, generate, plan, train
+from jaxpeft import chat, cli, combine, evaluate, export, generate, plan, train
 
 COMMANDS = {
     "train": train.main,
@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": generate.main,
     "chat": chat.main,
     "export": export.main,
+    "combine": combine.main,
     "plan": plan.main,
 }
 COMPANIONS = (

@@ -1,12 +1,16 @@
 """What a run leaves for others, opened by peft and transformers."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jaxpeft import hf, models, session
+from jaxpeft import hf, kernel, models, session
 
 TOKENS = np.random.default_rng(0).integers(5, 4096, (2, 17))
 
@@ -25,6 +29,13 @@ def logits(model):
         return model.eval()(torch.from_numpy(TOKENS)).logits.float().numpy()
 
 
+def changes(done):
+    """The numbers of the line about a merge."""
+    (line,) = (s for s in done.out.splitlines() if s.startswith("merging changed"))
+    names = ("at most", "on average", "they reach")
+    return {n: float(re.search(rf"{n} ([\d.e+-]+\d)", line)[1]) for n in names}
+
+
 def bare(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
@@ -36,9 +47,10 @@ def test_peft_loads_the_adapter_of_a_run(finished, tiny, ours):
     assert np.abs(found - base).max() > 0.1
 
 
-def test_peft_loads_an_exported_adapter(finished, tiny, ours, command, tmp_path):
+@pytest.mark.parametrize("kind", ["peft", "vllm"])
+def test_peft_loads_an_exported_adapter(kind, finished, tiny, ours, command, tmp_path):
     out = tmp_path / "adapter"
-    done = command("export", "--run", str(finished), "--to", "peft", "--out", str(out))
+    done = command("export", "--run", str(finished), "--to", kind, "--out", str(out))
     assert done.code == 0 and f"wrote and verified {out}" in done.out
     found = logits(PeftModel.from_pretrained(bare(tiny), out))
     np.testing.assert_allclose(found, ours, atol=1e-4)
@@ -47,7 +59,8 @@ def test_peft_loads_an_exported_adapter(finished, tiny, ours, command, tmp_path)
 def test_transformers_loads_the_merged_model(finished, ours, command, tmp_path):
     arguments = ["--run", str(finished), "--to", "merged", "--out"]
     out = tmp_path / "merged"
-    assert command("export", *arguments, str(out)).code == 0
+    done = command("export", *arguments, str(out))
+    assert done.code == 0 and changes(done)["at most"] < 1e-4
     merged = AutoModelForCausalLM.from_pretrained(out)
     assert merged.dtype == torch.float32
     np.testing.assert_allclose(logits(merged), ours, atol=1e-4)
@@ -56,13 +69,99 @@ def test_transformers_loads_the_merged_model(finished, ours, command, tmp_path):
     assert merged.generation_config.eos_token_id == [4, 2]
 
     out = tmp_path / "half"
-    assert command("export", *arguments, str(out), "--dtype", "bfloat16").code == 0
+    done = command("export", *arguments, str(out), "--dtype", "bfloat16")
+    assert done.code == 0 and 1e-3 < changes(done)["at most"] < 0.2
     merged = AutoModelForCausalLM.from_pretrained(out)
     assert merged.dtype == torch.bfloat16
     np.testing.assert_allclose(logits(merged.float()), ours, atol=0.2)
 
 
-@pytest.mark.parametrize("kind", ["peft", "merged"])
+def test_a_model_and_its_adapter_are_a_run_s_equal(finished, tiny, command, tmp_path):
+    out, again = tmp_path / "out", tmp_path / "again"
+    source = ["--model", str(tiny), "--adapter", str(finished / "adapter")]
+    assert command("export", *source, "--to", "merged", "--out", str(out)).code == 0
+    source = ["--run", str(finished)]
+    assert command("export", *source, "--to", "merged", "--out", str(again)).code == 0
+    one, other = (folder / "model.safetensors" for folder in (out, again))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_what_a_merge_changed_is_what_torch_sees(finished, tiny, command, tmp_path):
+    """With a base in few bits: its logits before, and those of the merged files."""
+    from jaxpeft import forms
+
+    cfg = models.config(tiny)
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"] |= {"quantization": "int8", "quantization_skip": ["o_proj"]}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    out = tmp_path / "out"
+    arguments = ["--run", str(run), "--to", "merged", "--dtype", "bfloat16", "--out"]
+    told = changes(command("export", *arguments, str(out)))
+    params = hf.load(tiny, cfg, quantization="int8", skip=("o_proj",))
+    params = hf.load_adapter(params, finished / "adapter", cfg)
+    tokens = np.asarray(
+        [AutoTokenizer.from_pretrained(tiny)(forms.SAMPLE)["input_ids"]]
+    )
+    before = np.asarray(models.forward(params, tokens, cfg))
+    with torch.no_grad():
+        after = bare(out).eval()(torch.from_numpy(tokens)).logits.numpy()
+    change = np.abs(after - before)
+    assert told["at most"] == pytest.approx(change.max(), rel=0.06)
+    assert told["on average"] == pytest.approx(change.mean(), rel=0.06)
+    assert told["they reach"] == pytest.approx(np.abs(before).max(), rel=0.01)
+    assert not kernel.nodes(hf.load(out, models.config(out)))
+
+
+def test_adapters_are_combined(finished, tiny, ours, command, tmp_path):
+    adapter, out = str(finished / "adapter"), tmp_path / "out"
+    parts = ["--adapter", f"{adapter}:1.5", "--adapter", f"{adapter}:-0.5"]
+    arguments = ["--model", str(tiny), *parts, "--out", str(out)]
+    for method in ([], ["--method", "svd", "--r", "4"]):
+        done = command("combine", *arguments, *method)
+        assert done.code == 0 and f"wrote and verified {out}" in done.out
+        found = logits(PeftModel.from_pretrained(bare(tiny), out))
+        np.testing.assert_allclose(found, ours, atol=1e-4)
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--adapter", "runs/a"], "--adapter: found 'runs/a'; give a folder, a colon"),
+        (["--adapter", "runs/a:x"], "--adapter: found 'runs/a:x'"),
+        (["--adapter", "a:nan"], "--adapter: found 'a:nan'"),
+        (["--adapter", "a:1", "--r", "3"], "--r: found 3 with --method cat"),
+        (["--adapter", "a:1", "--r", "0", "--method", "svd"], "--r: found 0"),
+    ],
+)
+def test_what_combine_cannot_read(arguments, message, tiny, command, tmp_path):
+    out = ["--model", str(tiny), "--out", str(tmp_path / "out")]
+    done = command("combine", *arguments, *out)
+    assert done.code == 2 and message in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give one of --run DIR and --model PATH"),
+        (["--run", "a", "--adapter", "b"], "--adapter belongs to --model"),
+    ],
+)
+def test_what_export_cannot_read(arguments, message, command):
+    done = command("export", *arguments, "--to", "peft", "--out", "nowhere")
+    assert done.code == 2 and message in done.err
+
+
+def test_no_adapter_is_none_to_export(tiny, command, tmp_path):
+    for kind in ("peft", "vllm"):
+        out = ["--to", kind, "--out", str(tmp_path / "out")]
+        done = command("export", "--model", str(tiny), *out)
+        assert done.code == 2 and f"--to: found '{kind}'; there is no" in done.err
+
+
+@pytest.mark.parametrize("kind", ["peft", "vllm", "merged"])
 def test_a_folder_that_holds_something_is_left_alone(finished, command, tmp_path, kind):
     (tmp_path / "mine").write_text("precious")
     arguments = ["--run", str(finished), "--to", kind, "--out", str(tmp_path)]

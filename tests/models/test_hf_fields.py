@@ -79,9 +79,27 @@ def test_old_rope_fields_mean_what_transformers_reads(name):
     assert models.config(old) == models.config(rewritten)
 
 
+IN_4_BITS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
 REFUSED = {
     "unknown field": ({"sliding_window": 4096}, "sliding_window: found 4096"),
-    "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config: .*unq"),
+    "quantized": (
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        "quantization_config.quant_method: found 'gptq'; .*unquantized",
+    ),
+    "8 bits": (
+        {"quantization_config": {"load_in_8bit": True}},
+        "quantization_config.load_in_4bit: found None; .*unquantized",
+    ),
+    "another book": (
+        {"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}},
+        "quantization_config.bnb_4bit_quant_type: found 'fp4'; .*unquantized",
+    ),
+    "neither": (
+        {"quantization_config": {**IN_4_BITS, "bnb_4bit_use_double_quant": 1}},
+        "quantization_config.bnb_4bit_use_double_quant: found 1",
+    ),
+    "no mapping": ({"quantization_config": "nf4"}, "quantization_config: found 'nf4'"),
     "dropout": ({"attention_dropout": 0.1}, "attention_dropout: found 0.1"),
     "huge": ({"hidden_size": 10**12}, "hidden_size: found 1000000000000"),
     "zero": ({"num_hidden_layers": 0}, "num_hidden_layers: found 0"),

@@ -71,6 +71,19 @@ def test_nf4_is_bitsandbytes(matrix, dtype):
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nf4_without_double_quantization_is_bitsandbytes(matrix, dtype):
+    there = torch.from_numpy(np.ascontiguousarray(matrix.T)).to(getattr(torch, dtype))
+    packed, state = bnb.quantize_4bit(there, blocksize=64, quant_type="nf4")
+    found = quant.nf4_single(jnp.asarray(matrix, dtype), dtype)
+    np.testing.assert_array_equal(
+        np.asarray(found.codes).ravel(), packed.numpy().ravel()
+    )
+    np.testing.assert_array_equal(np.ravel(found.scales), state.absmax.numpy())
+    dense = bnb.dequantize_4bit(packed, state).float().numpy().T
+    np.testing.assert_array_equal(found.dense(), dense)
+
+
 def test_the_book_is_bitsandbytes():
     from jaxpeft.quant.nf4 import VALUES
 
@@ -114,7 +127,9 @@ def test_gradients_pass_and_keep_no_matrix(kind):
     )
 
 
-@pytest.mark.parametrize(("kind", "most"), [("int8", 1.01), ("nf4", 0.53)])
+@pytest.mark.parametrize(
+    ("kind", "most"), [("int8", 1.01), ("nf4", 0.53), ("nf4_single", 0.5626)]
+)
 def test_bytes_a_weight(kind, most):
     node = quant.shapes(kind, (4, 4096, 1024), "bfloat16")
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(node))

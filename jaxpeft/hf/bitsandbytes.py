@@ -1,0 +1,302 @@
+"""Weights that bitsandbytes stored in 4 bits: its safetensors, in and out.
+
+For a matrix (out, in) named `W`, flattened, with blocks of 64: `W` holds the codes, two
+a byte; `W.absmax` the scales of the blocks, float32, or with double quantization their
+codes, whose own scales are `W.nested_absmax`; `W.quant_map` and `W.nested_quant_map`
+the code books; `W.quant_state.bitsandbytes__nf4` a JSON object as bytes: shapes, block
+sizes, the dtype of the weights before, and the mean of the scales (`nested_offset`).
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpeft import sharding, tree
+from jaxpeft.errors import InputError
+from jaxpeft.hf import layout
+from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
+from jaxpeft.models.spec import ModelConfig, ParamSpec
+from jaxpeft.models.stored import BNB, REMEDY
+from jaxpeft.models.weights import param_specs
+from jaxpeft.quant import NF4, codebooks
+from jaxpeft.quant.nf4 import BLOCK, SCALES_BLOCK, VALUES
+
+Sources = Mapping[str, SafetensorsFile]
+Announced = tuple[np.dtype, tuple[int, ...], Callable[[], np.ndarray]]
+
+MARK = ".quant_state.bitsandbytes__"  # then nf4 or fp4: only quantized weights have it
+STATE = f"{MARK}nf4"
+LARGEST_STATE = 10_000  # bytes of JSON; there are about 200
+MOST_PROBLEMS = 8
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def check(cfg: ModelConfig) -> None:
+    """Raises InputError for families whose kernels this format has no tensors for."""
+    if cfg.conv1d or cfg.experts is not None:
+        raise InputError(
+            f"model.path: {cfg.model_type!r} is not handled in bitsandbytes' 4 bits, "
+            "for its kernels are no linear modules there; store the model whole, and "
+            "quantize while loading (model.quantization)"
+        )
+
+
+def find(sources: Sources, cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
+    """{dotted name in the params: declaration} of the weights stored in 4 bits.
+
+    kind: "nf4" or "nf4_single". Their headers and states are checked, no weight is
+    read. Raises InputError where they are damaged or not as `kind` says, where a stack
+    of layers is stored in two ways, and for other weights in 4 bits than the layers'.
+    """
+    check(cfg)
+    problems, found, known = [], {}, set()
+    for path, spec in tree.walk(param_specs(cfg)):
+        names = spec.hf_names()
+        quantized = [name for name in names if name + STATE in sources]
+        if not (spec.stacked and path.endswith(".kernel") and quantized):
+            continue
+        known.update(name + STATE for name in quantized)
+        if len(quantized) < len(names):
+            whole = next(name for name in names if name not in quantized)
+            problems.append(
+                f"model.path: {quantized[0]!r} is stored in 4 bits and {whole!r} is "
+                f"not; the layers of a module must be stored alike: {REMEDY}"
+            )
+            continue
+        for name in names:
+            problems += _problems(sources, name, spec, kind)
+        found[path] = spec
+    problems += [
+        f"{file.path}: {name!r}: handled in 4 bits are the layers' kernels in nf4 "
+        f"alone: {REMEDY}"
+        for name, file in sources.items()
+        if MARK in name and name not in known
+    ]
+    if problems:
+        more = len(problems) - MOST_PROBLEMS
+        rest = [f"... and {more} more"] if more > 0 else []
+        raise InputError(*problems[:MOST_PROBLEMS], *rest)
+    return found
+
+
+def tensors(name: str, kind: str) -> list[str]:
+    """The names of all tensors of a weight."""
+    return [name, name + STATE, *(f"{name}.{part}" for part in _parts(1, kind))]
+
+
+def read(
+    sources: Sources,
+    spec: ParamSpec,
+    kind: str,
+    dtype: str,
+    mesh: jax.sharding.Mesh | None = None,
+) -> NF4:
+    """The kernels of all layers, codes and scales as they are stored.
+
+    spec: one that `find` returned. dtype: what products are to be formed in; with the
+    dtype of the weights before, they are bit for bit those of bitsandbytes.
+    """
+    layers = [_layer(sources, name, spec, kind) for name in spec.hf_names()]
+    fields: dict[str, Any] = {
+        field: np.stack([layer[field] for layer in layers]) for field in layers[0]
+    }
+    node = NF4(**fields, dtype=dtype)
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, node)
+    return sharding.put(node, sharding.of(mesh, node.axes(spec.axes), node))
+
+
+def _layer(
+    sources: Sources, name: str, spec: ParamSpec, kind: str
+) -> dict[str, np.ndarray]:
+    """The fields of one layer's NF4."""
+
+    def values(tensor: str, dtype: type) -> np.ndarray:
+        file = sources[tensor]
+        found = file.raw(tensor).copy().view(dtype)
+        file.release(tensor)
+        if dtype == np.float32:
+            layout.require_finite(found, f"{file.path}: {tensor!r}")
+        return found
+
+    d_out, _ = spec.hf_shape()
+    fields = {"codes": values(name, np.uint8).reshape(d_out, -1)}
+    scales = values(f"{name}.absmax", np.uint8 if kind == "nf4" else np.float32)
+    fields["scales"] = scales.reshape(d_out, -1)
+    if kind == "nf4":
+        fields["scales_max"] = values(f"{name}.nested_absmax", np.float32)
+        state = _state(sources[name + STATE], name + STATE)
+        fields["offset"] = np.asarray(state["nested_offset"], np.float32)
+    return fields
+
+
+def _parts(count: int, kind: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{what follows the name: (dtype, shape)} of `count` blocks, but for the state."""
+    parts = {
+        "absmax": ("U8" if kind == "nf4" else "F32", (count,)),
+        "quant_map": ("F32", (len(VALUES),)),
+    }
+    if kind == "nf4":
+        parts["nested_absmax"] = ("F32", (-(-count // SCALES_BLOCK),))
+        parts["nested_quant_map"] = ("F32", (256,))
+    return parts
+
+
+def _books(kind: str) -> dict[str, np.ndarray]:
+    nested = {"nested_quant_map": codebooks.values(signed=True)}
+    return {"quant_map": VALUES, **(nested if kind == "nf4" else {})}
+
+
+def _problems(sources: Sources, name: str, spec: ParamSpec, kind: str) -> Iterable[str]:
+    """What is wrong with the tensors of one weight."""
+    d_out, d_in = spec.hf_shape()
+    if d_in % BLOCK:
+        yield (
+            f"model.path: {name!r} has an input of {d_in}, of which {BLOCK} is no "
+            f"divisor, so that blocks of weights span two outputs; {REMEDY}"
+        )
+        return
+    parts = _parts(d_out * d_in // BLOCK, kind)
+    missing = [key for key in tensors(name, kind) if key not in sources]
+    if missing:
+        yield (
+            f"model.path: the tensor {missing[0]!r} is missing; config.json says that "
+            f"{name!r} is stored in {kind}: download the weights again"
+        )
+        return
+    where = f"{sources[name].path}: {name!r}"
+    tensor = sources[name].tensors[name]
+    if tensor.stop - tensor.start != d_out * d_in // 2:
+        yield (
+            f"{where} has {tensor.stop - tensor.start} bytes; config.json implies "
+            f"{d_out * d_in // 2}: restore both from the same source"
+        )
+    for part, expected in parts.items():
+        key = f"{name}.{part}"
+        found = sources[key].tensors[key]
+        if (found.dtype, found.shape) != expected:
+            yield (
+                f"{sources[key].path}: {key!r} is {found.dtype} {found.shape}, "
+                f"expected {expected[0]} {expected[1]}: download the weights again"
+            )
+        elif part in _books(kind):
+            values = sources[key].raw(key).view(np.float32)
+            if not np.array_equal(values, _books(kind)[part]):
+                yield (
+                    f"{sources[key].path}: {key!r} is not the code book of "
+                    f"bitsandbytes' {kind}; {REMEDY}"
+                )
+    yield from _state_problems(sources[name + STATE], name + STATE, spec, kind)
+
+
+def _state_problems(
+    file: SafetensorsFile, key: str, spec: ParamSpec, kind: str
+) -> Iterable[str]:
+    try:
+        found = _state(file, key)
+    except InputError as error:
+        yield from error.problems
+        return
+    wanted = {"quant_type": "nf4", "blocksize": BLOCK, "shape": list(spec.hf_shape())}
+    if kind == "nf4":
+        wanted |= {"nested_blocksize": SCALES_BLOCK, "nested_dtype": "float32"}
+        offset = found.get("nested_offset")
+        if type(offset) is not float or not abs(offset) < LARGEST:
+            yield (
+                f"{file.path}: {key!r}: nested_offset: found {offset!r}; it must be a "
+                "float32 number: download the weights again"
+            )
+    for field, expected in wanted.items():
+        if found.get(field) != expected:
+            yield (
+                f"{file.path}: {key!r}: {field}: found {found.get(field)!r}, handled "
+                f"is {expected!r}: {REMEDY}"
+            )
+
+
+def _state(file: SafetensorsFile, key: str) -> dict[str, Any]:
+    """The JSON object in a tensor of bytes."""
+    tensor = file.tensors[key]
+    if tensor.dtype != "U8" or tensor.stop - tensor.start > LARGEST_STATE:
+        raise InputError(
+            f"{file.path}: {key!r} is {tensor.dtype} {tensor.shape}, not a JSON object "
+            "as bytes: download the weights again"
+        )
+    try:
+        found = json.loads(bytes(file.raw(key)))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{file.path}: {key!r} is not valid JSON ({error}): download the weights "
+            "again"
+        ) from None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{file.path}: {key!r} holds no JSON object: download the weights again"
+        )
+    return found
+
+
+def stored(node: NF4, spec: ParamSpec, dtype: str) -> dict[str, Announced]:
+    """{tensor: (dtype, shape, its values)} of a stack of kernels, to be written.
+
+    dtype: what they count as the dtype of the weights before.
+    """
+    kind = "nf4_single" if node.offset is None else "nf4"
+    d_out, d_in = spec.hf_shape()
+    dtypes = {"U8": np.dtype(np.uint8), "F32": FLOATS["F32"]}
+    fields = {"absmax": node.scales, "nested_absmax": node.scales_max}
+    books = _books(kind)
+    announced: dict[str, Announced] = {}
+
+    def announce(name: str, dtype: np.dtype, shape: tuple, values: Any) -> None:
+        announced[name] = (dtype, shape, lambda: tree.to_host(values()).reshape(shape))
+
+    for layer, name in enumerate(spec.hf_names()):
+        half = (d_out * d_in // 2, 1)
+        announce(name, dtypes["U8"], half, lambda i=layer: node.codes[i])
+        for part, (code, shape) in _parts(d_out * d_in // BLOCK, kind).items():
+
+            def values(part: str = part, layer: int = layer) -> Any:
+                return books[part] if part in books else fields[part][layer]
+
+            announce(f"{name}.{part}", dtypes[code], shape, values)
+        state = {
+            "quant_type": "nf4",
+            "blocksize": BLOCK,
+            "dtype": dtype,
+            "shape": [d_out, d_in],
+        }
+        if node.offset is not None:
+            state["nested_blocksize"] = SCALES_BLOCK
+            state["nested_dtype"] = "float32"
+            state["nested_offset"] = float(tree.to_host(node.offset)[layer])
+        text = np.frombuffer(json.dumps(state).encode(), np.uint8)
+        announce(name + STATE, dtypes["U8"], text.shape, lambda text=text: text)
+    return announced
+
+
+def config(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The `quantization_config` of a config.json for params that hold NF4 kernels.
+
+    dtype: what transformers computes in.
+    """
+    kernels = {n: k for n, k in tree.walk(params) if n.endswith(".kernel")}
+    nodes = [k for k in kernels.values() if isinstance(k, NF4)]
+    whole = sorted(
+        {name.split(".")[-2] for name, k in kernels.items() if not isinstance(k, NF4)}
+    )
+    return {
+        "quant_method": BNB,
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": any(node.offset is not None for node in nodes),
+        "bnb_4bit_compute_dtype": dtype,
+        "bnb_4bit_quant_storage": "uint8",
+        # Without a list transformers leaves the head alone out.
+        "llm_int8_skip_modules": None if whole in ([], ["lm_head"]) else whole,
+    }
