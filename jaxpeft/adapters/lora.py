@@ -185,8 +185,9 @@ def lora(
         a=a,
         b=b,
         scale=scale,
-        start_a=a if start.from_base else None,
-        start_b=b if start.from_base else None,
+        # Copies: a step takes over the buffers of what trains.
+        start_a=jnp.copy(a) if start.from_base else None,
+        start_b=jnp.copy(b) if start.from_base else None,
         ranks=tuple(ranks) if uneven else None,
         dropout=float(lora_dropout),
         lora_alpha=float(alphas[0]),

@@ -60,7 +60,8 @@ class Saved:
 
 def save(weight: Any) -> Saved:
     """The copy of a base's weight that trains; a quantized one becomes whole."""
-    return Saved(kernels.dense(weight).astype(jnp.float32), str(weight.dtype))
+    # A copy even of float32: a step takes over the buffers of what trains.
+    return Saved(jnp.array(kernels.dense(weight), jnp.float32), str(weight.dtype))
 
 
 def saved_names(

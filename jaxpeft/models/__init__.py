@@ -21,6 +21,7 @@ from jaxpeft.models import (
     qwen3_moe,
     smollm3,
 )
+from jaxpeft.models.layer import norm
 from jaxpeft.models.spec import Experts, ModelConfig, ParamSpec, Rope
 from jaxpeft.models.transformer import (
     Cache,
@@ -30,7 +31,6 @@ from jaxpeft.models.transformer import (
     hidden_states,
     init_cache,
     make_block,
-    norm,
     start_cache,
 )
 from jaxpeft.models.weights import (

@@ -1,31 +1,20 @@
 """The decoder-only transformer: pure functions over stacked parameters."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxpeft import kernel, sharding
-from jaxpeft.models import experts, rope
+from jaxpeft.models import rope
 from jaxpeft.models.attention import Scores, attend, attend_cached
-from jaxpeft.models.spec import NORMS, ModelConfig
+from jaxpeft.models.layer import Angles, Params, apply_layer, norm
+from jaxpeft.models.spec import ModelConfig
 
-Params = Mapping[str, Any]
 Past = tuple[Array, Array]  # keys and values that precede a sequence
-Angles = tuple[Array, Array] | None  # cosines and sines; None: nothing rotates
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_pytorch_tanh": jax.nn.gelu,
-    "gelu_new": jax.nn.gelu,
-    "relu": jax.nn.relu,
-}
 
 # What the backward pass of a layer keeps; the rest it computes once more. "none" keeps
 # the result of every matrix product: norms and activations cost less to repeat than
@@ -151,7 +140,7 @@ def _prompt_block(count: int, cfg: ModelConfig) -> Callable[..., tuple]:
             kept.append((k, v))
             return attend(q, k, v, None, scores)
 
-        x = _layer(x, layer, angles(number), attention, cfg)
+        x = apply_layer(x, layer, angles(number), attention, cfg)
         return x, kept[0]
 
     return block
@@ -201,7 +190,9 @@ def make_block(
             return attend(q, k, v, segments, scores)
 
         x = sharding.split_batch(x)
-        return sharding.split_batch(_layer(x, layer, angles(number), attention, cfg))
+        return sharding.split_batch(
+            apply_layer(x, layer, angles(number), attention, cfg)
+        )
 
     return block
 
@@ -335,7 +326,7 @@ def _advance(
             )
             return attend_cached(q, stored[0], stored[1], near, scores)
 
-        x = _layer(x, complete(weights), angles(number), attend_stored, cfg)
+        x = apply_layer(x, complete(weights), angles(number), attend_stored, cfg)
         return x, (stored[0], stored[1])
 
     numbers = jnp.arange(cfg.num_hidden_layers)
@@ -370,115 +361,3 @@ def head(params: Params, cfg: ModelConfig) -> Any:
         table = params["model"]["embed_tokens"]["embedding"]
         matrix = getattr(table, "base", table).T
     return matrix if cfg.logit_softcap is None else Capped(matrix, cfg.logit_softcap)
-
-
-def norm(x: Array, weights: Params, cfg: ModelConfig) -> Array:
-    """Root-mean-square normalisation in float32 (Zhang & Sennrich, 2019), or LayerNorm
-    (Ba et al., 2016)."""
-    wide = x.astype(jnp.float32)
-    if cfg.norm_kind == "layer":
-        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    wide = wide * jax.lax.rsqrt(variance + cfg.rms_norm_eps)
-    scale = weights["scale"]
-    if cfg.norm_offset:
-        wide = wide * (cfg.norm_offset + scale.astype(jnp.float32))
-        return wide.astype(x.dtype)
-    if cfg.norm_kind == "layer":
-        scale, bias = (weights[k].astype(jnp.float32) for k in ("scale", "bias"))
-        return (wide * scale + bias).astype(x.dtype)
-    return wide.astype(x.dtype) * scale.astype(x.dtype)
-
-
-def linear(x: Array, weights: Params) -> Array:
-    """`x @ kernel + bias`, the bias where there is one."""
-    return kernel.linear(x, weights["kernel"], weights.get("bias"))
-
-
-def _layer(
-    x: Array,
-    layer: Params,
-    angles: Angles,
-    attention: Callable[[Array, Array, Array], Array],
-    cfg: ModelConfig,
-) -> Array:
-    """x + attention(x), then + mlp(x), with norms around; x is (batch, seq, hidden)."""
-    before_attention, after_attention, before_mlp, after_mlp = NORMS[cfg.norms]
-
-    def normed(x: Array, name: str | None) -> Array:
-        return x if name is None else norm(x, layer[name], cfg)
-
-    h = normed(x, before_attention)
-    h = _self_attention(h, layer["self_attn"], angles, attention, cfg)
-    x = checkpoint_name(x + normed(h, after_attention), "residual")
-    mlp = _mlp if cfg.experts is None else _mixture
-    h = mlp(normed(x, before_mlp), layer["mlp"], cfg)
-    return x + normed(h, after_mlp)
-
-
-def _self_attention(
-    x: Array,
-    weights: Params,
-    angles: Angles,
-    attention: Callable[[Array, Array, Array], Array],
-    cfg: ModelConfig,
-) -> Array:
-    batch, seq, _ = x.shape
-    if cfg.fused_projections:
-        queries = cfg.num_attention_heads * cfg.head_dim
-        ends = [queries, queries + cfg.num_key_value_heads * cfg.head_dim]
-        q, k, v = jnp.split(linear(x, weights["qkv_proj"]), ends, axis=-1)
-    else:
-        q, k, v = (linear(x, weights[name]) for name in ("q_proj", "k_proj", "v_proj"))
-    if cfg.qk_norm == "whole":
-        q, k = norm(q, weights["q_norm"], cfg), norm(k, weights["k_norm"], cfg)
-    q, k, v = (y.reshape(batch, seq, -1, cfg.head_dim) for y in (q, k, v))
-    if cfg.qk_norm == "head":
-        q, k = norm(q, weights["q_norm"], cfg), norm(k, weights["k_norm"], cfg)
-    if angles is not None:
-        q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
-    out = attention(q, k, v)
-    return linear(out.reshape(batch, seq, -1), weights["o_proj"])
-
-
-def _mlp(x: Array, weights: Params, cfg: ModelConfig) -> Array:
-    if not cfg.gated_mlp:
-        up = checkpoint_name(linear(x, weights["up_proj"]), "up")
-        return linear(ACTIVATIONS[cfg.hidden_act](up), weights["down_proj"])
-    if cfg.fused_projections:
-        gate, up = jnp.split(linear(x, weights["gate_up_proj"]), 2, axis=-1)
-    else:
-        gate, up = linear(x, weights["gate_proj"]), linear(x, weights["up_proj"])
-    return linear(_gated(gate, up, cfg), weights["down_proj"])
-
-
-def _gated(gate: Array, up: Array, cfg: ModelConfig) -> Array:
-    gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
-    return ACTIVATIONS[cfg.hidden_act](gate) * up
-
-
-def _mixture(x: Array, weights: Params, cfg: ModelConfig) -> Array:
-    """The experts of each token, on each device for its own sequences."""
-
-    def of_rows(x: Array, weights: Params) -> tuple[tuple, Array]:
-        return (), _routed(x.reshape(-1, x.shape[-1]), weights, cfg).reshape(x.shape)
-
-    return sharding.on_each_part(of_rows, x, weights)[1]
-
-
-def _routed(x: Array, weights: Params, cfg: ModelConfig) -> Array:
-    """x: (tokens, hidden)."""
-    settings, kernels = cfg.experts, weights["experts"]
-    assert settings is not None
-    logits = linear(x, weights["gate"])
-    shares, chosen = experts.route(logits, settings.per_token, settings.normalized)
-    groups = experts.group(chosen, settings.count)
-
-    def each(rows: Array, name: str) -> Array:
-        return experts.product(rows, kernels[name]["kernel"], groups.experts)
-
-    both = each(experts.dispatch(x, groups), "gate_up_proj")
-    gate, up = jnp.split(both, 2, axis=-1)
-    inner = _gated(gate, up, cfg)
-    out = checkpoint_name(each(inner, "down_proj"), "down")
-    return experts.collect(out, shares, groups)

@@ -136,3 +136,16 @@ def test_the_faster_decomposition_finds_the_same_directions(llama):
         return node.a @ node.b
 
     np.testing.assert_allclose(update("pissa_niter_64"), update("pissa"), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"init_lora_weights": "olora"}, {"modules_to_save": ["norm"]}, {"bias": "all"}],
+)
+def test_what_trains_shares_no_buffer_with_anything(rules, biased):
+    """A compiled step may take the buffers over."""
+    rules = {"target_modules": ["o_proj"], **rules}
+    params = adapters.inject(biased.params, rules, KEY)
+    trainable, frozen = tree.partition(params, adapters.trainable_mask(params))
+    jax.jit(lambda x: jax.tree.map(jnp.negative, x), donate_argnums=0)(trainable)
+    assert not any(x.is_deleted() for x in jax.tree.leaves((frozen, biased.params)))
