@@ -188,7 +188,9 @@ def add_adapter(
         return adapters.inject(params, rules(section), key, names)
     patterns = {"rank_pattern", "alpha_pattern"}
     shaping = {"r", "lora_alpha", "use_rslora", *patterns} & set(section.options)
-    if shaping or set(WHAT_TRAINS) & section.model_fields_set:
+    given = {TARGETS} & section.model_fields_set
+    given |= {name for name in WHAT_TRAINS[1:] if _says_something(section, name)}
+    if shaping or given:
         zeros = {**rules(section), "init_lora_weights": "zero"}
         params = adapters.inject(params, zeros, key, names)
     params = hf.load_adapter(params, hf.resolve(section.init_from), cfg)
@@ -198,6 +200,10 @@ def add_adapter(
     nodes = kernel.nodes(params).items()
     changes = {n: dataclasses.replace(node, dropout=dropout) for n, node in nodes}
     return tree.replace(params, changes)
+
+
+def _says_something(section: AdapterSection, name: str) -> bool:
+    return getattr(section, name) != AdapterSection.model_fields[name].default
 
 
 def check_length(cfg: RunConfig, base: Base) -> None:
@@ -269,7 +275,9 @@ def rules(section: AdapterSection) -> dict[str, Any]:
         for name in WHAT_TRAINS
         if name in section.model_fields_set
     }
-    idle = [name for name, value in given.items() if name != TARGETS and value]
+    idle = [
+        name for name in given if name != TARGETS and _says_something(section, name)
+    ]
     if section.method in adapters.WITHOUT and idle:
         raise InputError(
             f"adapter.{idle[0]}: found {given[idle[0]]!r} with method "

@@ -54,7 +54,7 @@ def template_that_never_ends(place):
 
 @bad(33, "{here}/model", "MiB", "chat_template.jinja")
 def template_that_eats_memory(place):
-    place.template("{{ ('x' * 99999999) * 999 }}")
+    place.template("{{ ('x' * 999999) * 99999 }}")
 
 
 @bad(34, "{here}/data.jsonl:2", "not valid JSON", "correct or delete that line")

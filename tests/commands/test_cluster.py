@@ -113,7 +113,6 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 MESHES = {
-    "2, data": (2, {}),
     "2, fsdp": (2, {"fsdp": 2, "data": 1}),
     "4, fsdp and tensor": (4, {"data": 1, "fsdp": 2, "tensor": 2}),
 }

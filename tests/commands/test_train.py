@@ -277,6 +277,25 @@ def test_the_configuration_written_for_an_init_from_run_repeats_it(
     assert done.code == 0, done.err
 
 
+def test_virtual_tokens_are_trained_and_asked_and_repeated(trained, command, tmp_path):
+    """Of a method without a module, the configuration as it is written holds too."""
+    rules = {"method": "prompt_tuning", "num_virtual_tokens": 3}
+    assert trained("first", adapter=rules).code == 0
+    run = tmp_path / "first"
+    kind = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert kind["peft_type"] == "PROMPT_TUNING" and kind["num_virtual_tokens"] == 3
+    words = ["--prompt", "Lisbon, sun", "--max-new-tokens", "5"]
+    asked = command("generate", "--run", str(run), *words)
+    assert asked.code == 0, asked.err
+    output = tmp_path / "again"
+    done = command(
+        "train", "--config", str(run / "config.yaml"), f"output_dir={output}"
+    )
+    assert done.code == 0, done.err
+    stored = "adapter/adapter_model.safetensors"
+    assert (output / stored).read_bytes() == (run / stored).read_bytes()
+
+
 def write(path, rows):
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
