@@ -57,7 +57,7 @@ class Model(nnx.Module):
         params = hf.load(directory, cfg, dtype=dtype, quantization=quantization)
         key = jax.random.key(0) if key is None else key
         if rules is not None:
-            params = adapters.inject(params, rules, key)
+            params = adapters.inject(params, rules, key, models.module_names(cfg))
         if adapter is not None:
             params = hf.load_adapter(params, adapter, cfg)
         return cls(params, cfg, jax.random.fold_in(key, 0))
