@@ -4,7 +4,7 @@
 
 Each trains the model and data of configs/e2e_lora.yaml, which lie in ../shared, for
 the same steps; only the method, its size and its learning rate differ. Timings want
-an idle machine. Takes about a minute a method on 2 cores.
+an idle machine. Takes about two minutes a method on 2 cores.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RANK = ["adapter.r=16", "adapter.lora_alpha=32"]
-# name -> (learning rate, overrides). Rates: the best of three beside each other.
+# name -> (learning rate, overrides). The rates are usual ones, not searched.
 METHODS: dict[str, tuple[float, list[str]]] = {
     "full": (1e-3, ["adapter.method=full"]),
     "lora": (3e-3, RANK),
