@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxpeft import adapters, console, hf, kernel, models, quant, trained, tree
 from jaxpeft.errors import InputError
+from jaxpeft.hf import bitsandbytes
 from jaxpeft.hf.load import DTYPES
 from jaxpeft.quant import NF4
 from jaxpeft.quant.nf4 import BLOCK
@@ -114,6 +115,7 @@ def _in_4_bits(found: Trained, dtype: str) -> dict[str, Any]:
     Kernels in nf4 without an adapter stay as they are; those that `quantization_skip`
     names, or that blocks do not divide, stay whole.
     """
+    bitsandbytes.check(found.base.cfg)
     section = found.base.section
     kind = section.quantization if section.quantization in NF4_KINDS else "nf4"
     whole, quantized = {}, {}
@@ -134,7 +136,10 @@ def _in_4_bits(found: Trained, dtype: str) -> dict[str, Any]:
             f"--to: found 'bnb4'; no kernel of the layers has an input that {BLOCK} "
             "divides: use --to merged"
         )
-    return tree.replace(found.params, {**adapters.merge(whole, dtype), **quantized})
+    # An adapter may change its module's bias, too, wherever its kernel goes.
+    biases = adapters.merged_biases(found.params, dtype)
+    merged = {**adapters.merge(whole, dtype), **biases, **quantized}
+    return tree.replace(found.params, merged)
 
 
 def _quantized(node: Any, kind: str, dtype: str) -> NF4:
@@ -143,7 +148,7 @@ def _quantized(node: Any, kind: str, dtype: str) -> NF4:
         return node
     layers = []
     for layer in range(node.shape[0]):
-        one = kernel.dense(jax.tree.map(lambda x, i=layer: x[i], node))
+        one = kernel.dense(kernel.layer(node, layer))
         made = quant.KERNELS[kind](one.astype(dtype), dtype)
         layers.append(jax.tree.map(np.asarray, made))
     return jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *layers)

@@ -81,6 +81,8 @@ def nodes(params: Mapping) -> dict[str, Any]:
 
 def layer(node: Any, index: int) -> Any:
     """One layer of a stacked kernel; what its layers share goes along whole."""
+    if not is_node(node):
+        return node[index]
     shared = {name: getattr(node, name) for name in getattr(node, "SHARED", ())}
     own = dataclasses.replace(node, **dict.fromkeys(shared))
     return dataclasses.replace(jax.tree.map(lambda x: x[index], own), **shared)

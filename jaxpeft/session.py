@@ -197,8 +197,11 @@ def add_adapter(
     dropout = section.options.get("lora_dropout")
     if dropout is None:
         return dict(params)
-    nodes = kernel.nodes(params).items()
-    changes = {n: dataclasses.replace(node, dropout=dropout) for n, node in nodes}
+    changes = {
+        name: dataclasses.replace(node, dropout=dropout)
+        for name, node in kernel.nodes(params).items()
+        if hasattr(node, "dropout")
+    }
     return tree.replace(params, changes)
 
 

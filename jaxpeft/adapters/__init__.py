@@ -78,6 +78,7 @@ __all__ = [
     "lora",
     "lora_fa",
     "merge",
+    "merged_biases",
     "prefix_tuning",
     "prompt_tuning",
     "several",
@@ -112,8 +113,8 @@ def inject(
     usual = targets.present(DEFAULT_TARGETS.get(name, targets.ALL_LINEAR), names)
     pattern = settings.pop("target_modules", usual)
     within = {
-        key: settings.pop(key, None)
-        for key in ("exclude_modules", "layers_to_transform")
+        rule: settings.pop(rule, None)
+        for rule in ("exclude_modules", "layers_to_transform")
     }
     to_save = settings.pop("modules_to_save", None) or ()
     bias = settings.pop("bias", "none")
@@ -221,9 +222,10 @@ def merge(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
     Raises InputError for adapters that are no matrix, and for one of an embedding that
     the head shares.
     """
+    leaves = dict(tree.walk(params))
     for path in targets.embeddings(params):
-        adapted = isinstance(dict(tree.walk(params))[f"{path}.embedding"], LoRA)
-        if adapted and "lm_head" not in params:
+        adapted = isinstance(leaves[f"{path}.{targets.EMBEDDING}"], LoRA)
+        if adapted and "lm_head.kernel" not in leaves:
             raise InputError(
                 f"{path}: carries a LoRA, and the head shares this table without it; "
                 "merged they could not be one: keep the adapter beside its base"
@@ -238,16 +240,22 @@ def merge(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
             np.stack([np.asarray(s.dense().astype(target)) for s in slices])
         )
 
-    nodes = kernel.nodes(params)
-    changes = {name: fold(node) for name, node in nodes.items()}
-    leaves = dict(tree.walk(params))
-    for name, node in nodes.items():
-        bias = name.removesuffix("kernel") + "bias"
+    changes = {name: fold(node) for name, node in kernel.nodes(params).items()}
+    return tree.replace(params, {**changes, **merged_biases(params, dtype)})
+
+
+def merged_biases(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Array]:
+    """{dotted name: the bias} of those that an adapter of their module changes.
+
+    They are stored in `dtype`, by default the base's own.
+    """
+    leaves, found = dict(tree.walk(params)), {}
+    for name, node in kernel.nodes(params).items():
+        bias = name.removesuffix(targets.KERNEL) + "bias"
         if hasattr(node, "dense_bias") and bias in leaves:
-            found = changes[bias] if bias in changes else leaves[bias]
-            stored = dtype or leaves[bias].dtype
-            changes[bias] = node.dense_bias(found).astype(stored)
-    return tree.replace(params, changes)
+            whole = node.dense_bias(kernel.dense(leaves[bias]))
+            found[bias] = whole.astype(dtype or leaves[bias].dtype)
+    return found
 
 
 def _base_dtype(node: Any) -> Any:

@@ -102,7 +102,7 @@ def saved_names(
         if any(named(path, entry) for entry in modules_to_save)
     }
     for path in chosen:
-        if ".experts." in path or path.endswith(".mlp.gate"):
+        if targets.in_mixture(path):
             raise InputError(
                 f"adapter.modules_to_save: {called[path]!r} is of a mixture of "
                 "experts, which no adapter's file holds as a whole; give it a lora"

@@ -13,6 +13,7 @@ from jax import Array
 from jaxpeft import kernel as kernels
 from jaxpeft import tree
 from jaxpeft.adapters.lora import LoRA
+from jaxpeft.adapters.targets import in_mixture
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.kernel import Axes
 
@@ -165,8 +166,7 @@ def _problems(
 
 def _can_choose(path: str) -> bool:
     """Whether the kernel there meets rows of a batch as they are."""
-    mixture = ".experts." in path or path.endswith(".mlp.gate.kernel")
-    return path.endswith(".kernel") and not mixture
+    return path.endswith(".kernel") and not in_mixture(path)
 
 
 def _is_adapter(value: Any) -> bool:

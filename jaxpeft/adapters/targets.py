@@ -67,6 +67,11 @@ def present(wanted: Wanted, names: Names) -> Wanted:
     return found or list(wanted)
 
 
+def in_mixture(name: str) -> bool:
+    """Whether a path or a weight's name is of a mixture's router or its experts."""
+    return ".experts." in name or ".mlp.gate." in f"{name}."
+
+
 def is_hit(name: str, entry: str) -> bool:
     """Whether a list's entry means the module of this full name."""
     return name == entry or name.endswith("." + entry)

@@ -88,15 +88,7 @@ def load(
     sources = _sources(Path(path), specs)
     files = {name: found.file for name, found in sources.items()}
     kind = stored.quantization(cfg.hf)
-    ready = bitsandbytes.find(files, cfg, kind) if kind else {}
-    if kind is not None:
-        _check_ready(ready, kind, quantization, skip)
-    done = {
-        tensor
-        for spec in ready.values()
-        for name in spec.hf_names()
-        for tensor in bitsandbytes.tensors(name, kind or "")
-    }
+    ready, done = _ready(files, cfg, kind, quantization, skip)
     others = [spec for path, spec in tree.walk(specs) if path not in ready]
     _check(others, {n: found for n, found in sources.items() if n not in done}, cfg)
 
@@ -139,13 +131,20 @@ def is_quantized(path: str, spec: ParamSpec, skip: Sequence[str]) -> bool:
     return spec.stacked and module != path and not kept
 
 
-def _check_ready(
-    ready: Mapping[str, ParamSpec],
-    kind: str,
+def _ready(
+    files: Mapping[str, SafetensorsFile],
+    cfg: ModelConfig,
+    kind: str | None,
     quantization: str | None,
     skip: Sequence[str],
-) -> None:
-    """Raises InputError where a checkpoint in few bits is wanted in other ones."""
+) -> tuple[dict[str, ParamSpec], set[str]]:
+    """(weights by path, names of all their tensors) of what is stored in few bits.
+
+    Raises InputError where they are wanted in other ones.
+    """
+    if kind is None:
+        return {}, set()
+    ready = bitsandbytes.find(files, cfg, kind)
     stored.check(kind, quantization)
     kept = [p for p, spec in ready.items() if not is_quantized(p, spec, skip)]
     if kept:
@@ -154,6 +153,8 @@ def _check_ready(
             f"{kept[0].removesuffix('.kernel')} in {kind}; leave it out, or "
             + stored.REMEDY
         )
+    names = [name for spec in ready.values() for name in spec.hf_names()]
+    return ready, {t for name in names for t in bitsandbytes.tensors(name, kind)}
 
 
 def kept_whole(path: str | Path, cfg: ModelConfig) -> tuple[str, ...]:

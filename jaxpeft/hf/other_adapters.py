@@ -23,7 +23,6 @@ from jaxpeft.errors import InputError
 from jaxpeft.hf import layout, peft_config, saved_weights
 from jaxpeft.hf.adapter_folder import writing
 from jaxpeft.hf.modules import PREFIX, Module, linear_modules, shortened
-from jaxpeft.hf.peft_config import AdapterConfig
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig
 
@@ -97,6 +96,12 @@ def _vera(
     shared: Mapping[str, np.ndarray],
 ) -> VeRA:
     a, b, (d_in, d_out) = shared[VERA_A], shared[VERA_B], base.shape[-2:]
+    dropout, seed = config.get("vera_dropout"), config.get("projection_prng_key")
+    for key, value in (("vera_dropout", dropout), ("projection_prng_key", seed)):
+        if value is not None and type(value) not in (int, float):
+            raise InputError(
+                f"{peft_config.CONFIG}: {key}: found {value!r}; it must be a number"
+            )
     if a.shape[-1] < d_in or b.shape[0] < d_out:
         raise InputError(
             f"{peft_config.WEIGHTS}: {VERA_A!r} {a.shape} and {VERA_B!r} {b.shape} are "
@@ -108,8 +113,8 @@ def _vera(
         a=jnp.asarray(a[:, :d_in].T),
         b=jnp.asarray(b[:d_out].T),
         scale=scale,
-        dropout=float(config.get("vera_dropout") or 0.0),
-        seed=int(config.get("projection_prng_key") or 0),
+        dropout=float(dropout or 0.0),
+        seed=int(seed or 0),
         **stacks,
     )
 
@@ -249,10 +254,7 @@ def load(
         if key not in left
     ]
     left -= set(form.shared_keys)
-    config = AdapterConfig(
-        modules_to_save=content.get("modules_to_save") or [],
-        bias=content.get("bias") or "none",
-    )
+    config = peft_config.beside(directory / peft_config.CONFIG, content)
     whole, used = saved_weights.read(params, file, config, cfg)
     left -= used
     stacks: dict[str, list[str]] = {}

@@ -146,6 +146,26 @@ def content(directory: Path) -> dict[str, Any]:
     return found
 
 
+def beside(path: Path, content: Mapping[str, Any]) -> AdapterConfig:
+    """What a config of any method says of base weights that the folder holds.
+
+    path: the config's, for messages. Raises InputError where it makes no sense.
+    """
+    values = {
+        name: content[name]
+        for name in ("modules_to_save", "bias")
+        if content.get(name) is not None
+    }
+    problems = [
+        f"{path}: {name}: found {value!r}; it must be {VALID[name][1]}"
+        for name, value in values.items()
+        if not VALID[name][0](value)
+    ]
+    if problems:
+        raise InputError(*problems)
+    return AdapterConfig(**values)
+
+
 def _parse(path: Path, content: Mapping[str, Any]) -> AdapterConfig:
     problems = [f"{path}: {problem}" for problem in _refusals(content)]
     own = AdapterConfig.__dataclass_fields__

@@ -121,27 +121,8 @@ def _adapters(
     params: Mapping[str, Any], modules: Mapping[str, Module]
 ) -> tuple[bool, dict[str, Adapter]]:
     """(use_rslora, {module name: adapter}) of what is adapted, in the model's order."""
-    nodes = kernel.nodes(params)
-    others = [
-        n
-        for n, k in nodes.items()
-        if hasattr(k, "TRAINABLE") and not isinstance(k, LoRA | DoRA | Saved)
-    ]
     loras = _nodes(params)
-    strangers = sorted(set(loras) - {module.path for module in modules.values()})
-    if others or strangers:
-        raise InputError(
-            *(
-                f"{name}: {type(nodes[name]).__name__} cannot be written as a LoRA; "
-                "export the merged model instead"
-                for name in others
-            ),
-            *(
-                f"{name}: no linear module of the model that the config describes; "
-                "save with the model's own config"
-                for name in strangers
-            ),
-        )
+    _require_places(params, modules)
     rslora = bool(loras) and all(node.use_rslora for node in loras.values())
     fields = ("a", "b", "scale", "magnitude")
     host = {
@@ -179,6 +160,25 @@ def _adapters(
             "adapters.inject(params, rules, key), lora_alpha not 0"
         )
     return rslora, found
+
+
+def _require_places(params: Mapping[str, Any], modules: Mapping[str, Module]) -> None:
+    """Raises InputError for adapters of other kinds, or of no module of the model."""
+    paths = {module.path for module in modules.values()}
+    nodes = kernel.nodes(params)
+    problems = [
+        f"{name}: {type(node).__name__} cannot be written as a LoRA; export the merged "
+        "model instead"
+        for name, node in nodes.items()
+        if hasattr(node, "TRAINABLE") and not isinstance(node, LoRA | DoRA | Saved)
+    ]
+    problems += [
+        f"{name}: no linear module of the model that the config describes; save with "
+        "the model's own config"
+        for name in sorted(set(_nodes(params)) - paths)
+    ]
+    if problems:
+        raise InputError(*problems)
 
 
 def _nodes(params: Mapping[str, Any]) -> dict[str, Any]:

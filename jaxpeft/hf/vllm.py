@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxpeft import console, kernel, tree
 from jaxpeft.adapters.lora import LoRA
+from jaxpeft.adapters.targets import in_mixture
 from jaxpeft.errors import InputError
 from jaxpeft.hf.peft_save import save_adapter
 from jaxpeft.models.spec import ModelConfig
@@ -66,9 +67,7 @@ def uniform(params: Mapping[str, Any]) -> dict[str, Any]:
         if _is_adapter(node)
     }
     others = {n: node for n, node in adapters.items() if not isinstance(node, LoRA)}
-    mixtures = [
-        n for n in adapters if ".experts." in n or n.endswith("mlp.gate.kernel")
-    ]
+    mixtures = [name for name in adapters if in_mixture(name)]
     if others or mixtures or not adapters:
         raise InputError(
             *(
