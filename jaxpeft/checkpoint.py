@@ -75,14 +75,16 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._orbax = _make_orbax()
 
-    def save(self, step: int, state: Any, extra: Mapping[str, Any]) -> bool:
+    def save(
+        self, step: int, state: Any, extra: Mapping[str, Any], keep: int | None = None
+    ) -> bool:
         """Start to write a step; return False if it is there already.
 
         The arrays are copied before this returns, so the caller may donate them; the
         writing and sealing go on in the background, and then older steps beyond the
-        limit are deleted. `extra` is kept as JSON. Steps that `latest` found damaged
-        make way. Raises CheckpointError for this save or the one before, and TypeError
-        if `extra` is not JSON.
+        limit are deleted, but for the step `keep`. `extra` is kept as JSON. Steps that
+        `latest` found damaged make way. Raises CheckpointError for this save or the one
+        before, and TypeError if `extra` is not JSON.
         """
         self.wait()
         if step == self._newest:
@@ -106,7 +108,7 @@ class Checkpoints:
                     record=ocp.args.JsonSave(record),
                 ),
             )
-        self._sealing = self._thread.submit(self._seal, step)
+        self._sealing = self._thread.submit(self._seal, step, keep)
         return True
 
     def latest(self) -> int | None:
@@ -148,13 +150,38 @@ class Checkpoints:
         if step is None:
             return None
         folder = self.directory / str(step)
-        record = self._orbax.restore(
-            folder, args=ocp.args.Composite(record=ocp.args.JsonRestore())
-        )["record"]
+        record = self._record(folder)
         if check_fingerprint:
             self._compare_fingerprint(folder, record["fingerprint"])
 
-        leaves = _named_leaves(abstract_state)
+        return self._read(folder, record, abstract_state), record["extra"]
+
+    def restore_step(self, step: int, abstract_state: State) -> State | None:
+        """The state of a step of this run that is intact; None, warned of, if not.
+
+        abstract_state: see `restore`, whose InputErrors it raises too.
+        """
+        self.wait()
+        folder, found = self.directory / str(step), False
+        if _is_primary():
+            problems = manifest.verify(folder) if folder.is_dir() else ["it is gone"]
+            found = not problems
+            if problems:
+                warn(f"checkpoint {folder} cannot be used: {problems[0]}")
+        if jax.process_count() > 1:
+            found = bool(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        return (
+            self._read(folder, self._record(folder), abstract_state) if found else None
+        )
+
+    def _record(self, folder: Path) -> dict[str, Any]:
+        """What stands beside the arrays of a step."""
+        asked = ocp.args.Composite(record=ocp.args.JsonRestore())
+        return self._orbax.restore(folder, args=asked)["record"]
+
+    def _read(self, folder: Path, record: dict[str, Any], abstract: State) -> State:
+        """The arrays of a step, in the places of those of `abstract`."""
+        leaves = _named_leaves(abstract)
         _compare_layout(folder, record["layout"], _layout(leaves))
         target = {name: _abstract(leaf) for name, leaf in leaves.items() if leaf.size}
         arrays = self._orbax.restore(
@@ -169,8 +196,7 @@ class Checkpoints:
         restored = [
             arrays[name] if leaf.size else _empty(leaf) for name, leaf in leaves.items()
         ]
-        structure = jax.tree.structure(abstract_state)
-        return jax.tree.unflatten(structure, restored), record["extra"]
+        return jax.tree.unflatten(jax.tree.structure(abstract), restored)
 
     def wait(self) -> None:
         """Block until the last save is sealed; raises the CheckpointError it met."""
@@ -226,7 +252,7 @@ class Checkpoints:
                 "choose another output_dir"
             )
 
-    def _seal(self, step: int) -> None:
+    def _seal(self, step: int, keep: int | None) -> None:
         """Finish a save: wait for Orbax, seal, give it its name, delete old steps."""
         unsealed = self._unsealed(step)
         with self._reporting(step):
@@ -238,7 +264,8 @@ class Checkpoints:
             self._newest = step
             if _is_primary() and self._limit is not None:
                 for old in self._steps()[: -self._limit]:
-                    _discard(self.directory / str(old))
+                    if old != keep:
+                        _discard(self.directory / str(old))
 
     @contextmanager
     def _reporting(self, step: int) -> Iterator[None]:

@@ -19,6 +19,7 @@ from jaxpeft.interrupt import Watchdog
 from jaxpeft.loop import Moment
 from jaxpeft.progress import Progress
 from jaxpeft.step import TrainState
+from jaxpeft.stopping import Stopping
 
 SAVE_GRACE = 600.0  # seconds that a compilation or a save may take before it is a hang
 
@@ -117,10 +118,9 @@ class Log:
 
 
 class Evaluate:
-    """Evaluates after every `every`-th step and the last one; keeps the newest loss.
+    """Evaluates after every `every`-th step and the last one; keeps the newest losses.
 
-    With a patience it ends the run once that many evaluations in a row have brought no
-    lower loss than the best before them.
+    It ends the run where `stopping` says so.
     """
 
     def __init__(
@@ -129,27 +129,32 @@ class Evaluate:
         file: MetricsFile,
         log: Log,
         progress: Progress,
+        stopping: Stopping,
         *,
         every: int | None,
         last: int,
-        patience: int | None,
-        best: float | None,
-        waited: int,
     ):
         self._evaluate, self._file, self._log = evaluate, file, log
         self._progress, self._every, self._last = progress, every, last
-        self._patience, self.best, self.waited = patience, best, waited
+        self.stopping = stopping
         self.newest: dict[str, float] | None = None
 
     def __call__(self, moment: Moment) -> bool:
-        due = self._every is not None and moment.step % self._every == 0
-        if not due and moment.step != self._last:
+        if not self.is_due(moment.step):
             return False
         newest = self.run(moment.step, moment.state)
         # Some schedules lower the rate by this loss; what is saved knows of it.
         opt_state = optim.observe(moment.state.opt_state, newest["eval_loss"])
         moment.state = dataclasses.replace(moment.state, opt_state=opt_state)
-        return self._exhausted(moment.step)
+        self.stopping.observe(moment.step, newest["eval_loss"])
+        if self.stopping.exhausted and moment.step != self._last:
+            self._progress.note(self.stopping.verdict(moment.step))
+        return self.stopping.exhausted
+
+    def is_due(self, step: int) -> bool:
+        """Whether this step is one to evaluate after."""
+        due = self._every is not None and step % self._every == 0
+        return due or step == self._last
 
     def run(self, step: int, state: TrainState) -> dict[str, float]:
         """Evaluates, and writes the line of `step`; returns the losses."""
@@ -163,31 +168,13 @@ class Evaluate:
         self._log.paused(time.monotonic() - start)
         return self.newest
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the patience is at its end."""
-        return self._patience is not None and self.waited >= self._patience
-
-    def _exhausted(self, step: int) -> bool:
-        assert self.newest is not None
-        loss = self.newest["eval_loss"]
-        if self.best is None or math.isnan(self.best) or loss < self.best:
-            self.best, self.waited = loss, 0
-        else:
-            self.waited += 1
-        if not self.exhausted:
-            return False
-        self._progress.note(
-            f"stopped early after step {step}: no evaluation loss below "
-            f"{self.best:.4f} in {self.waited} evaluations"
-        )
-        return True
-
 
 class Save:
     """Saves every `every`-th step, and the last; at once when asked to stop.
 
     asked_to_stop: given the step, what asked to stop after it; empty if nothing did.
+    stopping: also saves the step that it ends the run after. keeps_best: also saves
+    each step that is the best so far, which then stays whatever is deleted.
     """
 
     def __init__(
@@ -196,23 +183,30 @@ class Save:
         extra: Callable[[], dict[str, Any]],
         asked_to_stop: Callable[[int], str],
         watchdog: Watchdog,
+        stopping: Stopping,
         *,
         every: int,
         last: int,
+        keeps_best: bool = False,
     ):
         self._checkpoints, self._extra = checkpoints, extra
-        self._asked_to_stop = asked_to_stop
+        self._asked_to_stop, self._stopping = asked_to_stop, stopping
+        self._keeps_best = keeps_best
         self._watchdog, self._every, self._last = watchdog, every, last
 
     def __call__(self, moment: Moment) -> None:
-        stopping = self._asked_to_stop(moment.step)
-        if stopping or moment.step % self._every == 0 or moment.step == self._last:
+        asked, best = self._asked_to_stop(moment.step), None
+        ends = moment.step == self._last or self._stopping.exhausted
+        if self._keeps_best:
+            best = self._stopping.best_step
+        due = moment.step % self._every == 0 or moment.step == best
+        if asked or due or ends:
             self._watchdog.pet(SAVE_GRACE)
-            self._checkpoints.save(moment.step, moment.state, self._extra())
-        if stopping and moment.step != self._last:
+            self._checkpoints.save(moment.step, moment.state, self._extra(), keep=best)
+        if asked and not ends:
             self._checkpoints.wait()
             raise Preempted(
-                f"{stopping} received: saved after step {moment.step}; repeat the "
+                f"{asked} received: saved after step {moment.step}; repeat the "
                 "command to continue"
             )
         self._watchdog.pet()

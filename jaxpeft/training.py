@@ -30,6 +30,7 @@ from jaxpeft.run import Run, describe
 from jaxpeft.run_lock import LOCK, RunLock
 from jaxpeft.session import ADAPTER, CONFIG, FULL, MODEL
 from jaxpeft.step import TrainState, make_eval_step
+from jaxpeft.stopping import Stopping
 
 CHECKPOINTS, METRICS, PLOT = "checkpoints", "metrics.jsonl", "loss.png"
 
@@ -74,7 +75,8 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
         steps = _Steps(run, first, extra, checkpoints, interrupt, watchdog)
         state = steps.take_all(state)
         checkpoints.wait()
-    _finish(run, state)
+        kept = steps.kept(state)
+    _finish(run, state, kept, steps.stopping)
 
 
 class _Steps:
@@ -91,7 +93,11 @@ class _Steps:
     ):
         training = run.cfg.training
         self.run, self.first, self.resumed = run, first, bool(extra)
-        self.watchdog = watchdog
+        self.watchdog, self.checkpoints = watchdog, checkpoints
+        self.stopping = Stopping(
+            training.early_stopping_patience, training.early_stopping_threshold
+        )
+        self.stopping.restore(extra)
         self.progress = make_progress(run.steps, first)
         self.file = hooks.MetricsFile(
             run.output / METRICS if cluster.is_primary() else None,
@@ -112,14 +118,16 @@ class _Steps:
             last=run.steps,
             tokens=extra.get("tokens", 0),
         )
-        self.evaluate = self._evaluation_hook(extra) if run.evaluation else None
+        self.evaluate = self._evaluation_hook() if run.evaluation else None
         self.save = hooks.Save(
             checkpoints,
             self._position,
             functools.partial(_asked_to_stop, interrupt),
             watchdog,
+            self.stopping,
             every=training.save_steps,
             last=run.steps,
+            keeps_best=training.keeps_best,
         )
 
     def take_all(self, state: TrainState) -> TrainState:
@@ -132,7 +140,7 @@ class _Steps:
                 self.progress.note(f"continuing after step {self.first}")
             else:
                 self._before(state)
-            if self.evaluate is not None and self.evaluate.exhausted:
+            if self.stopping.exhausted:
                 return state  # it had stopped early, and was saved
             self.log.restart()
             return fit(
@@ -166,24 +174,28 @@ class _Steps:
 
     def _position(self) -> dict[str, Any]:
         """What a checkpoint notes beside the state."""
-        if self.evaluate is None:
-            return {"tokens": self.log.tokens}
-        best, waited = self.evaluate.best, self.evaluate.waited
-        return {"tokens": self.log.tokens, "best": best, "waited": waited}
+        return {"tokens": self.log.tokens, **self.stopping.position()}
 
-    def _evaluation_hook(self, extra: dict[str, Any]) -> hooks.Evaluate:
-        training = self.run.cfg.training
+    def _evaluation_hook(self) -> hooks.Evaluate:
         return hooks.Evaluate(
             self._losses,
             self.file,
             self.log,
             self.progress,
-            every=training.eval_steps,
+            self.stopping,
+            every=self.run.cfg.training.eval_steps,
             last=self.run.steps,
-            patience=training.early_stopping_patience,
-            best=extra.get("best"),
-            waited=extra.get("waited", 0),
         )
+
+    def kept(self, state: TrainState) -> TrainState:
+        """The state whose parameters are the run's result: the last, or the best."""
+        best = self.stopping.best_step
+        if not self.run.cfg.training.keeps_best or best in (None, int(state.step)):
+            return state
+        found = self.checkpoints.restore_step(best, state)
+        if found is None:
+            console.warn("the parameters of the last step are written in its place")
+        return found or state
 
     def _losses(self, state: TrainState) -> dict[str, float]:
         self.watchdog.pet(hooks.SAVE_GRACE)
@@ -193,9 +205,9 @@ class _Steps:
         return evaluation.losses(self.eval_step(trainable, frozen, b) for b in batches)
 
 
-def _finish(run: Run, state: TrainState) -> None:
-    """Writes the adapter and the plot, and says what came of the run."""
-    trained = run.view(state)
+def _finish(run: Run, state: TrainState, kept: TrainState, stopping: Stopping) -> None:
+    """Writes the adapter of the state `kept`, the plot, and what came of the run."""
+    trained = run.view(kept)
     result = MODEL if run.cfg.adapter.method == FULL else ADAPTER
     if result == MODEL:
         hf.save(trained, run.output / MODEL, run.base.cfg)
@@ -221,6 +233,11 @@ def _finish(run: Run, state: TrainState) -> None:
     if evaluations:
         losses = [line["eval_loss"] for line in evaluations]
         console.say(f"evaluation loss: {losses[0]:.4f} before, {losses[-1]:.4f} after")
+    if run.cfg.training.keeps_best and stopping.best_step == int(kept.step):
+        console.say(
+            f"lowest evaluation loss: {stopping.best:.4f} after step "
+            f"{int(kept.step)}, whose {result} is written"
+        )
     if int(state.skipped):
         console.warn(f"{int(state.skipped)} steps had no finite gradient: skipped")
     console.say(f"state after step {int(state.step)}: {digest}")

@@ -26,7 +26,7 @@ LAYERS = (
     ("step", "evaluation"),
     ("fused",),
     # 4: a run and what is done with its result
-    ("generation", "plots", "progress", "loop", "summary"),
+    ("generation", "plots", "progress", "loop", "summary", "stopping"),
     ("continuation", "hooks", "session", "flax"),
     ("trained", "assembly"),
     ("answering",),

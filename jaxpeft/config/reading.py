@@ -221,8 +221,8 @@ def _conflicts(mapping: Mapping[str, Any]) -> list[str]:
             f"schedule.warmup_steps: found {warmup}; must be at most "
             f"training.max_steps, which is {steps}"
         )
-    for key in ("eval_steps", "early_stopping_patience"):
-        if training.get(key) is not None and data.get("eval") is None:
+    for key in ("eval_steps", "early_stopping_patience", "load_best_model_at_end"):
+        if training.get(key) not in (None, False) and data.get("eval") is None:
             problems.append(
                 f"training.{key}: found {shown(training[key])}; needs evaluation data: "
                 f"give data.eval, or set training.{key} to null"

@@ -275,6 +275,17 @@ class TrainingSection(_Section):
     early_stopping_patience: Count | None = Field(
         default=None, description="evaluations without improvement before the run ends"
     )
+    early_stopping_threshold: float = Field(
+        default=0.0,
+        ge=0,
+        description="by how much more than this a loss must be below the best one to "
+        "be an improvement, in nats per token",
+    )
+    load_best_model_at_end: bool | None = Field(
+        default=None,
+        description="keep the checkpoint of the lowest evaluation loss, and write its "
+        "adapter at the end; null: with early_stopping_patience",
+    )
     max_nonfinite_steps: Whole = Field(
         default=10, description="steps skipped in a row before the run aborts"
     )
@@ -290,6 +301,13 @@ class TrainingSection(_Section):
     watchdog_seconds: Count | None = Field(
         default=None, description="abort a run that makes no step for so long"
     )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the parameters with the lowest evaluation loss are the result."""
+        if self.load_best_model_at_end is None:
+            return self.early_stopping_patience is not None
+        return self.load_best_model_at_end
 
     @model_validator(mode="before")
     @classmethod
