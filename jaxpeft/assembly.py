@@ -19,11 +19,13 @@ from jaxpeft.step import TrainState, TrainStep, make_train_step
 class Updates:
     """How a run updates what trains.
 
-    tx: the transformation, its states. leafwise: where layers are updated inside the
+    parts: what the configuration says of the optimizer. tx: the transformation, its
+    states. leafwise: where layers are updated inside the
     backward pass. rate: the learning rate of each step. follows_evaluation: whether
     the schedule wants evaluation losses.
     """
 
+    parts: optim.Parts
     tx: optax.GradientTransformation
     leafwise: Leafwise | None
     rate: optax.Schedule
@@ -46,6 +48,7 @@ def updates(cfg: RunConfig, steps: int) -> Updates:
     sections = cfg.optimizer.model_dump(), cfg.schedule.model_dump()
     made = optim.make_parts(*sections, steps)
     return Updates(
+        parts=made,
         tx=made.optimizer if fused else made.chain(),
         leafwise=optim.leafwise(made, cfg.optimizer.name) if fused else None,
         rate=made.rate,

@@ -94,7 +94,7 @@ class Log:
         self.tokens += moment.tokens
         self._window += moment.tokens
         self._progress.advance(moment.step)
-        if moment.step % self._every and moment.step not in (1, self._last):
+        if not self.is_due(moment.step):
             return
         loss = float(moment.metrics["loss"])  # waits for the step
         updates = moment.step - 1 - int(moment.state.skipped)
@@ -111,6 +111,10 @@ class Log:
         self._file.write(line)
         self._progress.log(moment.step, line)
         self._since, self._window, self._paused = time.monotonic(), 0, 0.0
+
+    def is_due(self, step: int) -> bool:
+        """Whether this step gets a line; of others only the tokens are counted."""
+        return step % self._every == 0 or step in (1, self._last)
 
     def _rate(self, updates: int, state: TrainState) -> float:
         factor = optim.rate_factor(state.opt_state)

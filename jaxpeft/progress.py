@@ -91,7 +91,23 @@ class BarProgress:
         self._bar.stop()
 
 
-Progress = PlainProgress | BarProgress
+class Quiet:
+    """Shows nothing: of a run that is one of many."""
+
+    def log(self, step: int, line: dict[str, Any]) -> None:
+        """Shows nothing."""
+
+    def advance(self, step: int) -> None:
+        """Shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Shows nothing."""
+
+    def close(self) -> None:
+        """Shows nothing."""
+
+
+Progress = PlainProgress | BarProgress | Quiet
 
 
 def make_progress(total: int, done: int) -> Progress:

@@ -44,20 +44,52 @@ NOT_IDENTITY = {
 class Run:
     """Everything a run works with, prepared without writing anything.
 
+    like: a run of the same model and data, made with `shares`: its weights and examples
+    serve this one too, which may differ in its seed, adapter and optimizer. shares:
+    remember the weights for such runs.
+
     Raises InputError for whatever is wrong with the configuration, the model, the data
     or the adapter.
     """
 
-    def __init__(self, cfg: RunConfig):
+    def __init__(self, cfg: RunConfig, like: "Run | None" = None, shares: bool = False):
         self.cfg, self.output = cfg, Path(cfg.output_dir)
         self.mesh = sharding.make_mesh(**cfg.mesh.model_dump())
         self.parts = cfg.training.gradient_accumulation_steps
         micro = cfg.training.batch_size // self.parts
         session.check_batches(cfg, self.mesh)
         assembly.fused_backward(cfg)  # its complaints need neither model nor data
+        self._open(micro) if like is None else self._take_over(like)
+        session.check_adapter(self.base, cfg.adapter)
+        epochs = cfg.training.num_epochs or 1.0
+        self.steps = cfg.training.max_steps or steps_in(
+            epochs, self.batches.steps_per_epoch
+        )
+        self.updates = assembly.updates(cfg, self.steps)
+        if self.updates.follows_evaluation and cfg.training.eval_steps is None:
+            raise InputError(
+                f"schedule.name: found {cfg.schedule.name!r}; it follows the "
+                "evaluation loss, and nothing is evaluated: set data.eval and "
+                "training.eval_steps"
+            )
+        self.tx = self.updates.tx
+        adapter_key, self.key = jax.random.split(jax.random.key(cfg.seed))
+        weights: Any = self.base.load(self.mesh) if like is None else like.weights
+        self.weights = weights if shares else None
+        params = session.add_adapter(weights, cfg.adapter, self.base.cfg, adapter_key)
+        if shares or like is not None:
+            own = set(map(id, jax.tree.leaves(weights)))
+            # True for the arrays that are the base's own, the same in all such runs.
+            self.of_base = jax.tree.map(lambda x: id(x) in own, params)
+        self.places = assembly.places(params, self.base.cfg, self.mesh, self.tx)
+        params = sharding.put(params, self.places.params)
+        self.trainable, self.frozen = tree.partition(params, self.places.mask)
+
+    def _open(self, micro: int) -> None:
+        """Opens the model and reads the data."""
+        cfg = self.cfg
         self.base = session.open_base(cfg.model)
         session.check_length(cfg, self.base)
-        session.check_adapter(self.base, cfg.adapter)
         vocabulary = self.base.cfg.vocab_size
         self.batches = data.load_train(
             cfg.data,
@@ -72,24 +104,12 @@ class Run:
             batch_size=cfg.data.eval_batch_size or micro,
             vocab_size=vocabulary,
         )
-        epochs = cfg.training.num_epochs or 1.0
-        self.steps = cfg.training.max_steps or steps_in(
-            epochs, self.batches.steps_per_epoch
-        )
-        self.updates = assembly.updates(cfg, self.steps)
-        if self.updates.follows_evaluation and cfg.training.eval_steps is None:
-            raise InputError(
-                f"schedule.name: found {cfg.schedule.name!r}; it follows the "
-                "evaluation loss, and nothing is evaluated: set data.eval and "
-                "training.eval_steps"
-            )
-        self.tx = self.updates.tx
-        adapter_key, self.key = jax.random.split(jax.random.key(cfg.seed))
-        params = self.base.load(self.mesh)
-        params = session.add_adapter(params, cfg.adapter, self.base.cfg, adapter_key)
-        self.places = assembly.places(params, self.base.cfg, self.mesh, self.tx)
-        params = sharding.put(params, self.places.params)
-        self.trainable, self.frozen = tree.partition(params, self.places.mask)
+
+    def _take_over(self, like: "Run") -> None:
+        self.base, self.evaluation = like.base, like.evaluation
+        self.batches = like.batches
+        if self.cfg.seed != like.cfg.seed:
+            self.batches = like.batches.reseeded(self.cfg.seed)
 
     def initial_state(self) -> TrainState:
         """The state before the first step, on the mesh; takes over the adapters."""

@@ -208,22 +208,10 @@ class _Steps:
 def _finish(run: Run, state: TrainState, kept: TrainState, stopping: Stopping) -> None:
     """Writes the adapter of the state `kept`, the plot, and what came of the run."""
     trained = run.view(kept)
-    result = MODEL if run.cfg.adapter.method == FULL else ADAPTER
-    if result == MODEL:
-        hf.save(trained, run.output / MODEL, run.base.cfg)
-    else:
-        # What the other processes hold of it comes first: the first writes it alone.
-        trained_here = jax.tree.map(tree.to_host, trained)
-        params = tree.combine(trained_here, run.frozen)
-        if cluster.is_primary():
-            hf.save_adapter(
-                params, run.output / ADAPTER, run.base.cfg, base=run.cfg.model.path
-            )
+    result = write_result(run, trained)
     answers, digest = run.answers(trained), tree.digest(state)
     if not cluster.is_primary():
         return
-    if result == MODEL:
-        run.base.copy_companions(run.output / MODEL)
     metrics = run.output / METRICS
     plots.plot_losses(metrics, run.output / PLOT, str(run.output))
     for prompt, reference, answer in answers:
@@ -243,6 +231,26 @@ def _finish(run: Run, state: TrainState, kept: TrainState, stopping: Stopping) -
     console.say(f"state after step {int(state.step)}: {digest}")
     for name, path in ((result, result), ("plot", PLOT), ("metrics", METRICS)):
         console.say(f"{name + ':':<9}{run.output / path}")
+
+
+def write_result(run: Run, trained: Any) -> str:
+    """Writes what a run trained; returns the folder's name in the run directory.
+
+    trained: the trainable parameters. Every process takes part; the first one writes.
+    """
+    if run.cfg.adapter.method == FULL:
+        hf.save(trained, run.output / MODEL, run.base.cfg)
+        if cluster.is_primary():
+            run.base.copy_companions(run.output / MODEL)
+        return MODEL
+    # What the other processes hold of it comes first: the first writes it alone.
+    trained_here = jax.tree.map(tree.to_host, trained)
+    params = tree.combine(trained_here, run.frozen)
+    if cluster.is_primary():
+        hf.save_adapter(
+            params, run.output / ADAPTER, run.base.cfg, base=run.cfg.model.path
+        )
+    return ADAPTER
 
 
 def check_output(output: Path, resume: str) -> None:

@@ -31,12 +31,16 @@ LAYERS = (
     ("trained", "assembly"),
     ("answering",),
     ("dialogue", "prompts", "run", "planning", "forms"),
-    ("training",),
+    ("training", "grid"),
+    ("joint",),
+    ("sweeping",),
+    ("search",),
     # 5: commands
     ("cli",),
     ("model_arguments",),
     (
         *("train", "chat", "evaluate", "generate", "export", "combine", "plan"),
+        "sweep",
         "__main__",
     ),
 )

@@ -82,6 +82,14 @@ class Batches:
         packing: bool = False,
         length_buckets: int = 4,
     ):
+        self._settings = {
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "pad_id": pad_id,
+            "shuffle": shuffle,
+            "packing": packing,
+            "length_buckets": length_buckets,
+        }
         self.batch_size = batch_size
         self.examples, self._pad_id = examples, pad_id
         weights = [source.weight for source in examples.sources]
@@ -139,6 +147,10 @@ class Batches:
         ahead = iter(self._batches[start_step:].to_iter_dataset(options))
         with closing(ahead):
             yield from ahead
+
+    def reseeded(self, seed: int) -> "Batches":
+        """The batches of the same data in the order of another seed."""
+        return Batches(self.examples, seed=seed, **self._settings)
 
     @property
     def steps_per_epoch(self) -> float:

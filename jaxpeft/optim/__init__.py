@@ -18,7 +18,15 @@ from jaxpeft.optim.lion import lion
 from jaxpeft.optim.lion_8bit import lion_8bit
 from jaxpeft.optim.lomo import lomo
 from jaxpeft.optim.lora_plus import lora_plus
-from jaxpeft.optim.make import FUSED, OPTIMIZERS, leafwise, make, make_parts
+from jaxpeft.optim.make import (
+    FUSED,
+    OPTIMIZERS,
+    SCHEDULE_FREE,
+    Parts,
+    leafwise,
+    make,
+    make_parts,
+)
 from jaxpeft.optim.muon import muon
 from jaxpeft.optim.plateau import observe, observes, rate_factor, scale_by_plateau
 from jaxpeft.optim.prodigy import prodigy
@@ -31,16 +39,19 @@ from jaxpeft.optim.schedule_free import (
     schedule_free_radam,
     schedule_free_sgd,
 )
-from jaxpeft.optim.scheduling import SCHEDULES, make_schedule
+from jaxpeft.optim.scheduling import SCALES, SCHEDULES, make_schedule
 from jaxpeft.optim.sgd import sgd
 from jaxpeft.optim.stable_adamw import stable_adamw
 
 __all__ = [
     "FUSED",
     "OPTIMIZERS",
+    "SCALES",
     "SCHEDULES",
+    "SCHEDULE_FREE",
     "Group",
     "Layout",
+    "Parts",
     "Rule",
     "adafactor",
     "adagrad",

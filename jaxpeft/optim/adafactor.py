@@ -55,7 +55,7 @@ def adafactor_rule(
         u = factored.clipped(g * factored.inverse_root(nu), clip_threshold) * rate
         if state.mu is not None and beta1 is not None:
             u = beta1 * state.mu + (1 - beta1) * u
-        kept = p if ctx.weight_decay == 0 else p + (-ctx.weight_decay * rate) * p
+        kept = p if not ctx.decays else p + (-ctx.weight_decay * rate) * p
         return kept - u, AdafactorState(nu, None if beta1 is None else u)
 
     return Rule(init, update)

@@ -33,7 +33,7 @@ def adalomo_rule(
         nu = factored.averaged(nu, jnp.square(g) + eps[0], weight)
         u = factored.clipped(g * factored.inverse_root(nu), clip_threshold)
         rate = ctx.learning_rate * jnp.maximum(eps[1], factored.rms(p))
-        kept = p if ctx.weight_decay == 0 else p * (1 - rate * ctx.weight_decay)
+        kept = p if not ctx.decays else p * (1 - rate * ctx.weight_decay)
         return kept - rate * u, nu
 
     return Rule(init, update)

@@ -51,7 +51,7 @@ def came_rule(
             residual = jnp.square(u - mu) + eps[1]
             instability = factored.averaged(instability, residual, 1 - b3)
             direction = mu * factored.inverse_root(instability)
-        kept = p if ctx.weight_decay == 0 else p + (-ctx.rate_times_decay) * p
+        kept = p if not ctx.decays else p + (-ctx.rate_times_decay) * p
         new = kept - ctx.learning_rate * direction
         return new, CameState(mu, nu, instability)
 

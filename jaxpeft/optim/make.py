@@ -116,6 +116,12 @@ class Parts(NamedTuple):
     scale: optax.GradientTransformation | None
     rate: optax.Schedule
 
+    @property
+    def leafwise(self) -> Leafwise | None:
+        """The rule that the optimizer applies to each tensor, where it is made so."""
+        made = self.optimizer
+        return made.leafwise if isinstance(made, RuleTransformation) else None
+
     def chain(self) -> optax.GradientTransformationExtraArgs:
         """All of them in one transformation."""
         chain = [self.optimizer]
@@ -185,7 +191,7 @@ def leafwise(parts: Parts, name: str) -> Leafwise:
     Raises InputError where the optimizer, called `name`, needs all gradients at once,
     and where the schedule needs the whole update.
     """
-    if not isinstance(parts.optimizer, RuleTransformation):
+    if parts.leafwise is None:
         raise InputError(
             f"optimizer.name: found {name!r}; it looks at all gradients at once, and "
             "training.fused_backward never has them; set fused_backward: false"
@@ -195,7 +201,7 @@ def leafwise(parts: Parts, name: str) -> Leafwise:
             "schedule.name: a rate that the evaluation loss steers cannot go with "
             "training.fused_backward; choose another schedule, or fused_backward: false"
         )
-    return parts.optimizer.leafwise
+    return parts.leafwise
 
 
 def decayed(params: Any) -> Any:

@@ -123,7 +123,7 @@ class LateAdam(NamedTuple):
         if self.correct_bias:
             rate = rate * jnp.sqrt(debias(self.b2, ctx.t)) / debias(self.b1, ctx.t)
         p = p - rate * u
-        return p if ctx.weight_decay == 0 else p + (-ctx.rate_times_decay) * p
+        return p if not ctx.decays else p + (-ctx.rate_times_decay) * p
 
 
 @dataclass(frozen=True)

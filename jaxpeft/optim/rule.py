@@ -6,6 +6,7 @@ in the tree, stacked layers, learning-rate schedules, weight-decay masks, parame
 groups, precision. The fused backward pass drives the same rules a layer at a time.
 """
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,14 +45,21 @@ class Context(NamedTuple):
 
     t: Array
     learning_rate: Array
-    weight_decay: float
+    weight_decay: float | Array
     place: Place
     index: Any = 0
     shared: Any = ()
 
+    @property
+    def decays(self) -> bool:
+        """Whether the tensor decays; a traced weight decay always counts as one."""
+        return not (
+            isinstance(self.weight_decay, int | float) and not self.weight_decay
+        )
+
     def decayed(self, p: Array) -> Array:
         """p (1 - rate * decay): the form of torch's AdamW, rounded as it rounds."""
-        return p if self.weight_decay == 0 else p * (1 - self.rate_times_decay)
+        return p if not self.decays else p * (1 - self.rate_times_decay)
 
     @property
     def rate_times_decay(self) -> Array:
@@ -149,7 +157,7 @@ class Tensor:
     place: Place
     stacked: bool
     factor: float
-    weight_decay: float
+    weight_decay: float | Array
     index: int
 
 
@@ -164,7 +172,7 @@ class Leafwise:
         self,
         rule: Rule,
         learning_rate: optax.ScalarOrSchedule,
-        weight_decay: float,
+        weight_decay: float | Array,
         mask: Any,
         layout: Layout,
         problems: Problems | None = None,
@@ -172,6 +180,23 @@ class Leafwise:
         self.rule, self.learning_rate = rule, learning_rate
         self.weight_decay, self.mask, self.layout = weight_decay, mask, layout
         self.problems = problems
+
+    def tuned(
+        self, learning_rate: optax.ScalarOrSchedule, weight_decay: float | Array
+    ) -> "Leafwise":
+        """The same with another rate and decay, which may be traced.
+
+        So that one program can carry several runs that differ in these numbers.
+        """
+        made = copy.copy(self)
+        made.learning_rate, made.weight_decay = learning_rate, weight_decay
+        return made
+
+    def transformation(self) -> "RuleTransformation":
+        """The optax transformation that it is, which remembers it as `leafwise`."""
+        made = RuleTransformation(self.init, self.update)
+        made.leafwise = self
+        return made
 
     def tensors(self, params: Any) -> list[Tensor]:
         """The settings of every leaf of `params`, in the order of `jax.tree.leaves`."""
@@ -326,9 +351,7 @@ def transformation(
     leafwise = kind(
         rule, learning_rate, weight_decay, mask, layout or Layout(), problems
     )
-    made = RuleTransformation(leafwise.init, leafwise.update)
-    made.leafwise = leafwise
-    return made
+    return leafwise.transformation()
 
 
 def debias(beta: float, t: Array) -> Array:

@@ -92,7 +92,7 @@ def schedule_free_rule(
         if nu is not None and b2 is not None:
             nu = b2 * nu + (1 - b2) * jnp.square(g)
         step = direction(g, nu, ctx.t)
-        if ctx.weight_decay != 0:
+        if ctx.decays:
             step = step + ctx.weight_decay * y
         y = y + c * (z - y) + (rate * (b1 * (1 - c) - 1)) * step
         return y, ScheduleFreeState(z - rate * step, nu)

@@ -20,7 +20,7 @@ from jaxpeft.optim.rule import (
 
 def with_decay(g: Array, p: Array, ctx: Context) -> Array:
     """g + weight_decay * p: the decay as torch's oldest optimizers have it."""
-    return g if ctx.weight_decay == 0 else g + ctx.weight_decay * p
+    return g if not ctx.decays else g + ctx.weight_decay * p
 
 
 def sgd_rule(momentum: float, dampening: float, nesterov: bool) -> Rule:

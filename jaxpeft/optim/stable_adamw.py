@@ -35,7 +35,7 @@ def stable_adamw_rule(b1: float, b2: float, eps: float, max_lr: float | None) ->
         nu = kept * state.nu + (1 - b2) / correction * jnp.square(g)
         excess = jnp.sqrt(jnp.mean(jnp.square(g) / jnp.maximum(nu, eps**2)))
         rate = ctx.learning_rate / jnp.maximum(1.0, excess)
-        if ctx.weight_decay != 0:
+        if ctx.decays:
             share = rate if max_lr is None else rate / max_lr
             p = p * (1 - share * ctx.weight_decay)
         return p - rate * (mu / (jnp.sqrt(nu) + eps)), AdamState(mu, nu)

@@ -1,0 +1,469 @@
+"""Several runs over one frozen base, trained together by one program.
+
+The runs may differ in numbers that a compiled step can be given: the rate of each step,
+the weight decay, the seed, and what the frozen part of an adapter holds (LoRA's scale).
+Their adapters and optimizer states are stacked along a new first axis, `jax.vmap` takes
+the step over it, and the base's weights are not stacked: there is one of them. Each run
+has a directory, metrics and an adapter of its own, as if it had been alone.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from jaxpeft import config, data, evaluation, hooks, optim, plots, training, tree
+from jaxpeft.checkpoint import Checkpoints
+from jaxpeft.compiled import Compiled
+from jaxpeft.config import RunConfig
+from jaxpeft.errors import Preempted
+from jaxpeft.interrupt import Interrupt, Watchdog
+from jaxpeft.loop import Moment
+from jaxpeft.optim.rule import Leafwise
+from jaxpeft.progress import Quiet
+from jaxpeft.run import Run
+from jaxpeft.session import CONFIG
+from jaxpeft.step import TrainState, make_eval_step, make_train_step
+from jaxpeft.stopping import Stopping
+
+RUNNING, DONE, STOPPED, DIVERGED = "running", "done", "stopped early", "diverged"
+
+
+@dataclass
+class Point:
+    """One of the runs: what it writes, and how it stands.
+
+    seconds: of training, without compiling and evaluating, that it shared with the
+    others.
+    """
+
+    run: Run
+    log: hooks.Log
+    file: hooks.MetricsFile
+    stopping: Stopping
+    status: str = RUNNING
+    losses: list[float] = field(default_factory=list)
+
+    def position(self) -> dict[str, Any]:
+        """What a checkpoint notes of it."""
+        return {
+            "tokens": self.log.tokens,
+            "status": self.status,
+            **self.stopping.position(),
+        }
+
+
+def train(
+    configs: Sequence[RunConfig], directory: Path, tell: Callable[[str], None]
+) -> list[str]:
+    """Trains all of them; returns how each ended: "done", "stopped early", "diverged".
+
+    configs: alike in all but `seed`, `adapter.lora_alpha`, the rate, its schedule and
+    the weight decay; each has its own `output_dir`. directory: of the checkpoints that
+    they share, from which a repeated call continues. tell: called with lines for the
+    user. Raises InputError for what is wrong with any of them, Preempted on SIGTERM.
+    """
+    first = Run(configs[0], shares=True)
+    runs = [first, *(Run(cfg, like=first) for cfg in configs[1:])]
+    training_section = first.cfg.training
+    with (
+        Checkpoints(
+            directory / training.CHECKPOINTS,
+            save_total_limit=1,
+            fingerprint=_fingerprint(runs),
+        ) as checkpoints,
+        Interrupt() as interrupt,
+        Watchdog(training_section.watchdog_seconds) as watchdog,
+    ):
+        watchdog.pet(hooks.SAVE_GRACE)
+        together = _Together(runs, checkpoints, interrupt, watchdog, tell)
+        return together.take_all()
+
+
+def _fingerprint(runs: Sequence[Run]) -> dict[str, str]:
+    return {
+        f"{name} of point {number}": value
+        for number, run in enumerate(runs)
+        for name, value in run.fingerprint().items()
+    }
+
+
+class _Together:
+    """The steps of several runs, and what each of them writes."""
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        checkpoints: Checkpoints,
+        interrupt: Interrupt,
+        watchdog: Watchdog,
+        tell: Callable[[str], None],
+    ):
+        self.runs, self.first = runs, runs[0]
+        self.checkpoints, self.interrupt = checkpoints, interrupt
+        self.watchdog, self.tell = watchdog, tell
+        self.settings, self.steps = self.first.cfg.training, self.first.steps
+        self.same_data = len({run.cfg.seed for run in runs}) == 1
+        self.tuning = _Tuning.of(runs)
+        self.shared, self.own = _frozen(runs)
+        self.state = self._initial_state()
+        self.best = None
+        if self.settings.keeps_best:
+            self.best = jax.tree.map(jnp.copy, self.state.params)
+        extra = self._restore()
+        self.points = [
+            self._point(run, extra.get(str(number), {}))
+            for number, run in enumerate(runs)
+        ]
+        self.done = int(self.state.step.max())
+        mesh = self.first.mesh
+        self.step = Compiled(self._make_step(), "step", tell, carries=True, mesh=mesh)
+        self.eval_step = Compiled(self._make_eval_step(), "evaluation", tell, mesh=mesh)
+        self.view = jax.jit(jax.vmap(self.first.view))
+        self.slice = jax.jit(lambda state, index: jax.tree.map(_at(index), state))
+        self.pending: Array | None = None  # of the last step: not yet looked at
+
+    def take_all(self) -> list[str]:
+        """Takes the steps that are left, and writes what came of each run."""
+        try:
+            if self.done:
+                self.tell(f"continuing after step {self.done}")
+            else:
+                for point in self.points:
+                    text = config.to_yaml(point.run.cfg)
+                    (point.run.output / CONFIG).write_text(text)
+                self._evaluate(0)
+            for point in self.points:
+                point.log.restart()
+            for batches in self._batches():
+                if self.done == self.steps or not self._active().any():
+                    break
+                self._take(batches)
+        finally:
+            for point in self.points:
+                point.file.close()
+        self._look_at_pending()
+        self.checkpoints.wait()
+        return [self._finish(number) for number in range(len(self.points))]
+
+    def _take(self, batches: Sequence[data.Batch]) -> None:
+        """One step of all that still run, and what follows it."""
+        arrays = self._on_device(batches)
+        if self.step.is_new(arrays):
+            self.watchdog.pet(hooks.SAVE_GRACE)
+        start, compiled = time.monotonic(), self.step.seconds
+        active, numbers = jnp.asarray(self._active()), self.tuning.arrays
+        self.state, metrics = self.step(
+            self.state, self.shared, self.own, numbers, active, arrays
+        )
+        if self.step.seconds > compiled:
+            for point in self.points:
+                point.log.paused(time.monotonic() - start)
+        self.done += 1
+        self._look_at_pending()
+        self.pending = metrics["skipped_in_row"]
+        self._log(batches, metrics)
+        self._evaluate(self.done)
+        self._save()
+
+    def _look_at_pending(self) -> None:
+        """Ends the runs with too many steps in a row that were not finite.
+
+        One step late, as a lone run does: asking at once would make the host wait.
+        """
+        if self.pending is None:
+            return
+        for point, in_row in zip(self.points, np.asarray(self.pending)):
+            limit = self.settings.max_nonfinite_steps
+            if point.status == RUNNING and in_row > limit:
+                point.status = DIVERGED
+                self.tell(f"{point.run.output.name}: diverged at step {self.done}")
+        self.pending = None
+
+    def _log(self, batches: Sequence[data.Batch], metrics: Any) -> None:
+        due = self.points[0].log.is_due(self.done)
+        values = jax.device_get(metrics) if due else None
+        for number, point in enumerate(self.points):
+            if point.status != RUNNING:
+                continue
+            batch = batches[0 if self.same_data else number]
+            tokens = int(np.count_nonzero(batch["segments"]))
+            state, own = self.state, {}
+            if values is not None:
+                state = self.slice(self.state, number)
+                own = {name: x[number] for name, x in values.items()}
+                point.losses.append(float(own["loss"]))
+            point.log(Moment(self.done, state, own, tokens))
+        if values is not None:
+            losses = "  ".join(f"{loss:.4f}" for loss in values["loss"])
+            width = len(str(self.steps))
+            self.tell(f"step {self.done:>{width}}/{self.steps}  losses {losses}")
+
+    def _evaluate(self, step: int) -> None:
+        """After a step that asks for it: each run's losses, and what they decide."""
+        every = self.settings.eval_steps
+        due = step in (0, self.steps) or (every is not None and step % every == 0)
+        if self.first.evaluation is None or not due:
+            return
+        start = time.monotonic()
+        self.watchdog.pet(hooks.SAVE_GRACE)
+        found, trained = self._losses()
+        improved = np.zeros(len(self.points), bool)
+        active = self._active()
+        for number, point in enumerate(self.points):
+            if not active[number]:
+                continue
+            point.file.write({"step": step, **found[number]})
+            if step:
+                loss = found[number]["eval_loss"]
+                improved[number] = point.stopping.observe(step, loss)
+                if point.stopping.exhausted:
+                    point.status = STOPPED
+                    self.tell(
+                        f"{point.run.output.name}: {point.stopping.verdict(step)}"
+                    )
+            point.log.paused(time.monotonic() - start)
+        if step:
+            self._observe([losses["eval_loss"] for losses in found], active)
+        if self.best is not None and step:
+            self.best = _chosen(jnp.asarray(improved), trained, self.best)
+        losses = "  ".join(f"{losses['eval_loss']:.4f}" for losses in found)
+        self.tell(f"evaluation after step {step}: losses {losses}")
+
+    def _losses(self) -> tuple[list[dict[str, float]], Any]:
+        """The evaluation of every run, and the parameters that were evaluated."""
+        trained = self.view(self.state)
+        batches = map(self.first.on_devices, self.first.evaluation or ())
+        sums = jax.device_get(
+            [self.eval_step(trained, self.shared, self.own, b) for b in batches]
+        )
+        found = [
+            evaluation.losses(jax.tree.map(_at(number), one) for one in sums)
+            for number in range(len(self.points))
+        ]
+        return found, trained
+
+    def _observe(self, losses: list[float], active: np.ndarray) -> None:
+        """Lets schedules that follow the evaluation loss see it."""
+        if not optim.observes(self.state.opt_state):
+            return
+        seen = jax.vmap(optim.observe)(
+            self.state.opt_state, jnp.asarray(losses, jnp.float32)
+        )
+        seen = _chosen(jnp.asarray(active), seen, self.state.opt_state)
+        self.state = dataclasses.replace(self.state, opt_state=seen)
+
+    def _save(self) -> None:
+        asked = self.interrupt.signal
+        ends = self.done == self.steps or not self._active().any()
+        if asked or ends or self.done % self.settings.save_steps == 0:
+            self.watchdog.pet(hooks.SAVE_GRACE)
+            self._look_at_pending()
+            extra = {str(n): p.position() for n, p in enumerate(self.points)}
+            self.checkpoints.save(self.done, self._kept(), extra)
+        if asked and not ends:
+            self.checkpoints.wait()
+            raise Preempted(
+                f"{asked.name} received: saved after step {self.done}; repeat the "
+                "command to continue"
+            )
+        self.watchdog.pet()
+
+    def _finish(self, number: int) -> str:
+        """Writes the adapter and the plot of a run; returns how it ended."""
+        point = self.points[number]
+        run = point.run
+        if point.status == RUNNING:
+            point.status = DONE
+        if point.status != DIVERGED:
+            trained = self.view(self.state) if self.best is None else self.best
+            leaves = jax.tree.leaves(self.slice(trained, number))
+            own = jax.tree.structure(run.trainable)
+            training.write_result(run, jax.tree.unflatten(own, leaves))
+        metrics = run.output / training.METRICS
+        plots.plot_losses(metrics, run.output / training.PLOT, str(run.output))
+        return point.status
+
+    def _active(self) -> np.ndarray:
+        return np.array([point.status == RUNNING for point in self.points])
+
+    def _kept(self) -> dict[str, Any]:
+        return {"state": self.state, "best": self.best}
+
+    def _restore(self) -> dict[str, Any]:
+        restored = self.checkpoints.restore(self._kept())
+        if restored is None:
+            return {}
+        kept, extra = restored
+        self.state, self.best = kept["state"], kept["best"]
+        return extra
+
+    def _point(self, run: Run, position: dict[str, Any]) -> Point:
+        run.output.mkdir(parents=True, exist_ok=True)
+        resumed = int(self.state.step.max()) if position else None
+        file = hooks.MetricsFile(run.output / training.METRICS, resumed)
+        stopping = Stopping(
+            self.settings.early_stopping_patience,
+            self.settings.early_stopping_threshold,
+        )
+        stopping.restore(position)
+        log = hooks.Log(
+            file,
+            Quiet(),
+            run.updates.rate,
+            run.batches.epoch,
+            every=self.settings.logging_steps,
+            last=run.steps,
+            tokens=position.get("tokens", 0),
+        )
+        return Point(run, log, file, stopping, position.get("status", RUNNING))
+
+    def _initial_state(self) -> TrainState:
+        """All states before the first step, stacked, on the device."""
+        trainable = [run.trainable for run in self.runs]
+        keys = jnp.stack([run.key for run in self.runs])
+
+        def create(trainable: Any, keys: Array, numbers: Any) -> TrainState:
+            def one(params: Any, key: Array, own: Any) -> TrainState:
+                return TrainState.create(params, self.tuning.transformation(own), key)
+
+            return jax.vmap(one)(trainable, keys, numbers)
+
+        stacked = _stacked(trainable)
+        for run in self.runs:  # a second copy, of which only the structure is needed
+            run.trainable = jax.eval_shape(lambda x: x, run.trainable)
+        return jax.jit(create, donate_argnums=0)(stacked, keys, self.tuning.arrays)
+
+    def _make_step(self) -> Callable:
+        model = self.first.base.cfg
+        over_data = None if self.same_data else 0
+
+        def one(
+            state: TrainState,
+            shared: Any,
+            own: Any,
+            numbers: Any,
+            active: Array,
+            batch: Any,
+        ) -> tuple[TrainState, Any]:
+            step = make_train_step(model, self.tuning.transformation(numbers))
+            new, metrics = step(state, tree.combine(own, shared), batch)
+            return jax.tree.map(
+                lambda x, y: jnp.where(active, x, y), new, state
+            ), metrics
+
+        return jax.vmap(one, in_axes=(0, None, 0, 0, 0, over_data))
+
+    def _make_eval_step(self) -> Callable:
+        evaluate = make_eval_step(self.first.base.cfg)
+
+        def one(trained: Any, shared: Any, own: Any, batch: Any) -> Any:
+            return evaluate(trained, tree.combine(own, shared), batch)
+
+        return jax.vmap(one, in_axes=(0, None, 0, None))
+
+    def _batches(self) -> Iterator[Sequence[data.Batch]]:
+        """For each step a batch for all, or one for each run."""
+        runs = self.runs[:1] if self.same_data else self.runs
+        return zip(*(run.batches.iterate(self.done) for run in runs))
+
+    def _on_device(self, batches: Sequence[data.Batch]) -> dict[str, Array]:
+        if self.same_data:
+            return self.first.micro_batches(batches[0])
+        width = max(batch["tokens"].shape[-1] for batch in batches)
+        wide = [_widened(batch, width) for batch in batches]
+        cut = [self.first.micro_batches(batch) for batch in wide]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *cut)
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """The numbers in which the optimizers of several runs differ, as arrays.
+
+    parts: the first run's optimizer. arrays: `rates` (runs, steps + 1) float32, of
+    every update, and where they differ `decays` (runs,) float32.
+    """
+
+    parts: optim.Parts
+    arrays: dict[str, Array]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> "_Tuning":
+        rules = [_rule(run.updates.parts) for run in runs]
+        steps = jnp.arange(runs[0].steps + 1)
+        arrays = {"rates": jnp.stack([_rates(r.learning_rate, steps) for r in rules])}
+        decays = [rule.weight_decay for rule in rules]
+        if len(set(decays)) > 1:
+            arrays["decays"] = jnp.asarray(decays, jnp.float32)
+        return cls(runs[0].updates.parts, arrays)
+
+    def transformation(self, own: dict[str, Array]) -> optax.GradientTransformation:
+        """The chain of one run, whose numbers are `own`, without their first axis."""
+        rule = _rule(self.parts)
+        tuned = rule.tuned(
+            lambda count: own["rates"][count], own.get("decays", rule.weight_decay)
+        )
+        return self.parts._replace(optimizer=tuned.transformation()).chain()
+
+
+def _rule(parts: optim.Parts) -> Leafwise:
+    assert parts.leafwise is not None  # as `grid.together` has seen to
+    return parts.leafwise
+
+
+def _rates(learning_rate: Any, steps: Array) -> Array:
+    if not callable(learning_rate):
+        return jnp.full(steps.shape, learning_rate, jnp.float32)
+    return jax.jit(jax.vmap(learning_rate))(steps).astype(jnp.float32)
+
+
+def _frozen(runs: Sequence[Run]) -> tuple[Any, Any]:
+    """(the arrays of the base, those of the adapters stacked), holes in both."""
+
+    def parts(run: Run) -> tuple[Any, Any]:
+        params = tree.combine(run.trainable, run.frozen)
+        trains = run.places.mask
+        shared = jax.tree.map(lambda of, t: of and not t, run.of_base, trains)
+        own = jax.tree.map(lambda of, t: not of and not t, run.of_base, trains)
+        return tree.partition(params, shared)[0], tree.partition(params, own)[0]
+
+    return parts(runs[0])[0], _stacked([parts(run)[1] for run in runs])
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    """The trees as one, with a new first axis, in the structure of the first one.
+
+    Theirs may differ in what files say of an adapter, such as `lora_alpha`, and no
+    step looks at.
+    """
+    leaves = zip(*(jax.tree.leaves(tree) for tree in trees))
+    return jax.tree.unflatten(jax.tree.structure(trees[0]), map(jnp.stack, leaves))
+
+
+def _at(index: Any) -> Callable[[Any], Any]:
+    return lambda x: x[index]
+
+
+@jax.jit
+def _chosen(where: Array, new: Any, old: Any) -> Any:
+    """Of each run the new values where `where` is true, else the old ones."""
+
+    def choose(x: Array, y: Array) -> Array:
+        return jnp.where(where.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
+
+    return jax.tree.map(choose, new, old)
+
+
+def _widened(batch: data.Batch, width: int) -> data.Batch:
+    """The batch with padding on the right, up to so many tokens."""
+    more = width - batch["tokens"].shape[-1]
+    # Any token would do there: no segment, so nothing sees it and nothing is learned.
+    return {name: np.pad(x, ((0, 0), (0, more))) for name, x in batch.items()}

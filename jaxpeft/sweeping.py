@@ -1,0 +1,310 @@
+"""A sweep: runs from one configuration, in a directory that can be gone on with."""
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpeft import console, grid, joint, plots, session, training, tree
+from jaxpeft.config import RunConfig
+from jaxpeft.errors import InputError, NumericsError
+
+STATE, TABLE, PLOT, POINTS, GROUPS = (
+    *("sweep.json", "sweep.csv", "sweep.png"),
+    *("points", "groups"),
+)
+WAITING = "waiting"
+LAST_LINES = 10  # whose mean is the training loss of a point
+
+
+@dataclass
+class Point:
+    """One run of a sweep.
+
+    values: of the keys that the sweep changes. status: "waiting", "running", "done",
+    "stopped early" or "diverged". Losses are in nats per token, None where there is
+    none: the last evaluation, the lowest one and its step, and the mean of the last
+    logged training losses. seconds: of the program that trained it, over the number of
+    points that it trained.
+    """
+
+    name: str
+    directory: str
+    values: dict[str, Any]
+    status: str = WAITING
+    eval_loss: float | None = None
+    best_eval_loss: float | None = None
+    best_step: int | None = None
+    train_loss: float | None = None
+    seconds: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return self.status not in (WAITING, joint.RUNNING)
+
+
+@dataclass
+class Sweep:
+    """The points of a sweep and where they are written.
+
+    Raises InputError where the directory holds another sweep, or anything else.
+    """
+
+    source: str
+    overrides: Sequence[str]
+    directory: Path
+    axes: dict[str, Any]
+    at_once: int | None = None
+    points: list[Point] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.base = session.open_config(self.source, self.overrides)
+        settings = self.base.model_dump(mode="json")
+        settings.pop("output_dir")
+        self._asked = {"settings": settings, "axes": self.axes}
+        path = self.directory / STATE
+        if path.is_file():
+            self._go_on(json.loads(path.read_text()))
+        elif self.directory.is_dir() and any(self.directory.iterdir()):
+            raise InputError(
+                f"--out: {str(self.directory)!r} is not empty and holds no sweep; name "
+                "another directory"
+            )
+
+    def add(self, values: dict[str, Any]) -> Point:
+        """A further point, which waits to be trained."""
+        number = f"{len(self.points):02}"
+        point = Point(grid.name(values), f"{POINTS}/{number}", values)
+        self.points.append(point)
+        return point
+
+    def configurations(self, points: Sequence[Point]) -> list[RunConfig]:
+        """What each point trains; raises InputError for all that is wrong with any."""
+        found, problems = [], []
+        for point in points:
+            own = [*grid.overrides(point.values), f"output_dir={self._output(point)}"]
+            try:
+                cfg = session.open_config(self.source, [*self.overrides, *own])
+            except InputError as error:
+                problems += [f"{point.name}: {text}" for text in error.problems]
+            else:
+                found.append(cfg)
+        if problems:
+            raise InputError(*problems)
+        return found
+
+    def train(self, points: Sequence[Point]) -> None:
+        """Trains those that have not ended, together where one program can."""
+        left = [point for point in points if not point.ended]
+        configs = self.configurations(left)
+        for numbers in grid.together(configs, jax.device_count(), self.at_once):
+            group = [left[n] for n in numbers]
+            for point in group:
+                point.status = joint.RUNNING
+            self.save()
+            start = time.monotonic()
+            self._train_group(group, [configs[n] for n in numbers])
+            for point in group:
+                point.seconds = round((time.monotonic() - start) / len(group), 1)
+                self._read(point)
+            self.save()
+
+    def ranking(self) -> list[Point]:
+        """The points that have ended, best first; those that diverged last."""
+        ended = [point for point in self.points if point.ended]
+        return sorted(ended, key=lambda p: (p.status == joint.DIVERGED, self.score(p)))
+
+    def score(self, point: Point) -> float:
+        """What a point is judged by, the lower the better; infinity for no number."""
+        if self.judged_by == "train_loss":
+            value = point.train_loss
+        elif self.base.training.keeps_best:
+            value = point.best_eval_loss
+        else:
+            value = point.eval_loss
+        return math.inf if value is None or math.isnan(value) else value
+
+    @property
+    def judged_by(self) -> str:
+        """The column that ranks: the evaluation loss where there is one."""
+        if self.base.data.eval is None:
+            return "train_loss"
+        return "best_eval_loss" if self.base.training.keeps_best else "eval_loss"
+
+    def save(self) -> None:
+        """Writes how the points stand, and the table of those that have ended."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        _write(
+            self.directory / STATE,
+            json.dumps(
+                {
+                    "base_config": self.source,
+                    **self._asked,
+                    "judged_by": self.judged_by,
+                    "points": [asdict(point) for point in self.points],
+                },
+                indent=2,
+            ),
+        )
+        rows = [
+            {"rank": rank, **point.values, **_results(point)}
+            for rank, point in enumerate(self.ranking(), 1)
+        ]
+        if rows:
+            path = self.directory / TABLE
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+
+    def _train_group(self, group: list[Point], configs: list[RunConfig]) -> None:
+        numbers = [point.directory.rsplit("/", 1)[-1] for point in group]
+        if len(group) == 1:
+            console.say(f"point {numbers[0]}: {group[0].name}")
+            group[0].status = _alone(configs[0])
+            return
+        console.say(f"{len(group)} points in one program:")
+        for number, point in zip(numbers, group):
+            console.say(f"  {number}  {point.name}")
+        shared = self.directory / GROUPS / numbers[0]
+        for point, status in zip(group, joint.train(configs, shared, console.say)):
+            point.status = status
+
+    def _go_on(self, found: dict[str, Any]) -> None:
+        """Takes over the points of the sweep that the directory holds."""
+        then, now = (
+            {**_flat(x["settings"]), **_flat(x["axes"])} for x in (found, self._asked)
+        )
+        changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        if changed:
+            raise InputError(
+                f"--out: {str(self.directory)!r} holds a sweep with other settings "
+                f"({', '.join(changed[:5])}); name another directory, or "
+                "repeat that sweep's command to go on with it"
+            )
+        self.points = [Point(**point) for point in found["points"]]
+
+    def _output(self, point: Point) -> Path:
+        return self.directory / point.directory
+
+    def _read(self, point: Point) -> None:
+        """Takes the losses of a point from its metrics."""
+        path = self._output(point) / training.METRICS
+        if not path.is_file():
+            return
+        lines, evaluations = plots.read_metrics(path)
+        last = [line["loss"] for line in lines[-LAST_LINES:]]
+        point.train_loss = _finite(sum(last) / len(last)) if last else None
+        if evaluations:
+            point.eval_loss = _finite(evaluations[-1]["eval_loss"])
+        trained = [
+            e for e in evaluations if e["step"] and math.isfinite(e["eval_loss"])
+        ]
+        if trained:
+            best = min(trained, key=lambda line: line["eval_loss"])
+            point.best_eval_loss, point.best_step = best["eval_loss"], best["step"]
+
+
+def lines(sweep: Sweep) -> list[str]:
+    """The table of the points that have ended, best first, in lines."""
+    keys = list(dict.fromkeys(key for point in sweep.points for key in point.values))
+    head = ("rank", *(key.rsplit(".", 1)[-1] for key in keys))
+    head += ("eval loss", "lowest", "at step", "train loss", "s", "status", "point")
+    rows: list[tuple[str, ...]] = [head]
+    for rank, point in enumerate(sweep.ranking(), 1):
+        results = _results(point)
+        values = [_short(point.values.get(key)) for key in keys]
+        rows.append((str(rank), *values, *(_short(results[n]) for n in results)))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths))
+        for row in rows
+    ]
+
+
+def advice(sweep: Sweep) -> list[str]:
+    """What to do with the result: the best point, and where the grid is too small."""
+    ranked = [point for point in sweep.ranking() if math.isfinite(sweep.score(point))]
+    if not ranked:
+        return ["no point has a finite loss: lower optimizer.learning_rate"]
+    best = ranked[0]
+    text = [
+        f"best: {best.name}, {sweep.judged_by} {sweep.score(best):.4f} nats per token",
+        "train it again: python -m jaxpeft.train --config "
+        f"{sweep.source} {' '.join([*sweep.overrides, *grid.overrides(best.values)])}",
+    ]
+    for key, values in sweep.axes.items():
+        numbers = isinstance(values, list) and all(map(_is_number, values))
+        if not numbers or len(values) < 3 or key == "seed":
+            continue
+        at = best.values[key]
+        for end, word in ((min(values), "smaller"), (max(values), "larger")):
+            if at == end:
+                text.append(
+                    f"{key}: the best value, {_short(at)}, is at the end of the grid; "
+                    f"try {word} ones"
+                )
+    return text
+
+
+def _alone(cfg: RunConfig) -> str:
+    """Trains one point as `train` would; returns how it ended."""
+    try:
+        training.train(cfg)
+    except NumericsError as error:
+        console.warn(str(error))
+        return joint.DIVERGED
+    _, evaluations = plots.read_metrics(Path(cfg.output_dir) / training.METRICS)
+    patience = cfg.training.early_stopping_patience
+    if patience is None or not evaluations or cfg.training.max_steps is None:
+        return joint.DONE
+    stopped = evaluations[-1]["step"] < cfg.training.max_steps
+    return joint.STOPPED if stopped else joint.DONE
+
+
+def _results(point: Point) -> dict[str, Any]:
+    """The columns of a point's results, in the table's order."""
+    return {
+        name: getattr(point, name)
+        for name in (
+            *("eval_loss", "best_eval_loss", "best_step", "train_loss"),
+            *("seconds", "status", "directory"),
+        )
+    }
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return (
+            f"{value:.4g}"
+            if abs(value) < 0.1
+            else f"{value:.4f}".rstrip("0").rstrip(".")
+        )
+    return "-" if value is None else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value) for key, value in tree.walk(settings)}
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)
