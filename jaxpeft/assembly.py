@@ -105,14 +105,19 @@ def fused_backward(cfg: RunConfig) -> bool:
 
     Raises InputError where that was asked for and cannot be.
     """
-    wanted, full = cfg.training.fused_backward, cfg.adapter.method == session.FULL
+    wanted, full = cfg.training.fused_backward, session.trains_all(cfg.adapter)
     if wanted is None:
         wanted = full and cfg.optimizer.name in optim.FUSED
     if not wanted:
         return False
     parts = cfg.training.gradient_accumulation_steps
     problems = []
-    if not full:
+    if cfg.adapter.method == session.FULL and not full:
+        problems.append(
+            "training.fused_backward: found true where a part of the model trains; it "
+            "goes down through layers that all do: remove it, or let everything train"
+        )
+    elif not full:
         problems.append(
             f"training.fused_backward: found true with adapter.method "
             f"{cfg.adapter.method!r}; an adapter's gradients are small: remove it, or "

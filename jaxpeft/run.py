@@ -173,7 +173,9 @@ def describe(run: Run) -> None:
     for line in summary.parameter_table(params, run.trainable):
         console.say(line)
     opt_state = jax.eval_shape(run.tx.init, run.trainable)
-    console.say(summary.memory_line(run.frozen, run.trainable, opt_state))
+    full = run.cfg.adapter.method == session.FULL
+    trains = "trained weights" if full else "adapter"
+    console.say(summary.memory_line(run.frozen, run.trainable, opt_state, trains))
     if run.base.cfg.activation_dtype:
         console.say(
             f"computing in float32: on a CPU that is faster than {run.base.dtype}, "

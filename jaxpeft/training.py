@@ -198,7 +198,8 @@ def _finish(run: Run, state: TrainState) -> None:
     trained = run.view(state)
     result = MODEL if run.cfg.adapter.method == FULL else ADAPTER
     if result == MODEL:
-        hf.save(trained, run.output / MODEL, run.base.cfg)
+        whole = tree.combine(trained, run.frozen)
+        hf.save(whole, run.output / MODEL, run.base.cfg)
     else:
         # What the other processes hold of it comes first: the first writes it alone.
         trained_here = jax.tree.map(tree.to_host, trained)

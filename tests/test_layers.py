@@ -18,7 +18,7 @@ LAYERS = (
     ("config", "launch"),
     ("cluster",),
     # 1: where arrays lie, and how they are stored
-    ("sharding", "quant", "sampling", "text_stream"),
+    ("sharding", "stacks", "quant", "sampling", "text_stream"),
     # 2: siblings that do not know each other
     ("adapters", "models", "optim", "data"),
     # 3: models and adapters meet files, losses and steps
