@@ -117,7 +117,7 @@ def train_some(
     InputError for a name that means nothing, a layer that is not there, and where
     nothing is left.
     """
-    modules = _modules(params)
+    modules = _modules(params, known or {})
     names = {
         path: list((known or {}).get(path) or targets.module_names(path, layers))
         for path, layers in _stacks(params, modules).items()
@@ -178,11 +178,15 @@ def _partly(weight: Any, numbers: tuple[int, ...] | None) -> Partly:
     return Partly(weight[np.asarray(numbers)], weight, numbers)
 
 
-def _modules(params: Mapping[str, Any]) -> dict[str, list[str]]:
-    """{path of a module: the dotted names of its weights}."""
+def _modules(params: Mapping[str, Any], known: targets.Names) -> dict[str, list[str]]:
+    """{path of a module: the dotted names of its weights}.
+
+    A weight with a name of its own in `known` is a module by itself.
+    """
     found: dict[str, list[str]] = {}
     for name, _ in tree.walk(params):
-        found.setdefault(name.rpartition(".")[0], []).append(name)
+        path = name if name in known else name.rpartition(".")[0]
+        found.setdefault(path, []).append(name)
     return found
 
 

@@ -93,12 +93,13 @@ class AdapterSection(ComponentSection):
     method: Text = Field(
         default="lora",
         description="how the base is adapted: lora, lora_fa, dora, ia3, bottleneck, "
-        "bitfit for its biases alone, or full for no adapter",
+        "bitfit for its biases alone, or full for no adapter: the base itself trains, "
+        "or the part of it that the keys below name",
     )
     target_modules: Targets = Field(
         default="all-linear",
         description="names, a regular expression over whole names, or all-linear; left "
-        "out: what the method is made for",
+        "out: what the method is made for (full: everything)",
     )
     exclude_modules: Targets | None = Field(
         default=None,
@@ -109,7 +110,8 @@ class AdapterSection(ComponentSection):
         tuple[Whole, ...] | None, BeforeValidator(_numbers)
     ] = Field(
         default=None,
-        description="numbers of the layers that are adapted; null: all",
+        description="numbers of the layers that are adapted, or with method full "
+        "train; null: all",
     )
     modules_to_save: Annotated[tuple[Text, ...], BeforeValidator(_tuple)] = Field(
         default=(),
