@@ -43,8 +43,8 @@ def updates(cfg: RunConfig, steps: int) -> Updates:
     Raises InputError where they do not go together.
     """
     fused = fused_backward(cfg)
-    sections = cfg.optimizer.model_dump(), cfg.schedule.model_dump()
-    made = optim.make_parts(*sections, steps)
+    optimizer = {**cfg.optimizer.model_dump(), "learning_rate": learning_rate(cfg)}
+    made = optim.make_parts(optimizer, cfg.schedule.model_dump(), steps)
     return Updates(
         tx=made.optimizer if fused else made.chain(),
         leafwise=optim.leafwise(made, cfg.optimizer.name) if fused else None,
@@ -52,6 +52,26 @@ def updates(cfg: RunConfig, steps: int) -> Updates:
         max_grad_norm=cfg.optimizer.max_grad_norm,
         follows_evaluation=made.scale is not None,
     )
+
+
+def learning_rate(cfg: RunConfig) -> float:
+    """The schedule's highest rate, at the batch size of the run."""
+    training, given = cfg.training, cfg.optimizer.learning_rate
+    reference = training.lr_reference_batch_size
+    if reference is None:
+        return given
+    rule, size = training.lr_scaling, training.batch_size
+    return optim.scaled_rate(given, rule, size, reference)
+
+
+def scaling_line(cfg: RunConfig) -> str | None:
+    """What came of the rate at another batch size; None where it is as given."""
+    training, given = cfg.training, cfg.optimizer.learning_rate
+    if training.lr_scaling == "none":
+        return None
+    ratio = f"{training.batch_size} / {training.lr_reference_batch_size}"
+    factor = f"sqrt({ratio})" if training.lr_scaling == "sqrt" else ratio
+    return f"learning rate: {given:.4g} x {factor} = {learning_rate(cfg):.4g}"
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ NOT_IDENTITY = {
         "watchdog_seconds",
     ),
 }
+# Keys of training that say nothing at these values: to have them, or not yet to have
+# had them in an earlier version, is the same.
+SILENT = {"lr_scaling": "none", "lr_reference_batch_size": None}
 
 
 class Run:
@@ -115,6 +118,9 @@ class Run:
         for section, keys in NOT_IDENTITY.items():
             for key in keys:
                 settings[section].pop(key)
+        for key, silent in SILENT.items():
+            if settings["training"][key] == silent:
+                settings["training"].pop(key)
         state = jax.eval_shape(self.tx.init, self.trainable)
         if self.evaluation is not None and optim.observes(state):
             # What is evaluated, and when, then decides what the steps compute.
@@ -193,6 +199,8 @@ def describe(run: Run) -> None:
     if run.evaluation is not None:
         for line in summary.data_lines("evaluation", run.evaluation.summary()):
             console.say(line)
+    if line := assembly.scaling_line(run.cfg):
+        console.say(line)
     if run.updates.leafwise is not None:
         console.say("each layer is updated inside the backward pass")
     elif run.cfg.optimizer.name in optim.FUSED:

@@ -264,6 +264,14 @@ class TrainingSection(_Section):
     gradient_accumulation_steps: Count = Field(
         default=1, description="parts that a batch is cut into, one after another"
     )
+    lr_scaling: Literal["none", "linear", "sqrt"] = Field(
+        default="none",
+        description="what multiplies optimizer.learning_rate: batch_size over "
+        "lr_reference_batch_size (linear), or the square root of that (sqrt)",
+    )
+    lr_reference_batch_size: Count | None = Field(
+        default=None, description="the batch_size that optimizer.learning_rate is for"
+    )
     logging_steps: Count = Field(
         default=10, description="steps between two lines of the log"
     )
@@ -317,9 +325,24 @@ class TrainingSection(_Section):
                 f"gradient_accumulation_steps {parts}; use "
                 + (f"{below} or {above}" if below else f"{above}")
             )
+        problems += self._scaling_problems()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _scaling_problems(self) -> list[str]:
+        rule, reference = self.lr_scaling, self.lr_reference_batch_size
+        if rule != "none" and reference is None:
+            return [
+                f"lr_scaling: found {rule!r} without lr_reference_batch_size; give "
+                "the batch size that optimizer.learning_rate was found at"
+            ]
+        if rule == "none" and reference is not None:
+            return [
+                f"lr_reference_batch_size: found {reference} with lr_scaling none, "
+                "where it says nothing; set lr_scaling to linear or sqrt, or remove it"
+            ]
+        return []
 
 
 class MeshSection(_Section):
