@@ -112,6 +112,7 @@ class Run:
         """What a resumed run must share with the one that was saved."""
         settings = self.cfg.model_dump()
         settings.pop("output_dir")
+        settings.pop("deterministic")
         settings.pop("mesh")
         settings.pop("cluster")
         settings.pop("data")  # its effect is the batches' own fingerprint

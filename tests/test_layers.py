@@ -15,6 +15,7 @@ LAYERS = (
     # 0: the language's own library, jax, numpy and pydantic
     ("errors", "console", "tree", "manifest", "huge_pages"),
     ("strict_yaml", "kernel", "run_lock", "interrupt", "collectives", "flops"),
+    ("determinism",),
     ("config", "launch"),
     ("cluster",),
     # 1: where arrays lie, and how they are stored
@@ -26,7 +27,7 @@ LAYERS = (
     ("step", "evaluation"),
     ("fused",),
     # 4: a run and what is done with its result
-    ("generation", "plots", "progress", "loop", "summary"),
+    ("generation", "plots", "progress", "loop", "summary", "environment"),
     ("continuation", "hooks", "session", "flax"),
     ("trained", "assembly"),
     ("answering",),

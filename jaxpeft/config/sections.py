@@ -391,6 +391,10 @@ class RunConfig(_Section):
 
     output_dir: Text = Field(description="the run directory")
     seed: int = Field(default=42, ge=0, lt=2**32, description="of all that is random")
+    deterministic: bool = Field(
+        default=False,
+        description="repeat bit for bit on GPUs, too, which makes them slower",
+    )
     model: ModelSection
     adapter: AdapterSection = Field(default_factory=AdapterSection)
     data: DataSection
