@@ -14,6 +14,7 @@ from jaxpeft.errors import InputError
 XLA_FLAGS = "XLA_FLAGS"
 # Leaves out every operation that may differ from run to run, and all autotuning.
 FLAG = "--xla_gpu_deterministic_ops"
+COUNT = "jax_num_cpu_devices"
 OFF = {f"{FLAG}=false", f"{FLAG}=0", f"{FLAG}=False"}
 
 
@@ -49,10 +50,10 @@ def is_required() -> bool:
 
 def _in_use() -> bool:
     """Whether JAX has its devices: their number can be set no more."""
-    before = jax.config.jax_num_cpu_devices
+    before = getattr(jax.config, COUNT)
     try:
-        jax.config.update("jax_num_cpu_devices", before + 2)
-        jax.config.update("jax_num_cpu_devices", before)
+        jax.config.update(COUNT, before + 2)
+        jax.config.update(COUNT, before)
     except RuntimeError:
         return True
     return False
