@@ -45,8 +45,8 @@ def updates(cfg: RunConfig, steps: int) -> Updates:
     Raises InputError where they do not go together.
     """
     fused = fused_backward(cfg)
-    sections = cfg.optimizer.model_dump(), cfg.schedule.model_dump()
-    made = optim.make_parts(*sections, steps)
+    optimizer = {**cfg.optimizer.model_dump(), "learning_rate": learning_rate(cfg)}
+    made = optim.make_parts(optimizer, cfg.schedule.model_dump(), steps)
     return Updates(
         parts=made,
         tx=made.optimizer if fused else made.chain(),
@@ -55,6 +55,26 @@ def updates(cfg: RunConfig, steps: int) -> Updates:
         max_grad_norm=cfg.optimizer.max_grad_norm,
         follows_evaluation=made.scale is not None,
     )
+
+
+def learning_rate(cfg: RunConfig) -> float:
+    """The schedule's highest rate, at the batch size of the run."""
+    training, given = cfg.training, cfg.optimizer.learning_rate
+    reference = training.lr_reference_batch_size
+    if reference is None:
+        return given
+    rule, size = training.lr_scaling, training.batch_size
+    return optim.scaled_rate(given, rule, size, reference)
+
+
+def scaling_line(cfg: RunConfig) -> str | None:
+    """What came of the rate at another batch size; None where it is as given."""
+    training, given = cfg.training, cfg.optimizer.learning_rate
+    if training.lr_scaling == "none":
+        return None
+    ratio = f"{training.batch_size} / {training.lr_reference_batch_size}"
+    factor = f"sqrt({ratio})" if training.lr_scaling == "sqrt" else ratio
+    return f"learning rate: {given:.4g} x {factor} = {learning_rate(cfg):.4g}"
 
 
 @dataclass(frozen=True)
@@ -108,14 +128,19 @@ def fused_backward(cfg: RunConfig) -> bool:
 
     Raises InputError where that was asked for and cannot be.
     """
-    wanted, full = cfg.training.fused_backward, cfg.adapter.method == session.FULL
+    wanted, full = cfg.training.fused_backward, session.trains_all(cfg.adapter)
     if wanted is None:
         wanted = full and cfg.optimizer.name in optim.FUSED
     if not wanted:
         return False
     parts = cfg.training.gradient_accumulation_steps
     problems = []
-    if not full:
+    if cfg.adapter.method == session.FULL and not full:
+        problems.append(
+            "training.fused_backward: found true where a part of the model trains; it "
+            "goes down through layers that all do: remove it, or let everything train"
+        )
+    elif not full:
         problems.append(
             f"training.fused_backward: found true with adapter.method "
             f"{cfg.adapter.method!r}; an adapter's gradients are small: remove it, or "

@@ -79,10 +79,15 @@ def nodes(params: Mapping) -> dict[str, Any]:
     return {name: leaf for name, leaf in tree.walk(params) if is_node(leaf)}
 
 
-def layer(node: Any, index: int) -> Any:
-    """One layer of a stacked kernel; what its layers share goes along whole."""
+def layer(node: Any, index: int | Array) -> Any:
+    """One layer of a stacked kernel; what its layers share goes along whole.
+
+    A node that knows its layers by number (`of_layer`) gives the weight itself.
+    """
     if not is_node(node):
         return node[index]
+    if hasattr(node, "of_layer"):
+        return node.of_layer(index)
     shared = {name: getattr(node, name) for name in getattr(node, "SHARED", ())}
     own = dataclasses.replace(node, **dict.fromkeys(shared))
     return dataclasses.replace(jax.tree.map(lambda x: x[index], own), **shared)

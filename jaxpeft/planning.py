@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import adapters, assembly, flops, hf, models, session, sharding, tree
+from jaxpeft import (
+    adapters,
+    assembly,
+    flops,
+    hf,
+    models,
+    session,
+    sharding,
+    stacks,
+    tree,
+)
 from jaxpeft.collectives import Collective, collectives, totals
 from jaxpeft.compiled import build
 from jaxpeft.config import RunConfig
@@ -89,10 +99,11 @@ def plan(
     temporaries = max(0, memory.temp_size_in_bytes - activations)
     frozen, trainable = _on_a_device(step.frozen), _on_a_device(step.state.params)
     full = not jax.tree.leaves(step.frozen)
+    in_place = cfg.adapter.method == session.FULL
     trains = tree.count(step.state.params)
     return Plan(
         mesh=dict(mesh.shape),
-        parameters=step.base + (0 if full else trains),
+        parameters=step.base + (0 if in_place else trains),
         trainable=trains,
         weights=trainable if full else frozen,
         adapters=0 if full else trainable,
@@ -235,12 +246,19 @@ class _Step:
 
     def activations(self, jaxpr: Any) -> int:
         """Bytes on a device that the layers keep for the backward pass."""
+        parts, kept = self.mesh.shape["data"] * self.mesh.shape["fsdp"], 0
+        layers = tree.combine(self.state.params, self.frozen)["model"]["layers"]
+        # Those of the forward pass come first.
+        forward = stacks.lengths(layers, self.model.num_hidden_layers)
         for scan in _scans(jaxpr.jaxpr):
             stacked = scan.outvars[scan.params["num_carry"] :]
-            if scan.params["length"] == self.model.num_hidden_layers and stacked:
-                parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-                return tree.nbytes([x.aval for x in stacked]) // parts
-        return 0
+            if not forward or scan.params["length"] != forward[0]:
+                continue
+            if not stacked and len(forward) == 1:
+                continue
+            kept += tree.nbytes([x.aval for x in stacked])
+            del forward[0]
+        return kept // parts
 
 
 def _scans(jaxpr: Any) -> Iterator[Any]:

@@ -39,6 +39,9 @@ NOT_IDENTITY = {
         "watchdog_seconds",
     ),
 }
+# Keys of training that say nothing at these values: to have them, or not yet to have
+# had them in an earlier version, is the same.
+SILENT = {"lr_scaling": "none", "lr_reference_batch_size": None}
 
 
 class Run:
@@ -129,12 +132,16 @@ class Run:
         """What a resumed run must share with the one that was saved."""
         settings = self.cfg.model_dump()
         settings.pop("output_dir")
+        settings.pop("deterministic")
         settings.pop("mesh")
         settings.pop("cluster")
         settings.pop("data")  # its effect is the batches' own fingerprint
         for section, keys in NOT_IDENTITY.items():
             for key in keys:
                 settings[section].pop(key)
+        for key, silent in SILENT.items():
+            if settings["training"][key] == silent:
+                settings["training"].pop(key)
         state = jax.eval_shape(self.tx.init, self.trainable)
         if self.evaluation is not None and optim.observes(state):
             # What is evaluated, and when, then decides what the steps compute.
@@ -193,7 +200,9 @@ def describe(run: Run) -> None:
     for line in summary.parameter_table(params, run.trainable):
         console.say(line)
     opt_state = jax.eval_shape(run.tx.init, run.trainable)
-    console.say(summary.memory_line(run.frozen, run.trainable, opt_state))
+    full = run.cfg.adapter.method == session.FULL
+    trains = "trained weights" if full else "adapter"
+    console.say(summary.memory_line(run.frozen, run.trainable, opt_state, trains))
     if run.base.cfg.activation_dtype:
         console.say(
             f"computing in float32: on a CPU that is faster than {run.base.dtype}, "
@@ -211,6 +220,8 @@ def describe(run: Run) -> None:
     if run.evaluation is not None:
         for line in summary.data_lines("evaluation", run.evaluation.summary()):
             console.say(line)
+    if line := assembly.scaling_line(run.cfg):
+        console.say(line)
     if run.updates.leafwise is not None:
         console.say("each layer is updated inside the backward pass")
     elif run.cfg.optimizer.name in optim.FUSED:

@@ -268,6 +268,13 @@ def open_run(
     return cfg.model_copy(update={"model": trained}), None
 
 
+def trains_all(section: AdapterSection) -> bool:
+    """Whether every weight of the base trains: method full, and no part of it named."""
+    named = any(_says_something(section, name) for name in WHAT_TRAINS)
+    given = any(value is not None for value in section.options.values())
+    return section.method == FULL and not named and not given
+
+
 def rules(section: AdapterSection) -> dict[str, Any]:
     """What `adapters.inject` takes, of a section: its method's keys, and those given.
 
@@ -278,14 +285,15 @@ def rules(section: AdapterSection) -> dict[str, Any]:
         for name in WHAT_TRAINS
         if name in section.model_fields_set
     }
-    idle = [
-        name for name in given if name != TARGETS and _says_something(section, name)
-    ]
+    useless = ("bias",) if section.method == FULL else WHAT_TRAINS[1:]
+    idle = [n for n in given if n in useless and _says_something(section, n)]
     if section.method in adapters.WITHOUT and idle:
         raise InputError(
             f"adapter.{idle[0]}: found {given[idle[0]]!r} with method "
             f"{section.method}, which has no use for it; remove it, or use lora"
         )
-    if section.method in adapters.WITHOUT:
+    if section.method == FULL:
+        given.pop("bias", None)
+    elif section.method in adapters.WITHOUT:
         given = {}
     return {"method": section.method, **given, **section.options}

@@ -35,9 +35,14 @@ def parameter_table(params: Mapping[str, Any], trainable: Any) -> list[str]:
     ]
 
 
-def memory_line(frozen: Any, trainable: Any, opt_state: Any) -> str:
-    """The bytes of what stays in memory between two steps."""
-    parts = {"base": frozen, "adapter": trainable, "optimizer": opt_state}
+def memory_line(
+    frozen: Any, trainable: Any, opt_state: Any, trains: str = "adapter"
+) -> str:
+    """The bytes of what stays in memory between two steps.
+
+    trains: what to call the part that trains beside a frozen one.
+    """
+    parts = {"base": frozen, trains: trainable, "optimizer": opt_state}
     if not jax.tree.leaves(frozen):
         parts = {"weights": trainable, "optimizer": opt_state}
     sizes = {name: _bytes(value) / MIB for name, value in parts.items()}
@@ -70,6 +75,8 @@ def _count(value: Any) -> int:
     """The parameters of a node: scales and keys are none, a byte may hold two."""
     if not kernel.is_node(value):
         return tree.count(value)
+    if hasattr(value, "of_layer"):  # what trains stands in the place of the rest
+        return max(tree.count(value.own), tree.count(value.stack))
     own = getattr(value, "TRAINABLE", None)
     if own is None:  # a quantized weight
         return math.prod(value.shape) if jax.tree.leaves(value) else 0

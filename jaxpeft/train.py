@@ -35,9 +35,11 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_PREEMPTED))
 
     # Imported here, so that --help answers at once.
-    from jaxpeft import cluster, session, training
+    from jaxpeft import cluster, determinism, session, training
 
     cfg = session.open_config(args.config, args.overrides)
+    if cfg.deterministic:
+        determinism.require()  # before the devices are looked for
     cluster.join(place, **cfg.cluster.model_dump())
     training.train(cfg, resume=args.resume)
     return 0

@@ -13,6 +13,8 @@ from jaxpeft import (
     config,
     console,
     data,
+    determinism,
+    environment,
     evaluation,
     hf,
     hooks,
@@ -43,6 +45,8 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
     Raises InputError, NumericsError or Preempted, which the command turns into its
     exit code.
     """
+    if cfg.deterministic:
+        determinism.require()
     cluster.require_same(
         dict(tree.walk(cfg.model_dump(mode="json"))),
         "start all with the same configuration",
@@ -72,6 +76,11 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
         if primary:
             (run.output / CONFIG).write_text(config.to_yaml(cfg))
         first = int(state.step)
+        if primary and first < run.steps:
+            found = environment.collect(
+                seed=cfg.seed, deterministic=cfg.deterministic, fingerprint=fingerprint
+            )
+            environment.record(run.output / environment.ENVIRONMENT, found, first)
         steps = _Steps(run, first, extra, checkpoints, interrupt, watchdog)
         state = steps.take_all(state)
         checkpoints.wait()
@@ -239,7 +248,8 @@ def write_result(run: Run, trained: Any) -> str:
     trained: the trainable parameters. Every process takes part; the first one writes.
     """
     if run.cfg.adapter.method == FULL:
-        hf.save(trained, run.output / MODEL, run.base.cfg)
+        whole = tree.combine(trained, run.frozen)
+        hf.save(whole, run.output / MODEL, run.base.cfg)
         if cluster.is_primary():
             run.base.copy_companions(run.output / MODEL)
         return MODEL

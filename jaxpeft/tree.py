@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 PyTree = Any
+OWN = ".own"  # what trains of a weight that does so in part (`adapters.Partly`)
 
 
 def path_name(path: tuple) -> str:
@@ -23,6 +24,14 @@ def named_leaves(
     """(dotted name, leaf) of every leaf, in the order of `jax.tree.leaves`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
     return [(path_name(path), leaf) for path, leaf in leaves]
+
+
+def named_weights(tree: PyTree) -> list[tuple[str, Any]]:
+    """`named_leaves` of what trains, a weight's own part under the weight's name.
+
+    So optimizers know it by one name whether all of the model trains or some of it.
+    """
+    return [(name.removesuffix(OWN), leaf) for name, leaf in named_leaves(tree)]
 
 
 def map_named(

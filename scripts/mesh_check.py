@@ -61,6 +61,7 @@ METHODS = {
     "lora": (LORA, {"name": "adamw"}),
     "lora, adamw_8bit": (LORA, {"name": "adamw_8bit", "min_quantized_size": 256}),
     "full": ({"method": "full"}, {"name": "adamw"}),
+    "full, one layer": ({"method": "full", "trainable_layers": 1}, {"name": "adamw"}),
 }
 RATE = 1e-3
 SHAPES = "configs/plan_only.yaml"

@@ -15,10 +15,11 @@ LAYERS = (
     # 0: the language's own library, jax, numpy and pydantic
     ("errors", "console", "tree", "manifest", "huge_pages"),
     ("strict_yaml", "kernel", "run_lock", "interrupt", "collectives", "flops"),
+    ("determinism",),
     ("config", "launch"),
     ("cluster",),
     # 1: where arrays lie, and how they are stored
-    ("sharding", "quant", "sampling", "text_stream"),
+    ("sharding", "stacks", "quant", "sampling", "text_stream"),
     # 2: siblings that do not know each other
     ("adapters", "models", "optim", "data"),
     # 3: models and adapters meet files, losses and steps
@@ -26,7 +27,8 @@ LAYERS = (
     ("step", "evaluation"),
     ("fused",),
     # 4: a run and what is done with its result
-    ("generation", "plots", "progress", "loop", "summary", "stopping"),
+    ("generation", "plots", "progress", "loop", "summary"),
+    ("stopping", "environment"),
     ("continuation", "hooks", "session", "flax"),
     ("trained", "assembly"),
     ("answering",),

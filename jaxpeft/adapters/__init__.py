@@ -15,6 +15,7 @@ from jaxpeft.adapters.combine import combine
 from jaxpeft.adapters.dora import DoRA, dora
 from jaxpeft.adapters.ia3 import IA3, ia3
 from jaxpeft.adapters.lora import LoRA, lora, lora_fa
+from jaxpeft.adapters.partly import Partly, train_some
 from jaxpeft.adapters.saved import Saved
 from jaxpeft.adapters.several import BASE, Several, choose, several
 from jaxpeft.adapters.vera import VeRA, vera
@@ -40,8 +41,9 @@ DEFAULT_TARGETS: dict[str, list[str]] = {
 }
 
 
-def full() -> None:
-    """No adapter: every weight of the base trains, and the result is a whole model."""
+def full(*, trainable_layers: int | None = None) -> None:
+    """No adapter: the base itself trains, whole or in part, and the result is a whole
+    model. trainable_layers: only the last so many layers, or the first if negative."""
 
 
 def bitfit() -> None:
@@ -65,6 +67,7 @@ __all__ = [
     "DoRA",
     "IA3",
     "LoRA",
+    "Partly",
     "Saved",
     "Several",
     "VeRA",
@@ -102,14 +105,16 @@ def inject(
     arguments. The model computes the same function until the adapters train; virtual
     tokens (`virtual`) alone change it at once. What trains is float32 whatever the
     base's dtype. Method "bitfit" trains biases alone; "full" adds nothing: then the
-    base itself trains, in the dtype that it has. names: `models.module_names(cfg)`,
-    needed for families whose modules Hugging Face calls otherwise than the params do.
+    base itself trains, in the dtype that it has, all of it or what `target_modules`,
+    `exclude_modules`, `layers_to_transform`, `trainable_layers` and `modules_to_save`
+    name (see `partly`). names: `models.module_names(cfg)`, needed for families whose
+    modules Hugging Face calls otherwise than the params do.
     Raises InputError for an unknown method or key, a pattern that matches nothing, a
     rank that does not fit.
     """
     settings = dict(rules)
     name = settings.pop("method", "lora")
-    names = targets.names_of(params, names)
+    known, names = names, targets.names_of(params, names)
     usual = targets.present(DEFAULT_TARGETS.get(name, targets.ALL_LINEAR), names)
     pattern = settings.pop("target_modules", usual)
     within = {
@@ -122,7 +127,14 @@ def inject(
     if problems:
         raise InputError(*problems)
     if name == "full":
-        return dict(params)
+        return train_some(
+            params,
+            known,
+            target_modules=rules.get("target_modules") or targets.ALL_LINEAR,
+            modules_to_save=to_save,
+            **within,
+            **settings,
+        )
     if name == "bitfit":
         return _with_biases(params)
     if name in VIRTUAL:
@@ -237,7 +249,7 @@ def merge(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
             return node.dense().astype(target)
         slices = (kernel.layer(node, i) for i in range(node.shape[0]))
         return jnp.asarray(
-            np.stack([np.asarray(s.dense().astype(target)) for s in slices])
+            np.stack([np.asarray(kernel.dense(s).astype(target)) for s in slices])
         )
 
     changes = {name: fold(node) for name, node in kernel.nodes(params).items()}

@@ -210,9 +210,9 @@ def _conflicts(mapping: Mapping[str, Any]) -> list[str]:
     Looks at the mapping, not at the validated sections, so that these problems are
     told together with any others, and only about what the user wrote.
     """
-    data, schedule, training = (
+    data, optimizer, schedule, training = (
         section if isinstance(section, Mapping) else {}
-        for section in map(mapping.get, ("data", "schedule", "training"))
+        for section in map(mapping.get, ("data", "optimizer", "schedule", "training"))
     )
     problems = []
     warmup, steps = schedule.get("warmup_steps"), training.get("max_steps")
@@ -227,7 +227,23 @@ def _conflicts(mapping: Mapping[str, Any]) -> list[str]:
                 f"training.{key}: found {shown(training[key])}; needs evaluation data: "
                 f"give data.eval, or set training.{key} to null"
             )
+    scaling = training.get("lr_scaling", "none")
+    if scaling != "none" and (why := _rate_of_its_own(optimizer)):
+        problems.append(
+            f"training.lr_scaling: found {shown(scaling)}; {why}: set it to none"
+        )
     return problems
+
+
+def _rate_of_its_own(optimizer: Mapping[str, Any]) -> str:
+    """Why a rate is none that was found at another batch size; empty if it may be."""
+    if optimizer.get("name") == "prodigy":
+        return "'prodigy' finds the rate by itself"
+    if optimizer.get("relative_step") is True:
+        return "optimizer.relative_step takes the rate from the step alone"
+    if optimizer.get("learning_rate") == "auto":
+        return "optimizer.learning_rate auto is found at this batch size already"
+    return ""
 
 
 def _overridden(

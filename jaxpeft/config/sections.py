@@ -93,12 +93,13 @@ class AdapterSection(ComponentSection):
     method: Text = Field(
         default="lora",
         description="how the base is adapted: lora, lora_fa, dora, ia3, bottleneck, "
-        "bitfit for its biases alone, or full for no adapter",
+        "bitfit for its biases alone, or full for no adapter: the base itself trains, "
+        "or the part of it that the keys below name",
     )
     target_modules: Targets = Field(
         default="all-linear",
         description="names, a regular expression over whole names, or all-linear; left "
-        "out: what the method is made for",
+        "out: what the method is made for (full: everything)",
     )
     exclude_modules: Targets | None = Field(
         default=None,
@@ -109,7 +110,8 @@ class AdapterSection(ComponentSection):
         tuple[Whole, ...] | None, BeforeValidator(_numbers)
     ] = Field(
         default=None,
-        description="numbers of the layers that are adapted; null: all",
+        description="numbers of the layers that are adapted, or with method full "
+        "train; null: all",
     )
     modules_to_save: Annotated[tuple[Text, ...], BeforeValidator(_tuple)] = Field(
         default=(),
@@ -262,6 +264,14 @@ class TrainingSection(_Section):
     gradient_accumulation_steps: Count = Field(
         default=1, description="parts that a batch is cut into, one after another"
     )
+    lr_scaling: Literal["none", "linear", "sqrt"] = Field(
+        default="none",
+        description="what multiplies optimizer.learning_rate: batch_size over "
+        "lr_reference_batch_size (linear), or the square root of that (sqrt)",
+    )
+    lr_reference_batch_size: Count | None = Field(
+        default=None, description="the batch_size that optimizer.learning_rate is for"
+    )
     logging_steps: Count = Field(
         default=10, description="steps between two lines of the log"
     )
@@ -333,9 +343,24 @@ class TrainingSection(_Section):
                 f"gradient_accumulation_steps {parts}; use "
                 + (f"{below} or {above}" if below else f"{above}")
             )
+        problems += self._scaling_problems()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _scaling_problems(self) -> list[str]:
+        rule, reference = self.lr_scaling, self.lr_reference_batch_size
+        if rule != "none" and reference is None:
+            return [
+                f"lr_scaling: found {rule!r} without lr_reference_batch_size; give "
+                "the batch size that optimizer.learning_rate was found at"
+            ]
+        if rule == "none" and reference is not None:
+            return [
+                f"lr_reference_batch_size: found {reference} with lr_scaling none, "
+                "where it says nothing; set lr_scaling to linear or sqrt, or remove it"
+            ]
+        return []
 
 
 class MeshSection(_Section):
@@ -384,6 +409,10 @@ class RunConfig(_Section):
 
     output_dir: Text = Field(description="the run directory")
     seed: int = Field(default=42, ge=0, lt=2**32, description="of all that is random")
+    deterministic: bool = Field(
+        default=False,
+        description="repeat bit for bit on GPUs, too, which makes them slower",
+    )
     model: ModelSection
     adapter: AdapterSection = Field(default_factory=AdapterSection)
     data: DataSection

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft import kernel, tree
+from jaxpeft.adapters.partly import Partly
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.hf import bitsandbytes, checkpoint_index, layout, safetensors_file
 from jaxpeft.hf.load import DTYPES
@@ -50,7 +51,8 @@ def save(
     """Writes `config.json` and `model.safetensors` (or shards and their index).
 
     dtype: float32, bfloat16 or float16; None keeps each weight's own, bit for bit.
-    NF4 kernels are written as they are, in bitsandbytes' format.
+    NF4 kernels are written as they are, in bitsandbytes' format. Weights of which
+    some layers train (`adapters.Partly`) are written whole.
     A file replaces its predecessor only when all are complete and verified; weights
     of an earlier save are removed. One tensor at a time is copied. The tokenizer's
     files are not touched. Of several processes all call this, and the first writes.
@@ -91,7 +93,8 @@ def _parts(
     """
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype: found {dtype!r}" + suggest(str(dtype), DTYPES))
-    left = [n for n, k in kernel.nodes(params).items() if not isinstance(k, NF4)]
+    nodes = kernel.nodes(params).items()
+    left = [name for name, k in nodes if not isinstance(k, NF4 | Partly)]
     if left:
         raise InputError(
             f"the params still hold {len(left)} adapters or int8 weights "
@@ -152,7 +155,8 @@ def _shards(parts: Mapping[str, Part], limit: float) -> dict[str, dict[str, Part
 
 def _values(leaf: Any, spec: ParamSpec, piece: Piece, dtype: np.dtype) -> np.ndarray:
     """A piece of a leaf as Hugging Face lays it out, in `dtype`."""
-    values = tree.to_host(leaf[piece.at] if piece.at else leaf)[..., piece.columns]
+    one = leaf[piece.at] if piece.at or isinstance(leaf, Partly) else leaf
+    values = tree.to_host(one)[..., piece.columns]
     if values.dtype == dtype and not spec.transposed:
         return values
     target = np.empty(spec.hf_shape(), dtype)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxpeft import determinism
 from jaxpeft.kernel import product
 
 BLOCK = 64  # queries at a time where the sequence is short, see `_blocks`
@@ -58,6 +59,8 @@ def attend(
     scores = scores or Scores(q.shape[-1] ** -0.5)
     plain = scores.softcap is None and scores.window is None
     plain &= q.shape[1] == k.shape[1]
+    # cuDNN's backward pass may add up in another order each time.
+    plain &= not determinism.is_required()
     if plain and jax.default_backend() == "gpu" and q.dtype != jnp.float32:
         return _attend_cudnn(q, k, v, segments, scores.scale)
     # Heads first, once: each block would otherwise transpose its keys and values anew.

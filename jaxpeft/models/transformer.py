@@ -1,5 +1,6 @@
 """The decoder-only transformer: pure functions over stacked parameters."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpeft import kernel, sharding
+from jaxpeft import sharding, stacks
 from jaxpeft.models import rope
 from jaxpeft.models.attention import Scores, attend, attend_cached
 from jaxpeft.models.layer import Angles, Params, apply_layer, norm
@@ -90,23 +91,29 @@ def hidden_states(
     weights = params["model"]
     positions = positions + virtual_count(weights)
     block = make_block(cfg, positions, segments)
-    layers, complete = kernel.shared_apart(weights["layers"])
     prompt = _prompt(weights, cfg)
     before = None if prompt is None else _prompt_block(prompt.shape[1], cfg)
 
-    def body(carry: tuple, layer: tuple[Params, Array]) -> tuple[tuple, None]:
-        x, prompt = carry
-        own, number = complete(layer[0]), layer[1]
+    def body(
+        run: stacks.Run, carry: tuple, layer: tuple[Params, Array]
+    ) -> tuple[tuple, None]:
+        (x, prompt), number = carry, layer[1]
+        own = run.complete(*layer)
         past = _prefix(own, cfg, x.dtype)
         if before is not None:
             prompt, past = before(prompt, own, number)
         return (block(x, own, number, past), prompt), None
 
-    body = jax.checkpoint(body, policy=POLICIES[cfg.remat], prevent_cse=False)
-    x = embed(weights["embed_tokens"], tokens, positions, cfg)
-    numbered = layers, jnp.arange(cfg.num_hidden_layers)
-    (x, _), _ = jax.lax.scan(body, (x, prompt), numbered)
-    return norm(x, weights["norm"], cfg)
+    carry = embed(weights["embed_tokens"], tokens, positions, cfg), prompt
+    for run in stacks.runs(weights["layers"], cfg.num_hidden_layers):
+        # Outside of it, one layer read from a frozen stack would be kept.
+        block_of = jax.checkpoint(
+            functools.partial(body, run),
+            policy=POLICIES[cfg.remat],
+            prevent_cse=False,
+        )
+        carry, _ = jax.lax.scan(block_of, carry, (run.stacked, run.numbers))
+    return norm(carry[0], weights["norm"], cfg)
 
 
 def virtual_count(weights: Params) -> int:
@@ -326,12 +333,12 @@ def _advance(
             )
             return attend_cached(q, stored[0], stored[1], near, scores)
 
-        x = apply_layer(x, complete(weights), angles(number), attend_stored, cfg)
+        weights = run.complete(weights, number)
+        x = apply_layer(x, weights, angles(number), attend_stored, cfg)
         return x, (stored[0], stored[1])
 
-    numbers = jnp.arange(cfg.num_hidden_layers)
-    stacked, complete = kernel.shared_apart(params["model"]["layers"])
-    layers = (stacked, cache.k, cache.v, numbers)
+    run = stacks.whole(params["model"]["layers"], cfg.num_hidden_layers)
+    layers = (run.stacked, cache.k, cache.v, run.numbers)
     x, (k, v) = jax.lax.scan(body, x, layers)
     return x, Cache(k=k, v=v, valid=seen, length=start + new)
 

@@ -170,12 +170,17 @@ def _linear(
 
 
 def module_names(cfg: ModelConfig) -> dict[str, list[str]]:
-    """{path of a module in the params: Hugging Face's names of its layers}."""
-    named = {
-        path: [name.removesuffix(".bias") for name in spec.module_names()]
-        for path, spec in tree.walk(param_specs(cfg))
-    }
-    return {path.rpartition(".")[0]: names for path, names in named.items()}
+    """{path of a module in the params: Hugging Face's names of its layers}.
+
+    A weight that Hugging Face keeps in a module of its own, such as the places beside
+    an embedding, stands under its whole name.
+    """
+    named: dict[str, list[str]] = {}
+    for path, spec in tree.walk(param_specs(cfg)):
+        names = [name.removesuffix(".bias") for name in spec.module_names()]
+        if named.setdefault(path.rpartition(".")[0], names) != names:
+            named[path] = names
+    return named
 
 
 def is_spec(x: object) -> bool:

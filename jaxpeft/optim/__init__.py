@@ -10,6 +10,7 @@ from jaxpeft.optim.adamw_4bit import adamw_4bit
 from jaxpeft.optim.adamw_8bit import adamw_8bit
 from jaxpeft.optim.ademamix import ademamix
 from jaxpeft.optim.apollo import apollo, apollo_mini
+from jaxpeft.optim.batch_scaling import BATCH_SCALING, scaled_rate
 from jaxpeft.optim.came import came
 from jaxpeft.optim.galore import galore
 from jaxpeft.optim.greedy import scale_by_greedy
@@ -44,6 +45,7 @@ from jaxpeft.optim.sgd import sgd
 from jaxpeft.optim.stable_adamw import stable_adamw
 
 __all__ = [
+    "BATCH_SCALING",
     "FUSED",
     "OPTIMIZERS",
     "SCALES",
@@ -84,6 +86,7 @@ __all__ = [
     "rmsprop",
     "scale_by_greedy",
     "scale_by_plateau",
+    "scaled_rate",
     "schedule_free_adamw",
     "schedule_free_radam",
     "schedule_free_sgd",

@@ -100,7 +100,8 @@ SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_radam", "schedule_free_sg
 # Every leaf of a model's layers stacks them along its first axis.
 STACKED = r"(.*\.)?layers\..*"
 # Biases and the scales of norms, by the last part of their names.
-UNDECAYED = re.compile(r"(.*\.)?(bias|scale)")
+# A copy of one that trains beside an adapter has a field of its own.
+UNDECAYED = re.compile(r"(.*\.)?(bias|scale)(\.weight)?")
 LORA_B = r"(.*\.)?b"
 
 
@@ -209,7 +210,9 @@ def decayed(params: Any) -> Any:
 
     As transformers' Trainer has it.
     """
-    return tree.map_named(lambda name, _: not UNDECAYED.fullmatch(name), params)
+    names = [name for name, _ in tree.named_weights(params)]
+    decays = [not UNDECAYED.fullmatch(name) for name in names]
+    return jax.tree.unflatten(jax.tree.structure(params), decays)
 
 
 def _groups(section: Any) -> tuple[Group, ...]:

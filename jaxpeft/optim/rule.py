@@ -200,7 +200,7 @@ class Leafwise:
 
     def tensors(self, params: Any) -> list[Tensor]:
         """The settings of every leaf of `params`, in the order of `jax.tree.leaves`."""
-        named = tree.named_leaves(params)
+        named = tree.named_weights(params)
         decays = _mask_leaves(self.mask, params, len(named))
         found, index = [], 0
         for (name, leaf), decay in zip(named, decays, strict=True):

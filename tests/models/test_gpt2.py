@@ -103,6 +103,20 @@ def test_peft_loads_what_is_written_here(name, there, folder, params, tmp_path):
     np.testing.assert_allclose(merged, found, atol=1e-4)
 
 
+@pytest.mark.parametrize("name, leaf", [("wte", "embedding"), ("wpe", "positions")])
+def test_tokens_and_places_are_modules_of_their_own(name, leaf, folder, params):
+    cfg = models.config(folder)
+    rules = {"method": "full", "target_modules": [name]}
+    key, names = jax.random.key(1), models.module_names(cfg)
+    partly = adapters.inject(params, rules, key, names)
+    trainable, _ = tree.partition(partly, adapters.trainable_mask(partly))
+    found = [name for name, _ in tree.named_weights(trainable)]
+    assert found == [f"model.embed_tokens.{leaf}"]
+    if name == "wte":
+        lora = adapters.inject(params, {"target_modules": ["wte"]}, key, names)
+        assert list(kernel.nodes(lora)) == ["model.embed_tokens.embedding"]
+
+
 def away(params):
     """The gains of an IA3 away from their start, which changes nothing."""
 

@@ -1,0 +1,93 @@
+"""The layers of a model as a scan takes them: all in one, or in runs that train alike.
+
+Where some layers train and others do not, a scan over all of them would form gradients
+of every layer. Each run of neighbours that train alike is a scan of its own: what lies
+below the first one that trains keeps nothing for a backward pass, and has none.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxpeft import kernel, tree
+
+
+class Run(NamedTuple):
+    """Neighbouring layers: what a scan over them slices, and what completes a slice.
+
+    stacked: a mapping whose leaves have an axis for these layers, None in the place of
+    what does not. numbers: (n,) int32, which layers they are. complete: the function
+    (one slice of `stacked`, the layer's number) -> the weights of that layer.
+    """
+
+    stacked: Mapping
+    numbers: Array
+    complete: Callable[[Mapping, Array], Mapping]
+
+
+def whole(layers: Mapping, count: int) -> Run:
+    """All layers in one run, whichever of them train."""
+    partly = _partly(layers)
+    holes = tree.replace(layers, dict.fromkeys(partly))
+    stacked, with_shared = kernel.shared_apart(holes)
+
+    def complete(layer: Mapping, number: Array) -> Mapping:
+        layer = with_shared(layer)
+        if not partly:
+            return layer
+        found = {name: node.of_layer(number) for name, node in partly.items()}
+        return tree.replace(layer, found)
+
+    return Run(stacked, jnp.arange(count), complete)
+
+
+def runs(layers: Mapping, count: int) -> list[Run]:
+    """The layers from the first to the last, in as few runs as train alike."""
+    partly = _partly(layers)
+    if not partly:
+        return [whole(layers, count)]
+    return [_run(layers, partly, *ends) for ends in _ends(partly, count)]
+
+
+def lengths(layers: Mapping, count: int) -> list[int]:
+    """How many layers each of `runs` has."""
+    partly = _partly(layers)
+    if not partly:
+        return [count]
+    return [last - first for first, last in _ends(partly, count)]
+
+
+def _partly(layers: Mapping) -> dict[str, Any]:
+    """The nodes of which some layers train."""
+    nodes = kernel.nodes(layers)
+    return {name: node for name, node in nodes.items() if hasattr(node, "of_layer")}
+
+
+def _ends(partly: Mapping[str, Any], count: int) -> list[tuple[int, int]]:
+    """(first, one beyond the last) of every run."""
+    alike = [tuple(node.trains(i) for node in partly.values()) for i in range(count)]
+    starts = [i for i in range(count) if i == 0 or alike[i] != alike[i - 1]]
+    return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+def _run(layers: Mapping, partly: Mapping[str, Any], first: int, last: int) -> Run:
+    own = {
+        name: node.rows(first, last)
+        for name, node in partly.items()
+        if node.trains(first)
+    }
+    # Read from the whole stacks by number: a part of one would be a copy.
+    frozen = {
+        name: partly[name].stack if name in partly else value
+        for name, value in tree.walk(layers)
+        if name not in own
+    }
+
+    def complete(layer: Mapping, number: Array) -> Mapping:
+        found = {name: kernel.layer(value, number) for name, value in frozen.items()}
+        return tree.replace(layer, found)
+
+    stacked = tree.replace(layers, {**dict.fromkeys(frozen), **own})
+    return Run(stacked, jnp.arange(first, last), complete)
