@@ -28,7 +28,7 @@ LAYERS = (
     # 4: a run and what is done with its result
     ("generation", "plots", "progress", "loop", "summary"),
     ("continuation", "hooks", "session", "flax"),
-    ("trained", "assembly"),
+    ("trained", "assembly", "convert"),
     ("answering",),
     ("dialogue", "prompts", "run", "planning", "forms"),
     ("training",),
@@ -37,7 +37,7 @@ LAYERS = (
     ("model_arguments",),
     (
         *("train", "chat", "evaluate", "generate", "export", "combine", "plan"),
-        "__main__",
+        *("convert_config", "__main__"),
     ),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -11,7 +11,17 @@ import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxpeft import chat, cli, combine, evaluate, export, generate, plan, train
+from jaxpeft import (
+    chat,
+    cli,
+    combine,
+    convert_config,
+    evaluate,
+    export,
+    generate,
+    plan,
+    train,
+)
 
 COMMANDS = {
     "train": train.main,
@@ -21,6 +31,7 @@ COMMANDS = {
     "export": export.main,
     "combine": combine.main,
     "plan": plan.main,
+    "convert_config": convert_config.main,
 }
 COMPANIONS = (
     "tokenizer.json",
