@@ -97,7 +97,7 @@ def _source(
     unknown = sorted(set(entry) - SAID - OTHER)
     if unknown:
         draft.lack(f"{place}: {', '.join(unknown)}", "is not a key that is known")
-    source = {"path": _path(draft, place, name, folder, entry)}
+    path = _path(draft, place, name, folder, entry)
     columns = _mapping(entry, "columns")
     read = _text if pretraining else FORMATS.get(entry.get("formatting", "alpaca"))
     if read is None:
@@ -107,8 +107,8 @@ def _source(
         if columns.get(medium):
             draft.refuse(key, f"{name!r} has {medium}; {TEXT_ONLY}")
     format_, fields = read(draft, place, columns, _mapping(entry, "tags"))
-    source["format"] = format_
-    if fields and not source["path"].endswith(".txt"):
+    source: dict[str, Any] = {"path": path, "format": format_}
+    if fields and not path.endswith(".txt"):
         source["fields"] = fields
     if entry.get("num_samples"):
         source["num_samples"] = entry["num_samples"]

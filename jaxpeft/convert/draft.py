@@ -9,6 +9,8 @@ from jaxpeft.config.sections import SECTIONS, ComponentSection, RunConfig
 from jaxpeft.config.wording import shown
 from jaxpeft.errors import InputError, suggest
 
+_NOTHING = "asks for nothing"
+
 
 def _same(value: Any) -> Any:
     return value
@@ -147,20 +149,24 @@ class Draft:
 
     def _apply(self, key: str, value: Any, row: Row) -> None:
         if isinstance(row, To):
-            if value is None:
-                return
-            if exists(row.key):
-                self.set(row.key, row.convert(value), row.remark)
-            else:
-                self.lack(key, f"needs {row.key}, which this version does not have")
+            if value is not None:
+                self._translate(key, value, row)
         elif isinstance(row, Idle):
             self.skip(key, row.why)
         elif value in row.off:
-            self.skip(key, "asks for nothing")
+            self.skip(key, _NOTHING)
         elif isinstance(row, Refused):
             self.refuse(key, row.why)
         else:
             self.lack(key, row.why)
+
+    def _translate(self, key: str, value: Any, row: To) -> None:
+        if exists(row.key):
+            self.set(row.key, row.convert(value), row.remark)
+        elif value is False:
+            self.skip(key, _NOTHING)
+        else:
+            self.lack(key, f"needs {row.key}, which this version does not have")
 
 
 def exists(key: str) -> bool:

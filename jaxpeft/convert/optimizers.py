@@ -85,19 +85,14 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "stable_adamw": Optimizer("stable_adamw", "", ADAM),
 }
 
-# Keys inside `optim_args`, where they are not ours; None: says nothing here.
-ARGUMENTS: dict[str, str | None] = {
-    "beta1": "b1",
-    "beta2": "b2",
-    "beta3": "b3",
-    "proj_type": None,  # the side follows from the shape of the matrix
-    "kahan_sum": None,  # updates are float32 differences
-    "bf16_stochastic_round": None,
-    "use_kahan_summation": None,
-    "momentum_dtype": None,
-    "variance_dtype": None,
-    "compensation_buffer_dtype": None,
-}
+# Keys inside `optim_args`, where they are not ours.
+ARGUMENTS = {"beta1": "b1", "beta2": "b2", "beta3": "b3"}
+# Those that say nothing here: updates are float32 differences, moments float32 or
+# codes, and which side of a matrix is projected follows from its shape.
+IDLE_ARGUMENTS = (
+    *("proj_type", "kahan_sum", "bf16_stochastic_round", "use_kahan_summation"),
+    *("momentum_dtype", "variance_dtype", "compensation_buffer_dtype"),
+)
 
 
 @dataclass(frozen=True)
@@ -178,9 +173,9 @@ def _arguments(draft: Draft, name: str) -> None:
     own = TABLES["optimizer"].keys(name)
     for theirs, value in given.items():
         ours = ARGUMENTS.get(theirs, theirs)
-        if ours is None:
-            continue
-        if ours in own:
+        if theirs in IDLE_ARGUMENTS:
+            draft.skip("optim_args", "of its settings some say nothing here")
+        elif ours in own:
             draft.set(f"optimizer.{ours}", _like_default(name, ours, value))
         else:
             draft.lack(
@@ -223,9 +218,11 @@ def schedule(draft: Draft) -> None:
         )
     else:
         draft.set("schedule.name", found.name)
-    warms = "warmup" if found.warms or free else ""
-    _warmup(draft, warms and name != "schedule_free_radam", chosen)
-    if not free:
+    warms = (found.warms or free) and name != "schedule_free_radam"
+    _warmup(draft, warms, name if free else chosen)
+    if free:
+        draft.skip("lr_scheduler_kwargs", "the rate is constant")
+    else:
         _schedule_arguments(draft, found.name)
 
 
@@ -236,7 +233,7 @@ def _warmup(draft: Draft, warms: bool, chosen: str) -> None:
         steps, ratio = 0, steps
     if not warms:
         for key in ("warmup_steps", "warmup_ratio"):
-            draft.skip(key, f"{chosen} has no warmup there")
+            draft.skip(key, f"{chosen} has no warmup")
     elif steps:
         draft.set("schedule.warmup_steps", int(steps))
     elif ratio:
@@ -251,7 +248,7 @@ def _schedule_arguments(draft: Draft, name: str) -> None:
         raise InputError(f"lr_scheduler_kwargs: found {given!r}; must be a mapping")
     own = TABLES["schedule"].keys(name)
     for theirs, value in given.items():
-        ours = SCHEDULE_ARGUMENTS.get(theirs, theirs)
+        ours = SCHEDULE_ARGUMENTS.get(str(theirs), str(theirs))
         if ours in own:
             draft.set(f"schedule.{ours}", value)
         else:

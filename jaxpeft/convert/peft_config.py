@@ -60,6 +60,7 @@ LORA: dict[str, Row] = {
 IA3: dict[str, Row] = {
     "feedforward_modules": To("adapter.feedforward_modules"),
     "init_ia3_weights": Idle("gains always begin at one"),
+    "init_weights": Idle("gains always begin at one"),
 }
 VERA: dict[str, Row] = {
     "r": To("adapter.r"),
@@ -69,6 +70,7 @@ VERA: dict[str, Row] = {
         "adapter.projection_prng_key", remark="drawn by another generator here"
     ),
     "save_projection": Idle("the projections are always saved"),
+    "init_weights": Idle("the vectors always begin so that nothing changes"),
     "bias": To("adapter.bias"),
 }
 PROMPT: dict[str, Row] = {
@@ -87,6 +89,7 @@ PROMPT: dict[str, Row] = {
 PREFIX: dict[str, Row] = {
     **PROMPT,
     "encoder_hidden_size": Idle("of prefix_projection"),
+    "init_weights": Idle("keys and values always begin at random"),
     "prefix_projection": Without("keys and values train directly"),
 }
 

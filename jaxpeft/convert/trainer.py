@@ -36,7 +36,6 @@ ROWS: dict[str, Row] = {
     "restore_callback_states_from_checkpoint": Idle("all state is always restored"),
     "full_determinism": To("deterministic"),
     "save_total_limit": To("training.save_total_limit"),
-    "load_best_model_at_end": To("training.load_best_model_at_end"),
     "save_only_model": Idle(_SAVED),
     "save_safetensors": Idle(_SAVED),
     "save_on_each_node": Idle(_SAVED),
@@ -236,8 +235,9 @@ def evaluation(draft: Draft, devices: int) -> None:
     steps = steps_of(draft, "eval_steps", logged)
     size = draft.whole("per_device_eval_batch_size", 8) * devices
     patience = draft.take("early_stopping_steps")
+    best = draft.flag("load_best_model_at_end")
     if "data.eval" not in draft.settings:
-        _without_evaluation(draft, strategy, patience)
+        _without_evaluation(draft, strategy, patience, best)
         return
     draft.set("data.eval_batch_size", size)
     if strategy == "steps" and steps is not None:
@@ -248,9 +248,13 @@ def evaluation(draft: Draft, devices: int) -> None:
         draft.lack("eval_strategy", _in_steps(strategy, "training.eval_steps"))
     if patience is not None:
         draft.set("training.early_stopping_patience", patience)
+    if best and exists("training.load_best_model_at_end"):
+        draft.set("training.load_best_model_at_end", True)
+    elif best:
+        draft.lack("load_best_model_at_end", "the last state is what is written")
 
 
-def _without_evaluation(draft: Draft, strategy: Any, patience: Any) -> None:
+def _without_evaluation(draft: Draft, strategy: Any, patience: Any, best: bool) -> None:
     for key in ("eval_steps", "per_device_eval_batch_size"):
         draft.skip(key, "no evaluation data are named")
     need = "needs evaluation data: name them in data.eval, then give training."
@@ -259,6 +263,8 @@ def _without_evaluation(draft: Draft, strategy: Any, patience: Any) -> None:
         draft.lack(key, f"{need}eval_steps")
     if patience is not None:
         draft.lack("early_stopping_steps", f"{need}early_stopping_patience: {patience}")
+    if best:
+        draft.lack("load_best_model_at_end", f"{need}load_best_model_at_end: true")
 
 
 def order(draft: Draft) -> None:
