@@ -59,7 +59,8 @@ class Draft:
 
     settings: {our dotted key: value}. remarks: {our dotted key: what is not quite the
     same}. idle: {reason: their keys}. missing: {their key: why it has no equivalent,
-    and what to do}. refused: why this cannot be trained here.
+    and what to do}. refused: why this cannot be trained here. known: their keys that
+    were asked for, in the file or not.
     """
 
     def __init__(self, keys: Mapping[str, Any]):
@@ -69,11 +70,11 @@ class Draft:
         self.idle: dict[str, list[str]] = {}
         self.missing: dict[str, str] = {}
         self.refused: list[str] = []
-        self._asked: set[str] = set()
+        self.known: set[str] = set()
 
     def given(self, key: str) -> bool:
         """Whether the file says anything for this key; null says nothing."""
-        self._asked.add(key)
+        self.known.add(key)
         return self.keys.get(key) is not None
 
     def take(self, key: str, default: Any = None) -> Any:
@@ -115,18 +116,18 @@ class Draft:
 
     def skip(self, key: str, why: str) -> None:
         """Their key says nothing here."""
-        self._asked.add(key)
+        self.known.add(key)
         if key in self.keys and key not in self.idle.setdefault(why, []):
             self.idle[why].append(key)
 
     def lack(self, key: str, why: str) -> None:
         """What their key asks for has no equivalent; why, and what to do instead."""
-        self._asked.add(key)
+        self.known.add(key)
         self.missing[key] = why
 
     def refuse(self, key: str, why: str) -> None:
         """What their key asks for cannot be trained here; why, and what to do."""
-        self._asked.add(key)
+        self.known.add(key)
         self.refused.append(f"{key}: found {shown(self.keys.get(key))}; {why}")
 
     def apply(self, rows: Mapping[str, Row]) -> None:
@@ -134,9 +135,9 @@ class Draft:
 
         Raises InputError for all that was refused.
         """
-        known = {*rows, *self._asked}
+        known = {*rows, *self.known}
         for key, value in self.keys.items():
-            if key in self._asked:
+            if key in self.known:
                 continue
             row = rows.get(key)
             if row is None:
