@@ -203,7 +203,7 @@ def weigh(draft: Draft, found: list[dict[str, Any]]) -> None:
     from in turn, by `interleave_probs` if given. Here a weight is a share of the draws.
     """
     strategy = draft.take("mix_strategy", "concat")
-    shares = [float(p) for p in names(draft.take("interleave_probs", []))]
+    shares = _shares(draft)
     if len(found) < 2:
         return
     if strategy != "concat":
@@ -221,6 +221,14 @@ def weigh(draft: Draft, found: list[dict[str, Any]]) -> None:
             "sources are drawn from equally here, whatever their sizes, and not all "
             "files are there to count; give each its number of examples as weight",
         )
+
+
+def _shares(draft: Draft) -> list[float]:
+    try:
+        return [float(share) for share in names(draft.take("interleave_probs", []))]
+    except ValueError:
+        draft.refuse("interleave_probs", "must be numbers, separated by commas")
+        return []
 
 
 def _size(source: Mapping[str, Any]) -> int:

@@ -1,7 +1,7 @@
 """A configuration in translation: their keys, and what has become of each."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,14 @@ class Draft:
         if isinstance(value, bool):
             return value
         self.refuse(key, "must be true or false")
+        return default
+
+    def choice(self, key: str, default: str, choices: Iterable[str]) -> str:
+        """`take`, for one of several words; any other is refused."""
+        value = self.take(key, default)
+        if isinstance(value, str) and value in choices:
+            return value
+        self.refuse(key, "is not known" + suggest(str(value), choices))
         return default
 
     def set(self, key: str, value: Any, remark: str = "") -> None:

@@ -256,7 +256,7 @@ STAGES: dict[str, str | None] = {
     "kto": PREFERENCES,
     "ppo": PREFERENCES,
 }
-METHODS = {"lora", "full"}
+METHODS = ("lora", "full")
 # Kinds of checkpoints in few bits, which show in the name alone.
 STORED = ("gptq", "awq", "aqlm")
 
@@ -285,11 +285,10 @@ def from_llamafactory(keys: Mapping[str, Any], devices: int | None = None) -> Dr
 
 
 def _stage(draft: Draft) -> str:
-    stage = draft.take("stage", "sft")
-    if stage not in STAGES:
-        draft.refuse("stage", f"is not known; choose from {', '.join(STAGES)}")
-    elif STAGES[stage]:
-        draft.refuse("stage", STAGES[stage] or "")
+    stage = draft.choice("stage", "sft", STAGES)
+    reason = STAGES[stage]
+    if reason:
+        draft.refuse("stage", reason)
     if draft.flag("do_predict") and not draft.flag("do_train"):
         draft.refuse(
             "do_predict",

@@ -130,11 +130,7 @@ _ADAM_DEFAULTS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
 
 def optimizer(draft: Draft) -> None:
     """`optim` with all that belongs to it."""
-    chosen = str(draft.take("optim", "adamw_torch"))
-    found = OPTIMIZERS.get(chosen)
-    if found is None:
-        draft.refuse("optim", f"is not known{suggest(chosen, OPTIMIZERS)}")
-        return
+    found = OPTIMIZERS[draft.choice("optim", "adamw_torch", OPTIMIZERS)]
     draft.set("optimizer.name", found.name, found.remark)
     draft.set("optimizer.learning_rate", draft.number("learning_rate", 5e-5))
     adam(draft, found.adam)
@@ -202,12 +198,8 @@ def _targets(draft: Draft, name: str) -> None:
 
 def schedule(draft: Draft) -> None:
     """`lr_scheduler_type` with its settings and the warmup."""
-    chosen = str(draft.take("lr_scheduler_type", "linear"))
-    found = SCHEDULES.get(chosen)
-    if found is None:
-        draft.refuse("lr_scheduler_type", f"is not known{suggest(chosen, SCHEDULES)}")
-        return
-    name = str(draft.settings.get("optimizer.name", ""))
+    chosen = draft.choice("lr_scheduler_type", "linear", SCHEDULES)
+    found, name = SCHEDULES[chosen], str(draft.settings["optimizer.name"])
     free = name.startswith("schedule_free")
     if free and found.name != "constant":
         draft.set(

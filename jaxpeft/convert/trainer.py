@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxpeft.convert.draft import Draft, Idle, Row, To, Without, exists, names
 from jaxpeft.convert.optimizers import optimizer, schedule
+from jaxpeft.optim import FUSED
 
 _LOADING = "examples are read and tokenized by the training process itself"
 _SPEED = "how the step is compiled decides this here"
@@ -20,7 +21,6 @@ _GENERATE = "an option of `python -m jaxpeft.generate`"
 
 ROWS: dict[str, Row] = {
     # where and how long
-    "output_dir": To("output_dir"),
     "seed": To("seed"),
     "overwrite_output_dir": Idle(
         "a repeated command continues its run; name another output_dir to start over"
@@ -170,6 +170,22 @@ def translate(draft: Draft, devices: int) -> None:
     order(draft)
     sinks(draft)
     spread(draft)
+    if draft.given("output_dir"):
+        draft.set("output_dir", draft.take("output_dir"))
+    else:
+        draft.set("output_dir", "runs/converted", "not said there")
+    _gradients(draft)
+
+
+def _gradients(draft: Draft) -> None:
+    """LOMO's and AdaLomo's backward pass, which has no gradients to add up."""
+    said = draft.settings
+    parts = said.get("training.gradient_accumulation_steps", 1)
+    fused = said["optimizer.name"] in FUSED and said["adapter.method"] == "full"
+    if fused and parts > 1:
+        remark = "gradients are kept, to add up the parts of a batch; without parts "
+        remark += "they never all exist"
+        draft.set("training.fused_backward", False, remark)
 
 
 def length(draft: Draft) -> None:

@@ -228,6 +228,12 @@ REFUSED = {
     "oft": ({"finetuning_type": "oft"}, "finetuning_type", "lora"),
     "a misspelt set": ({"dataset": "identitty"}, "dataset", "did you mean 'identity'"),
     "a misspelt optimizer": ({"optim": "adamw_trch"}, "optim", "'adamw_torch'"),
+    "a list for a word": ({"stage": ["sft"]}, "stage", "did you mean 'sft'"),
+    "shares in words": (
+        {"mix_strategy": "interleave_over", "interleave_probs": "a,b"},
+        "interleave_probs",
+        "numbers",
+    ),
     "a rate in words": ({"learning_rate": "low"}, "learning_rate", "number"),
 }
 
@@ -310,6 +316,19 @@ KEYS = [
             "training.batch_size": 1,
         },
     ),
+    (
+        {"finetuning_type": "full", "optim": "adalomo"},
+        {"optimizer.name": "adalomo", "training.fused_backward": False},
+    ),
+    (
+        {
+            "finetuning_type": "full",
+            "optim": "adalomo",
+            "gradient_accumulation_steps": 1,
+        },
+        {"optimizer.name": "adalomo", "training.fused_backward": None},
+    ),
+    ({"output_dir": None}, {"output_dir": "runs/converted"}),
     ({"use_adam_mini": True}, {"optimizer.name": "adam_mini"}),
     (
         {"use_muon": True, "adam_beta2": 0.95},
