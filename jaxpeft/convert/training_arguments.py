@@ -1,12 +1,53 @@
-"""From transformers' TrainingArguments as JSON, and PEFT's config beside them."""
+"""From transformers' TrainingArguments as JSON, TRL's SFTConfig, and PEFT's config."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from jaxpeft.convert import peft_config, trainer
-from jaxpeft.convert.draft import Draft
+from jaxpeft.convert.draft import Draft, Idle, Row, To, Without
 
 MODEL, DATA = "MODEL", "train.json"
+
+_TOKENIZER = "the tokenizer in the model's folder says this; change it there"
+_READING = "examples are read and tokenized by the training process itself"
+
+# What TRL's SFTConfig has besides.
+SFT: dict[str, Row] = {
+    "max_length": To("data.max_length"),
+    "max_seq_length": To("data.max_length"),
+    "packing": To("data.packing"),
+    "packing_strategy": Idle("rows are filled with whole examples, in order"),
+    "eval_packing": Idle("evaluation is never packed"),
+    "padding_free": Idle("rows are padded to one of data.length_buckets lengths"),
+    "pad_to_multiple_of": Idle("rows are padded to one of data.length_buckets lengths"),
+    "truncation_mode": Without(
+        "the beginning of an example that is too long is kept", off=(None, "keep_start")
+    ),
+    "shuffle_dataset": Idle(
+        "data.shuffle: examples are shuffled unless told otherwise"
+    ),
+    "dataset_text_field": Without(
+        "name the column with data.train: {format: text, fields: {text: COLUMN}}",
+        off=(None, "text"),
+    ),
+    "dataset_kwargs": Idle(_READING),
+    "dataset_num_proc": Idle(_READING),
+    "dataset_batch_size": Idle(_READING),
+    "model_init_kwargs": Without(
+        "say the dtype with model.dtype and few bits with model.quantization",
+        off=(None, {}),
+    ),
+    "trust_remote_code": Idle("a model's code is never run; its family is built in"),
+    "chat_template_path": Without(_TOKENIZER),
+    "eos_token": Without(_TOKENIZER),
+    "pad_token": Idle("masks go by position; which token pads does not matter"),
+    "loss_type": Without(
+        "the loss is plain cross entropy", off=(None, "nll", "chunked_nll")
+    ),
+    "activation_offloading": Without(
+        "nothing is kept in the host's memory; model.remat says what is computed again"
+    ),
+}
 
 
 def from_training_arguments(
@@ -49,8 +90,22 @@ def from_training_arguments(
     if eval_data:
         draft.set("data.eval", {"path": eval_data})
     trainer.translate(draft, devices)
-    draft.apply(trainer.ROWS)
+    _supervision(draft)
+    draft.apply({**trainer.ROWS, **SFT})
     return draft
+
+
+def _supervision(draft: Draft) -> None:
+    """Which tokens count in TRL's loss; plain training arguments do not say."""
+    asked = [draft.take(f"{kind}_only_loss") for kind in ("assistant", "completion")]
+    if True in asked:
+        draft.set("data.train_on", "assistant")
+    elif False in asked:
+        remark = (
+            "TRL learns prompts too unless assistant_only_loss is set; of examples "
+        )
+        remark += "that are prompt and completion it learns the completion alone"
+        draft.set("data.train_on", "all", remark)
 
 
 def _precision(draft: Draft) -> None:

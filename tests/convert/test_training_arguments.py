@@ -147,6 +147,39 @@ def test_fields_that_ask_for_something(arguments, converted, value):
     assert len(tail.splitlines()) == len(MISSING) + 1  # and the line that it is done
 
 
+def test_the_fields_of_trl_s_sft_config(arguments, converted, value):
+    """By https://github.com/huggingface/trl, trl/trainer/sft_config.py."""
+    sft = {
+        "model_init_kwargs": None,
+        "trust_remote_code": False,
+        "chat_template_path": None,
+        "dataset_text_field": "text",
+        "dataset_kwargs": None,
+        "dataset_num_proc": None,
+        "eos_token": None,
+        "pad_token": None,
+        "max_length": 512,
+        "truncation_mode": "keep_start",
+        "shuffle_dataset": False,
+        "packing": True,
+        "packing_strategy": "bfd",
+        "padding_free": False,
+        "pad_to_multiple_of": None,
+        "eval_packing": None,
+        "completion_only_loss": None,
+        "assistant_only_loss": True,
+        "loss_type": "chunked_nll",
+        "activation_offloading": False,
+    }
+    done = converted(arguments(), **sft)
+    assert "without equivalent" not in done.out
+    assert value(done.cfg, "data.max_length") == 512
+    assert value(done.cfg, "data.packing") is True
+    assert value(done.cfg, "data.train_on") == "assistant"
+    done = converted(arguments(), **sft | {"assistant_only_loss": False})
+    assert value(done.cfg, "data.train_on") == "all"
+
+
 def test_every_optimizer_of_the_trainer_has_its_row():
     names = {str(name.value) for name in OptimizerNames}
     assert names <= set(OPTIMIZERS)
