@@ -22,6 +22,7 @@ ALPACA = {
     "history": ("history", "history"),
 }
 ELSEWHERE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 MEDIA = ("images", "videos", "audios")
 # The values of a turn's role that we read, by the tag that names another one.
 ROLES = {
@@ -78,7 +79,7 @@ def _source(
 ) -> dict[str, Any]:
     place = f"{key}: {name}"
     guess = {
-        "path": f"{folder}/{name}.json",
+        "path": _guess(folder, name),
         "format": "text" if pretraining else "alpaca",
     }
     if info is None:
@@ -122,6 +123,12 @@ PREFERENCES = (
 TEXT_ONLY = (
     "models here read text alone; take the text part of the data and a text model"
 )
+
+
+def _guess(folder: str, name: str) -> str:
+    """The file that a data set of this name is probably in."""
+    files = [f"{folder}/{name}{suffix}" for suffix in SUFFIXES]
+    return next((file for file in files if Path(file).is_file()), files[0])
 
 
 def _mapping(entry: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -455,3 +455,6 @@ def test_without_the_list_of_sets_paths_are_guesses(convert, tmp_path):
     assert done.code == 0
     assert "dataset: mine: " in done.out
     assert done.cfg.data.train[0].path == f"{tmp_path}/mine.json"
+    (tmp_path / "mine.jsonl").write_text('{"instruction": "q", "output": "a"}')
+    done = convert(COMMON | {"dataset_dir": str(tmp_path), "dataset": "mine"})
+    assert done.cfg.data.train[0].path == f"{tmp_path}/mine.jsonl"
