@@ -8,7 +8,7 @@ import pytest
 from jaxpeft.config import RunConfig
 from jaxpeft.config.sections import SECTIONS
 from jaxpeft.convert import from_llamafactory, peft_config, trainer
-from jaxpeft.convert.llamafactory import ROWS
+from jaxpeft.convert.llamafactory_rows import ROWS
 from jaxpeft.session import TABLES
 
 NAME = re.compile(r"`([^`]+)`")
