@@ -87,7 +87,8 @@ def _model(draft: Draft, method: str) -> None:
     precision(draft, method)
     quantization(draft, str(path))
     if method == "full" and "model.quantization" in draft.settings:
-        key = "quantization_bit"
+        said = draft.given("quantization_bit")
+        key = "quantization_bit" if said else "model_name_or_path"
         draft.refuse(key, "few bits cannot train; use lora, or leave this out")
     if draft.flag("disable_gradient_checkpointing"):
         draft.skip("gradient_checkpointing", "disable_gradient_checkpointing counts")

@@ -226,6 +226,16 @@ REFUSED = {
     "benchmark": ({"task": "mmlu_test", "n_shot": 5}, "task", "lm-evaluation-harness"),
     "freeze": ({"finetuning_type": "freeze"}, "finetuning_type", "adalomo"),
     "oft": ({"finetuning_type": "oft"}, "finetuning_type", "lora"),
+    "full in few bits": (
+        {"finetuning_type": "full", "quantization_bit": 4},
+        "quantization_bit",
+        "lora",
+    ),
+    "full over few bits": (
+        {"finetuning_type": "full", "model_name_or_path": "org/model-AWQ"},
+        "model_name_or_path",
+        "lora",
+    ),
     "a misspelt set": ({"dataset": "identitty"}, "dataset", "did you mean 'identity'"),
     "a misspelt optimizer": ({"optim": "adamw_trch"}, "optim", "'adamw_torch'"),
     "a list for a word": ({"stage": ["sft"]}, "stage", "did you mean 'sft'"),
