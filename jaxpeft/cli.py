@@ -35,6 +35,7 @@ COMMANDS: dict[str, str] = {
     "chat": "talk with a trained model in the terminal",
     "export": "write a run as an adapter for PEFT or vLLM, or as a merged model",
     "combine": "the weighted sum of several adapters as a single one",
+    "convert_config": "translate a configuration of LLaMA-Factory or transformers",
 }
 
 

@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--platform",
         choices=("cpu", "gpu", "tpu"),
-        default="gpu",
-        help="what devices that are not there are (default: gpu)",
+        help="what the devices are, there or not (default: those of this machine; gpu "
+        "where there are not so many)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--in-child", action="store_true", help=argparse.SUPPRESS)
@@ -69,9 +69,11 @@ def main(argv: Sequence[str]) -> int:
         return session.open_config(args.config, [*args.overrides, *more])
 
     cfg = reopen(())
-    if not args.in_child and args.devices not in (None, jax.device_count()):
-        return _in_child(args.devices, list(argv))
-    how = {"simulated": args.in_child, "like": args.platform}
+    others = args.devices not in (None, jax.device_count())
+    others = others or args.platform not in (None, jax.default_backend())
+    if not args.in_child and others:
+        return _in_child(args.devices or jax.device_count(), list(argv))
+    how = {"simulated": args.in_child, "like": args.platform or "gpu"}
     mesh = sharding.make_mesh(**cfg.mesh.model_dump())
     found = planning.plan(cfg, mesh, **how)
     if memory is None and not args.in_child:

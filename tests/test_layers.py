@@ -30,7 +30,7 @@ LAYERS = (
     ("generation", "plots", "progress", "loop", "summary"),
     ("stopping", "environment"),
     ("continuation", "hooks", "session", "flax"),
-    ("trained", "assembly"),
+    ("trained", "assembly", "convert"),
     ("answering",),
     ("dialogue", "prompts", "run", "planning", "forms"),
     ("training", "grid"),
@@ -42,8 +42,7 @@ LAYERS = (
     ("model_arguments",),
     (
         *("train", "chat", "evaluate", "generate", "export", "combine", "plan"),
-        "sweep",
-        "__main__",
+        *("sweep", "convert_config", "__main__"),
     ),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

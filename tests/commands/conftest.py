@@ -11,7 +11,18 @@ import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxpeft import chat, cli, combine, evaluate, export, generate, plan, sweep, train
+from jaxpeft import (
+    chat,
+    cli,
+    combine,
+    convert_config,
+    evaluate,
+    export,
+    generate,
+    plan,
+    sweep,
+    train,
+)
 
 COMMANDS = {
     "train": train.main,
@@ -22,6 +33,7 @@ COMMANDS = {
     "combine": combine.main,
     "plan": plan.main,
     "sweep": sweep.main,
+    "convert_config": convert_config.main,
 }
 COMPANIONS = (
     "tokenizer.json",

@@ -94,6 +94,14 @@ def test_sixteen_bits_of_an_accelerator_are_counted(planned):
     )
 
 
+def test_one_device_of_another_kind_is_planned_for(planned):
+    changes = {"model.dtype": "bfloat16", "training.batch_size": 8}
+    here, there = planned(**changes), planned("--platform", "gpu", **changes)
+    assert (here["simulated"], there["simulated"]) == (False, True)
+    assert there["devices"] == here["devices"] == 1
+    assert there["activations"] * 2 == here["activations"]
+
+
 def test_weights_that_the_mesh_does_not_divide_are_named(planned):
     mesh = {"data": 1, "fsdp": 3}
     found = planned("--devices", "3", mesh=mesh, **{"training.batch_size": 3})

@@ -1,0 +1,193 @@
+"""A configuration in translation: their keys, and what has become of each."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxpeft.config.sections import SECTIONS, ComponentSection, RunConfig
+from jaxpeft.config.wording import shown
+from jaxpeft.errors import InputError, suggest
+
+_NOTHING = "asks for nothing"
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class To:
+    """A key that we have too; `convert` makes our value of theirs."""
+
+    key: str
+    convert: Callable[[Any], Any] = _same
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A key that says nothing here, and why."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Without:
+    """A key without equivalent: why, and what to do instead.
+
+    off: the values at which it asks for nothing, so that nothing is missing.
+    """
+
+    why: str
+    off: tuple[Any, ...] = (None, False, "", 0)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A key whose value cannot be trained here at all; the command ends."""
+
+    why: str
+    off: tuple[Any, ...] = (None, False, "", 0)
+
+
+Row = To | Idle | Without | Refused
+
+
+class Draft:
+    """Their keys, and what has become of them so far.
+
+    settings: {our dotted key: value}. remarks: {our dotted key: what is not quite the
+    same}. idle: {reason: their keys}. missing: {their key: why it has no equivalent,
+    and what to do}. refused: why this cannot be trained here. known: their keys that
+    were asked for, in the file or not.
+    """
+
+    def __init__(self, keys: Mapping[str, Any]):
+        self.keys = dict(keys)
+        self.settings: dict[str, Any] = {}
+        self.remarks: dict[str, list[str]] = {}
+        self.idle: dict[str, list[str]] = {}
+        self.missing: dict[str, str] = {}
+        self.refused: list[str] = []
+        self.known: set[str] = set()
+
+    def given(self, key: str) -> bool:
+        """Whether the file says anything for this key; null says nothing."""
+        self.known.add(key)
+        return self.keys.get(key) is not None
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The value of a key of theirs, which is accounted for by this."""
+        return self.keys[key] if self.given(key) else default
+
+    def number(self, key: str, default: float) -> float:
+        """`take`, for a number; text that spells one counts. Others are refused."""
+        value = self.take(key, default)
+        try:
+            if isinstance(value, bool) or not math.isfinite(float(value)):
+                raise ValueError
+        except (TypeError, ValueError):
+            self.refuse(key, "must be a number")
+            return default
+        return float(value) if isinstance(value, str) else value
+
+    def whole(self, key: str, default: int) -> int:
+        """`take`, for a whole number."""
+        value = self.number(key, default)
+        if value != int(value):
+            self.refuse(key, "must be a whole number")
+            return default
+        return int(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """`take`, for true or false."""
+        value = self.take(key, default)
+        if isinstance(value, bool):
+            return value
+        self.refuse(key, "must be true or false")
+        return default
+
+    def choice(self, key: str, default: str, choices: Iterable[str]) -> str:
+        """`take`, for one of several words; any other is refused."""
+        value = self.take(key, default)
+        if isinstance(value, str) and value in choices:
+            return value
+        self.refuse(key, "is not known" + suggest(str(value), choices))
+        return default
+
+    def set(self, key: str, value: Any, remark: str = "") -> None:
+        """Gives a key of ours its value, and says what is not quite the same."""
+        self.settings[key] = value
+        if remark:
+            self.remarks.setdefault(key, []).append(remark)
+
+    def skip(self, key: str, why: str) -> None:
+        """Their key says nothing here."""
+        self.known.add(key)
+        if key in self.keys and key not in self.idle.setdefault(why, []):
+            self.idle[why].append(key)
+
+    def lack(self, key: str, why: str) -> None:
+        """What their key asks for has no equivalent; why, and what to do instead."""
+        self.known.add(key)
+        self.missing[key] = why
+
+    def refuse(self, key: str, why: str) -> None:
+        """What their key asks for cannot be trained here; why, and what to do."""
+        self.known.add(key)
+        self.refused.append(f"{key}: found {shown(self.keys.get(key))}; {why}")
+
+    def apply(self, rows: Mapping[str, Row]) -> None:
+        """Does with every key that is left what its row says.
+
+        Raises InputError for all that was refused.
+        """
+        known = {*rows, *self.known}
+        for key, value in self.keys.items():
+            if key in self.known:
+                continue
+            row = rows.get(key)
+            if row is None:
+                near = suggest(key, known).split("; choose from")[0]
+                self.lack(key, f"is not a key that is known{near}")
+            else:
+                self._apply(key, value, row)
+        if self.refused:
+            raise InputError(*self.refused)
+
+    def _apply(self, key: str, value: Any, row: Row) -> None:
+        if isinstance(row, To):
+            if value is not None:
+                self._translate(key, value, row)
+        elif isinstance(row, Idle):
+            self.skip(key, row.why)
+        elif value in row.off:
+            self.skip(key, _NOTHING)
+        elif isinstance(row, Refused):
+            self.refuse(key, row.why)
+        else:
+            self.lack(key, row.why)
+
+    def _translate(self, key: str, value: Any, row: To) -> None:
+        if exists(row.key):
+            self.set(row.key, row.convert(value), row.remark)
+        elif value is False:
+            self.skip(key, _NOTHING)
+        else:
+            self.lack(key, f"needs {row.key}, which this version does not have")
+
+
+def exists(key: str) -> bool:
+    """Whether a dotted key is one of our configuration."""
+    section, _, name = key.rpartition(".")
+    if not section:
+        return name in RunConfig.model_fields
+    cls = SECTIONS[section]
+    return issubclass(cls, ComponentSection) or name in cls.model_fields
+
+
+def names(value: Any) -> list[str]:
+    """A list as it is, or text that separates its entries by commas."""
+    entries = value if isinstance(value, list | tuple) else str(value).split(",")
+    return [str(entry).strip() for entry in entries if str(entry).strip()]

@@ -1,0 +1,470 @@
+"""LLaMA-Factory's examples, written anew from its documented keys, become ours."""
+
+import pytest
+
+from jaxpeft.data import formats, sources
+
+LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
+QWEN = "Qwen/Qwen3-4B-Instruct-2507"
+
+# What its examples of supervised LoRA have in common.
+COMMON = {
+    "model_name_or_path": LLAMA,
+    "trust_remote_code": True,
+    "stage": "sft",
+    "do_train": True,
+    "finetuning_type": "lora",
+    "lora_rank": 8,
+    "lora_target": "all",
+    "dataset": "identity,alpaca_en_demo",
+    "template": "llama3",
+    "cutoff_len": 2048,
+    "max_samples": 1000,
+    "preprocessing_num_workers": 16,
+    "dataloader_num_workers": 4,
+    "output_dir": "saves/lora/sft",
+    "logging_steps": 10,
+    "save_steps": 500,
+    "plot_loss": True,
+    "overwrite_output_dir": True,
+    "save_only_model": False,
+    "report_to": "none",
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 8,
+    "learning_rate": 1e-4,
+    "num_train_epochs": 3.0,
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.1,
+    "bf16": True,
+    "ddp_timeout": 180000000,
+    "resume_from_checkpoint": None,
+}
+EVALUATED = {
+    "val_size": 0.1,
+    "per_device_eval_batch_size": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 500,
+}
+RAY = {
+    "ray_run_name": "llama3_8b_sft_lora",
+    "ray_storage_path": "./saves",
+    "ray_num_workers": 4,
+    "placement_strategy": "PACK",
+    "resources_per_worker": {"GPU": 1},
+}
+KT = {
+    "use_kt": True,
+    "kt_optimize_rule": "rules/DeepSeek-V3.yaml",
+    "cpu_infer": 32,
+    "chunk_size": 8192,
+}
+SPLIT = {"mesh.data": 1, "mesh.fsdp": -1}
+
+# Example: what it has besides, what becomes of it, and what has no equivalent.
+EXAMPLES = {
+    "train_lora/sft": ({}, {"model.quantization": "none"}, {"template"}),
+    "train_lora/sft, nothink": (
+        {"model_name_or_path": QWEN, "template": "qwen3_nothink"},
+        {"model.path": QWEN},
+        {"template"},
+    ),
+    "train_lora/sft, evaluated": (
+        EVALUATED,
+        {"training.eval_steps": None},
+        {"template", "val_size", "eval_strategy"},
+    ),
+    "train_lora/sft, evaluated on a set": (
+        {**EVALUATED, "val_size": 0.0, "eval_dataset": "identity"},
+        {"training.eval_steps": 500, "data.eval_batch_size": 1},
+        {"template"},
+    ),
+    "train_lora/pretrain": (
+        {"stage": "pt", "dataset": "c4_demo", "template": None},
+        {"data.packing": True},
+        set(),
+    ),
+    "train_lora/sft_ds0": (
+        {"deepspeed": "examples/deepspeed/ds_z0_config.json"},
+        {"mesh.data": -1, "mesh.fsdp": 1},
+        {"template"},
+    ),
+    "train_lora/sft_ds3": (
+        {"deepspeed": "examples/deepspeed/ds_z3_config.json"},
+        SPLIT,
+        {"template"},
+    ),
+    "train_lora/sft_ds3, offloaded": (
+        {"deepspeed": "examples/deepspeed/ds_z3_offload_config.json"},
+        SPLIT,
+        {"template", "deepspeed: offload"},
+    ),
+    "train_lora/sft_ray": (
+        {**RAY, "dataset": "identity"},
+        {"training.batch_size": 32},
+        {"template", "ray_run_name"},
+    ),
+    "train_lora/preprocess": (
+        {"tokenized_path": "saves/dataset", "overwrite_cache": True},
+        {},
+        {"template"},
+    ),
+    "train_lora/sft_kt": (KT, {}, {"template", "use_kt"}),
+    "train_qlora/otfq": (
+        {"quantization_bit": 4, "quantization_method": "bitsandbytes"},
+        {"model.quantization": "nf4"},
+        {"template"},
+    ),
+    "train_qlora/bnb_npu": (
+        {
+            "quantization_bit": 4,
+            "quantization_method": "bnb",
+            "double_quantization": False,
+        },
+        {"model.quantization": "nf4_single"},
+        {"template"},
+    ),
+    "train_qlora/8 bits": (
+        {"quantization_bit": 8},
+        {"model.quantization": "int8"},
+        {"template"},
+    ),
+    "train_qlora/hqq": (
+        {"quantization_bit": 3, "quantization_method": "hqq"},
+        {"model.quantization": "nf4"},
+        {"template", "quantization_bit", "quantization_method"},
+    ),
+    "train_qlora/gptq": (
+        {"model_name_or_path": "TechxGenus/Meta-Llama-3-8B-Instruct-GPTQ"},
+        {"model.quantization": "nf4"},
+        {"template", "model_name_or_path"},
+    ),
+    "train_qlora/awq": (
+        {"model_name_or_path": "TechxGenus/Meta-Llama-3-8B-Instruct-AWQ"},
+        {"model.quantization": "nf4"},
+        {"template", "model_name_or_path"},
+    ),
+    "train_qlora/aqlm": (
+        {"model_name_or_path": "ISTA-DASLab/Llama-3-8B-Instruct-AQLM-2Bit-1x16"},
+        {"model.quantization": "nf4"},
+        {"template", "model_name_or_path"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_its_examples_convert_and_validate(name, convert, value, data_folder):
+    changes, ours, missing = EXAMPLES[name]
+    keys = COMMON | {"dataset_dir": str(data_folder)} | changes
+    done = convert(keys)
+    assert (done.code, done.err) == (0, "")
+    common = {
+        "output_dir": "saves/lora/sft",
+        "model.dtype": "bfloat16",
+        "model.remat": "full",
+        "adapter.method": "lora",
+        "adapter.r": 8,
+        "adapter.lora_alpha": 16,  # twice the rank where it is not said
+        "adapter.target_modules": "all-linear",
+        "data.max_length": 2048,
+        "data.train_on": "assistant",
+        "optimizer.name": "adamw",
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.weight_decay": 0.0,  # the Trainer's default, not ours
+        "optimizer.max_grad_norm": 1.0,
+        "schedule.name": "cosine",
+        "schedule.warmup_ratio": 0.1,
+        "training.num_epochs": 3.0,
+        "training.batch_size": 8,
+        "training.gradient_accumulation_steps": 8,
+        "training.logging_steps": 10,
+        "training.save_steps": 500,
+    }
+    for key, expected in (common | ours).items():
+        assert value(done.cfg, key) == expected, key
+    assert listed(done.out) == missing
+    for key in missing:
+        assert f"# - {key}: " in done.text
+
+
+def listed(out: str) -> set[str]:
+    """The keys that the command says have no equivalent."""
+    _, _, tail = out.partition("without equivalent:\n")
+    lines = [line for line in tail.splitlines() if line.startswith("  ")]
+    keys = [line.strip().rpartition(": ") for line in lines]
+    return {first_key(key) for key, _, _ in keys}
+
+
+def first_key(text: str) -> str:
+    """`deepspeed: offload` of `deepspeed: offload: nothing is kept ...`."""
+    head, _, rest = text.partition(": ")
+    return (
+        f"{head}: {rest.split(':')[0]}"
+        if rest and " " not in rest.split(":")[0]
+        else head
+    )
+
+
+# What cannot be trained here, and the word that the message has to say.
+REFUSED = {
+    "dpo": ({"stage": "dpo", "pref_beta": 0.1, "pref_loss": "sigmoid"}, "stage", "sft"),
+    "kto": ({"stage": "kto", "pref_beta": 0.1}, "stage", "sft"),
+    "reward": ({"stage": "rm"}, "stage", "sft"),
+    "ppo": ({"stage": "ppo", "reward_model": "saves/reward"}, "stage", "sft"),
+    "vision": (
+        {"image_max_pixels": 262144, "video_max_pixels": 16384},
+        "image_max_pixels",
+        "text",
+    ),
+    "vision by template": ({"template": "qwen3_vl_nothink"}, "template", "text"),
+    "pictures": ({"dataset": "pictures"}, "dataset", "text"),
+    "preferences": ({"dataset": "dpo_en_demo"}, "dataset", "chosen"),
+    "predict": (
+        {"do_train": False, "do_predict": True, "predict_with_generate": True},
+        "do_predict",
+        "jaxpeft.generate",
+    ),
+    "benchmark": ({"task": "mmlu_test", "n_shot": 5}, "task", "lm-evaluation-harness"),
+    "freeze": ({"finetuning_type": "freeze"}, "finetuning_type", "adalomo"),
+    "oft": ({"finetuning_type": "oft"}, "finetuning_type", "lora"),
+    "full in few bits": (
+        {"finetuning_type": "full", "quantization_bit": 4},
+        "quantization_bit",
+        "lora",
+    ),
+    "full over few bits": (
+        {"finetuning_type": "full", "model_name_or_path": "org/model-AWQ"},
+        "model_name_or_path",
+        "lora",
+    ),
+    "a misspelt set": ({"dataset": "identitty"}, "dataset", "did you mean 'identity'"),
+    "a misspelt optimizer": ({"optim": "adamw_trch"}, "optim", "'adamw_torch'"),
+    "a list for a word": ({"stage": ["sft"]}, "stage", "did you mean 'sft'"),
+    "shares in words": (
+        {"mix_strategy": "interleave_over", "interleave_probs": "a,b"},
+        "interleave_probs",
+        "numbers",
+    ),
+    "a rate in words": ({"learning_rate": "low"}, "learning_rate", "number"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_trained_is_refused(name, convert, data_folder):
+    changes, key, remedy = REFUSED[name]
+    done = convert(COMMON | {"dataset_dir": str(data_folder)} | changes)
+    assert done.code == 2
+    lines = [line for line in done.err.splitlines() if f"error: {key}: found" in line]
+    assert lines
+    assert remedy in lines[0]
+    assert done.cfg is None
+
+
+def test_all_that_is_refused_is_told_at_once(convert, data_folder):
+    keys = COMMON | {"dataset_dir": str(data_folder), "stage": "dpo"}
+    done = convert(keys | {"finetuning_type": "freeze", "image_max_pixels": 9})
+    assert len(done.err.splitlines()) == 3
+
+
+# One key or a few: what becomes of it.
+KEYS = [
+    ({"finetuning_type": "full", "pure_bf16": True}, {"adapter.method": "full"}),
+    ({"use_dora": True}, {"adapter.method": "dora"}),
+    ({"use_rslora": True}, {"adapter.use_rslora": True}),
+    ({"pissa_init": True}, {"adapter.init_lora_weights": "pissa_niter_16"}),
+    (
+        {"pissa_init": True, "pissa_iter": -1, "pissa_convert": True},
+        {"adapter.init_lora_weights": "pissa"},
+    ),
+    (
+        {"lora_target": "q_proj, v_proj"},
+        {"adapter.target_modules": ["q_proj", "v_proj"]},
+    ),
+    ({"lora_alpha": 32, "lora_dropout": 0.1}, {"adapter.lora_alpha": 32}),
+    (
+        {"additional_target": "embed_tokens,lm_head"},
+        {"adapter.modules_to_save": ("embed_tokens", "lm_head")},
+    ),
+    ({"loraplus_lr_ratio": 16.0}, {"optimizer.lora_plus_ratio": 16.0}),
+    ({"adapter_name_or_path": "saves/a"}, {"adapter.init_from": "saves/a"}),
+    ({"disable_gradient_checkpointing": True}, {"model.remat": "none"}),
+    ({"bf16": False, "fp16": True}, {"model.dtype": "float16"}),
+    ({"train_on_prompt": True}, {"data.train_on": "all"}),
+    ({"packing": True}, {"data.packing": True}),
+    ({"neat_packing": True}, {"data.packing": True}),
+    ({"disable_shuffling": True}, {"data.shuffle": False}),
+    ({"max_steps": 40}, {"training.max_steps": 40, "training.num_epochs": None}),
+    (
+        {"max_steps": 40, "save_steps": 0.25, "logging_steps": 0.05},
+        {"training.save_steps": 10, "training.logging_steps": 2},
+    ),
+    ({"max_grad_norm": 0}, {"optimizer.max_grad_norm": None}),
+    ({"save_total_limit": 2, "seed": 7}, {"training.save_total_limit": 2, "seed": 7}),
+    (
+        {"use_galore": True, "finetuning_type": "full", "galore_rank": 64},
+        {
+            "optimizer.name": "galore",
+            "optimizer.rank": 64,
+            "optimizer.scale": 2.0,
+            "optimizer.eps": 1e-8,
+            "optimizer.target_modules": "all-linear",
+        },
+    ),
+    (
+        {
+            "use_apollo": True,
+            "finetuning_type": "full",
+            "apollo_layerwise": True,
+            "apollo_target": "q_proj,k_proj",
+            "gradient_accumulation_steps": 1,
+        },
+        {
+            "optimizer.name": "apollo",
+            "optimizer.rank": 16,
+            "optimizer.scale": 32.0,
+            "optimizer.target_modules": ["q_proj", "k_proj"],
+            "training.fused_backward": True,
+            "training.batch_size": 1,
+        },
+    ),
+    (
+        {"finetuning_type": "full", "optim": "adalomo"},
+        {"optimizer.name": "adalomo", "training.fused_backward": False},
+    ),
+    (
+        {
+            "finetuning_type": "full",
+            "optim": "adalomo",
+            "gradient_accumulation_steps": 1,
+        },
+        {"optimizer.name": "adalomo", "training.fused_backward": None},
+    ),
+    ({"output_dir": None}, {"output_dir": "runs/converted"}),
+    ({"use_adam_mini": True}, {"optimizer.name": "adam_mini"}),
+    (
+        {"use_muon": True, "adam_beta2": 0.95},
+        {
+            "optimizer.name": "muon",
+            "optimizer.adam_b2": 0.95,
+            "optimizer.adjust_lr_fn": "match_rms_adamw",
+        },
+    ),
+    ({"optim": "paged_adamw_8bit"}, {"optimizer.name": "adamw_8bit"}),
+    ({"warmup_ratio": 0, "warmup_steps": 20}, {"schedule.warmup_steps": 20}),
+    (
+        {"warmup_steps": 20},
+        {"schedule.warmup_steps": 20, "schedule.warmup_ratio": None},
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "ours"), KEYS, ids=[str(k) for k, _ in KEYS])
+def test_a_key_becomes_ours(changes, ours, convert, value, data_folder):
+    keys = COMMON | {"dataset_dir": str(data_folder), "dataset": "identity"}
+    done = convert(keys | changes)
+    assert (done.code, done.err) == (0, "")
+    assert listed(done.out) == {"template"}
+    for key, expected in ours.items():
+        assert value(done.cfg, key) == expected, key
+
+
+WITHOUT = {
+    "val_size": 0.1,
+    "mask_history": True,
+    "neftune_noise_alpha": 5,
+    "use_badam": True,
+    "streaming": True,
+    "add_tokens": "<a>",
+    "resize_vocab": True,
+    "rope_scaling": "linear",
+    "model_revision": "v2",
+    "report_to": "swanlab",
+    "push_to_hub": True,
+    "use_dft_loss": True,
+    "label_smoothing_factor": 0.1,
+    "adapter_name_or_path": "a,b",
+    "save_strategy": "epoch",
+    "early_stopping_steps": 3,
+}
+
+
+@pytest.mark.parametrize("key", WITHOUT)
+def test_what_has_no_equivalent_is_listed(key, convert, data_folder):
+    keys = COMMON | {"dataset_dir": str(data_folder), "dataset": "identity"}
+    done = convert(keys | {key: WITHOUT[key]})
+    assert done.code == 0
+    assert any(line.startswith(f"  {key}") for line in done.out.splitlines())
+    assert f"# - {key}" in done.text
+
+
+def test_an_unknown_key_is_listed_with_the_nearest(convert, data_folder):
+    done = convert(COMMON | {"dataset_dir": str(data_folder), "lora_rnak": 4})
+    assert done.code == 0
+    assert "lora_rnak: is not a key that is known; did you mean 'lora_rank'" in done.out
+
+
+def test_devices_multiply_the_batch(convert, data_folder):
+    keys = COMMON | {"dataset_dir": str(data_folder)}
+    done = convert(keys, "--devices", "4")
+    assert done.cfg.training.batch_size == 32
+    assert "1 a device x 8 accumulated x 4 devices" in done.out
+
+
+# A data set's name: our source, without its path.
+SOURCES = {
+    "identity": {"format": "alpaca"},
+    "glaive": {"format": "sharegpt"},
+    "chat": {"format": "messages"},
+    "qa": {
+        "format": "alpaca",
+        "fields": {"instruction": "question", "output": "answer"},
+        "max_samples": 7,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_data_sets_are_looked_up_and_can_be_read(name, convert, data_folder):
+    keys = {"dataset_dir": str(data_folder), "dataset": name, "max_samples": None}
+    done = convert(COMMON | keys)
+    (source,) = done.cfg.data.train
+    expected = {"fields": None, "max_samples": None, **SOURCES[name]}
+    assert {key: getattr(source, key) for key in expected} == expected
+    rows = sources.read(source.path)
+    (parsed, *_) = formats.parse(rows, source.format, source.fields)
+    assert parsed.messages[-1]["role"] == "assistant"
+
+
+def test_pretraining_reads_the_prompt_s_column_as_text(convert, data_folder):
+    keys = {"dataset_dir": str(data_folder), "dataset": "c4_demo", "stage": "pt"}
+    done = convert(COMMON | keys)
+    (source,) = done.cfg.data.train
+    assert source.format == "text"
+    texts = formats.parse(sources.read(source.path), source.format, source.fields)
+    assert texts == [f"document {i}" for i in range(4)]
+
+
+def test_several_sets_are_drawn_by_their_sizes_as_if_put_together(convert, data_folder):
+    keys = COMMON | {"dataset_dir": str(data_folder)}
+    assert [s.weight for s in convert(keys).cfg.data.train] == [3, 5]
+    most = convert(keys | {"max_samples": 2})
+    assert [s.weight for s in most.cfg.data.train] == [2, 2]
+    mixed = {"mix_strategy": "interleave_over", "interleave_probs": "0.7,0.3"}
+    assert [s.weight for s in convert(keys | mixed).cfg.data.train] == [0.7, 0.3]
+
+
+def test_a_set_that_is_elsewhere_is_listed(convert, data_folder):
+    keys = {"dataset_dir": str(data_folder), "dataset": "elsewhere"}
+    done = convert(COMMON | keys)
+    assert done.code == 0
+    assert "someone/something" in done.out
+    assert "hf download" in done.out
+
+
+def test_without_the_list_of_sets_paths_are_guesses(convert, tmp_path):
+    done = convert(COMMON | {"dataset_dir": str(tmp_path), "dataset": "mine"})
+    assert done.code == 0
+    assert "dataset: mine: " in done.out
+    assert done.cfg.data.train[0].path == f"{tmp_path}/mine.json"
+    (tmp_path / "mine.jsonl").write_text('{"instruction": "q", "output": "a"}')
+    done = convert(COMMON | {"dataset_dir": str(tmp_path), "dataset": "mine"})
+    assert done.cfg.data.train[0].path == f"{tmp_path}/mine.jsonl"

@@ -1,0 +1,166 @@
+"""The recipes in configs/ hold, and say what the table of docs/recipes.md says."""
+
+import functools
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import plan_recipes
+import pytest
+import torch
+import transformers
+
+from jaxpeft import assembly, hf, models, session, tree
+
+ROOT = Path(__file__).parents[1]
+STEPS = 1000
+
+
+RECIPES = plan_recipes.recipes()
+# Parameters of the published checkpoints, as the hub counts them; Gemma's text part.
+PUBLISHED = {
+    "Llama-3.2-1B": 1_235_814_400,
+    "Llama-3.1-8B": 8_030_261_248,
+    "Qwen2.5-0.5B": 494_032_768,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Qwen3-8B": 8_190_735_360,
+    "Gemma-3-4B": 3_880_263_168,
+    "Mistral-7B": 7_248_023_552,
+}
+
+
+def test_every_model_is_there_in_every_way():
+    ways = {"lora", "qlora", "full_adamw_8bit", "full_adalomo"}
+    small = {"llama-3.2-1b", "qwen2.5-0.5b"}  # they fit as they are
+    for model in plan_recipes.SHAPES:
+        found = {
+            n.partition("_")[2] for n in RECIPES if plan_recipes.model_of(n) == model
+        }
+        assert found == (ways - {"qlora"} if model in small else ways), model
+
+
+@pytest.mark.parametrize("shape", PUBLISHED)
+def test_shapes_have_the_parameters_of_the_published_models(shape):
+    assert shape in plan_recipes.SHAPES.values()
+    cfg = models.config(ROOT / "configs" / "shapes" / shape)
+    assert tree.count(models.shapes(cfg, "bfloat16")) == PUBLISHED[shape]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_holds(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "configs" / f"{name}.yaml"
+    cfg = session.open_config(path)
+    assembly.updates(cfg, STEPS)
+    assert cfg.output_dir == f"runs/{name}"
+    assert (ROOT / cfg.data.train[0].path).is_file()
+    lines = path.read_text().splitlines()
+    command = f"# Command:  python -m jaxpeft.train --config configs/{name}.yaml"
+    assert lines[0] == command
+    stated = re.fullmatch(r"# Hardware: one GPU of (\d+) GB", lines[1])
+    figure = re.match(
+        r"# Expected: ([\d.]+) GiB at the fullest moment, ([\d.]+)", lines[2]
+    )
+    assert stated and figure
+    cells = row(name)
+    assert (cells[-1], cells[-2]) == (f"{stated[1]} GB", figure[1])
+    assert cells[2] == figure[2]
+    assert plan_recipes.gpu(float(figure[1]) * plan_recipes.GIB) == int(stated[1])
+
+
+def row(name):
+    """The cells of a recipe's row in the table."""
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    (line,) = [text for text in page.splitlines() if text.startswith(f"| [`{name}`]")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_text_part_of_gemma_3_is_taken_out_as_its_recipes_say(
+    tmp_path, monkeypatch, asset_model
+):
+    """The code of the recipes' heads, run on a small random Gemma 3 with pictures."""
+    torch.manual_seed(0)
+    text = transformers.Gemma3TextConfig(
+        vocab_size=4096,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=8,
+        initializer_range=0.1,
+    )
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+    )
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4
+    )
+    whole = transformers.Gemma3ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "whole" / name).write_bytes((asset_model / name).read_bytes())
+    codes = set()
+    for recipe in (ROOT / "configs").glob("gemma-3-4b_*.yaml"):
+        lines = re.findall(r"^#   (.*)\n", recipe.read_text(), re.MULTILINE)
+        codes.add("\n".join(lines))
+    (code,) = codes
+    assert "google/gemma-3-4b-it" in code and "gemma-3-4b-it-text" in code
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("google/gemma-3-4b-it", "whole"), {})
+    cfg = models.config(tmp_path / "gemma-3-4b-it-text")
+    params = hf.load(tmp_path / "gemma-3-4b-it-text", cfg, dtype="float32")
+    tokens = torch.arange(3, 27)[None]
+    with torch.no_grad():
+        theirs = whole(input_ids=tokens).logits.numpy()
+    ours = jax.jit(lambda p, t: models.forward(p, t, cfg))(params, tokens.numpy())
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if n.endswith("lora")])
+def test_what_trains_is_as_stated(name):
+    """The trainable count of the table, from shapes alone."""
+    cfg = session.open_config(ROOT / "configs" / f"{name}.yaml")
+    model = models.config(
+        ROOT / "configs" / "shapes" / plan_recipes.SHAPES[plan_recipes.model_of(name)]
+    )
+    rank = cfg.adapter.options["r"]
+    specs = models.shapes(model, "bfloat16")
+    linear = [
+        leaf.shape for path, leaf in tree.walk(specs) if path.endswith("proj.kernel")
+    ]
+    assert len(linear) == 7
+    by_hand = sum(layers * rank * (i + o) for layers, i, o in linear)
+    assert row(name)[1] == f"{by_hand:,}"
+
+
+def test_a_tiny_model_is_planned_as_the_script_plans(tmp_path, monkeypatch):
+    """One whole pass: the command, the recipe's lines, and the page."""
+    folder = tmp_path / "configs"
+    (folder / "shapes").mkdir(parents=True)
+    source = ROOT / "configs" / "qwen2.5-0.5b_lora.yaml"
+    text = source.read_text().replace("max_length: 2048", "max_length: 64")
+    (folder / "tiny_lora.yaml").write_text(text)
+    tiny = ROOT / "jaxpeft" / "assets" / "tiny-llama"
+    (folder / "shapes" / "Tiny").symlink_to(tiny)
+    page = tmp_path / "recipes.md"
+    page.write_text(f"# Recipes\n\n{plan_recipes.HEAD}\n|---|\n\nThe end.\n")
+    monkeypatch.setattr(plan_recipes, "CONFIGS", folder)
+    monkeypatch.setattr(plan_recipes, "PAGE", page)
+    monkeypatch.setattr(plan_recipes, "SHAPES", {"tiny": "Tiny"})
+    once = functools.cache(plan_recipes.planned)
+    monkeypatch.setattr(plan_recipes, "planned", once)
+    assert plan_recipes.main(["--check", "tiny_lora"]) == 1
+    assert plan_recipes.main(["tiny_lora"]) == 0
+    assert plan_recipes.main(["--check", "tiny_lora"]) == 0
+    assert page.read_text().count("`tiny_lora`") == 1
+    assert page.read_text().endswith("\n\nThe end.\n")
+    weights = tree.nbytes(models.shapes(models.config(tiny), "bfloat16"))
+    assert f"| {weights / plan_recipes.GIB:.2f} |" in page.read_text()
