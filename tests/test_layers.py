@@ -14,7 +14,15 @@ PACKAGE = Path(__file__).parent.parent / "jaxpeft"
 LAYERS = (
     # 0: the language's own library, jax, numpy and pydantic
     ("errors", "console", "tree", "manifest", "huge_pages"),
-    ("strict_yaml", "kernel", "run_lock", "interrupt", "collectives", "flops"),
+    (
+        "run_files",
+        "strict_yaml",
+        "kernel",
+        "run_lock",
+        "interrupt",
+        "collectives",
+        "flops",
+    ),
     ("config", "launch"),
     ("cluster",),
     # 1: where arrays lie, and how they are stored
@@ -27,7 +35,7 @@ LAYERS = (
     ("fused",),
     # 4: a run and what is done with its result
     ("generation", "plots", "progress", "loop", "summary"),
-    ("continuation", "hooks", "session", "flax"),
+    ("continuation", "hooks", "session", "flax", "reports"),
     ("trained", "assembly"),
     ("answering",),
     ("dialogue", "prompts", "run", "planning", "forms"),
@@ -37,6 +45,7 @@ LAYERS = (
     ("model_arguments",),
     (
         *("train", "chat", "evaluate", "generate", "export", "combine", "plan"),
+        "report",
         "__main__",
     ),
 )

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxpeft import chat, cli, combine, evaluate, export, generate, plan, train
+from jaxpeft import chat, cli, combine, evaluate, export, generate, plan, report, train
 
 COMMANDS = {
     "train": train.main,
@@ -21,6 +21,7 @@ COMMANDS = {
     "export": export.main,
     "combine": combine.main,
     "plan": plan.main,
+    "report": report.main,
 }
 COMPANIONS = (
     "tokenizer.json",

@@ -1,0 +1,38 @@
+"""`python -m jaxpeft.report`: the page about a run or a sweep, written again."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxpeft import cli, console
+from jaxpeft.errors import InputError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with its arguments; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpeft report",
+        description="Write report.html and the picture of a run or of a sweep again, "
+        "also while it is under way or after it died. The page needs no network.",
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", metavar="DIR", help="the output_dir of a run")
+    which.add_argument("--sweep", metavar="DIR", help="the directory of a sweep")
+    args = parser.parse_args(list(argv))
+    directory = Path(args.run or args.sweep)
+    if not directory.is_dir():
+        raise InputError(
+            f"{str(directory)!r} is no directory; name the output_dir of a run or sweep"
+        )
+
+    # Imported here, so that --help answers at once.
+    from jaxpeft import reports
+
+    write = reports.write_run if args.run else reports.write_sweep
+    console.say(f"wrote {write(directory)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main, sys.argv[1:]))
