@@ -16,7 +16,10 @@ from jaxpeft import (
     evaluation,
     hf,
     hooks,
+    outcome,
     plots,
+    reports,
+    summary,
     tree,
 )
 from jaxpeft.checkpoint import Checkpoints
@@ -74,7 +77,7 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
         steps = _Steps(run, first, extra, checkpoints, interrupt, watchdog)
         state = steps.take_all(state)
         checkpoints.wait()
-    _finish(run, state)
+    _finish(run, state, steps.seconds)
 
 
 class _Steps:
@@ -92,6 +95,7 @@ class _Steps:
         training = run.cfg.training
         self.run, self.first, self.resumed = run, first, bool(extra)
         self.watchdog = watchdog
+        self._earlier, self._start = extra.get("seconds", 0.0), time.monotonic()
         self.progress = make_progress(run.steps, first)
         self.file = hooks.MetricsFile(
             run.output / METRICS if cluster.is_primary() else None,
@@ -147,6 +151,11 @@ class _Steps:
             self.progress.close()
             self.file.close()
 
+    @property
+    def seconds(self) -> float:
+        """The time that the run has taken since its first step, in all its starts."""
+        return self._earlier + time.monotonic() - self._start
+
     def _take(self, state: TrainState, batch: data.Batch) -> tuple[TrainState, Any]:
         micro = self.run.micro_batches(batch)
         if self.step.is_new(micro):
@@ -160,16 +169,20 @@ class _Steps:
     def _before(self, state: TrainState) -> None:
         if self.evaluate is not None:
             self.evaluate.run(0, state)
-        for prompt, _, answer in self.run.answers(self.run.view(state)):
+        answers = self.run.answers(self.run.view(state))
+        if cluster.is_primary():
+            outcome.keep_before(self.run.output, answers)
+        for prompt, _, answer in answers:
             console.say(f"before training\n  prompt: {_short(prompt)}")
             console.say(f"  answer: {_short(answer)}")
 
     def _position(self) -> dict[str, Any]:
         """What a checkpoint notes beside the state."""
+        position = {"tokens": self.log.tokens, "seconds": self.seconds}
         if self.evaluate is None:
-            return {"tokens": self.log.tokens}
+            return position
         best, waited = self.evaluate.best, self.evaluate.waited
-        return {"tokens": self.log.tokens, "best": best, "waited": waited}
+        return {**position, "best": best, "waited": waited}
 
     def _evaluation_hook(self, extra: dict[str, Any]) -> hooks.Evaluate:
         training = self.run.cfg.training
@@ -193,8 +206,8 @@ class _Steps:
         return evaluation.losses(self.eval_step(trainable, frozen, b) for b in batches)
 
 
-def _finish(run: Run, state: TrainState) -> None:
-    """Writes the adapter and the plot, and says what came of the run."""
+def _finish(run: Run, state: TrainState, seconds: float) -> None:
+    """Writes the adapter, plot and report, and says what came of the run."""
     trained = run.view(state)
     result = MODEL if run.cfg.adapter.method == FULL else ADAPTER
     if result == MODEL:
@@ -214,6 +227,17 @@ def _finish(run: Run, state: TrainState) -> None:
         run.base.copy_companions(run.output / MODEL)
     metrics = run.output / METRICS
     plots.plot_losses(metrics, run.output / PLOT, str(run.output))
+    parameters = summary.parameter_counts(tree.combine(trained, run.frozen), trained)
+    outcome.keep_after(run.output, answers)
+    outcome.keep_summary(
+        run.output,
+        steps=int(state.step),
+        seconds=seconds,
+        parameters=parameters[0],
+        trainable=parameters[1],
+        stopped_early=int(state.step) < run.steps,
+    )
+    report = reports.write_run(run.output)
     for prompt, reference, answer in answers:
         console.say(f"after training\n  prompt: {_short(prompt)}")
         console.say(f"  answer: {_short(answer)}\n  reference: {_short(reference)}")
@@ -224,7 +248,8 @@ def _finish(run: Run, state: TrainState) -> None:
     if int(state.skipped):
         console.warn(f"{int(state.skipped)} steps had no finite gradient: skipped")
     console.say(f"state after step {int(state.step)}: {digest}")
-    for name, path in ((result, result), ("plot", PLOT), ("metrics", METRICS)):
+    made = ((result, result), ("plot", PLOT), ("metrics", METRICS))
+    for name, path in (*made, ("report", report.name)):
         console.say(f"{name + ':':<9}{run.output / path}")
 
 

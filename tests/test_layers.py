@@ -35,6 +35,7 @@ LAYERS = (
     ("fused",),
     # 4: a run and what is done with its result
     ("generation", "plots", "progress", "loop", "summary"),
+    ("outcome",),
     ("continuation", "hooks", "session", "flax", "reports"),
     ("trained", "assembly"),
     ("answering",),
