@@ -19,6 +19,7 @@ from jaxpeft import (
     outcome,
     plots,
     reports,
+    sinks,
     summary,
     tree,
 )
@@ -49,6 +50,7 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
         dict(tree.walk(cfg.model_dump(mode="json"))),
         "start all with the same configuration",
     )
+    sinks.require(cfg.training.report_to)
     check_output(Path(cfg.output_dir), resume)
     # Before any of them can write there.
     cluster.wait_for_all("output_dir checked")
@@ -97,10 +99,10 @@ class _Steps:
         self.watchdog = watchdog
         self._earlier, self._start = extra.get("seconds", 0.0), time.monotonic()
         self.progress = make_progress(run.steps, first)
-        self.file = hooks.MetricsFile(
-            run.output / METRICS if cluster.is_primary() else None,
-            first if self.resumed else None,
-        )
+        started_at = first if self.resumed else None
+        alone = run.output / METRICS if cluster.is_primary() else None
+        also = self._sinks(started_at) if alone else ()
+        self.file = hooks.MetricsFile(alone, started_at, also)
         note, mesh = self.progress.note, run.mesh
         train_step = run.updates.train_step(run.base.cfg)
         self.step = Compiled(train_step, "step", note, carries=True, mesh=mesh)
@@ -150,6 +152,13 @@ class _Steps:
         finally:
             self.progress.close()
             self.file.close()
+
+    def _sinks(self, started_at: int | None) -> list[sinks.Guarded]:
+        cfg = self.run.cfg
+        settings = cfg.model_dump(mode="json")
+        return sinks.open_all(
+            cfg.training.report_to, self.run.output, settings, started_at
+        )
 
     @property
     def seconds(self) -> float:

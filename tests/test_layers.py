@@ -34,7 +34,7 @@ LAYERS = (
     ("step", "evaluation"),
     ("fused",),
     # 4: a run and what is done with its result
-    ("generation", "plots", "progress", "loop", "summary"),
+    ("generation", "plots", "progress", "loop", "summary", "sinks"),
     ("outcome",),
     ("continuation", "hooks", "session", "flax", "reports"),
     ("trained", "assembly"),

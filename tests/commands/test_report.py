@@ -5,8 +5,9 @@ import os
 import signal
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxpeft import hooks
+from jaxpeft import hooks, sinks
 
 
 @pytest.fixture
@@ -28,10 +29,11 @@ def read(path):
 
 
 def test_a_stopped_run_has_a_page_and_keeps_its_samples(
-    stopping, trained, command, files, tmp_path
+    stopping, trained, command, files, metrics, tmp_path
 ):
     run, changes = tmp_path / "run", {"data.eval": {"path": files["eval"]}}
     changes |= {"training.samples": 2, "training.max_steps": 4}
+    changes |= {"training.report_to": "tensorboard"}
     assert trained("run", **changes).code == 75
     before = read(run / "samples.json")
     assert len(before) == 2
@@ -52,6 +54,22 @@ def test_a_stopped_run_has_a_page_and_keeps_its_samples(
     summary = read(run / "summary.json")
     assert (summary["steps"], summary["best_step"]) == (4, 4)
     assert not summary["stopped_early"]
+    training, evaluations = metrics(run)
+    seen = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name, lines in (("train/loss", training), ("eval/loss", evaluations)):
+        sent = [(one.step, pytest.approx(one.value)) for one in seen.Scalars(name)]
+        key = name.replace("train/", "").replace("/", "_")
+        assert [(line["step"], line[key]) for line in lines] == sent
+
+
+def test_a_sink_that_is_not_installed_is_named_before_anything(
+    trained, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(sinks, "_installed", lambda name: False)
+    done = trained("run", **{"training.report_to": ["wandb"], "model.path": "absent"})
+    assert done.code == 2
+    assert "pip install 'jaxpeft[wandb]'" in done.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_summary_agrees_with_what_the_run_said(finished, metrics):
