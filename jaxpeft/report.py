@@ -27,10 +27,15 @@ def main(argv: Sequence[str]) -> int:
         )
 
     # Imported here, so that --help answers at once.
-    from jaxpeft import reports
+    from jaxpeft import plots, reports, run_files
 
-    write = reports.write_run if args.run else reports.write_sweep
-    console.say(f"wrote {write(directory)}")
+    if args.run:
+        page, picture = reports.write_run(directory), directory / run_files.PLOT
+        plots.plot_losses(directory / run_files.METRICS, picture, str(directory))
+    else:
+        page, picture = reports.write_sweep(directory), directory / run_files.SWEEP_PLOT
+        plots.plot_sweep(run_files.read_sweep(directory), picture, str(directory))
+    console.say(f"wrote {page} and {picture.name}")
     return 0
 
 

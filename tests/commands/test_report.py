@@ -39,7 +39,9 @@ def test_a_stopped_run_has_a_page_and_keeps_its_samples(
     assert len(before) == 2
     assert all(row["before"] and row["after"] is None for row in before)
     done = command("report", "--run", str(run))
-    assert (done.code, done.out) == (0, f"wrote {run / 'report.html'}\n")
+    wrote = f"wrote {run / 'report.html'} and loss.png\n"
+    assert (done.code, done.out) == (0, wrote)
+    assert (run / "loss.png").is_file()
     assert "not finished: step 2 logged so far" in (run / "report.html").read_text()
     assert not (run / "summary.json").exists()
 
