@@ -34,6 +34,7 @@ COMMANDS: dict[str, str] = {
     "generate": "answer prompts with a trained model",
     "chat": "talk with a trained model in the terminal",
     "export": "write a run as an adapter for PEFT or vLLM, or as a merged model",
+    "report": "a page with curves, samples and figures of a run or a sweep",
     "combine": "the weighted sum of several adapters as a single one",
     "convert_config": "translate a configuration of LLaMA-Factory or transformers",
 }

@@ -5,14 +5,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optax
 
-from jaxpeft import optim
+from jaxpeft import optim, sinks
 from jaxpeft.checkpoint import Checkpoints
 from jaxpeft.errors import NumericsError, Preempted
 from jaxpeft.interrupt import Watchdog
@@ -29,11 +29,16 @@ class MetricsFile:
 
     JSON has no NaN and no infinity: null stands for them. Resuming at a step drops the
     lines after it, which the steps to come write anew. Without a path it writes
-    nothing: of several processes one alone does.
+    nothing: of several processes one alone does. The sinks get each entry too.
     """
 
-    def __init__(self, path: Path | None, resumed_at: int | None):
-        self._file = None
+    def __init__(
+        self,
+        path: Path | None,
+        resumed_at: int | None,
+        also: Sequence[sinks.Guarded] = (),
+    ):
+        self._file, self._also = None, also
         if path is None:
             return
         kept = []
@@ -55,11 +60,15 @@ class MetricsFile:
         finite = {k: v if math.isfinite(v) else None for k, v in entry.items()}
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
+        for sink in self._also:
+            sink.write(finite)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file and the sinks."""
         if self._file is not None:
             self._file.close()
+        for sink in self._also:
+            sink.close()
 
 
 class Log:

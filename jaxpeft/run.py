@@ -36,6 +36,7 @@ NOT_IDENTITY = {
         "save_steps",
         "save_total_limit",
         "samples",
+        "report_to",
         "watchdog_seconds",
     ),
 }

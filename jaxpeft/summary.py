@@ -35,6 +35,15 @@ def parameter_table(params: Mapping[str, Any], trainable: Any) -> list[str]:
     ]
 
 
+def parameter_counts(params: Mapping[str, Any], trainable: Any) -> tuple[int, int]:
+    """The parameters of all modules, and those of them that train."""
+    total, trains = (
+        sum(_count(value) for _, value in tree.walk(some))
+        for some in (params, trainable)
+    )
+    return total, trains
+
+
 def memory_line(
     frozen: Any, trainable: Any, opt_state: Any, trains: str = "adapter"
 ) -> str:

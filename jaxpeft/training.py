@@ -18,7 +18,11 @@ from jaxpeft import (
     evaluation,
     hf,
     hooks,
+    outcome,
     plots,
+    reports,
+    sinks,
+    summary,
     tree,
 )
 from jaxpeft.checkpoint import Checkpoints
@@ -51,6 +55,7 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
         dict(tree.walk(cfg.model_dump(mode="json"))),
         "start all with the same configuration",
     )
+    sinks.require(cfg.training.report_to)
     check_output(Path(cfg.output_dir), resume)
     # Before any of them can write there.
     cluster.wait_for_all("output_dir checked")
@@ -85,7 +90,7 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
         state = steps.take_all(state)
         checkpoints.wait()
         kept = steps.kept(state)
-    _finish(run, state, kept, steps.stopping)
+    _finish(run, state, kept, steps.stopping, steps.seconds)
 
 
 class _Steps:
@@ -107,11 +112,12 @@ class _Steps:
             training.early_stopping_patience, training.early_stopping_threshold
         )
         self.stopping.restore(extra)
+        self._earlier, self._start = extra.get("seconds", 0.0), time.monotonic()
         self.progress = make_progress(run.steps, first)
-        self.file = hooks.MetricsFile(
-            run.output / METRICS if cluster.is_primary() else None,
-            first if self.resumed else None,
-        )
+        started_at = first if self.resumed else None
+        alone = run.output / METRICS if cluster.is_primary() else None
+        also = self._sinks(started_at) if alone else ()
+        self.file = hooks.MetricsFile(alone, started_at, also)
         note, mesh = self.progress.note, run.mesh
         train_step = run.updates.train_step(run.base.cfg)
         self.step = Compiled(train_step, "step", note, carries=True, mesh=mesh)
@@ -164,6 +170,18 @@ class _Steps:
             self.progress.close()
             self.file.close()
 
+    def _sinks(self, started_at: int | None) -> list[sinks.Guarded]:
+        cfg = self.run.cfg
+        settings = cfg.model_dump(mode="json")
+        return sinks.open_all(
+            cfg.training.report_to, self.run.output, settings, started_at
+        )
+
+    @property
+    def seconds(self) -> float:
+        """The time that the run has taken since its first step, in all its starts."""
+        return self._earlier + time.monotonic() - self._start
+
     def _take(self, state: TrainState, batch: data.Batch) -> tuple[TrainState, Any]:
         micro = self.run.micro_batches(batch)
         if self.step.is_new(micro):
@@ -177,13 +195,20 @@ class _Steps:
     def _before(self, state: TrainState) -> None:
         if self.evaluate is not None:
             self.evaluate.run(0, state)
-        for prompt, _, answer in self.run.answers(self.run.view(state)):
+        answers = self.run.answers(self.run.view(state))
+        if cluster.is_primary():
+            outcome.keep_before(self.run.output, answers)
+        for prompt, _, answer in answers:
             console.say(f"before training\n  prompt: {_short(prompt)}")
             console.say(f"  answer: {_short(answer)}")
 
     def _position(self) -> dict[str, Any]:
         """What a checkpoint notes beside the state."""
-        return {"tokens": self.log.tokens, **self.stopping.position()}
+        return {
+            "tokens": self.log.tokens,
+            "seconds": self.seconds,
+            **self.stopping.position(),
+        }
 
     def _evaluation_hook(self) -> hooks.Evaluate:
         return hooks.Evaluate(
@@ -214,8 +239,10 @@ class _Steps:
         return evaluation.losses(self.eval_step(trainable, frozen, b) for b in batches)
 
 
-def _finish(run: Run, state: TrainState, kept: TrainState, stopping: Stopping) -> None:
-    """Writes the adapter of the state `kept`, the plot, and what came of the run."""
+def _finish(
+    run: Run, state: TrainState, kept: TrainState, stopping: Stopping, seconds: float
+) -> None:
+    """Writes what the state `kept` learned, plot and report; says what came of it."""
     trained = run.view(kept)
     result = write_result(run, trained)
     answers, digest = run.answers(trained), tree.digest(state)
@@ -223,6 +250,17 @@ def _finish(run: Run, state: TrainState, kept: TrainState, stopping: Stopping) -
         return
     metrics = run.output / METRICS
     plots.plot_losses(metrics, run.output / PLOT, str(run.output))
+    parameters = summary.parameter_counts(tree.combine(trained, run.frozen), trained)
+    outcome.keep_after(run.output, answers)
+    outcome.keep_summary(
+        run.output,
+        steps=int(state.step),
+        seconds=seconds,
+        parameters=parameters[0],
+        trainable=parameters[1],
+        stopped_early=int(state.step) < run.steps,
+    )
+    report = reports.write_run(run.output)
     for prompt, reference, answer in answers:
         console.say(f"after training\n  prompt: {_short(prompt)}")
         console.say(f"  answer: {_short(answer)}\n  reference: {_short(reference)}")
@@ -238,7 +276,8 @@ def _finish(run: Run, state: TrainState, kept: TrainState, stopping: Stopping) -
     if int(state.skipped):
         console.warn(f"{int(state.skipped)} steps had no finite gradient: skipped")
     console.say(f"state after step {int(state.step)}: {digest}")
-    for name, path in ((result, result), ("plot", PLOT), ("metrics", METRICS)):
+    made = ((result, result), ("plot", PLOT), ("metrics", METRICS))
+    for name, path in (*made, ("report", report.name)):
         console.say(f"{name + ':':<9}{run.output / path}")
 
 

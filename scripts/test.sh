@@ -11,6 +11,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup_venv.sh test
 export PATH="$PWD/.venv/bin:$PATH"
 
+bash scripts/install_chromium.sh
+
 # Tests run where everybody can run them, offline, a thread for each worker.
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 export HF_HUB_OFFLINE=1

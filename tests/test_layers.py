@@ -14,7 +14,15 @@ PACKAGE = Path(__file__).parent.parent / "jaxpeft"
 LAYERS = (
     # 0: the language's own library, jax, numpy and pydantic
     ("errors", "console", "tree", "manifest", "huge_pages"),
-    ("strict_yaml", "kernel", "run_lock", "interrupt", "collectives", "flops"),
+    (
+        "run_files",
+        "strict_yaml",
+        "kernel",
+        "run_lock",
+        "interrupt",
+        "collectives",
+        "flops",
+    ),
     ("determinism",),
     ("config", "launch"),
     ("cluster",),
@@ -27,9 +35,9 @@ LAYERS = (
     ("step", "evaluation"),
     ("fused",),
     # 4: a run and what is done with its result
-    ("generation", "plots", "progress", "loop", "summary"),
-    ("stopping", "environment"),
-    ("continuation", "hooks", "session", "flax"),
+    ("generation", "plots", "progress", "loop", "summary", "sinks"),
+    ("stopping", "environment", "outcome"),
+    ("continuation", "hooks", "session", "flax", "reports"),
     ("trained", "assembly", "convert"),
     ("answering",),
     ("dialogue", "prompts", "run", "planning", "forms"),
@@ -42,7 +50,7 @@ LAYERS = (
     ("model_arguments",),
     (
         *("train", "chat", "evaluate", "generate", "export", "combine", "plan"),
-        *("sweep", "convert_config", "__main__"),
+        *("sweep", "report", "convert_config", "__main__"),
     ),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

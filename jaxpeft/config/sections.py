@@ -46,6 +46,12 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _sinks(value: Any) -> Any:
+    """As transformers reads `report_to`: one name or several, "none" for none."""
+    names = _tuple([value] if isinstance(value, str) else value)
+    return () if names is None or names == ("none",) else names
+
+
 class ModelSection(_Section):
     """The frozen base model."""
 
@@ -302,6 +308,14 @@ class TrainingSection(_Section):
     samples: Whole = Field(
         default=1,
         description="evaluation examples to answer before and after training",
+    )
+    report_to: Annotated[
+        tuple[Literal["tensorboard", "wandb", "trackio", "all"], ...],
+        BeforeValidator(_sinks),
+    ] = Field(
+        default=(),
+        description="where metrics go too: tensorboard, wandb, trackio, or a list of "
+        "them; all: those that are installed; none",
     )
     fused_backward: bool | None = Field(
         default=None,

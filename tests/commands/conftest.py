@@ -20,6 +20,7 @@ from jaxpeft import (
     export,
     generate,
     plan,
+    report,
     sweep,
     train,
 )
@@ -34,6 +35,7 @@ COMMANDS = {
     "plan": plan.main,
     "sweep": sweep.main,
     "convert_config": convert_config.main,
+    "report": report.main,
 }
 COMPANIONS = (
     "tokenizer.json",

@@ -52,6 +52,9 @@ def test_the_run_directory_holds_what_is_promised(finished, metrics):
         "checkpoints",
         "adapter",
         "loss.png",
+        "report.html",
+        "samples.json",
+        "summary.json",
     }
     steps = sorted(int(step.name) for step in (finished / "checkpoints").iterdir())
     assert steps == [10, 20, 25]

@@ -1,0 +1,76 @@
+"""Figures of a run as words: names that a reader knows, numbers with their units."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Keys of summary.json: what they are called, and how their numbers are written.
+FIGURES = {
+    "steps": ("steps taken", "count"),
+    "seconds": ("time", "seconds"),
+    "tokens": ("tokens trained on", "count"),
+    "tokens_per_second": ("speed", "tokens/s"),
+    "peak_memory_bytes": ("peak memory", "bytes"),
+    "peak_memory_of": ("peak memory is that of", ""),
+    "parameters": ("parameters", "count"),
+    "trainable": ("trainable parameters", "count"),
+    "train_loss": ("training loss at the end", "nats"),
+    "eval_loss_before": ("evaluation loss before", "nats"),
+    "eval_loss_after": ("evaluation loss after", "nats"),
+    "best_eval_loss": ("best evaluation loss", "nats"),
+    "best_step": ("step of the best evaluation", "count"),
+    "stopped_early": ("stopped early", ""),
+}
+
+
+def rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of every figure, nested ones under dotted names."""
+    found = []
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            found += [(f"{key}.{name}", text) for name, text in rows(value)]
+        else:
+            name, unit = FIGURES.get(key, (key.replace("_", " "), ""))
+            found.append((name, figure(value, unit)))
+    return found
+
+
+def figure(value: Any, unit: str) -> str:
+    """A value with its unit; "none" for null."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(figure(item, unit) for item in value)
+    if not isinstance(value, int | float):
+        return str(value)
+    known = {"bytes": size, "seconds": duration, "nats": _nats, "count": _count}
+    if unit in known:
+        return known[unit](value)
+    return f"{_count(value)} {unit}".strip() if unit else f"{value:,}"
+
+
+def size(count: float) -> str:
+    """Bytes in the largest unit that leaves at least one of it."""
+    for unit, bytes_each in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= bytes_each:
+            return f"{count / bytes_each:,.1f} {unit}"
+    return f"{count:,.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 48.2 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def _nats(value: float) -> str:
+    return f"{value:.4f} nats per token"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
