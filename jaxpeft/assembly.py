@@ -37,14 +37,15 @@ class Updates:
         return make_fused_train_step(model, self.leafwise, self.max_grad_norm)
 
 
-def updates(cfg: RunConfig, steps: int) -> Updates:
+def updates(cfg: RunConfig, steps: int, rate: optax.Schedule | None = None) -> Updates:
     """What `optimizer` and `schedule` say, for a run of so many steps.
 
-    Raises InputError where they do not go together.
+    rate: the learning rate of each step, in place of theirs. Raises InputError where
+    they do not go together.
     """
     fused = fused_backward(cfg)
     sections = cfg.optimizer.model_dump(), cfg.schedule.model_dump()
-    made = optim.make_parts(*sections, steps)
+    made = optim.make_parts(*sections, steps, rate)
     return Updates(
         tx=made.optimizer if fused else made.chain(),
         leafwise=optim.leafwise(made, cfg.optimizer.name) if fused else None,

@@ -28,6 +28,7 @@ STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.E
 # Each is a module of the package with a `main(argv) -> int`, imported when it is run.
 COMMANDS: dict[str, str] = {
     "train": "fine-tune a model as a configuration file says; continues by itself",
+    "lr_find": "which learning rate to train with: a range test, and its curve",
     "plan": "what a run needs on each device, from shapes alone",
     "evaluate": "loss, perplexity and token accuracy over the evaluation data",
     "generate": "answer prompts with a trained model",

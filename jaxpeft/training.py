@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from jaxpeft import (
+    auto_rate,
     cluster,
     config,
     console,
@@ -26,6 +27,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.interrupt import SIGNALS, Interrupt, Watchdog
 from jaxpeft.loop import fit
 from jaxpeft.progress import make_progress
+from jaxpeft.range_test import FILES
 from jaxpeft.run import Run, describe
 from jaxpeft.run_lock import LOCK, RunLock
 from jaxpeft.session import ADAPTER, CONFIG, FULL, MODEL
@@ -47,9 +49,11 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
         "start all with the same configuration",
     )
     check_output(Path(cfg.output_dir), resume)
+    resumes = any((Path(cfg.output_dir) / CHECKPOINTS).glob("[0-9]*"))
     # Before any of them can write there.
     cluster.wait_for_all("output_dir checked")
-    run = Run(cfg)
+    run, found = auto_rate.open_run(cfg, resumes)
+    cfg = run.cfg
     fingerprint = run.fingerprint()
     cluster.require_same(fingerprint, "give all the same files")
     describe(run)
@@ -70,6 +74,8 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
         state, extra = restored or (state, {})
         if primary:
             (run.output / CONFIG).write_text(config.to_yaml(cfg))
+            if found is not None:
+                found.write(run.output, str(run.output))
         first = int(state.step)
         steps = _Steps(run, first, extra, checkpoints, interrupt, watchdog)
         state = steps.take_all(state)
@@ -234,7 +240,8 @@ def check_output(output: Path, resume: str) -> None:
         raise InputError(f"output_dir: {str(output)!r} is a file; name a directory")
     if not output.is_dir():
         return
-    found = [entry.name for entry in output.iterdir() if entry.name != LOCK]
+    ours = {LOCK, *FILES}  # a range test there is no run
+    found = [entry.name for entry in output.iterdir() if entry.name not in ours]
     if found and resume == "never":
         raise InputError(
             f"output_dir: {str(output)!r} is not empty, and --resume never starts over "

@@ -26,18 +26,20 @@ LAYERS = (
     ("step", "evaluation"),
     ("fused",),
     # 4: a run and what is done with its result
-    ("generation", "plots", "progress", "loop", "summary"),
+    ("generation", "plots", "range_curve", "progress", "loop", "summary"),
     ("continuation", "hooks", "session", "flax"),
     ("trained", "assembly"),
     ("answering",),
     ("dialogue", "prompts", "run", "planning", "forms"),
+    ("range_test",),
+    ("auto_rate",),
     ("training",),
     # 5: commands
     ("cli",),
     ("model_arguments",),
     (
         *("train", "chat", "evaluate", "generate", "export", "combine", "plan"),
-        "__main__",
+        *("lr_find", "__main__"),
     ),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -11,10 +11,11 @@ import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxpeft import chat, cli, combine, evaluate, export, generate, plan, train
+from jaxpeft import chat, cli, combine, evaluate, export, generate, lr_find, plan, train
 
 COMMANDS = {
     "train": train.main,
+    "lr_find": lr_find.main,
     "evaluate": evaluate.main,
     "generate": generate.main,
     "chat": chat.main,
