@@ -14,6 +14,7 @@ from jaxpeft import (
     config,
     console,
     data,
+    diagnosis,
     evaluation,
     hf,
     hooks,
@@ -133,6 +134,7 @@ class _Steps:
         limit = self.run.cfg.training.max_nonfinite_steps
         abort = hooks.abort_on_nonfinite(limit, self.run.steps)
         evaluate = [self.evaluate] if self.evaluate else []
+        watch = [self._watch()] if cluster.is_primary() else []
         try:
             if self.resumed:
                 self.progress.note(f"continuing after step {self.first}")
@@ -145,7 +147,7 @@ class _Steps:
                 self._take,
                 state,
                 self.run.batches.iterate(self.first),
-                [abort, self.log, *evaluate, self.save],
+                [abort, self.log, *evaluate, *watch, self.save],
                 first=self.first,
                 last=self.run.steps,
             )
@@ -169,6 +171,15 @@ class _Steps:
         for prompt, _, answer in self.run.answers(self.run.view(state)):
             console.say(f"before training\n  prompt: {_short(prompt)}")
             console.say(f"  answer: {_short(answer)}")
+
+    def _watch(self) -> diagnosis.Watch:
+        training = self.run.cfg.training
+        return diagnosis.Watch(
+            self.run.output / METRICS,
+            diagnosis.Settings.of(self.run.cfg),
+            self.progress.note,
+            every=training.eval_steps or 10 * training.logging_steps,
+        )
 
     def _position(self) -> dict[str, Any]:
         """What a checkpoint notes beside the state."""
@@ -227,6 +238,9 @@ def _finish(run: Run, state: TrainState) -> None:
     if evaluations:
         losses = [line["eval_loss"] for line in evaluations]
         console.say(f"evaluation loss: {losses[0]:.4f} before, {losses[-1]:.4f} after")
+    settings = diagnosis.Settings.of(run.cfg)
+    for finding in diagnosis.diagnose(diagnosis.read(metrics), settings)[:1]:
+        console.say(str(finding))  # jaxpeft diagnose tells the others
     if int(state.skipped):
         console.warn(f"{int(state.skipped)} steps had no finite gradient: skipped")
     console.say(f"state after step {int(state.step)}: {digest}")

@@ -27,7 +27,7 @@ LAYERS = (
     ("fused",),
     # 4: a run and what is done with its result
     ("generation", "plots", "range_curve", "progress", "loop", "summary"),
-    ("continuation", "hooks", "session", "flax"),
+    ("continuation", "hooks", "session", "flax", "diagnosis"),
     ("trained", "assembly"),
     ("answering",),
     ("dialogue", "prompts", "run", "planning", "forms"),
@@ -39,7 +39,7 @@ LAYERS = (
     ("model_arguments",),
     (
         *("train", "chat", "evaluate", "generate", "export", "combine", "plan"),
-        *("lr_find", "__main__"),
+        *("lr_find", "diagnose", "__main__"),
     ),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

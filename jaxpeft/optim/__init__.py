@@ -18,7 +18,14 @@ from jaxpeft.optim.lion import lion
 from jaxpeft.optim.lion_8bit import lion_8bit
 from jaxpeft.optim.lomo import lomo
 from jaxpeft.optim.lora_plus import lora_plus
-from jaxpeft.optim.make import FUSED, OPTIMIZERS, leafwise, make, make_parts
+from jaxpeft.optim.make import (
+    FUSED,
+    OPTIMIZERS,
+    SCHEDULE_FREE,
+    leafwise,
+    make,
+    make_parts,
+)
 from jaxpeft.optim.muon import muon
 from jaxpeft.optim.plateau import observe, observes, rate_factor, scale_by_plateau
 from jaxpeft.optim.prodigy import prodigy
@@ -39,6 +46,7 @@ __all__ = [
     "FUSED",
     "OPTIMIZERS",
     "SCHEDULES",
+    "SCHEDULE_FREE",
     "Group",
     "Layout",
     "Rule",

@@ -11,11 +11,23 @@ import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxpeft import chat, cli, combine, evaluate, export, generate, lr_find, plan, train
+from jaxpeft import (
+    chat,
+    cli,
+    combine,
+    diagnose,
+    evaluate,
+    export,
+    generate,
+    lr_find,
+    plan,
+    train,
+)
 
 COMMANDS = {
     "train": train.main,
     "lr_find": lr_find.main,
+    "diagnose": diagnose.main,
     "evaluate": evaluate.main,
     "generate": generate.main,
     "chat": chat.main,
