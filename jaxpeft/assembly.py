@@ -39,14 +39,15 @@ class Updates:
         return make_fused_train_step(model, self.leafwise, self.max_grad_norm)
 
 
-def updates(cfg: RunConfig, steps: int) -> Updates:
+def updates(cfg: RunConfig, steps: int, rate: optax.Schedule | None = None) -> Updates:
     """What `optimizer` and `schedule` say, for a run of so many steps.
 
-    Raises InputError where they do not go together.
+    rate: the learning rate of each step, in place of theirs. Raises InputError where
+    they do not go together.
     """
     fused = fused_backward(cfg)
     optimizer = {**cfg.optimizer.model_dump(), "learning_rate": learning_rate(cfg)}
-    made = optim.make_parts(optimizer, cfg.schedule.model_dump(), steps)
+    made = optim.make_parts(optimizer, cfg.schedule.model_dump(), steps, rate)
     return Updates(
         parts=made,
         tx=made.optimizer if fused else made.chain(),

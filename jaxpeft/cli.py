@@ -28,8 +28,10 @@ STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.E
 # Each is a module of the package with a `main(argv) -> int`, imported when it is run.
 COMMANDS: dict[str, str] = {
     "train": "fine-tune a model as a configuration file says; continues by itself",
+    "lr_find": "which learning rate to train with: a range test, and its curve",
     "sweep": "train many settings over one base, and say which is best",
     "plan": "what a run needs on each device, from shapes alone",
+    "diagnose": "what the metrics of a run say of its settings, and the remedies",
     "evaluate": "loss, perplexity and token accuracy over the evaluation data",
     "generate": "answer prompts with a trained model",
     "chat": "talk with a trained model in the terminal",

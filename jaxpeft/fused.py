@@ -60,10 +60,9 @@ def make_fused_train_step(
             norm = jnp.sqrt(backward.sum_of_squares())
             factor = jnp.where(norm < max_grad_norm, 1.0, max_grad_norm / norm)
             finite &= jnp.isfinite(norm)
-        params, leaves, square, finite = backward.update(factor, finite)
-        return _next_state(
-            state, backward.common, params, leaves, run, jnp.sqrt(square), finite
-        )
+        params, leaves, square, moved, finite = backward.update(factor, finite)
+        norms = {"grad_norm": jnp.sqrt(square), "update_norm": jnp.sqrt(moved)}
+        return _next_state(state, backward.common, params, leaves, run, norms, finite)
 
     return train_step
 
@@ -131,9 +130,12 @@ class _Backward:
         dh, total = jax.lax.fori_loop(0, self.depth, body, start)
         return total + _squares(self.run.bottom(dh))
 
-    def update(self, factor: Array, finite: Array) -> tuple[Any, Any, Array, Array]:
-        """(parameters, states, squared norm of the gradient, whether all was finite).
+    def update(
+        self, factor: Array, finite: Array
+    ) -> tuple[Any, Any, Array, Array, Array]:
+        """(parameters, states, two squared norms, whether all was finite).
 
+        The norms: of the gradient, and of what is added to the parameters.
         factor: of the gradients. From the loss down. A layer's weights are read for
         the next turn only after the stack has been written: reading first would make
         XLA keep a copy of it.
@@ -141,7 +143,7 @@ class _Backward:
         depth, top = self.depth, self.run.top
         square = _squares(top)
         finite &= jnp.isfinite(square)
-        new_params, new_states = self._updated(
+        new_params, new_states, moved = self._updated(
             {name: self.tensors[name] for name in top},
             top,
             self.params,
@@ -151,12 +153,12 @@ class _Backward:
         )
 
         def body(i: Array, carry: Any) -> Any:
-            layers, states, weights, dh, square, finite = carry
+            layers, states, weights, dh, square, moved, finite = carry
             j = depth - 1 - i
             dh, grads = self._layer_back(j, weights, dh)
             square += _squares(grads)
             finite &= jnp.isfinite(square)
-            weights, state = self._updated(
+            weights, state, added = self._updated(
                 self.tensors["layers"],
                 grads,
                 weights,
@@ -167,16 +169,18 @@ class _Backward:
             )
             layers, states = _put(layers, weights, j), _put(states, state, j)
             weights = _at(layers, jnp.maximum(j - 1, 0))
-            return layers, states, weights, dh, square, finite
+            return layers, states, weights, dh, square, moved + added, finite
 
         layers = self.params["layers"]
         first = _at(layers, depth - 1)
-        start = (layers, self.states["layers"], first, self.run.dlast, square, finite)
-        layers, states, _, dh, square, finite = jax.lax.fori_loop(0, depth, body, start)
+        start = (layers, self.states["layers"], first, self.run.dlast)
+        layers, states, _, dh, square, moved, finite = jax.lax.fori_loop(
+            0, depth, body, (*start, square, moved, finite)
+        )
         bottom = {"embed_tokens": self.run.bottom(dh)}
         square += _squares(bottom)
         finite &= jnp.isfinite(square)
-        params, end = self._updated(
+        params, end, added = self._updated(
             {"embed_tokens": self.tensors["embed_tokens"]},
             bottom,
             self.params,
@@ -186,7 +190,7 @@ class _Backward:
         )
         params = {**new_params, **params, "layers": layers}
         states = {**new_states, **end, "layers": states}
-        return _whole(params), _whole(states), square, finite
+        return _whole(params), _whole(states), square, moved + added, finite
 
     def _layer_back(self, j: Array, weights: Any, dh: Array) -> tuple[Array, Any]:
         """Gradients of a layer's input and weights; its forward pass runs again."""
@@ -206,8 +210,11 @@ class _Backward:
         factor: Array,
         finite: Array,
         layer: Array | int = 0,
-    ) -> tuple[Any, Any]:
-        """(new parameters, new states) of the tensors that `tensors` names."""
+    ) -> tuple[Any, Any, Array]:
+        """(new parameters, new states, squared norm of what was added).
+
+        Of the tensors that `tensors` names.
+        """
         settings, treedef = jax.tree.flatten(tensors)
         params = {name: params[name] for name in tensors}
         states = {name: states[name] for name in tensors}
@@ -217,7 +224,7 @@ class _Backward:
             for tensor, g, p, state in zip(settings, *columns, strict=True)
         ]
         new = [treedef.unflatten([row[i] for row in done]) for i in range(2)]
-        return new[0], new[1]
+        return new[0], new[1], sum((row[2] for row in done), jnp.zeros(()))
 
     def _tensor(
         self,
@@ -227,7 +234,7 @@ class _Backward:
         state: Any,
         finite: Array,
         layer: Array | int,
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, Any, Array]:
         context: Context = self.leafwise.context(self.common, tensor)
         context = context._replace(
             place=Place(tensor.place.name), index=tensor.index + layer
@@ -237,7 +244,7 @@ class _Backward:
         kept = jax.tree.map(
             lambda a, b: jnp.where(finite, a, b), (moved, new), (p, state)
         )
-        return kept
+        return *kept, jnp.where(finite, _squares(change), 0.0)
 
 
 def _next_state(
@@ -246,7 +253,7 @@ def _next_state(
     params: Any,
     leaves: Any,
     run: _Forward,
-    norm: Array,
+    norms: Metrics,
     finite: Array,
 ) -> tuple[TrainState, Metrics]:
     old = state.opt_state
@@ -266,7 +273,7 @@ def _next_state(
     )
     return new_state, {
         "loss": run.value,
-        "grad_norm": norm,
+        **norms,
         "supervised": run.count,
         "skipped_in_row": in_row,
     }

@@ -113,6 +113,7 @@ class Log:
             "loss": loss,
             "learning_rate": self._rate(max(0, updates), moment.state),
             "grad_norm": float(moment.metrics["grad_norm"]),
+            "update_norm": float(moment.metrics["update_norm"]),
             "tokens": self.tokens,
             "tokens_per_second": round(self._window / max(elapsed, 1e-9), 1),
             "epoch": round(self._epoch(moment.step), 4),

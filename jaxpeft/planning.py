@@ -195,6 +195,8 @@ class _Step:
         model = session.model_config(section, directory)
         section = session.as_stored(section, directory, model)
         cfg = cfg.model_copy(update={"model": section})
+        if cfg.optimizer.is_auto:
+            cfg = cfg.at_rate(1.0)  # memory is the same at any rate
         dtype = section.dtype
         # What is compiled in float32 for want of a device that computes in 16 bits.
         self.share = jnp.dtype(dtype).itemsize / 4 if widened else 1.0

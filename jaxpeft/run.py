@@ -1,5 +1,6 @@
 """A run before its first step: everything that it works with, and nothing written."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -114,6 +115,16 @@ class Run:
         self.batches = like.batches
         if self.cfg.seed != like.cfg.seed:
             self.batches = like.batches.reseeded(self.cfg.seed)
+
+    def at_rate(self, learning_rate: float) -> "Run":
+        """The same run, its arrays shared, with another learning rate."""
+        run = copy.copy(self)
+        run.cfg = self.cfg.at_rate(learning_rate)
+        run.updates = assembly.updates(run.cfg, run.steps)
+        run.tx = run.updates.tx
+        params = tree.combine(run.trainable, run.frozen)
+        run.places = assembly.places(params, run.base.cfg, run.mesh, run.tx)
+        return run
 
     def initial_state(self) -> TrainState:
         """The state before the first step, on the mesh; takes over the adapters."""

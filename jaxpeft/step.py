@@ -62,7 +62,8 @@ def make_train_step(cfg: ModelConfig, tx: optax.GradientTransformation) -> Train
     changes nothing but the counters.
 
     Metrics: `loss` (mean over supervised tokens, nats), `grad_norm` (global, before
-    clipping), `supervised` (tokens), `skipped_in_row`.
+    clipping), `update_norm` (global, of what is added to the parameters),
+    `supervised` (tokens), `skipped_in_row`.
     """
 
     def token_loss(
@@ -137,9 +138,14 @@ def _apply(
     return new_state, {
         "loss": value,
         "grad_norm": norm,
+        "update_norm": chosen(_norm(updates), jnp.zeros((), jnp.float32)),
         "supervised": count,
         "skipped_in_row": in_row,
     }
+
+
+def _norm(updates: Any) -> Array:
+    return optax.tree.norm(jax.tree.map(lambda u: u.astype(jnp.float32), updates))
 
 
 def make_eval_step(cfg: ModelConfig) -> EvalStep:

@@ -9,11 +9,13 @@ from typing import Any
 import jax
 
 from jaxpeft import (
+    auto_rate,
     cluster,
     config,
     console,
     data,
     determinism,
+    diagnosis,
     environment,
     evaluation,
     hf,
@@ -32,6 +34,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.interrupt import SIGNALS, Interrupt, Watchdog
 from jaxpeft.loop import fit
 from jaxpeft.progress import make_progress
+from jaxpeft.range_test import FILES
 from jaxpeft.run import Run, describe
 from jaxpeft.run_lock import LOCK, RunLock
 from jaxpeft.session import ADAPTER, CONFIG, FULL, MODEL
@@ -57,9 +60,11 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
     )
     sinks.require(cfg.training.report_to)
     check_output(Path(cfg.output_dir), resume)
+    resumes = any((Path(cfg.output_dir) / CHECKPOINTS).glob("[0-9]*"))
     # Before any of them can write there.
     cluster.wait_for_all("output_dir checked")
-    run = Run(cfg)
+    run, found = auto_rate.open_run(cfg, resumes)
+    cfg = run.cfg
     fingerprint = run.fingerprint()
     cluster.require_same(fingerprint, "give all the same files")
     describe(run)
@@ -80,12 +85,14 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
         state, extra = restored or (state, {})
         if primary:
             (run.output / CONFIG).write_text(config.to_yaml(cfg))
+            if found is not None:
+                found.write(run.output, str(run.output))
         first = int(state.step)
         if primary and first < run.steps:
-            found = environment.collect(
+            made_with = environment.collect(
                 seed=cfg.seed, deterministic=cfg.deterministic, fingerprint=fingerprint
             )
-            environment.record(run.output / environment.ENVIRONMENT, found, first)
+            environment.record(run.output / environment.ENVIRONMENT, made_with, first)
         steps = _Steps(run, first, extra, checkpoints, interrupt, watchdog)
         state = steps.take_all(state)
         checkpoints.wait()
@@ -150,6 +157,7 @@ class _Steps:
         limit = self.run.cfg.training.max_nonfinite_steps
         abort = hooks.abort_on_nonfinite(limit, self.run.steps)
         evaluate = [self.evaluate] if self.evaluate else []
+        watch = [self._watch()] if cluster.is_primary() else []
         try:
             if self.resumed:
                 self.progress.note(f"continuing after step {self.first}")
@@ -162,7 +170,7 @@ class _Steps:
                 self._take,
                 state,
                 self.run.batches.iterate(self.first),
-                [abort, self.log, *evaluate, self.save],
+                [abort, self.log, *evaluate, *watch, self.save],
                 first=self.first,
                 last=self.run.steps,
             )
@@ -201,6 +209,15 @@ class _Steps:
         for prompt, _, answer in answers:
             console.say(f"before training\n  prompt: {_short(prompt)}")
             console.say(f"  answer: {_short(answer)}")
+
+    def _watch(self) -> diagnosis.Watch:
+        training = self.run.cfg.training
+        return diagnosis.Watch(
+            self.run.output / METRICS,
+            diagnosis.Settings.of(self.run.cfg),
+            self.progress.note,
+            every=training.eval_steps or 10 * training.logging_steps,
+        )
 
     def _position(self) -> dict[str, Any]:
         """What a checkpoint notes beside the state."""
@@ -273,6 +290,9 @@ def _finish(
             f"lowest evaluation loss: {stopping.best:.4f} after step "
             f"{int(kept.step)}, whose {result} is written"
         )
+    settings = diagnosis.Settings.of(run.cfg)
+    for finding in diagnosis.diagnose(diagnosis.read(metrics), settings)[:1]:
+        console.say(str(finding))  # jaxpeft diagnose tells the others
     if int(state.skipped):
         console.warn(f"{int(state.skipped)} steps had no finite gradient: skipped")
     console.say(f"state after step {int(state.step)}: {digest}")
@@ -308,7 +328,8 @@ def check_output(output: Path, resume: str) -> None:
         raise InputError(f"output_dir: {str(output)!r} is a file; name a directory")
     if not output.is_dir():
         return
-    found = [entry.name for entry in output.iterdir() if entry.name != LOCK]
+    ours = {LOCK, *FILES}  # a range test there is no run
+    found = [entry.name for entry in output.iterdir() if entry.name not in ours]
     if found and resume == "never":
         raise InputError(
             f"output_dir: {str(output)!r} is not empty, and --resume never starts over "

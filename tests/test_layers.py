@@ -35,13 +35,15 @@ LAYERS = (
     ("step", "evaluation"),
     ("fused",),
     # 4: a run and what is done with its result
-    ("generation", "plots", "progress", "loop", "summary", "sinks"),
+    ("generation", "plots", "range_curve", "progress", "loop", "summary", "sinks"),
     ("stopping", "environment", "outcome"),
-    ("continuation", "hooks", "session", "flax", "reports"),
+    ("continuation", "hooks", "session", "flax", "reports", "diagnosis"),
     ("trained", "assembly", "convert"),
     ("answering",),
     ("dialogue", "prompts", "run", "planning", "forms"),
-    ("training", "grid"),
+    ("range_test", "grid"),
+    ("auto_rate",),
+    ("training",),
     ("joint",),
     ("sweeping",),
     ("search",),
@@ -50,7 +52,8 @@ LAYERS = (
     ("model_arguments",),
     (
         *("train", "chat", "evaluate", "generate", "export", "combine", "plan"),
-        *("sweep", "report", "convert_config", "__main__"),
+        *("lr_find", "sweep", "diagnose", "report", "convert_config"),
+        "__main__",
     ),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -132,6 +132,8 @@ def test_metrics_are_what_they_say(model, parts, unpacked, whole):
     assert metrics["supervised"] == unpacked["supervised"].sum()
     norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(found)))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    # Descent at a rate of 1 moves by the gradient.
+    np.testing.assert_allclose(metrics["update_norm"], norm, rtol=1e-4)
     sums = jax.jit(make_eval_step(model.cfg))(*parts, unpacked)
     np.testing.assert_allclose(sums.nll / sums.count, metrics["loss"], rtol=1e-5)
 
@@ -153,6 +155,7 @@ def test_a_gradient_that_is_not_finite_is_skipped(adam_step, parts, unpacked):
         state, metrics = step(state, broken, batch)
         assert not np.isfinite(metrics["loss"])
         assert metrics["skipped_in_row"] == in_row == state.skipped
+        assert metrics["update_norm"] == 0
         assert [tree.digest(p) for p in (state.params, state.opt_state)] == kept
     assert state.step == 3  # the batches are consumed all the same
     state, metrics = step(state, frozen, batch)

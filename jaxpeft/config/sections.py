@@ -9,6 +9,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -212,12 +215,30 @@ class GroupSection(_Section):
     )
 
 
+AUTO = "auto"
+
+
+def _or_auto(value: Any, number: ValidatorFunctionWrapHandler) -> Any:
+    return AUTO if value == AUTO else number(value)
+
+
+# Not a union: of that pydantic reports every member's complaint.
+Rate = Annotated[
+    float,
+    Field(ge=0),
+    WrapValidator(_or_auto),
+    PlainSerializer(lambda value: value, return_type=Any),
+]
+
+
 class OptimizerSection(ComponentSection):
     """The optimizer. The other keys are its own, such as `b1` and `weight_decay`."""
 
     name: Text = Field(default="adamw", description="adamw, ...")
-    learning_rate: float = Field(
-        default=2e-4, ge=0, description="the schedule's highest"
+    learning_rate: Rate = Field(
+        default=2e-4,
+        description="the schedule's highest; auto: a range test chooses it first, as "
+        "the command lr_find does",
     )
     max_grad_norm: Positive | None = Field(
         default=1.0, description="clip the global gradient norm to this; null: do not"
@@ -233,6 +254,15 @@ class OptimizerSection(ComponentSection):
     decay_all: bool = Field(
         default=False, description="weight decay for biases and norms too"
     )
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the learning rate is still to be chosen."""
+        return self.learning_rate == AUTO
+
+    def at_rate(self, learning_rate: float) -> "OptimizerSection":
+        """The same with this learning rate."""
+        return self.model_copy(update={"learning_rate": learning_rate})
 
 
 class ScheduleSection(ComponentSection):
@@ -435,6 +465,11 @@ class RunConfig(_Section):
     training: TrainingSection = Field(default_factory=TrainingSection)
     mesh: MeshSection = Field(default_factory=MeshSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
+
+    def at_rate(self, learning_rate: float) -> "RunConfig":
+        """The same with this learning rate."""
+        optimizer = self.optimizer.at_rate(learning_rate)
+        return self.model_copy(update={"optimizer": optimizer})
 
     @model_validator(mode="before")
     @classmethod

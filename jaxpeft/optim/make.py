@@ -95,6 +95,8 @@ OPTIMIZERS = config.Table(
 
 # They are made for a backward pass that updates as it goes.
 FUSED = ("lomo", "adalomo")
+# Their `learning_rate` is a factor on a rate that they find themselves.
+RATE_FREE = ("prodigy",)
 # They average their parameters instead of lowering the rate.
 SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd")
 # Every leaf of a model's layers stacks them along its first axis.
@@ -150,29 +152,25 @@ def make(
 
 
 def make_parts(
-    optimizer: Mapping[str, Any], schedule: Mapping[str, Any], total_steps: int
+    optimizer: Mapping[str, Any],
+    schedule: Mapping[str, Any],
+    total_steps: int,
+    rate: optax.Schedule | None = None,
 ) -> Parts:
-    """What `make` puts together, in parts; takes and raises the same."""
+    """What `make` puts together, in parts; takes and raises the same.
+
+    rate: step (from 0) -> learning rate, in place of what `learning_rate` and
+    `schedule` say: no warmup, and nothing that an evaluation steers.
+    """
     section = config.parse_section("optimizer", optimizer, OPTIMIZERS)
-    rate = make_schedule(section.learning_rate, schedule, total_steps)
-    scale = make_scale(schedule, section.learning_rate)
     given: dict[str, Any] = {"learning_rate": rate}
-    takes = OPTIMIZERS.parameters(section.name)
-    if section.name in SCHEDULE_FREE:
-        warmup = _own_warmup(section.name, schedule, total_steps)
-        given["learning_rate"] = section.learning_rate
-        if "warmup_steps" in takes:
-            given["warmup_steps"] = warmup
-            rate = _warmed_up(section.learning_rate, warmup)
-        elif warmup:
-            raise InputError(
-                f"schedule.warmup_steps: found {warmup}; {section.name!r} warms up by "
-                "itself: leave warmup_steps and warmup_ratio out"
-            )
-    if section.options.get("relative_step"):
-        rate = _relative(section, schedule)
-        given["learning_rate"] = None
-    groups = _groups(section)
+    scale = None
+    if rate is None:
+        given, rate = _scheduled(section, schedule, total_steps)
+        scale = make_scale(schedule, section.learning_rate)
+    else:
+        _check_takes_a_rate(section)
+    takes, groups = OPTIMIZERS.parameters(section.name), _groups(section)
     if "layout" in takes:
         given["layout"] = Layout(STACKED, groups)
     elif groups:
@@ -184,6 +182,34 @@ def make_parts(
         given["mask"] = decayed
     made = config.build(OPTIMIZERS, section, **given)
     return Parts(made, section.max_grad_norm, scale, rate)
+
+
+def _scheduled(
+    section: Any, schedule: Mapping[str, Any], total_steps: int
+) -> tuple[dict[str, Any], optax.Schedule]:
+    """(what of the rate the optimizer is given, the learning rate of each step)."""
+    if section.is_auto:
+        raise InputError(
+            "optimizer.learning_rate: found 'auto', which only training itself "
+            "resolves; give a number, such as the one that `jaxpeft lr_find` suggests"
+        )
+    rate = make_schedule(section.learning_rate, schedule, total_steps)
+    given: dict[str, Any] = {"learning_rate": rate}
+    if section.name in SCHEDULE_FREE:
+        warmup = _own_warmup(section.name, schedule, total_steps)
+        given["learning_rate"] = section.learning_rate
+        if "warmup_steps" in OPTIMIZERS.parameters(section.name):
+            given["warmup_steps"] = warmup
+            rate = _warmed_up(section.learning_rate, warmup)
+        elif warmup:
+            raise InputError(
+                f"schedule.warmup_steps: found {warmup}; {section.name!r} warms up by "
+                "itself: leave warmup_steps and warmup_ratio out"
+            )
+    if section.options.get("relative_step"):
+        rate = _relative(section, schedule)
+        given["learning_rate"] = None
+    return given, rate
 
 
 def leafwise(parts: Parts, name: str) -> Leafwise:
@@ -213,6 +239,21 @@ def decayed(params: Any) -> Any:
     names = [name for name, _ in tree.named_weights(params)]
     decays = [not UNDECAYED.fullmatch(name) for name in names]
     return jax.tree.unflatten(jax.tree.structure(params), decays)
+
+
+def _check_takes_a_rate(section: Any) -> None:
+    """Raises InputError where no learning rate could be looked for."""
+    if section.name in RATE_FREE:
+        raise InputError(
+            f"optimizer.name: found {section.name!r}; it finds its rate by itself, and "
+            "there is none to look for: leave learning_rate at 1.0, or choose another "
+            "optimizer"
+        )
+    if section.options.get("relative_step"):
+        raise InputError(
+            "optimizer.relative_step: found true; the rate then follows from the step "
+            "alone, and there is none to look for: set it to false"
+        )
 
 
 def _groups(section: Any) -> tuple[Group, ...]:

@@ -16,9 +16,11 @@ from jaxpeft import (
     cli,
     combine,
     convert_config,
+    diagnose,
     evaluate,
     export,
     generate,
+    lr_find,
     plan,
     report,
     sweep,
@@ -27,6 +29,8 @@ from jaxpeft import (
 
 COMMANDS = {
     "train": train.main,
+    "lr_find": lr_find.main,
+    "diagnose": diagnose.main,
     "evaluate": evaluate.main,
     "generate": generate.main,
     "chat": chat.main,

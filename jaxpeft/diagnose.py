@@ -1,0 +1,57 @@
+"""`python -m jaxpeft.diagnose --run DIR`: what a run's metrics say of its settings."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxpeft import cli, console
+from jaxpeft.errors import InputError
+
+METRICS = "metrics.jsonl"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with its arguments; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpeft diagnose",
+        description="What the metrics of a run say of its settings, in plain words "
+        "with the numbers, each with a remedy. The run may still be under way.",
+    )
+    parser.add_argument(
+        "--run", metavar="DIR", required=True, help="the output_dir of a run"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    args = parser.parse_args(list(argv))
+    metrics = Path(args.run) / METRICS
+    if not metrics.is_file():
+        raise InputError(
+            f"--run: {str(metrics)!r} is missing; give the output_dir of a training run"
+        )
+
+    # Imported here, so that --help answers at once.
+    from jaxpeft import diagnosis, session
+
+    path = metrics.with_name(session.CONFIG)
+    settings = diagnosis.Settings()
+    if path.is_file():
+        settings = diagnosis.Settings.of(session.open_config(path))
+    lines = diagnosis.read(metrics)
+    found = diagnosis.diagnose(lines, settings)
+    if args.json:
+        console.say(json.dumps([dataclasses.asdict(finding) for finding in found]))
+        return 0
+    for finding in found:
+        console.say(str(finding))
+    logged = sum("loss" in line for line in lines)
+    if logged < diagnosis.FEWEST:
+        console.say(f"{logged} logged steps are too few to say more")
+    elif not found:
+        console.say(f"nothing to remark in {logged} logged steps")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main, sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""`python -m jaxpeft.lr_find --config FILE`: which learning rate to train with."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxpeft import cli, console
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with its arguments; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpeft lr_find",
+        description="Learning-rate range test: a few of the run's own steps while the "
+        "rate rises from --start to --stop, and the rate that the losses suggest. It "
+        "leaves no other trace than lr_find.json, lr_find.jsonl and lr_find.png.",
+    )
+    cli.config_arguments(parser)
+    parser.add_argument("--start", type=float, default=1e-6, help="default: 1e-6")
+    parser.add_argument("--stop", type=float, default=1e-1, help="default: 1e-1")
+    parser.add_argument(
+        "--steps",
+        metavar="N",
+        type=int,
+        help="default: one pass over the data, at most 100",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where to write (default: output_dir, or its lr_find/ if it holds a run)",
+    )
+    cli.process_arguments(parser)
+    args = parser.parse_intermixed_args(list(argv))
+    place = cli.place(args)
+
+    # Imported here, so that --help answers at once.
+    from jaxpeft import cluster, range_test, session
+
+    cfg = session.open_config(args.config, args.overrides)
+    cluster.join(place, **cfg.cluster.model_dump())
+    range_test.check(args.start, args.stop, args.steps)
+    output = Path(cfg.output_dir)
+    if (output / session.CONFIG).exists():
+        output = output / "lr_find"
+    output = Path(args.out) if args.out else output
+    run = range_test.prepare(cfg)
+    curve = range_test.range_test(
+        run, start=args.start, stop=args.stop, steps=args.steps, keep=False
+    )
+    if cluster.is_primary():
+        range_test.write_lines(curve, output)  # also where nothing can be suggested
+    found = range_test.conclude(curve, cfg)
+    if cluster.is_primary():
+        found.write(output, f"learning-rate range test, {cfg.optimizer.name}")
+    for line in found.describe():
+        console.say(line)
+    console.say(f"plot: {output / range_test.PLOT}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main, sys.argv[1:]))
