@@ -10,7 +10,7 @@ has a directory, metrics and an adapter of its own, as if it had been alone.
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxpeft import config, data, evaluation, hooks, optim, plots, training, tree
+from jaxpeft import data, evaluation, hooks, optim, results, training, tree
 from jaxpeft.checkpoint import Checkpoints
 from jaxpeft.compiled import Compiled
 from jaxpeft.config import RunConfig
@@ -30,7 +30,6 @@ from jaxpeft.loop import Moment
 from jaxpeft.optim.rule import Leafwise
 from jaxpeft.progress import Quiet
 from jaxpeft.run import Run
-from jaxpeft.session import CONFIG
 from jaxpeft.step import TrainState, make_eval_step, make_train_step
 from jaxpeft.stopping import Stopping
 
@@ -39,18 +38,13 @@ RUNNING, DONE, STOPPED, DIVERGED = "running", "done", "stopped early", "diverged
 
 @dataclass
 class Point:
-    """One of the runs: what it writes, and how it stands.
-
-    seconds: of training, without compiling and evaluating, that it shared with the
-    others.
-    """
+    """One of the runs: what it writes, and how it stands."""
 
     run: Run
     log: hooks.Log
     file: hooks.MetricsFile
     stopping: Stopping
     status: str = RUNNING
-    losses: list[float] = field(default_factory=list)
 
     def position(self) -> dict[str, Any]:
         """What a checkpoint notes of it."""
@@ -119,6 +113,7 @@ class _Together:
         if self.settings.keeps_best:
             self.best = jax.tree.map(jnp.copy, self.state.params)
         extra = self._restore()
+        self._earlier, self._start = extra.get("seconds", 0.0), time.monotonic()
         self.points = [
             self._point(run, extra.get(str(number), {}))
             for number, run in enumerate(runs)
@@ -137,10 +132,9 @@ class _Together:
             if self.done:
                 self.tell(f"continuing after step {self.done}")
             else:
-                for point in self.points:
-                    text = config.to_yaml(point.run.cfg)
-                    (point.run.output / CONFIG).write_text(text)
                 self._evaluate(0)
+            for point in self.points:
+                results.begin(point.run, self.done, point.run.fingerprint())
             for point in self.points:
                 point.log.restart()
             for batches in self._batches():
@@ -200,7 +194,6 @@ class _Together:
             if values is not None:
                 state = self.slice(self.state, number)
                 own = {name: x[number] for name, x in values.items()}
-                point.losses.append(float(own["loss"]))
             point.log(Moment(self.done, state, own, tokens))
         if values is not None:
             losses = "  ".join(f"{loss:.4f}" for loss in values["loss"])
@@ -267,7 +260,8 @@ class _Together:
         if asked or ends or self.done % self.settings.save_steps == 0:
             self.watchdog.pet(hooks.SAVE_GRACE)
             self._look_at_pending()
-            extra = {str(n): p.position() for n, p in enumerate(self.points)}
+            extra: dict[str, Any] = {"seconds": self.seconds}
+            extra |= {str(n): p.position() for n, p in enumerate(self.points)}
             self.checkpoints.save(self.done, self._kept(), extra)
         if asked and not ends:
             self.checkpoints.wait()
@@ -278,19 +272,31 @@ class _Together:
         self.watchdog.pet()
 
     def _finish(self, number: int) -> str:
-        """Writes the adapter and the plot of a run; returns how it ended."""
+        """Writes what a run trained, its plot and its page; returns how it ended."""
         point = self.points[number]
         run = point.run
         if point.status == RUNNING:
             point.status = DONE
+        trained, answers = self._trained(number), []
         if point.status != DIVERGED:
-            trained = self.view(self.state) if self.best is None else self.best
-            leaves = jax.tree.leaves(self.slice(trained, number))
-            own = jax.tree.structure(run.trainable)
-            training.write_result(run, jax.tree.unflatten(own, leaves))
-        metrics = run.output / training.METRICS
-        plots.plot_losses(metrics, run.output / training.PLOT, str(run.output))
+            results.write_trained(run, trained)
+            answers = run.answers(trained)
+        steps = int(self.state.step[number])
+        results.conclude(run, trained, answers, steps=steps, seconds=self.seconds)
         return point.status
+
+    def _trained(self, number: int) -> Any:
+        """The parameters of a run that are its result, in its own structure."""
+        trained = self.view(self.state) if self.best is None else self.best
+        leaves = jax.tree.leaves(self.slice(trained, number))
+        return jax.tree.unflatten(
+            jax.tree.structure(self.runs[number].trainable), leaves
+        )
+
+    @property
+    def seconds(self) -> float:
+        """The time since the first step, in all starts, that the runs have shared."""
+        return self._earlier + time.monotonic() - self._start
 
     def _active(self) -> np.ndarray:
         return np.array([point.status == RUNNING for point in self.points])
@@ -309,7 +315,7 @@ class _Together:
     def _point(self, run: Run, position: dict[str, Any]) -> Point:
         run.output.mkdir(parents=True, exist_ok=True)
         resumed = int(self.state.step.max()) if position else None
-        file = hooks.MetricsFile(run.output / training.METRICS, resumed)
+        file = results.open_metrics(run, resumed)
         stopping = Stopping(
             self.settings.early_stopping_patience,
             self.settings.early_stopping_threshold,

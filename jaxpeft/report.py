@@ -27,10 +27,11 @@ def main(argv: Sequence[str]) -> int:
         )
 
     # Imported here, so that --help answers at once.
-    from jaxpeft import plots, reports, run_files
+    from jaxpeft import plots, reports, results, run_files
 
     if args.run:
-        page, picture = reports.write_run(directory), directory / run_files.PLOT
+        page = reports.write_run(directory, results.findings(directory))
+        picture = directory / run_files.PLOT
         plots.plot_losses(directory / run_files.METRICS, picture, str(directory))
     else:
         page, picture = reports.write_sweep(directory), directory / run_files.SWEEP_PLOT

@@ -107,7 +107,8 @@ def read_sweep(directory: Path) -> Sweep:
     try:
         rows = [dict(row) for row in content["points"]]
         evaluated = any(row.get("eval_loss") is not None for row in rows)
-        key = "eval_loss" if evaluated or not rows else "train_loss"
+        likely = "eval_loss" if evaluated or not rows else "train_loss"
+        key = content.get("judged_by", likely)
         points = [_point(directory, row, key) for row in rows]
         axes = dict(content.get("axes", {}))
     except (TypeError, KeyError, ValueError) as error:
@@ -116,11 +117,12 @@ def read_sweep(directory: Path) -> Sweep:
             "run the sweep again, which writes it anew"
         ) from error
     points.sort(key=lambda point: (math.isnan(point.loss), point.loss))
-    measure = "evaluation" if key == "eval_loss" else "training"
+    measure = "training" if key == "train_loss" else "evaluation"
     return Sweep(directory, axes, tuple(points), measure)
 
 
 def _point(directory: Path, row: dict[str, Any], key: str) -> Point:
-    loss = math.nan if row.get(key) is None else float(row[key])
+    judged = None if row.get("status") == "diverged" else row.get(key)
+    loss = math.nan if judged is None else float(judged)
     values = dict(row.get("values", {}))
     return Point(str(row["name"]), directory / row["directory"], values, loss, row)

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     _check(args)
 
     # Imported here, so that --help answers at once.
-    from jaxpeft import grid, search, session, sweeping
+    from jaxpeft import grid, run_files, search, session, sweeping
     from jaxpeft.run_lock import RunLock
 
     axes = search.spaces(args.space) if args.search else grid.axes(args.grid)
@@ -82,9 +82,11 @@ def main(argv: Sequence[str]) -> int:
         else:
             sweep.train(sweep.points)
         sweep.save()
+        sweep.draw()
     for line in [*sweeping.lines(sweep), *sweeping.advice(sweep)]:
         console.say(line)
-    console.say(f"table:   {directory / sweeping.TABLE}")
+    for name in (sweeping.TABLE, run_files.SWEEP_PLOT, run_files.REPORT):
+        console.say(str(directory / name))
     return 0
 
 

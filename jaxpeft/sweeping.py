@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,14 +11,21 @@ from typing import Any
 
 import jax
 
-from jaxpeft import console, grid, joint, plots, session, training, tree
+from jaxpeft import (
+    console,
+    grid,
+    joint,
+    plots,
+    reports,
+    run_files,
+    session,
+    training,
+    tree,
+)
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError, NumericsError
 
-STATE, TABLE, PLOT, POINTS, GROUPS = (
-    *("sweep.json", "sweep.csv", "sweep.png"),
-    *("points", "groups"),
-)
+TABLE, POINTS, GROUPS = "sweep.csv", "points", "groups"
 WAITING = "waiting"
 LAST_LINES = 10  # whose mean is the training loss of a point
 
@@ -70,7 +76,7 @@ class Sweep:
         settings = self.base.model_dump(mode="json")
         settings.pop("output_dir")
         self._asked = {"settings": settings, "axes": self.axes}
-        path = self.directory / STATE
+        path = self.directory / run_files.SWEEP
         if path.is_file():
             self._go_on(json.loads(path.read_text()))
         elif self.directory.is_dir() and any(self.directory.iterdir()):
@@ -142,18 +148,13 @@ class Sweep:
     def save(self) -> None:
         """Writes how the points stand, and the table of those that have ended."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        _write(
-            self.directory / STATE,
-            json.dumps(
-                {
-                    "base_config": self.source,
-                    **self._asked,
-                    "judged_by": self.judged_by,
-                    "points": [asdict(point) for point in self.points],
-                },
-                indent=2,
-            ),
-        )
+        state = {
+            "base_config": self.source,
+            **self._asked,
+            "judged_by": self.judged_by,
+            "points": [asdict(point) for point in self.points],
+        }
+        run_files.write_json(self.directory / run_files.SWEEP, state)
         rows = [
             {"rank": rank, **point.values, **_results(point)}
             for rank, point in enumerate(self.ranking(), 1)
@@ -164,6 +165,13 @@ class Sweep:
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
                 writer.writerows(rows)
+
+    def draw(self) -> None:
+        """Draws the picture and writes the page of the points so far."""
+        found = run_files.read_sweep(self.directory)
+        picture = self.directory / run_files.SWEEP_PLOT
+        plots.plot_sweep(found, picture, str(self.directory))
+        reports.write_sweep(self.directory)
 
     def _train_group(self, group: list[Point], configs: list[RunConfig]) -> None:
         numbers = [point.directory.rsplit("/", 1)[-1] for point in group]
@@ -197,14 +205,14 @@ class Sweep:
 
     def _read(self, point: Point) -> None:
         """Takes the losses of a point from its metrics."""
-        path = self._output(point) / training.METRICS
+        path = self._output(point) / run_files.METRICS
         if not path.is_file():
             return
-        lines, evaluations = plots.read_metrics(path)
+        lines, evaluations = run_files.read_metrics(path)
         last = [line["loss"] for line in lines[-LAST_LINES:]]
-        point.train_loss = _finite(sum(last) / len(last)) if last else None
+        point.train_loss = run_files.finite(sum(last) / len(last)) if last else None
         if evaluations:
-            point.eval_loss = _finite(evaluations[-1]["eval_loss"])
+            point.eval_loss = run_files.finite(evaluations[-1]["eval_loss"])
         trained = [
             e for e in evaluations if e["step"] and math.isfinite(e["eval_loss"])
         ]
@@ -262,7 +270,7 @@ def _alone(cfg: RunConfig) -> str:
     except NumericsError as error:
         console.warn(str(error))
         return joint.DIVERGED
-    _, evaluations = plots.read_metrics(Path(cfg.output_dir) / training.METRICS)
+    _, evaluations = run_files.read_metrics(Path(cfg.output_dir) / run_files.METRICS)
     patience = cfg.training.early_stopping_patience
     if patience is None or not evaluations or cfg.training.max_steps is None:
         return joint.DONE
@@ -295,16 +303,5 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def _flat(settings: dict[str, Any]) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in tree.walk(settings)}
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)

@@ -6,25 +6,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxpeft import (
     auto_rate,
     cluster,
-    config,
     console,
     data,
     determinism,
     diagnosis,
-    environment,
     evaluation,
-    hf,
     hooks,
     outcome,
-    plots,
-    reports,
+    results,
     sinks,
-    summary,
     tree,
 )
 from jaxpeft.checkpoint import Checkpoints
@@ -36,12 +29,13 @@ from jaxpeft.loop import fit
 from jaxpeft.progress import make_progress
 from jaxpeft.range_test import FILES
 from jaxpeft.run import Run, describe
+from jaxpeft.run_files import METRICS, PLOT, REPORT, read_metrics
 from jaxpeft.run_lock import LOCK, RunLock
-from jaxpeft.session import ADAPTER, CONFIG, FULL, MODEL
+from jaxpeft.session import ADAPTER, MODEL
 from jaxpeft.step import TrainState, make_eval_step
 from jaxpeft.stopping import Stopping
 
-CHECKPOINTS, METRICS, PLOT = "checkpoints", "metrics.jsonl", "loss.png"
+CHECKPOINTS = "checkpoints"
 
 
 def train(cfg: RunConfig, *, resume: str = "auto") -> None:
@@ -83,16 +77,11 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
         state = run.initial_state()
         restored = checkpoints.restore(state, check_fingerprint=resume != "anyway")
         state, extra = restored or (state, {})
+        first = int(state.step)
         if primary:
-            (run.output / CONFIG).write_text(config.to_yaml(cfg))
+            results.begin(run, first, fingerprint)
             if found is not None:
                 found.write(run.output, str(run.output))
-        first = int(state.step)
-        if primary and first < run.steps:
-            made_with = environment.collect(
-                seed=cfg.seed, deterministic=cfg.deterministic, fingerprint=fingerprint
-            )
-            environment.record(run.output / environment.ENVIRONMENT, made_with, first)
         steps = _Steps(run, first, extra, checkpoints, interrupt, watchdog)
         state = steps.take_all(state)
         checkpoints.wait()
@@ -121,10 +110,7 @@ class _Steps:
         self.stopping.restore(extra)
         self._earlier, self._start = extra.get("seconds", 0.0), time.monotonic()
         self.progress = make_progress(run.steps, first)
-        started_at = first if self.resumed else None
-        alone = run.output / METRICS if cluster.is_primary() else None
-        also = self._sinks(started_at) if alone else ()
-        self.file = hooks.MetricsFile(alone, started_at, also)
+        self.file = results.open_metrics(run, first if self.resumed else None)
         note, mesh = self.progress.note, run.mesh
         train_step = run.updates.train_step(run.base.cfg)
         self.step = Compiled(train_step, "step", note, carries=True, mesh=mesh)
@@ -177,13 +163,6 @@ class _Steps:
         finally:
             self.progress.close()
             self.file.close()
-
-    def _sinks(self, started_at: int | None) -> list[sinks.Guarded]:
-        cfg = self.run.cfg
-        settings = cfg.model_dump(mode="json")
-        return sinks.open_all(
-            cfg.training.report_to, self.run.output, settings, started_at
-        )
 
     @property
     def seconds(self) -> float:
@@ -261,27 +240,17 @@ def _finish(
 ) -> None:
     """Writes what the state `kept` learned, plot and report; says what came of it."""
     trained = run.view(kept)
-    result = write_result(run, trained)
+    result = results.write_trained(run, trained)
     answers, digest = run.answers(trained), tree.digest(state)
     if not cluster.is_primary():
         return
-    metrics = run.output / METRICS
-    plots.plot_losses(metrics, run.output / PLOT, str(run.output))
-    parameters = summary.parameter_counts(tree.combine(trained, run.frozen), trained)
-    outcome.keep_after(run.output, answers)
-    outcome.keep_summary(
-        run.output,
-        steps=int(state.step),
-        seconds=seconds,
-        parameters=parameters[0],
-        trainable=parameters[1],
-        stopped_early=int(state.step) < run.steps,
+    remarks = results.conclude(
+        run, trained, answers, steps=int(state.step), seconds=seconds
     )
-    report = reports.write_run(run.output)
     for prompt, reference, answer in answers:
         console.say(f"after training\n  prompt: {_short(prompt)}")
         console.say(f"  answer: {_short(answer)}\n  reference: {_short(reference)}")
-    _, evaluations = plots.read_metrics(metrics)
+    _, evaluations = read_metrics(run.output / METRICS)
     if evaluations:
         losses = [line["eval_loss"] for line in evaluations]
         console.say(f"evaluation loss: {losses[0]:.4f} before, {losses[-1]:.4f} after")
@@ -290,36 +259,14 @@ def _finish(
             f"lowest evaluation loss: {stopping.best:.4f} after step "
             f"{int(kept.step)}, whose {result} is written"
         )
-    settings = diagnosis.Settings.of(run.cfg)
-    for finding in diagnosis.diagnose(diagnosis.read(metrics), settings)[:1]:
-        console.say(str(finding))  # jaxpeft diagnose tells the others
+    for remark in remarks[:1]:
+        console.say(remark)  # jaxpeft diagnose tells the others
     if int(state.skipped):
         console.warn(f"{int(state.skipped)} steps had no finite gradient: skipped")
     console.say(f"state after step {int(state.step)}: {digest}")
     made = ((result, result), ("plot", PLOT), ("metrics", METRICS))
-    for name, path in (*made, ("report", report.name)):
+    for name, path in (*made, ("report", REPORT)):
         console.say(f"{name + ':':<9}{run.output / path}")
-
-
-def write_result(run: Run, trained: Any) -> str:
-    """Writes what a run trained; returns the folder's name in the run directory.
-
-    trained: the trainable parameters. Every process takes part; the first one writes.
-    """
-    if run.cfg.adapter.method == FULL:
-        whole = tree.combine(trained, run.frozen)
-        hf.save(whole, run.output / MODEL, run.base.cfg)
-        if cluster.is_primary():
-            run.base.copy_companions(run.output / MODEL)
-        return MODEL
-    # What the other processes hold of it comes first: the first writes it alone.
-    trained_here = jax.tree.map(tree.to_host, trained)
-    params = tree.combine(trained_here, run.frozen)
-    if cluster.is_primary():
-        hf.save_adapter(
-            params, run.output / ADAPTER, run.base.cfg, base=run.cfg.model.path
-        )
-    return ADAPTER
 
 
 def check_output(output: Path, resume: str) -> None:

@@ -41,7 +41,7 @@ LAYERS = (
     ("trained", "assembly", "convert"),
     ("answering",),
     ("dialogue", "prompts", "run", "planning", "forms"),
-    ("range_test", "grid"),
+    ("range_test", "grid", "results"),
     ("auto_rate",),
     ("training",),
     ("joint",),
