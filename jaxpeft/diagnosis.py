@@ -28,6 +28,7 @@ FLAT = 0.02
 # Of the mean loss. Batches of 16 conversations differ by 10 % or so; what swings by
 # more than twice that is the weights.
 SWING = 0.25
+JUMP = 0.2  # above the loss of the first step, which batches alone do not differ by
 TURN = 0.02  # a move of the evaluation loss, whose data are the same each time
 OVERFIT = 0.01  # evaluation loss above its best, as the data are the same each time
 SPIKE = 10.0  # gradient norm over the median of all: clipping at 1 hides it from no one
@@ -220,13 +221,19 @@ def _not_finite(training: Sequence[Line]) -> list[Finding]:
 
 
 def _diverging(c: _Curves) -> Finding | None:
-    """The loss is up from its lowest by half its fall, and a tenth of the first."""
+    """The loss is up from its lowest by half its fall, and a tenth of the first.
+
+    Or it is far above that of the very first step: then it jumped before there was an
+    average to compare with.
+    """
     means = c.means
     low = int(np.argmin(means))
     first, best, last = means[0], means[low], means[-1]
-    if last <= best + (first - best) / 2 + first / 10:
-        return None
     at = int(c.steps[low + c.width - 1])
+    if last > (1 + JUMP) * c.losses[0]:
+        best, at = c.losses[0], int(c.steps[0])
+    elif last <= best + (first - best) / 2 + first / 10:
+        return None
     return Finding(
         "diverging",
         at,

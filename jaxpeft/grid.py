@@ -103,7 +103,9 @@ def _can_share(cfg: RunConfig, devices: int) -> bool:
     fused = cfg.training.fused_backward
     if fused is None:
         fused = _is_full(cfg) and cfg.optimizer.name in optim.FUSED
-    return devices == 1 and not fused and cfg.optimizer.name != "prodigy"
+    section = cfg.optimizer
+    own_rate = section.is_auto or section.name == "prodigy"
+    return devices == 1 and not fused and not own_rate
 
 
 def _is_full(cfg: RunConfig) -> bool:

@@ -4,14 +4,14 @@
     python scripts/lr_find_check.py --only lora --steps 100
 
 The run is configs/e2e_lora.yaml, once as it is and once as full fine-tuning. Nine rates
-from 1e-4 to 1e-1, evenly spaced in their logarithm, and the rate that `lr_find`
-suggests are each trained to the end; the table gives their last evaluation losses.
-Finished runs are not repeated. Takes about half an hour on 2 cores.
+from 1e-4 to 1e-1, evenly spaced in their logarithm, the rate that `lr_find` suggests
+and the two of the classical rules are trained to the end, in one sweep; the table gives
+their last evaluation losses. What is there already is not repeated. Takes about half an
+hour on 2 cores.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,56 +23,35 @@ METHODS = {"lora": (), "full": ("adapter={method: full}",)}
 WITHIN = 0.02  # of the best loss of the grid
 
 
-def evaluation_loss(folder: Path, method: str, rate: float, steps: int) -> float:
-    """The last evaluation loss of a run, which is made unless it is there."""
-    output = folder / f"{method}-{steps}-{rate:g}"
-    metrics = output / "metrics.jsonl"
-    if not metrics.exists() or len(_evaluations(metrics)) < 2:
-        jaxpeft(
-            folder,
-            "train",
-            *METHODS[method],
-            f"output_dir={output}",
-            f"optimizer.learning_rate={rate}",
-            f"training.max_steps={steps}",
-            "training.eval_steps=null",
-            "training.samples=0",
-            f"training.save_steps={steps}",
-            "training.save_total_limit=1",
-        )
-    return _evaluations(metrics)[-1]
-
-
-def suggestion(folder: Path, method: str, steps: int) -> float:
-    """The rate that `lr_find` suggests for these runs."""
-    output = folder / f"{method}-{steps}-lr_find"
-    if not (output / "lr_find.json").exists():
-        arguments = *METHODS[method], f"training.max_steps={steps}"
-        jaxpeft(folder, "lr_find", *arguments, "--out", str(output))
-    return json.loads((output / "lr_find.json").read_text())["suggestion"]
-
-
-def jaxpeft(folder: Path, command: str, *arguments: str) -> None:
+def jaxpeft(command: str, *arguments: str) -> None:
     """Runs a command of the package on the configuration."""
-    subprocess.run(
-        (
-            *(sys.executable, "-m", f"jaxpeft.{command}"),
-            *("--config", str(CONFIG), *arguments),
-        ),
-        check=True,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(folder / "programs")},
+    words = (sys.executable, "-m", f"jaxpeft.{command}", "--config", str(CONFIG))
+    subprocess.run((*words, *arguments), check=True, cwd=ROOT)
+
+
+def suggested(folder: Path, method: str, steps: int) -> dict[str, float]:
+    """{rule: rate} of `lr_find` for these runs; "suggestion" is its choice."""
+    if not (folder / "lr_find.json").exists():
+        arguments = *METHODS[method], f"training.max_steps={steps}"
+        jaxpeft("lr_find", *arguments, "--out", str(folder))
+    found = json.loads((folder / "lr_find.json").read_text())
+    return {"suggestion": found["suggestion"], **found["candidates"]}
+
+
+def trained(
+    folder: Path, method: str, rates: list[float], steps: int
+) -> dict[float, float]:
+    """{rate: evaluation loss at the end} of runs that train in one program."""
+    grid = f"optimizer.learning_rate={','.join(f'{rate:g}' for rate in rates)}"
+    jaxpeft(
+        *("sweep", *METHODS[method], f"training.max_steps={steps}"),
+        *("training.eval_steps=null", "training.samples=0"),
+        *("--grid", grid, "--at-once", str(len(rates)), "--out", str(folder)),
     )
-
-
-def _evaluations(metrics: Path) -> list[float]:
-    lines = map(json.loads, metrics.read_text().splitlines())
-    return [
-        float("inf") if line["eval_loss"] is None else line["eval_loss"]
-        for line in lines
-        if "eval_loss" in line
-    ]
+    points = json.loads((folder / "sweep.json").read_text())["points"]
+    key = "optimizer.learning_rate"
+    losses = {point["values"][key]: point["eval_loss"] for point in points}
+    return {rate: float("inf") if x is None else x for rate, x in losses.items()}
 
 
 def main() -> None:
@@ -81,28 +60,26 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--steps", type=int, default=200, help="of each run")
     parser.add_argument("--folder", default="runs/lr_find_check", help="of the runs")
-    parser.add_argument("--grid-only", action="store_true", help="no suggestion")
     args = parser.parse_args()
-    folder = Path(args.folder).resolve()
+    tables = []
     for method in args.only:
-        # From the middle outwards, so that what matters is there first.
-        order = sorted(RATES, key=lambda rate: abs(RATES.index(rate) - 4))
-        losses = {}
-        for rate in order:
-            losses[rate] = evaluation_loss(folder, method, rate, args.steps)
-            print(f"{method} {rate:.2e} {losses[rate]:.4f}", file=sys.stderr)
-        if args.grid_only:
-            continue
-        chosen, best = suggestion(folder, method, args.steps), min(losses.values())
-        print(f"\n| rate, {method} | evaluation loss | above the best |\n|---|---|---|")
-        for rate in sorted(losses):
-            loss = losses[rate]
-            print(f"| {rate:.2e} | {loss:.4f} | {loss / best - 1:.1%} |")
-        loss = evaluation_loss(folder, method, chosen, args.steps)
-        above = loss / best - 1
+        folder = Path(args.folder).resolve() / f"{method}-{args.steps}"
+        found = suggested(folder / "lr_find", method, args.steps)
+        names = {float(f"{rate:.3g}"): name for name, rate in found.items()}
+        names[float(f"{found['suggestion']:.3g}")] = "suggestion"
+        rates = sorted({*RATES, *names})
+        losses = trained(folder / "sweep", method, rates, args.steps)
+        best = min(losses[rate] for rate in RATES)
+        tables += [f"| rate, {method} | evaluation loss | above the best |"]
+        tables += ["|---|---|---|"]
+        for rate in rates:
+            name = f", {names[rate]}" if rate in names else ""
+            above = losses[rate] / best - 1
+            tables.append(f"| {rate:.3g}{name} | {losses[rate]:.4f} | {above:.1%} |")
+        above = losses[float(f"{found['suggestion']:.3g}")] / best - 1
         verdict = "within" if above <= WITHIN else "not within"
-        print(f"| {chosen:.2e}, suggested | {loss:.4f} | {above:.1%} |")
-        print(f"\n{method}: {verdict} {WITHIN:.0%} of the best rate of the grid")
+        tables += ["", f"{method}: {verdict} {WITHIN:.0%} of the grid's best", ""]
+    print("\n".join(tables))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxpeft.config.sections import SECTIONS, ComponentSection, RunConfig
 from jaxpeft.config.wording import shown
 from jaxpeft.errors import InputError, suggest
 
@@ -159,7 +158,7 @@ class Draft:
     def _apply(self, key: str, value: Any, row: Row) -> None:
         if isinstance(row, To):
             if value is not None:
-                self._translate(key, value, row)
+                self.set(row.key, row.convert(value), row.remark)
         elif isinstance(row, Idle):
             self.skip(key, row.why)
         elif value in row.off:
@@ -168,23 +167,6 @@ class Draft:
             self.refuse(key, row.why)
         else:
             self.lack(key, row.why)
-
-    def _translate(self, key: str, value: Any, row: To) -> None:
-        if exists(row.key):
-            self.set(row.key, row.convert(value), row.remark)
-        elif value is False:
-            self.skip(key, _NOTHING)
-        else:
-            self.lack(key, f"needs {row.key}, which this version does not have")
-
-
-def exists(key: str) -> bool:
-    """Whether a dotted key is one of our configuration."""
-    section, _, name = key.rpartition(".")
-    if not section:
-        return name in RunConfig.model_fields
-    cls = SECTIONS[section]
-    return issubclass(cls, ComponentSection) or name in cls.model_fields
 
 
 def names(value: Any) -> list[str]:

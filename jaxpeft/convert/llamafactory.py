@@ -22,7 +22,7 @@ STAGES: dict[str, str | None] = {
     "kto": PREFERENCES,
     "ppo": PREFERENCES,
 }
-METHODS = ("lora", "full")
+METHODS, FREEZE = ("lora", "full"), "freeze"
 # Kinds of checkpoints in few bits, which show in the name alone.
 STORED = ("gptq", "awq", "aqlm")
 
@@ -33,7 +33,7 @@ def from_llamafactory(keys: Mapping[str, Any], devices: int | None = None) -> Dr
     keys: its content. devices: over how many the batch was spread, None: as many as
     `ray_num_workers` says, or one. Raises InputError, all problems at once, for what
     cannot be trained here: stages other than `sft` and `pt`, methods other than LoRA,
-    its kinds and full fine-tuning, images.
+    its kinds, full fine-tuning and freezing layers, images.
     """
     draft = Draft(keys)
     stage = _stage(draft)
@@ -66,16 +66,29 @@ def _stage(draft: Draft) -> str:
 
 def _method(draft: Draft) -> str:
     kind = draft.take("finetuning_type", "lora")
+    if kind == FREEZE:
+        _freeze(draft)
+        kind = "full"
     if kind not in METHODS:
-        draft.refuse(
-            "finetuning_type",
-            "can be lora or full here; whole layers cannot be trained alone: use lora "
-            "with adapter.layers_to_transform, or full with optimizer.name adalomo",
-        )
+        draft.refuse("finetuning_type", "can be lora, full or freeze here")
         kind = "lora"
     dora = draft.flag("use_dora")
     draft.set("adapter.method", "dora" if dora and kind == "lora" else kind)
     return kind
+
+
+def _freeze(draft: Draft) -> None:
+    """Some layers, or some of their modules, train whole and all else is frozen."""
+    layers = draft.whole("freeze_trainable_layers", 2)
+    if layers == 0:
+        draft.refuse("freeze_trainable_layers", "name how many layers train")
+    draft.set("adapter.trainable_layers", layers)
+    modules = names(draft.take("freeze_trainable_modules", "all"))
+    if modules != ["all"]:
+        draft.set("adapter.target_modules", modules)
+    if draft.given("freeze_extra_modules"):
+        extra = names(draft.take("freeze_extra_modules"))
+        draft.set("adapter.modules_to_save", extra)
 
 
 def _model(draft: Draft, method: str) -> None:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from jaxpeft.convert.draft import Draft, Idle, Row, To, Without, exists, names
+from jaxpeft.convert.draft import Draft, Idle, Row, To, Without, names
 from jaxpeft.convert.optimizers import optimizer, schedule
 from jaxpeft.optim import FUSED
 
@@ -264,10 +264,8 @@ def evaluation(draft: Draft, devices: int) -> None:
         draft.lack("eval_strategy", _in_steps(strategy, "training.eval_steps"))
     if patience is not None:
         draft.set("training.early_stopping_patience", patience)
-    if best and exists("training.load_best_model_at_end"):
+    if best:
         draft.set("training.load_best_model_at_end", True)
-    elif best:
-        draft.lack("load_best_model_at_end", "the last state is what is written")
 
 
 def _without_evaluation(draft: Draft, strategy: Any, patience: Any, best: bool) -> None:
@@ -309,10 +307,8 @@ def sinks(draft: Draft) -> None:
                 f"can be {', '.join(_SINKS)}; or read metrics.jsonl",
             )
     known = [name for name in wanted if name in _SINKS]
-    if known and exists("training.report_to"):
+    if known:
         draft.set("training.report_to", known)
-    elif known:
-        draft.lack("report_to", "metrics.jsonl and loss.png have the curves")
 
 
 def spread(draft: Draft) -> None:

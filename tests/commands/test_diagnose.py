@@ -37,3 +37,9 @@ def test_a_directory_without_metrics_is_refused(there, command, tmp_path):
     folder = tmp_path if there else tmp_path / "absent"
     done = command("diagnose", "--run", str(folder))
     assert done.code == 2 and "metrics.jsonl" in done.err and "output_dir" in done.err
+
+
+def test_a_healthy_run_is_told_nothing(finished, command):
+    done = command("diagnose", "--run", str(finished))
+    assert done.code == 0, done.err
+    assert done.out == "nothing to remark in 25 logged steps\n"

@@ -212,7 +212,8 @@ def test_points_stop_and_diverge_each_for_itself(sweep, alone, metrics, tmp_path
     ends = [point["status"] for point in points]
     assert ends == ["stopped early", "diverged", "done", "diverged"]
     assert points[0]["best_step"] == 1
-    assert [line["step"] for line in metrics(folder / "points" / "00")[0]] == [1, 2, 3]
+    steps = [line["step"] for line in metrics(folder / "points" / "00")[0]]
+    assert steps == [1, 2, 3, 4]
     lone = alone("alone", "optimizer.learning_rate=0.0")
     is_the_same(folder / "points" / "00", lone)
     lone = alone("other", "optimizer.learning_rate=0.1")

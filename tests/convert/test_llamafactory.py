@@ -224,7 +224,11 @@ REFUSED = {
         "jaxpeft.generate",
     ),
     "benchmark": ({"task": "mmlu_test", "n_shot": 5}, "task", "lm-evaluation-harness"),
-    "freeze": ({"finetuning_type": "freeze"}, "finetuning_type", "adalomo"),
+    "no layers": (
+        {"finetuning_type": "freeze", "freeze_trainable_layers": 0},
+        "freeze_trainable_layers",
+        "how many",
+    ),
     "oft": ({"finetuning_type": "oft"}, "finetuning_type", "lora"),
     "full in few bits": (
         {"finetuning_type": "full", "quantization_bit": 4},
@@ -261,13 +265,30 @@ def test_what_cannot_be_trained_is_refused(name, convert, data_folder):
 
 def test_all_that_is_refused_is_told_at_once(convert, data_folder):
     keys = COMMON | {"dataset_dir": str(data_folder), "stage": "dpo"}
-    done = convert(keys | {"finetuning_type": "freeze", "image_max_pixels": 9})
+    done = convert(keys | {"finetuning_type": "oft", "image_max_pixels": 9})
     assert len(done.err.splitlines()) == 3
 
 
 # One key or a few: what becomes of it.
 KEYS = [
     ({"finetuning_type": "full", "pure_bf16": True}, {"adapter.method": "full"}),
+    (
+        {"finetuning_type": "freeze"},
+        {"adapter.method": "full", "adapter.trainable_layers": 2},
+    ),
+    (
+        {
+            "finetuning_type": "freeze",
+            "freeze_trainable_layers": -1,
+            "freeze_trainable_modules": "self_attn,mlp.up_proj",
+            "freeze_extra_modules": "embed_tokens,norm",
+        },
+        {
+            "adapter.trainable_layers": -1,
+            "adapter.target_modules": ["self_attn", "mlp.up_proj"],
+            "adapter.modules_to_save": ["embed_tokens", "norm"],
+        },
+    ),
     ({"use_dora": True}, {"adapter.method": "dora"}),
     ({"use_rslora": True}, {"adapter.use_rslora": True}),
     ({"pissa_init": True}, {"adapter.init_lora_weights": "pissa_niter_16"}),
