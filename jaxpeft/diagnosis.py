@@ -230,10 +230,10 @@ def _diverging(c: _Curves) -> Finding | None:
     low = int(np.argmin(means))
     first, best, last = means[0], means[low], means[-1]
     at = int(c.steps[low + c.width - 1])
-    if last > (1 + JUMP) * c.losses[0]:
+    if last <= best + (first - best) / 2 + first / 10:
+        if last <= (1 + JUMP) * c.losses[0]:
+            return None
         best, at = c.losses[0], int(c.steps[0])
-    elif last <= best + (first - best) / 2 + first / 10:
-        return None
     return Finding(
         "diverging",
         at,

@@ -2,12 +2,14 @@
 
 The runs may differ in numbers that a compiled step can be given: the rate of each step,
 the weight decay, the seed, and what the frozen part of an adapter holds (LoRA's scale).
-Their adapters and optimizer states are stacked along a new first axis, `jax.vmap` takes
-the step over it, and the base's weights are not stacked: there is one of them. Each run
-has a directory, metrics and an adapter of its own, as if it had been alone.
+Their adapters and optimizer states are stacked along a new first axis, which `jax.vmap`
+takes the step over (on a CPU `jax.lax.map`), and the base's weights are not stacked:
+there is one of them. Each run has a directory, metrics and an adapter of its own, as if
+it had been alone.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -350,31 +352,40 @@ class _Together:
 
     def _make_step(self) -> Callable:
         model = self.first.base.cfg
-        over_data = None if self.same_data else 0
 
-        def one(
-            state: TrainState,
+        def step(
+            states: TrainState,
             shared: Any,
-            own: Any,
+            owns: Any,
             numbers: Any,
             active: Array,
             batch: Any,
         ) -> tuple[TrainState, Any]:
-            step = make_train_step(model, self.tuning.transformation(numbers))
-            new, metrics = step(state, tree.combine(own, shared), batch)
-            return jax.tree.map(
-                lambda x, y: jnp.where(active, x, y), new, state
-            ), metrics
+            def one(
+                state: TrainState, own: Any, number: Any, runs: Array, batch: Any
+            ) -> tuple[TrainState, Any]:
+                step = make_train_step(model, self.tuning.transformation(number))
+                new, metrics = step(state, tree.combine(own, shared), batch)
+                kept = jax.tree.map(lambda x, y: jnp.where(runs, x, y), new, state)
+                return kept, metrics
 
-        return jax.vmap(one, in_axes=(0, None, 0, 0, 0, over_data))
+            stacked = (states, owns, numbers, active)
+            if self.same_data:
+                return _over_points(functools.partial(one, batch=batch), *stacked)
+            return _over_points(one, *stacked, batch)
+
+        return step
 
     def _make_eval_step(self) -> Callable:
         evaluate = make_eval_step(self.first.base.cfg)
 
-        def one(trained: Any, shared: Any, own: Any, batch: Any) -> Any:
-            return evaluate(trained, tree.combine(own, shared), batch)
+        def step(trained: Any, shared: Any, owns: Any, batch: Any) -> Any:
+            def one(trained: Any, own: Any) -> Any:
+                return evaluate(trained, tree.combine(own, shared), batch)
 
-        return jax.vmap(one, in_axes=(0, None, 0, None))
+            return _over_points(one, trained, owns)
+
+        return step
 
     def _batches(self) -> Iterator[Sequence[data.Batch]]:
         """For each step a batch for all, or one for each run."""
@@ -452,6 +463,22 @@ def _stacked(trees: Sequence[Any]) -> Any:
     """
     leaves = zip(*(jax.tree.leaves(tree) for tree in trees))
     return jax.tree.unflatten(jax.tree.structure(trees[0]), map(jnp.stack, leaves))
+
+
+def side_by_side() -> bool:
+    """Whether the points are one batch of the step's operations, or take turns in it.
+
+    Where products are bound by memory or by launching them, a batch is faster. On a CPU
+    it is not: the activations of all points do not fit into its caches.
+    """
+    return jax.default_backend() != "cpu"
+
+
+def _over_points(function: Callable, *stacked: Any) -> Any:
+    """The function of each point's part of the arguments, its results stacked."""
+    if side_by_side():
+        return jax.vmap(function)(*stacked)
+    return jax.lax.map(lambda parts: function(*parts), stacked)
 
 
 def _at(index: Any) -> Callable[[Any], Any]:

@@ -53,9 +53,7 @@ OVERFITTED = np.where(
 ZIGZAG = EVALUATIONS * (1 + 0.05 * (-1.0) ** np.arange(10))
 FLAT_EVALUATIONS = 4 - EVALUATED / 20_000
 STUCK = np.maximum(EVALUATIONS, EVALUATIONS[5])
-JUMPED = np.where(STEPS > 10, 2 * FALLING[0], FALLING[0]) * (1 + NOISE)
 TROUBLES = {
-    "a jump at once": (run(JUMPED), 10, "at step 10 to", "learning_rate to 1e-04"),
     "diverging": (run(DIVERGING), 490, "from 1.431", "learning_rate to 1e-04"),
     "overfitting": (
         run(evaluations=OVERFITTED),
@@ -84,6 +82,13 @@ TROUBLES = {
         "schedule.name=cosine",
     ),
 }
+
+
+def test_a_jump_before_there_is_an_average_is_divergence():
+    losses = np.where(STEPS > 10, 2 * FALLING[0], FALLING[0]) * (1 + NOISE / 10)
+    evaluations = np.full(len(EVALUATED), 2 * FALLING[0])
+    found = diagnosis.diagnose(run(losses, evaluations), Settings())[0]
+    assert found.kind == "diverging" and "at step 10 to" in found.evidence
 
 
 @pytest.mark.parametrize("kind", TROUBLES)

@@ -81,7 +81,7 @@ def is_the_same(point, lone):
     assert adapter_config(point) == adapter_config(lone)
 
 
-def test_points_of_one_program_are_their_lone_runs(sweep, alone, tmp_path):
+def test_points_of_one_program_are_their_lone_runs(sweep, alone, monkeypatch, tmp_path):
     """Everything that a program can carry, at once."""
     arguments = [
         *("--grid", "optimizer.learning_rate=1e-3,1e-2"),
@@ -117,6 +117,14 @@ def test_points_of_one_program_are_their_lone_runs(sweep, alone, tmp_path):
     assert losses == sorted(losses) and len(losses) == 8
     assert table[0]["optimizer.learning_rate"] == "0.01"
     assert "best: learning_rate=0.01" in done.out
+
+    # As on an accelerator: all points in each product.
+    monkeypatch.setattr(joint, "side_by_side", lambda: True)
+    few = [*arguments[:3], "seed=1,2", "--out", str(tmp_path / "beside")]
+    beside = sweep(*few, **changes)
+    assert beside.code == 0, beside.err
+    lone = alone("alone", "optimizer.learning_rate=1e-2", "seed=2")
+    is_the_same(tmp_path / "beside" / "points" / "03", lone)
 
     before = done.out[done.out.index("rank") :]
     again = sweep(*arguments, **changes)
