@@ -83,8 +83,9 @@ def main(argv: Sequence[str]) -> int:
             sweep.train(sweep.points)
         sweep.save()
         sweep.draw()
-    for line in [*sweeping.lines(sweep), *sweeping.advice(sweep)]:
-        console.say(line)
+    for tell in (sweeping.lines, sweeping.over_seeds, sweeping.advice):
+        for line in tell(sweep):
+            console.say(line)
     for name in (sweeping.TABLE, run_files.SWEEP_PLOT, run_files.REPORT):
         console.say(str(directory / name))
     return 0

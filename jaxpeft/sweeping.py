@@ -27,6 +27,7 @@ from jaxpeft.errors import InputError, NumericsError
 
 TABLE, POINTS, GROUPS = "sweep.csv", "points", "groups"
 WAITING = "waiting"
+SEED = "seed"
 LAST_LINES = 10  # whose mean is the training loss of a point
 
 
@@ -238,6 +239,23 @@ def lines(sweep: Sweep) -> list[str]:
     ]
 
 
+def over_seeds(sweep: Sweep) -> list[str]:
+    """Mean and spread over the seeds, best first, where points differ by seed alone."""
+    groups: dict[str, list[float]] = {}
+    for point in sweep.ranking():
+        others = {key: v for key, v in point.values.items() if key != SEED}
+        if SEED in point.values and others:
+            groups.setdefault(grid.name(others), []).append(sweep.score(point))
+    several = {name: scores for name, scores in groups.items() if len(scores) > 1}
+    rows = sorted((sum(s) / len(s), name, s) for name, s in several.items())
+    return [
+        f"{name}: {mean:.4f} on average over {len(scores)} seeds, "
+        f"from {min(scores):.4f} to {max(scores):.4f}"
+        for mean, name, scores in rows
+        if math.isfinite(mean)
+    ]
+
+
 def advice(sweep: Sweep) -> list[str]:
     """What to do with the result: the best point, and where the grid is too small."""
     ranked = [point for point in sweep.ranking() if math.isfinite(sweep.score(point))]
@@ -251,7 +269,7 @@ def advice(sweep: Sweep) -> list[str]:
     ]
     for key, values in sweep.axes.items():
         numbers = isinstance(values, list) and all(map(_is_number, values))
-        if not numbers or len(values) < 3 or key == "seed":
+        if not numbers or len(values) < 3 or key == SEED:
             continue
         at = best.values[key]
         for end, word in ((min(values), "smaller"), (max(values), "larger")):
