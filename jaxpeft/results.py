@@ -1,5 +1,6 @@
 """The files that a run leaves in its directory, from its first step to its page."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from jaxpeft import (
     summary,
     tree,
 )
+from jaxpeft.errors import InputError
 from jaxpeft.run import Run
 from jaxpeft.run_files import METRICS, PLOT
 from jaxpeft.session import ADAPTER, CONFIG, FULL, MODEL
@@ -106,6 +108,7 @@ def findings(directory: Path) -> list[str]:
     if not metrics.is_file():
         return []
     settings = diagnosis.Settings()
-    if path.is_file():
+    # Of another version's configuration the curves still say what they can.
+    with contextlib.suppress(InputError):
         settings = diagnosis.Settings.of(session.open_config(path))
     return list(map(str, diagnosis.diagnose(diagnosis.read(metrics), settings)))

@@ -153,7 +153,7 @@ def test_a_wrong_value_is_named_with_the_remedy(override, problem):
         ("lr_scheduler_type=cosine", "'schedule.name'"),
         ("num_train_epochs=3", "'training.num_epochs'"),
         ("training.per_device_train_batch_size=4", "'training.batch_size'"),
-        ("zzz=1", "choose from output_dir, seed, model"),
+        ("zzz=1", "choose from output_dir, seed, deterministic, model"),
     ],
 )
 def test_an_unknown_key_comes_with_a_suggestion(override, meant):

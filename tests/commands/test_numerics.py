@@ -62,9 +62,9 @@ def test_an_absurd_rate_ends_with_nothing_saved_that_is_not_finite(
     saved = []
     save = training.Checkpoints.save
 
-    def seen(self, step, state, extra):
+    def seen(self, step, state, extra, **options):
         saved.append(jax.device_get((state.params, state.opt_state)))
-        return save(self, step, state, extra)
+        return save(self, step, state, extra, **options)
 
     monkeypatch.setattr(training.Checkpoints, "save", seen)
     done = trained(

@@ -53,6 +53,7 @@ def test_the_run_directory_holds_what_is_promised(finished, metrics):
         "adapter",
         "loss.png",
         "report.html",
+        "environment.json",
         "samples.json",
         "summary.json",
     }
@@ -78,6 +79,7 @@ def test_the_metrics_are_a_line_a_step(finished, metrics, files):
             "loss",
             "learning_rate",
             "grad_norm",
+            "update_norm",
             "tokens",
             "tokens_per_second",
             "epoch",

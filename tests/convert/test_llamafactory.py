@@ -286,7 +286,7 @@ KEYS = [
         {
             "adapter.trainable_layers": -1,
             "adapter.target_modules": ["self_attn", "mlp.up_proj"],
-            "adapter.modules_to_save": ["embed_tokens", "norm"],
+            "adapter.modules_to_save": ("embed_tokens", "norm"),
         },
     ),
     ({"use_dora": True}, {"adapter.method": "dora"}),

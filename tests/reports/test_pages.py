@@ -143,7 +143,8 @@ def test_a_sweep_that_evaluates_nothing_goes_by_its_training_losses(sweep):
     (sweep / "sweep.json").write_text(json.dumps(content))
     page = Page(reports.write_sweep(sweep))
     names = [text for text in page.texts if text.startswith("learning_rate=")]
-    assert names[0] == "learning_rate=0.001 seed=2"
+    # The last one's is the lowest, but it diverged.
+    assert names[0] == "learning_rate=0.001 seed=1"
     assert "Final training loss over optimizer.learning_rate" in page.charts
 
 
