@@ -20,9 +20,9 @@ class Updates:
     """How a run updates what trains.
 
     parts: what the configuration says of the optimizer. tx: the transformation, its
-    states. leafwise: where layers are updated inside the
-    backward pass. rate: the learning rate of each step. follows_evaluation: whether
-    the schedule wants evaluation losses.
+    states. leafwise: where layers are updated inside the backward pass. rate: the
+    learning rate of each step. follows_evaluation: whether the schedule wants
+    evaluation losses.
     """
 
     parts: optim.Parts

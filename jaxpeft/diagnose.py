@@ -9,8 +9,7 @@ from pathlib import Path
 
 from jaxpeft import cli, console
 from jaxpeft.errors import InputError
-
-METRICS = "metrics.jsonl"
+from jaxpeft.run_files import METRICS, read_metrics
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,20 +31,15 @@ def main(argv: Sequence[str]) -> int:
         )
 
     # Imported here, so that --help answers at once.
-    from jaxpeft import diagnosis, session
+    from jaxpeft import diagnosis, results
 
-    path = metrics.with_name(session.CONFIG)
-    settings = diagnosis.Settings()
-    if path.is_file():
-        settings = diagnosis.Settings.of(session.open_config(path))
-    lines = diagnosis.read(metrics)
-    found = diagnosis.diagnose(lines, settings)
+    found = results.findings(Path(args.run))
     if args.json:
         console.say(json.dumps([dataclasses.asdict(finding) for finding in found]))
         return 0
     for finding in found:
         console.say(str(finding))
-    logged = sum("loss" in line for line in lines)
+    logged = len(read_metrics(metrics)[0])
     if logged < diagnosis.FEWEST:
         console.say(f"{logged} logged steps are too few to say more")
     elif not found:

@@ -141,12 +141,6 @@ def diagnose(
     return [*broken, *found]
 
 
-def read(path: Path) -> list[Line]:
-    """The lines of a `metrics.jsonl`, a last one that is cut short left out."""
-    text = path.read_text()
-    return [json.loads(s) for s in text.splitlines(keepends=True) if s.endswith("\n")]
-
-
 class Watch:
     """A hook that notes what is newly found, a line at a time and once for each kind.
 

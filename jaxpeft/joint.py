@@ -9,7 +9,6 @@ it had been alone.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,20 +18,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
-from jaxpeft import data, evaluation, hooks, optim, results, training, tree
+from jaxpeft import data, evaluation, hooks, joint_step, optim, results, training
 from jaxpeft.checkpoint import Checkpoints
 from jaxpeft.compiled import Compiled
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import Preempted
 from jaxpeft.interrupt import Interrupt, Watchdog
 from jaxpeft.loop import Moment
-from jaxpeft.optim.rule import Leafwise
 from jaxpeft.progress import Quiet
 from jaxpeft.run import Run
-from jaxpeft.step import TrainState, make_eval_step, make_train_step
+from jaxpeft.step import TrainState
 from jaxpeft.stopping import Stopping
 
 RUNNING, DONE, STOPPED, DIVERGED = "running", "done", "stopped early", "diverged"
@@ -108,8 +105,8 @@ class _Together:
         self.watchdog, self.tell = watchdog, tell
         self.settings, self.steps = self.first.cfg.training, self.first.steps
         self.same_data = len({run.cfg.seed for run in runs}) == 1
-        self.tuning = _Tuning.of(runs)
-        self.shared, self.own = _frozen(runs)
+        self.tuning = joint_step.Tuning.of(runs)
+        self.shared, self.own = joint_step.frozen(runs)
         self.state = self._initial_state()
         self.best = None
         if self.settings.keeps_best:
@@ -121,11 +118,15 @@ class _Together:
             for number, run in enumerate(runs)
         ]
         self.done = int(self.state.step.max())
-        mesh = self.first.mesh
-        self.step = Compiled(self._make_step(), "step", tell, carries=True, mesh=mesh)
-        self.eval_step = Compiled(self._make_eval_step(), "evaluation", tell, mesh=mesh)
+        mesh, model = self.first.mesh, self.first.base.cfg
+        step = joint_step.make_step(model, self.tuning, self.same_data)
+        self.step = Compiled(step, "step", tell, carries=True, mesh=mesh)
+        evaluate = joint_step.make_eval_step(model)
+        self.eval_step = Compiled(evaluate, "evaluation", tell, mesh=mesh)
         self.view = jax.jit(jax.vmap(self.first.view))
-        self.slice = jax.jit(lambda state, index: jax.tree.map(_at(index), state))
+        self.slice = jax.jit(
+            lambda state, index: jax.tree.map(joint_step.at(index), state)
+        )
         self.pending: Array | None = None  # of the last step: not yet looked at
 
     def take_all(self) -> list[str]:
@@ -229,7 +230,7 @@ class _Together:
         if step:
             self._observe([losses["eval_loss"] for losses in found], active)
         if self.best is not None and step:
-            self.best = _chosen(jnp.asarray(improved), trained, self.best)
+            self.best = joint_step.chosen(jnp.asarray(improved), trained, self.best)
         losses = "  ".join(f"{losses['eval_loss']:.4f}" for losses in found)
         self.tell(f"evaluation after step {step}: losses {losses}")
 
@@ -241,7 +242,7 @@ class _Together:
             [self.eval_step(trained, self.shared, self.own, b) for b in batches]
         )
         found = [
-            evaluation.losses(jax.tree.map(_at(number), one) for one in sums)
+            evaluation.losses(jax.tree.map(joint_step.at(number), one) for one in sums)
             for number in range(len(self.points))
         ]
         return found, trained
@@ -253,7 +254,7 @@ class _Together:
         seen = jax.vmap(optim.observe)(
             self.state.opt_state, jnp.asarray(losses, jnp.float32)
         )
-        seen = _chosen(jnp.asarray(active), seen, self.state.opt_state)
+        seen = joint_step.chosen(jnp.asarray(active), seen, self.state.opt_state)
         self.state = dataclasses.replace(self.state, opt_state=seen)
 
     def _save(self) -> None:
@@ -336,56 +337,12 @@ class _Together:
 
     def _initial_state(self) -> TrainState:
         """All states before the first step, stacked, on the device."""
-        trainable = [run.trainable for run in self.runs]
+        stacked = joint_step.stacked([run.trainable for run in self.runs])
         keys = jnp.stack([run.key for run in self.runs])
-
-        def create(trainable: Any, keys: Array, numbers: Any) -> TrainState:
-            def one(params: Any, key: Array, own: Any) -> TrainState:
-                return TrainState.create(params, self.tuning.transformation(own), key)
-
-            return jax.vmap(one)(trainable, keys, numbers)
-
-        stacked = _stacked(trainable)
         for run in self.runs:  # a second copy, of which only the structure is needed
             run.trainable = jax.eval_shape(lambda x: x, run.trainable)
+        create = joint_step.make_create(self.tuning)
         return jax.jit(create, donate_argnums=0)(stacked, keys, self.tuning.arrays)
-
-    def _make_step(self) -> Callable:
-        model = self.first.base.cfg
-
-        def step(
-            states: TrainState,
-            shared: Any,
-            owns: Any,
-            numbers: Any,
-            active: Array,
-            batch: Any,
-        ) -> tuple[TrainState, Any]:
-            def one(
-                state: TrainState, own: Any, number: Any, runs: Array, batch: Any
-            ) -> tuple[TrainState, Any]:
-                step = make_train_step(model, self.tuning.transformation(number))
-                new, metrics = step(state, tree.combine(own, shared), batch)
-                kept = jax.tree.map(lambda x, y: jnp.where(runs, x, y), new, state)
-                return kept, metrics
-
-            stacked = (states, owns, numbers, active)
-            if self.same_data:
-                return _over_points(functools.partial(one, batch=batch), *stacked)
-            return _over_points(one, *stacked, batch)
-
-        return step
-
-    def _make_eval_step(self) -> Callable:
-        evaluate = make_eval_step(self.first.base.cfg)
-
-        def step(trained: Any, shared: Any, owns: Any, batch: Any) -> Any:
-            def one(trained: Any, own: Any) -> Any:
-                return evaluate(trained, tree.combine(own, shared), batch)
-
-            return _over_points(one, trained, owns)
-
-        return step
 
     def _batches(self) -> Iterator[Sequence[data.Batch]]:
         """For each step a batch for all, or one for each run."""
@@ -399,100 +356,6 @@ class _Together:
         wide = [_widened(batch, width) for batch in batches]
         cut = [self.first.micro_batches(batch) for batch in wide]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *cut)
-
-
-@dataclass(frozen=True)
-class _Tuning:
-    """The numbers in which the optimizers of several runs differ, as arrays.
-
-    parts: the first run's optimizer. arrays: `rates` (runs, steps + 1) float32, of
-    every update, and where they differ `decays` (runs,) float32.
-    """
-
-    parts: optim.Parts
-    arrays: dict[str, Array]
-
-    @classmethod
-    def of(cls, runs: Sequence[Run]) -> "_Tuning":
-        rules = [_rule(run.updates.parts) for run in runs]
-        steps = jnp.arange(runs[0].steps + 1)
-        arrays = {"rates": jnp.stack([_rates(r.learning_rate, steps) for r in rules])}
-        decays = [rule.weight_decay for rule in rules]
-        if len(set(decays)) > 1:
-            arrays["decays"] = jnp.asarray(decays, jnp.float32)
-        return cls(runs[0].updates.parts, arrays)
-
-    def transformation(self, own: dict[str, Array]) -> optax.GradientTransformation:
-        """The chain of one run, whose numbers are `own`, without their first axis."""
-        rule = _rule(self.parts)
-        tuned = rule.tuned(
-            lambda count: own["rates"][count], own.get("decays", rule.weight_decay)
-        )
-        return self.parts._replace(optimizer=tuned.transformation()).chain()
-
-
-def _rule(parts: optim.Parts) -> Leafwise:
-    assert parts.leafwise is not None  # as `grid.together` has seen to
-    return parts.leafwise
-
-
-def _rates(learning_rate: Any, steps: Array) -> Array:
-    if not callable(learning_rate):
-        return jnp.full(steps.shape, learning_rate, jnp.float32)
-    return jax.jit(jax.vmap(learning_rate))(steps).astype(jnp.float32)
-
-
-def _frozen(runs: Sequence[Run]) -> tuple[Any, Any]:
-    """(the arrays of the base, those of the adapters stacked), holes in both."""
-
-    def parts(run: Run) -> tuple[Any, Any]:
-        params = tree.combine(run.trainable, run.frozen)
-        trains = run.places.mask
-        shared = jax.tree.map(lambda of, t: of and not t, run.of_base, trains)
-        own = jax.tree.map(lambda of, t: not of and not t, run.of_base, trains)
-        return tree.partition(params, shared)[0], tree.partition(params, own)[0]
-
-    return parts(runs[0])[0], _stacked([parts(run)[1] for run in runs])
-
-
-def _stacked(trees: Sequence[Any]) -> Any:
-    """The trees as one, with a new first axis, in the structure of the first one.
-
-    Theirs may differ in what files say of an adapter, such as `lora_alpha`, and no
-    step looks at.
-    """
-    leaves = zip(*(jax.tree.leaves(tree) for tree in trees))
-    return jax.tree.unflatten(jax.tree.structure(trees[0]), map(jnp.stack, leaves))
-
-
-def side_by_side() -> bool:
-    """Whether the points are one batch of the step's operations, or take turns in it.
-
-    Where products are bound by memory or by launching them, a batch is faster. On a CPU
-    it is not: the activations of all points do not fit into its caches.
-    """
-    return jax.default_backend() != "cpu"
-
-
-def _over_points(function: Callable, *stacked: Any) -> Any:
-    """The function of each point's part of the arguments, its results stacked."""
-    if side_by_side():
-        return jax.vmap(function)(*stacked)
-    return jax.lax.map(lambda parts: function(*parts), stacked)
-
-
-def _at(index: Any) -> Callable[[Any], Any]:
-    return lambda x: x[index]
-
-
-@jax.jit
-def _chosen(where: Array, new: Any, old: Any) -> Any:
-    """Of each run the new values where `where` is true, else the old ones."""
-
-    def choose(x: Array, y: Array) -> Array:
-        return jnp.where(where.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
-
-    return jax.tree.map(choose, new, old)
 
 
 def _widened(batch: data.Batch, width: int) -> data.Batch:

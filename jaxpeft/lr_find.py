@@ -35,9 +35,11 @@ def main(argv: Sequence[str]) -> int:
     place = cli.place(args)
 
     # Imported here, so that --help answers at once.
-    from jaxpeft import cluster, range_test, session
+    from jaxpeft import cluster, determinism, range_test, session
 
     cfg = session.open_config(args.config, args.overrides)
+    if cfg.deterministic:
+        determinism.require()
     cluster.join(place, **cfg.cluster.model_dump())
     range_test.check(args.start, args.stop, args.steps)
     output = Path(cfg.output_dir)

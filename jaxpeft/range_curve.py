@@ -110,9 +110,9 @@ def candidates(curve: Curve) -> dict[str, float]:
     }
 
 
-def suggestion(rates: dict[str, float]) -> float:
-    """The suggested of the `candidates`, as a number that a person would write."""
-    return float(f"{rates[SUGGESTED]:.1e}")
+def suggestion(rates: dict[str, float], factor: float = 1.0) -> float:
+    """The suggested of the `candidates` over `factor`, as a person would write it."""
+    return float(f"{rates[SUGGESTED] / factor:.1e}")
 
 
 def plot(curve: Curve, rates: dict[str, float], target: Path, title: str) -> None:

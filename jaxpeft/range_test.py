@@ -21,6 +21,7 @@ from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.range_curve import Curve
 from jaxpeft.run import Run
+from jaxpeft.run_files import finite
 from jaxpeft.step import TrainState
 
 START, STOP, STEPS = 1e-6, 1e-1, 100
@@ -33,14 +34,16 @@ FILES = LINES, FOUND, PLOT
 class Found:
     """What a range test found.
 
-    rates: those that each rule of `range_curve` names. suggestion: the rate to train
-    with, one of them. settings: what the test was made with.
+    rates: those that each rule of `range_curve` names. suggestion: the rate to write
+    into the configuration: one of them, over `factor`, by which `training.lr_scaling`
+    multiplies what stands there. settings: what the test was made with.
     """
 
     curve: Curve
     rates: dict[str, float]
     suggestion: float
     settings: dict[str, Any]
+    factor: float = 1.0
 
     def describe(self) -> list[str]:
         """Lines for a person; the last one goes into the YAML."""
@@ -53,6 +56,11 @@ class Found:
             lines.append(
                 f"the loss did not diverge up to {self.curve.rates[-1]:.1e}; with a "
                 "higher --stop the minimum may lie further up"
+            )
+        if self.factor != 1:
+            lines.append(
+                "the line below is the suggested rate over "
+                f"{self.factor:g}, by which training.lr_scaling multiplies it"
             )
         return [*lines, f"optimizer: {{learning_rate: {self.suggestion:g}}}"]
 
@@ -79,8 +87,8 @@ def write_lines(curve: Curve, directory: Path) -> None:
             line = {
                 "step": step,
                 "learning_rate": float(rate),
-                "loss": _finite(loss),
-                "smoothed": _finite(smoothed),
+                "loss": finite(float(loss)),
+                "smoothed": finite(float(smoothed)),
             }
             file.write(json.dumps(line) + "\n")
 
@@ -100,7 +108,9 @@ def conclude(curve: Curve, cfg: RunConfig) -> Found:
         "batch_size": cfg.training.batch_size,
         "seed": cfg.seed,
     }
-    return Found(curve, rates, range_curve.suggestion(rates), settings)
+    factor = assembly.learning_rate(cfg.at_rate(1.0))
+    suggestion = range_curve.suggestion(rates, factor)
+    return Found(curve, rates, suggestion, settings, factor)
 
 
 def prepare(cfg: RunConfig) -> Run:
@@ -206,7 +216,3 @@ def check(start: float, stop: float, steps: int | None) -> None:
         problems.append(f"--steps: found {steps}; give {FEWEST} or more")
     if problems:
         raise InputError(*problems)
-
-
-def _finite(x: float) -> float | None:
-    return float(x) if math.isfinite(x) else None

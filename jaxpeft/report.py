@@ -30,7 +30,8 @@ def main(argv: Sequence[str]) -> int:
     from jaxpeft import plots, reports, results, run_files
 
     if args.run:
-        page = reports.write_run(directory, results.findings(directory))
+        remarks = list(map(str, results.findings(directory)))
+        page = reports.write_run(directory, remarks)
         picture = directory / run_files.PLOT
         plots.plot_losses(directory / run_files.METRICS, picture, str(directory))
     else:

@@ -24,7 +24,7 @@ from jaxpeft import (
 )
 from jaxpeft.errors import InputError
 from jaxpeft.run import Run
-from jaxpeft.run_files import METRICS, PLOT
+from jaxpeft.run_files import METRICS, PLOT, read_lines
 from jaxpeft.session import ADAPTER, CONFIG, FULL, MODEL
 
 
@@ -97,18 +97,15 @@ def conclude(
         trainable=trainable,
         stopped_early=steps < run.steps,
     )
-    remarks = findings(run.output)
+    remarks = list(map(str, findings(run.output)))
     reports.write_run(run.output, remarks)
     return remarks
 
 
-def findings(directory: Path) -> list[str]:
-    """What the metrics in a run directory say of its settings, a line each."""
-    metrics, path = directory / METRICS, directory / CONFIG
-    if not metrics.is_file():
-        return []
+def findings(directory: Path) -> list[diagnosis.Finding]:
+    """What the metrics in a run directory say of its settings."""
     settings = diagnosis.Settings()
     # Of another version's configuration the curves still say what they can.
     with contextlib.suppress(InputError):
-        settings = diagnosis.Settings.of(session.open_config(path))
-    return list(map(str, diagnosis.diagnose(diagnosis.read(metrics), settings)))
+        settings = diagnosis.Settings.of(session.open_config(directory / CONFIG))
+    return diagnosis.diagnose(read_lines(directory / METRICS), settings)

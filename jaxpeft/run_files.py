@@ -17,7 +17,14 @@ SWEEP, SWEEP_PLOT = "sweep.json", "sweep.png"
 
 
 def read_metrics(path: Path) -> tuple[list[dict], list[dict]]:
-    """(training lines, evaluation lines) of a `metrics.jsonl`, null read as NaN.
+    """(training lines, evaluation lines) of a `metrics.jsonl`, see `read_lines`."""
+    lines = read_lines(path)
+    training = [line for line in lines if "loss" in line]
+    return training, [line for line in lines if "eval_loss" in line]
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a `metrics.jsonl`, null read as NaN.
 
     A file that is not there has none, and a last line without its end, which a run may
     be writing, does not count. Raises InputError for any other line that is no object.
@@ -27,8 +34,7 @@ def read_metrics(path: Path) -> tuple[list[dict], list[dict]]:
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         if line.endswith("\n") and line.strip():
             lines.append(_entry(path, number, line))
-    training = [line for line in lines if "loss" in line]
-    return training, [line for line in lines if "eval_loss" in line]
+    return lines
 
 
 def _entry(path: Path, number: int, line: str) -> dict[str, Any]:

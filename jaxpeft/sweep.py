@@ -65,11 +65,14 @@ def main(argv: Sequence[str]) -> int:
     _check(args)
 
     # Imported here, so that --help answers at once.
-    from jaxpeft import grid, run_files, search, session, sweeping
+    from jaxpeft import determinism, grid, run_files, search, session, sinks, sweeping
     from jaxpeft.run_lock import RunLock
 
     axes = search.spaces(args.space) if args.search else grid.axes(args.grid)
     base = session.open_config(args.config, args.overrides)
+    if base.deterministic:
+        determinism.require()
+    sinks.require(base.training.report_to)
     directory = Path(args.out or base.output_dir + "-sweep")
     sweep = sweeping.Sweep(args.config, args.overrides, directory, axes, args.at_once)
     if not args.search and not sweep.points:

@@ -41,7 +41,7 @@ LAYERS = (
     ("trained", "assembly", "convert"),
     ("answering",),
     ("dialogue", "prompts", "run", "planning", "forms"),
-    ("range_test", "grid", "results"),
+    ("range_test", "grid", "results", "joint_step"),
     ("auto_rate",),
     ("training",),
     ("joint",),

@@ -1,5 +1,6 @@
 """The page of a run: its figures, curves, samples, configuration and environment."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jaxpeft.run_files import (
     REPORT,
     SAMPLES,
     SUMMARY,
+    SWEEP,
     finite,
     read_json,
     read_metrics,
@@ -38,11 +40,13 @@ def write_run(directory: Path, findings: Sequence[str] = ()) -> Path:
         )
     training, evaluation = read_metrics(directory / METRICS)
     summary = _object(read_json(directory / SUMMARY))
-    target = directory / REPORT
+    target, whole = directory / REPORT, directory.resolve()
+    point = _point(whole)
     page.write(
         target,
         "run.html",
-        title=directory.resolve().name,
+        title=f"{whole.name}: {point}" if point else whole.name,
+        of_sweep=os.path.relpath(_sweep(whole) / REPORT, whole) if point else "",
         state=_state(summary, training, evaluation),
         headlines=_headlines(summary, training, evaluation),
         findings=list(findings),
@@ -53,6 +57,19 @@ def write_run(directory: Path, findings: Sequence[str] = ()) -> Path:
         charts=[chart.data() for chart in run_charts(training, evaluation)],
     )
     return target
+
+
+def _sweep(run: Path) -> Path:
+    """Where the sweep would be that a run directory is a point of."""
+    return run.parent.parent
+
+
+def _point(run: Path) -> str:
+    """What a sweep calls the point that a run directory is; "" if it is none."""
+    rows = _object(read_json(_sweep(run) / SWEEP)).get("points", [])
+    place = run.relative_to(_sweep(run)).as_posix()
+    names = (str(row["name"]) for row in rows if row.get("directory") == place)
+    return next(names, "")
 
 
 def _state(summary: dict, training: list[dict], evaluation: list[dict]) -> str:

@@ -23,6 +23,7 @@ def write_sweep(directory: Path) -> Path:
     directory = Path(directory)
     sweep = read_sweep(directory)
     keys = list(dict.fromkeys(key for p in sweep.points for key in p.values))
+    charts = [_outcomes(sweep), *_curves(sweep)]
     target = directory / REPORT
     page.write(
         target,
@@ -33,7 +34,7 @@ def write_sweep(directory: Path) -> Path:
         measure=sweep.measure,
         rows=[_row(sweep, point, keys) for point in sweep.points],
         axes=[(key, wording.figure(value, "")) for key, value in sweep.axes.items()],
-        charts=[chart.data() for chart in _charts(sweep) if chart.series],
+        charts=[chart.data() for chart in charts if chart.series],
     )
     return target
 
@@ -62,10 +63,6 @@ def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _charts(sweep: Sweep) -> list[Chart]:
-    return [_outcomes(sweep), _evaluations(sweep), _trainings(sweep)]
-
-
 def _outcomes(sweep: Sweep) -> Chart:
     key, lines = plots.outcomes(sweep)
     series = [
@@ -86,22 +83,22 @@ def _outcomes(sweep: Sweep) -> Chart:
     )
 
 
-def _evaluations(sweep: Sweep) -> Chart:
-    series = []
+def _curves(sweep: Sweep) -> list[Chart]:
+    evaluations, trainings = [], []
     for rank, point in enumerate(sweep.points):
-        _, lines = read_metrics(point.directory / METRICS)
-        if lines:
-            steps, losses = numbers(lines, "step"), numbers(lines, "eval_loss")
-            series.append(Series(point.name, steps, losses, points=True, color=rank))
-    return Chart("Evaluation loss of all points, best first", plots.LOSS, series)
-
-
-def _trainings(sweep: Sweep) -> Chart:
-    series = []
-    for rank, point in enumerate(sweep.points):
-        lines, _ = read_metrics(point.directory / METRICS)
-        if lines:
-            steps, losses = numbers(lines, "step"), numbers(lines, "loss")
+        training, evaluation = read_metrics(point.directory / METRICS)
+        if evaluation:
+            steps, losses = (
+                numbers(evaluation, "step"),
+                numbers(evaluation, "eval_loss"),
+            )
+            series = Series(point.name, steps, losses, points=True, color=rank)
+            evaluations.append(series)
+        if training:
+            steps, losses = numbers(training, "step"), numbers(training, "loss")
             smooth = plots.smoothed(losses)
-            series.append(Series(point.name, steps, losses, smooth, color=rank))
-    return Chart("Training loss of all points, best first", plots.LOSS, series)
+            trainings.append(Series(point.name, steps, losses, smooth, color=rank))
+    return [
+        Chart(f"{kind} loss of all points, best first", plots.LOSS, series)
+        for kind, series in (("Evaluation", evaluations), ("Training", trainings))
+    ]

@@ -106,6 +106,17 @@ def test_a_run_may_start_where_only_a_range_test_was(lr_find, trained, tmp_path)
     assert trained("run", "--resume", "never", **{"training.max_steps": 1}).code == 0
 
 
+def test_what_is_scaled_with_the_batch_is_suggested_unscaled(lr_find, tmp_path):
+    batch = {"training.batch_size": 8, "training.lr_reference_batch_size": 2}
+    arguments = "--steps=20", "--start=1e-5"
+    done = lr_find("run", *arguments, **batch, **{"training.lr_scaling": "linear"})
+    assert done.code == 0, done.err
+    assert "over 4, by which training.lr_scaling multiplies it" in done.out
+    found = json.loads((tmp_path / "run" / "lr_find.json").read_text())
+    best = found["candidates"][found["rule"]]
+    assert 4 * found["suggestion"] == pytest.approx(best, rel=0.05)
+
+
 def test_a_curve_that_suggests_nothing_is_written_all_the_same(lr_find, tmp_path):
     done = lr_find("range", "--stop=2e-6", "--steps=10")
     assert done.code == 2 and "did not fall" in done.err and "--stop" in done.err

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from jaxpeft import joint
+from jaxpeft import joint, joint_step
 
 STEPS = 6
 GRID = {
@@ -119,7 +119,7 @@ def test_points_of_one_program_are_their_lone_runs(sweep, alone, monkeypatch, tm
     assert "best: learning_rate=0.01" in done.out
 
     # As on an accelerator: all points in each product.
-    monkeypatch.setattr(joint, "side_by_side", lambda: True)
+    monkeypatch.setattr(joint_step, "side_by_side", lambda: True)
     few = [*arguments[:3], "seed=1,2", "--out", str(tmp_path / "beside")]
     beside = sweep(*few, **changes)
     assert beside.code == 0, beside.err

@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+from selenium import webdriver
 
 from jaxpeft import reports
 
@@ -21,7 +22,6 @@ def browser(tmp_path_factory):
     driver = shutil.which("chromedriver")
     if binary is None or driver is None:
         pytest.skip("needs chromium and chromium-driver (apt-get install them)")
-    webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     profile = tmp_path_factory.mktemp("profile")

@@ -136,6 +136,13 @@ def test_a_sweep_is_shown_best_first(sweep):
     assert [curve["color"] for curve in curves] == list(range(6))
 
 
+def test_a_point_of_a_sweep_says_its_values_and_leads_back(sweep):
+    page = Page(reports.write_run(sweep / "points" / "02"))
+    assert "02: learning_rate=0.0001 seed=1" in page.texts
+    [back] = page.links
+    assert (sweep / "points" / "02" / back).resolve() == sweep / "report.html"
+
+
 def test_a_sweep_that_evaluates_nothing_goes_by_its_training_losses(sweep):
     content = json.loads((sweep / "sweep.json").read_text())
     for at, point in enumerate(content["points"]):
