@@ -26,6 +26,10 @@ def spaces(texts: Sequence[str]) -> dict[str, Any]:
     found, problems = {}, []
     for text in texts:
         key, _, kind = text.partition("=")
+        if key in found:
+            problems.append(f"--space {key}: is given twice; name it once")
+        if key == "output_dir":
+            problems.append("--space output_dir: each point has its own; use --out DIR")
         try:
             found[key] = _space(text, kind)
         except InputError as error:

@@ -79,7 +79,13 @@ class Sweep:
         self._asked = {"settings": settings, "axes": self.axes}
         path = self.directory / run_files.SWEEP
         if path.is_file():
-            self._go_on(json.loads(path.read_text()))
+            try:
+                self._go_on(run_files.read_json(path))
+            except (TypeError, KeyError, AttributeError) as error:
+                raise InputError(
+                    f"{path}: found no sweep that can be gone on with; name another "
+                    "directory with --out, or remove this one"
+                ) from error
         elif self.directory.is_dir() and any(self.directory.iterdir()):
             raise InputError(
                 f"--out: {str(self.directory)!r} is not empty and holds no sweep; name "
@@ -288,12 +294,8 @@ def _alone(cfg: RunConfig) -> str:
     except NumericsError as error:
         console.warn(str(error))
         return joint.DIVERGED
-    _, evaluations = run_files.read_metrics(Path(cfg.output_dir) / run_files.METRICS)
-    patience = cfg.training.early_stopping_patience
-    if patience is None or not evaluations or cfg.training.max_steps is None:
-        return joint.DONE
-    stopped = evaluations[-1]["step"] < cfg.training.max_steps
-    return joint.STOPPED if stopped else joint.DONE
+    summary = run_files.read_json(Path(cfg.output_dir) / run_files.SUMMARY) or {}
+    return joint.STOPPED if summary.get("stopped_early") else joint.DONE
 
 
 def _results(point: Point) -> dict[str, Any]:

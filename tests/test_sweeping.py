@@ -149,3 +149,7 @@ def test_a_directory_keeps_its_sweep(sweep, config, tmp_path):
     (other / "file").touch()
     with pytest.raises(InputError, match="is not empty and holds no sweep"):
         sweeping.Sweep(config(), (), other, sweep.axes)
+    for damage in ("[]", "{", '{"points": []}'):
+        (sweep.directory / "sweep.json").write_text(damage)
+        with pytest.raises(InputError, match="no sweep that can be gone on with"):
+            sweeping.Sweep(config(), (), sweep.directory, sweep.axes)

@@ -243,8 +243,17 @@ def test_a_schedule_that_evaluations_steer_is_each_points_own(sweep, alone, tmp_
 
 
 def test_what_no_program_can_share_trains_in_turn(sweep, tmp_path):
-    done = sweep("--grid", "adapter.r=2,4", **{"training.max_steps": 2})
+    changes = {
+        "training.max_steps": None,
+        "training.num_epochs": 1,
+        "training.eval_steps": 1,
+        "training.early_stopping_patience": 1,
+        "optimizer.learning_rate": 0.0,
+    }
+    done = sweep("--grid", "adapter.r=2,4", **changes)
     assert done.code == 0, done.err
+    state = json.loads((tmp_path / "run-sweep" / "sweep.json").read_text())
+    assert {point["status"] for point in state["points"]} == {"stopped early"}
     assert "point 00: r=2" in done.out and "point 01: r=4" in done.out
     points = tmp_path / "run-sweep" / "points"
     ranks = [adapter_config(points / number)["r"] for number in ("00", "01")]
@@ -282,6 +291,11 @@ def test_optuna_chooses_the_points(sweep, tmp_path):
         (["--search", "optuna"], "needs --space"),
         (["--search", "optuna", "--space", "seed=log:0:1"], "both above 0"),
         (["--search", "optuna", "--space", "seed=1"], "uniform:LOW:HIGH"),
+        (
+            ["--search", "optuna", "--space", "seed=1,2", "--space", "seed=int:3:9"],
+            "--space seed: is given twice",
+        ),
+        (["--search", "optuna", "--space", "output_dir=a,b"], "--out DIR"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(sweep, arguments, said, tmp_path):
