@@ -33,6 +33,11 @@ TURN = 0.02  # a move of the evaluation loss, whose data are the same each time
 OVERFIT = 0.01  # evaluation loss above its best, as the data are the same each time
 SPIKE = 10.0  # gradient norm over the median of all: clipping at 1 hides it from no one
 CLIPPED = 5.0  # median gradient norm over max_grad_norm; Adam shrugs at less
+# What else is seen of losses that rise.
+OF_DIVERGENCE = {
+    *("oscillating", "gradient spikes", "overfitting", "rate at the end", "flat"),
+}
+ASK = "; `jaxpeft lr_find` looks for the best one"
 END = 0.2  # of the highest rate: every schedule that falls ends below it
 
 
@@ -42,11 +47,13 @@ class Settings:
 
     max_grad_norm: None for no clipping. averages: whether the optimizer averages its
     parameters, so that its rate need not fall. batch_size: sequences a step.
+    keeps_best: whether the best evaluation's adapter is the one that is written.
     """
 
     max_grad_norm: float | None = None
     averages: bool = False
     batch_size: int = 16
+    keeps_best: bool = False
 
     @classmethod
     def of(cls, cfg: RunConfig) -> "Settings":
@@ -55,6 +62,7 @@ class Settings:
             cfg.optimizer.max_grad_norm,
             cfg.optimizer.name in optim.SCHEDULE_FREE,
             cfg.training.batch_size,
+            cfg.training.keeps_best,
         )
 
 
@@ -134,8 +142,7 @@ def diagnose(
     kinds = {finding.kind for finding in [*broken, *found]}
     # They are the same trouble seen from another side.
     if "diverging" in kinds:
-        hidden = {"oscillating", "gradient spikes", "overfitting", "rate at the end"}
-        found = [finding for finding in found if finding.kind not in hidden]
+        found = [finding for finding in found if finding.kind not in OF_DIVERGENCE]
     if "flat" in kinds:  # a rate that does nothing need not fall
         found = [finding for finding in found if finding.kind != "rate at the end"]
     return [*broken, *found]
@@ -223,17 +230,17 @@ def _diverging(c: _Curves) -> Finding | None:
     means = c.means
     low = int(np.argmin(means))
     first, best, last = means[0], means[low], means[-1]
-    at = int(c.steps[low + c.width - 1])
+    at, seen = int(c.steps[low + c.width - 1]), f"means of {c.width} logged steps"
     if last <= best + (first - best) / 2 + first / 10:
         if last <= (1 + JUMP) * c.losses[0]:
             return None
-        best, at = c.losses[0], int(c.steps[0])
+        best, at, seen = c.losses[0], int(c.steps[0]), "the first, and a mean"
     return Finding(
         "diverging",
         at,
         f"training loss rose from {best:.3f} at step {at} to {last:.3f} at step "
-        f"{int(c.steps[-1])}, at a rate of {c.rate():.1e}",
-        f"lower optimizer.learning_rate to {c.rate() / 3:.0e}",
+        f"{int(c.steps[-1])} ({seen}), at a rate of {c.rate():.1e}",
+        f"lower optimizer.learning_rate to {c.rate() / 3:.0e}{ASK}",
     )
 
 
@@ -248,13 +255,19 @@ def _overfitting(c: _Curves) -> Finding | None:
     before, after = c.mean_at(step), c.mean_at(int(c.steps[-1]))
     if later < 2 or last <= low * (1 + OVERFIT) or after >= before:
         return None
+    remedy = (
+        f"what step {step} trained is kept; to get further give it more data, or "
+        "adapter.lora_dropout=0.1"
+        if c.settings.keeps_best
+        else f"stop at step {step}: training.early_stopping_patience=2, or "
+        "optimizer.weight_decay=0.1"
+    )
     return Finding(
         "overfitting",
         step,
         f"evaluation loss rose from {low:.3f} at step {step} to {last:.3f}, while "
-        f"training loss fell from {before:.3f} to {after:.3f}",
-        f"stop at step {step}: training.early_stopping_patience=2, or "
-        "optimizer.weight_decay=0.1",
+        f"training loss fell from {before:.3f} to {after:.3f} on average",
+        remedy,
     )
 
 
@@ -287,26 +300,28 @@ def _oscillating(c: _Curves) -> Finding | None:
 
 
 def _flat(c: _Curves) -> Finding | None:
-    """The loss has hardly fallen, of the evaluations if there are any."""
+    """The loss has hardly fallen, of the evaluations if there are any, nor risen."""
     if len(c.eval_losses) > 1:
-        kind, column, error = "evaluation", c.eval_losses, 0.0
-        first, last = float(column[0]), float(column.min())
+        kind, error = "evaluation", 0.0
+        first, last = float(c.eval_losses[0]), float(c.eval_losses[-1])
+        best = float(c.eval_losses.min())
     elif len(c.losses) < FEWEST_FLAT:
         return None
     else:
-        kind, column = "training", c.losses
-        first, last = float(c.means[0]), float(c.means[-1])
+        kind = "training"
+        first, best = float(c.means[0]), float(c.means[-1])
+        last = best
         # Two standard errors of the difference of two averages.
-        error = 2 * float(np.std(np.diff(column))) / math.sqrt(c.width)
-    if last < first * (1 - FLAT) - error:
+        error = 2 * float(np.std(np.diff(c.losses))) / math.sqrt(c.width)
+    rose = last > first * (1 + FLAT) + error
+    if rose or best < first * (1 - FLAT) - error:
         return None
     return Finding(
         "flat",
         int(c.steps[-1]),
         f"{kind} loss was {first:.3f} at first and is {last:.3f} at step "
         f"{int(c.steps[-1])}, at a rate of {c.rate():.1e}",
-        f"raise optimizer.learning_rate to {c.rate() * 10:.0e}, or ask `jaxpeft "
-        "lr_find`",
+        f"raise optimizer.learning_rate to {c.rate() * 10:.0e}{ASK}",
     )
 
 

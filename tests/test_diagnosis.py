@@ -91,6 +91,21 @@ def test_a_jump_before_there_is_an_average_is_divergence():
     assert found.kind == "diverging" and "at step 10 to" in found.evidence
 
 
+def test_losses_that_rise_from_the_start_are_not_called_flat():
+    losses = np.linspace(5, 8, len(STEPS))
+    for evaluations in (np.linspace(4.7, 8.1, len(EVALUATED)), EVALUATIONS[::-1]):
+        found = diagnosis.diagnose(run(losses, evaluations), Settings())
+        assert [finding.kind for finding in found] == ["diverging"]
+        assert "lower" in found[0].remedy and "lr_find" in found[0].remedy
+    steady = run(4 * (1 + NOISE), np.linspace(4.0, 4.6, len(EVALUATED)))
+    assert "flat" not in [f.kind for f in diagnosis.diagnose(steady, Settings())]
+
+
+def test_where_the_best_is_kept_overfitting_does_not_ask_for_that():
+    [found] = diagnosis.diagnose(run(evaluations=OVERFITTED), Settings(keeps_best=True))
+    assert "what step 400 trained is kept" in found.remedy
+
+
 @pytest.mark.parametrize("kind", TROUBLES)
 def test_each_trouble_is_found_alone_with_evidence_and_remedy(kind):
     lines, step, evidence, remedy = TROUBLES[kind]
