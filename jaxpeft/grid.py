@@ -48,11 +48,11 @@ def points(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
 
 
 def name(values: Values) -> str:
-    """What a point is called: `learning_rate=0.001 seed=1`."""
+    """What a point is called: `learning_rate=0.001 seed=1`, with four digits."""
     short = {key.rsplit(".", 1)[-1] for key in values}
     whole = len(short) < len(values)  # two keys of different sections end alike
     return " ".join(
-        f"{key if whole else key.rsplit('.', 1)[-1]}={_text(value)}"
+        f"{key if whole else key.rsplit('.', 1)[-1]}={_short(value)}"
         for key, value in values.items()
     )
 
@@ -110,6 +110,10 @@ def _can_share(cfg: RunConfig, devices: int) -> bool:
 
 def _is_full(cfg: RunConfig) -> bool:
     return cfg.adapter.method == "full"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else _text(value)
 
 
 def _text(value: Any) -> str:

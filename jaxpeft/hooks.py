@@ -106,12 +106,11 @@ class Log:
         if not self.is_due(moment.step):
             return
         loss = float(moment.metrics["loss"])  # waits for the step
-        updates = moment.step - 1 - int(moment.state.skipped)
         elapsed = time.monotonic() - self._since - self._paused
         line = {
             "step": moment.step,
             "loss": loss,
-            "learning_rate": self._rate(max(0, updates), moment.state),
+            "learning_rate": self.rate(moment.state, moment.step),
             "grad_norm": float(moment.metrics["grad_norm"]),
             "update_norm": float(moment.metrics["update_norm"]),
             "tokens": self.tokens,
@@ -126,7 +125,9 @@ class Log:
         """Whether this step gets a line; of others only the tokens are counted."""
         return step % self._every == 0 or step in (1, self._last)
 
-    def _rate(self, updates: int, state: TrainState) -> float:
+    def rate(self, state: TrainState, step: int) -> float:
+        """The learning rate of a step, as evaluations have left it."""
+        updates = max(0, step - 1 - int(state.skipped))
         factor = optim.rate_factor(state.opt_state)
         return float(np.asarray(self._schedule(updates))) * float(np.asarray(factor))
 
@@ -158,8 +159,16 @@ class Evaluate:
             return False
         newest = self.run(moment.step, moment.state)
         # Some schedules lower the rate by this loss; what is saved knows of it.
-        opt_state = optim.observe(moment.state.opt_state, newest["eval_loss"])
-        moment.state = dataclasses.replace(moment.state, opt_state=opt_state)
+        state = moment.state
+        opt_state = optim.observe(state.opt_state, newest["eval_loss"])
+        moment.state = dataclasses.replace(state, opt_state=opt_state)
+        if optim.observes(opt_state):
+            rates = [self._log.rate(s, moment.step) for s in (state, moment.state)]
+            if rates[0] != rates[1]:
+                self._progress.note(
+                    "by the evaluation losses the learning rate goes from "
+                    f"{rates[0]:.2e} to {rates[1]:.2e}"
+                )
         self.stopping.observe(moment.step, newest["eval_loss"])
         if self.stopping.exhausted and moment.step != self._last:
             self._progress.note(self.stopping.verdict(moment.step))

@@ -20,7 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpeft import data, evaluation, hooks, joint_step, optim, results, training
+from jaxpeft import (
+    data,
+    evaluation,
+    hooks,
+    joint_step,
+    optim,
+    outcome,
+    results,
+    training,
+)
 from jaxpeft.checkpoint import Checkpoints
 from jaxpeft.compiled import Compiled
 from jaxpeft.config import RunConfig
@@ -138,6 +147,8 @@ class _Together:
                 self._evaluate(0)
             for point in self.points:
                 results.begin(point.run, self.done, point.run.fingerprint())
+            if not self.done:
+                self._answer_before()
             for point in self.points:
                 point.log.restart()
             for batches in self._batches():
@@ -150,6 +161,15 @@ class _Together:
         self._look_at_pending()
         self.checkpoints.wait()
         return [self._finish(number) for number in range(len(self.points))]
+
+    def _answer_before(self) -> None:
+        """Writes what the untrained models say: of those with one seed the same."""
+        said: dict[int, Any] = {}
+        for number, point in enumerate(self.points):
+            seed = point.run.cfg.seed
+            if seed not in said:
+                said[seed] = point.run.answers(self._trained(number))
+            outcome.keep_before(point.run.output, said[seed])
 
     def _take(self, batches: Sequence[data.Batch]) -> None:
         """One step of all that still run, and what follows it."""

@@ -1,6 +1,7 @@
 """The pictures of a run and of a sweep: losses and learning rates over the steps."""
 
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 from jaxpeft.run_files import METRICS, Point, Sweep, read_metrics, values
 
 LOSS, STEP, RATE = "loss (nats per token)", "step (updates)", "rate (per update)"
-DECADE = 10.0  # values that span more are drawn on a logarithmic axis
+FACTOR = 5.0  # values that span it are drawn on a logarithmic axis
+SEED = "seed"
 
 
 def plot_losses(metrics: Path, target: Path, title: str) -> None:
@@ -71,11 +73,15 @@ def best_evaluation(lines: list[dict]) -> tuple[int, float] | None:
 def plot_sweep(sweep: Sweep, target: Path, title: str) -> None:
     """Draws a sweep to a PNG: what came out over the first axis, and all the curves."""
     pyplot = _pyplot()
-    figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(13, 5.5), layout="constrained"
+    outcome = outcomes(sweep)
+    width, columns = (13, 2) if outcome.key else (8, 1)
+    figure, axes = pyplot.subplots(
+        1, columns, figsize=(width, 5.5), layout="constrained", squeeze=False
     )
     figure.suptitle(title)
-    _plot_outcomes(left, sweep)
+    right = axes[0, -1]
+    if outcome.key:
+        _plot_outcomes(axes[0, 0], sweep, outcome)
     for rank, point in enumerate(sweep.points):
         training, evaluation = read_metrics(point.directory / METRICS)
         if sweep.measure == "evaluation":
@@ -95,48 +101,64 @@ def plot_sweep(sweep: Sweep, target: Path, title: str) -> None:
     pyplot.close(figure)
 
 
-def _plot_outcomes(axes: Any, sweep: Sweep) -> None:
-    key, lines = outcomes(sweep)
-    for name, points in lines.items():
+def _plot_outcomes(axes: Any, sweep: Sweep, outcome: "Outcomes") -> None:
+    key = outcome.key
+    for name, points in outcome.lines.items():
         where = [point.values[key] for point in points]
         losses = [point.loss for point in points]
-        axes.plot(where, losses, marker="o", label=name or "all points")
-    if spans_decades([p.values[key] for points in lines.values() for p in points]):
+        style = "-" if outcome.joined else ""
+        label = name or "all points"
+        axes.plot(where, losses, linestyle=style, marker="o", label=label)
+    if outcome.logarithmic:
         axes.set_xscale("log")
     axes.set_xlabel(axis_label(key))
     axes.set_ylabel(f"final {sweep.measure} {LOSS}")
     axes.grid(alpha=0.3)
-    if 1 < len(lines) <= 16:
+    if 1 < len(outcome.lines) <= 16:
         axes.legend(fontsize="small")
 
 
-def outcomes(sweep: Sweep) -> tuple[str, dict[str, list[Point]]]:
-    """The first numeric axis, and the points along it for each choice of the others.
+@dataclass(frozen=True)
+class Outcomes:
+    """What came out of a sweep over one of its keys: "" where none has numbers.
 
-    Without such an axis the key is "" and there are no points.
+    lines: the points along it, for each choice of the other keys, or all of them where
+    a search has drawn those. joined: whether a line through them says anything.
     """
-    key = next((k for k, v in sweep.axes.items() if v and all(map(_number, v))), "")
+
+    key: str
+    lines: dict[str, list[Point]]
+    joined: bool
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether the values lie so far apart that their logarithms show more."""
+        points = [point for line in self.lines.values() for point in line]
+        numbers = [point.values[self.key] for point in points]
+        if not numbers or min(numbers) <= 0:
+            return False
+        return bool(max(numbers) >= FACTOR * min(numbers))
+
+
+def outcomes(sweep: Sweep) -> Outcomes:
+    """The points over the first key that has numbers; a seed is the last choice."""
+    keys = sorted(sweep.axes, key=lambda key: key == SEED)
+    known = (k for k in keys if all(_number(p.values.get(k)) for p in sweep.points))
+    key = next(known, "")
+    joined = all(isinstance(axis, list) for axis in sweep.axes.values())
     lines: dict[str, list[Point]] = defaultdict(list)
     for point in sweep.points if key else ():
         others = [f"{_short(k)}={v}" for k, v in point.values.items() if k != key]
-        lines[" ".join(others)].append(point)
-    return key, {
+        lines[" ".join(others) if joined else ""].append(point)
+    ordered = {
         name: sorted(lines[name], key=lambda point: point.values[key])
         for name in sorted(lines)
     }
-
-
-def spans_decades(numbers: list[float]) -> bool:
-    """Whether numbers, all above zero, lie so far apart that logarithms show more."""
-    if not numbers or min(numbers) <= 0:
-        return False
-    return bool(max(numbers) > DECADE * min(numbers))
+    return Outcomes(key, ordered, joined)
 
 
 def axis_label(key: str) -> str:
     """The name of a configuration key at an axis, with its unit where it has one."""
-    if not key:
-        return "no axis has numbers"
     rate = _short(key) == "learning_rate"
     return f"{key} (per update)" if rate else key
 

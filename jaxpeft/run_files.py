@@ -90,13 +90,15 @@ class Point:
 class Sweep:
     """A `sweep.json`: its axes as they were given, its points best first.
 
-    measure: "evaluation", or "training" where no point has been evaluated.
+    measure: "evaluation", or "training" where no point has been evaluated. remarks:
+    what the sweep's end said of them.
     """
 
     directory: Path
-    axes: dict[str, list[Any]]
+    axes: dict[str, Any]
     points: tuple[Point, ...]
     measure: str
+    remarks: tuple[str, ...] = ()
 
 
 def read_sweep(directory: Path) -> Sweep:
@@ -117,6 +119,7 @@ def read_sweep(directory: Path) -> Sweep:
         key = content.get("judged_by", likely)
         points = [_point(directory, row, key) for row in rows]
         axes = dict(content.get("axes", {}))
+        remarks = tuple(map(str, content.get("remarks", ())))
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(
             f"{path}: found no object with points, each with its name and directory; "
@@ -124,7 +127,7 @@ def read_sweep(directory: Path) -> Sweep:
         ) from error
     points.sort(key=lambda point: (math.isnan(point.loss), point.loss))
     measure = "training" if key == "train_loss" else "evaluation"
-    return Sweep(directory, axes, tuple(points), measure)
+    return Sweep(directory, axes, tuple(points), measure, remarks)
 
 
 def _point(directory: Path, row: dict[str, Any], key: str) -> Point:

@@ -48,8 +48,7 @@ def train(sweep: Sweep, trials: int, seed: int) -> None:
     sweep.train(sweep.points)
     while len(sweep.points) < trials:
         size = min(sweep.at_once or ROUND, trials - len(sweep.points))
-        drawn = [sweep.add(values) for values in _ask(sweep, size, seed)]
-        sweep.train(drawn)
+        sweep.train(sweep.add(_ask(sweep, size, seed)))
 
 
 def _ask(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:

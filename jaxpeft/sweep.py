@@ -75,11 +75,13 @@ def main(argv: Sequence[str]) -> int:
     sinks.require(base.training.report_to)
     directory = Path(args.out or base.output_dir + "-sweep")
     sweep = sweeping.Sweep(args.config, args.overrides, directory, axes, args.at_once)
-    if not args.search and not sweep.points:
-        for values in grid.points(axes):
-            sweep.add(values)
+    if not args.search:
+        sweep.add(grid.points(axes))
     sweep.configurations(sweep.points)  # all complaints, before anything is written
     with RunLock(directory):
+        left = sum(not point.ended for point in sweep.points)
+        if sweep.points and not left and not args.search:
+            console.say(f"all {len(sweep.points)} points have ended: nothing to train")
         if args.search:
             search.train(sweep, args.trials or TRIALS, base.seed)
         else:

@@ -28,6 +28,7 @@ from jaxpeft.errors import InputError, NumericsError
 TABLE, POINTS, GROUPS = "sweep.csv", "points", "groups"
 WAITING = "waiting"
 SEED = "seed"
+NEAR = 0.05  # of a space: what a search drew there is at its end
 LAST_LINES = 10  # whose mean is the training loss of a point
 
 
@@ -39,7 +40,8 @@ class Point:
     "stopped early" or "diverged". Losses are in nats per token, None where there is
     none: the last evaluation, the lowest one and its step, and the mean of the last
     logged training losses. seconds: of the program that trained it, over the number of
-    points that it trained.
+    points that it trained. turn: points added together have the same, and no program
+    trains points of several turns, so that a sweep that grew goes on as it began.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Point:
     best_step: int | None = None
     train_loss: float | None = None
     seconds: float | None = None
+    turn: int = 0
 
     @property
     def ended(self) -> bool:
@@ -92,12 +95,23 @@ class Sweep:
                 "another directory"
             )
 
-    def add(self, values: dict[str, Any]) -> Point:
-        """A further point, which waits to be trained."""
-        number = f"{len(self.points):02}"
-        point = Point(grid.name(values), f"{POINTS}/{number}", values)
-        self.points.append(point)
-        return point
+    def add(self, choices: Sequence[dict[str, Any]]) -> list[Point]:
+        """Further points, which wait; those that a grid has already are not added."""
+        turn = 1 + max((point.turn for point in self.points), default=-1)
+        known = [point.values for point in self.points]
+        added = []
+        for values in choices:
+            if self.is_grid and values in known:
+                continue
+            place = f"{POINTS}/{len(self.points) + len(added):02}"
+            added.append(Point(grid.name(values), place, values, turn=turn))
+        self.points += added
+        return added
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the axes name values, and not spaces to draw from."""
+        return all(isinstance(axis, list) for axis in self.axes.values())
 
     def configurations(self, points: Sequence[Point]) -> list[RunConfig]:
         """What each point trains; raises InputError for all that is wrong with any."""
@@ -118,17 +132,13 @@ class Sweep:
         """Trains those that have not ended, together where one program can."""
         left = [point for point in points if not point.ended]
         configs = self.configurations(left)
-        for numbers in grid.together(configs, jax.device_count(), self.at_once):
-            group = [left[n] for n in numbers]
-            for point in group:
-                point.status = joint.RUNNING
-            self.save()
-            start = time.monotonic()
-            self._train_group(group, [configs[n] for n in numbers])
-            for point in group:
-                point.seconds = round((time.monotonic() - start) / len(group), 1)
-                self._read(point)
-            self.save()
+        for turn in sorted({point.turn for point in left}):
+            at = [n for n, point in enumerate(left) if point.turn == turn]
+            ours = [configs[n] for n in at]
+            for numbers in grid.together(ours, jax.device_count(), self.at_once):
+                self._train_group(
+                    [left[at[n]] for n in numbers], [ours[n] for n in numbers]
+                )
 
     def ranking(self) -> list[Point]:
         """The points that have ended, best first; those that diverged last."""
@@ -159,6 +169,7 @@ class Sweep:
             "base_config": self.source,
             **self._asked,
             "judged_by": self.judged_by,
+            "remarks": [*over_seeds(self), *advice(self)] if self.ranking() else [],
             "points": [asdict(point) for point in self.points],
         }
         run_files.write_json(self.directory / run_files.SWEEP, state)
@@ -181,6 +192,18 @@ class Sweep:
         reports.write_sweep(self.directory)
 
     def _train_group(self, group: list[Point], configs: list[RunConfig]) -> None:
+        """Trains points together, and takes down what came of them."""
+        for point in group:
+            point.status = joint.RUNNING
+        self.save()
+        start = time.monotonic()
+        self._take_steps(group, configs)
+        for point in group:
+            point.seconds = round((time.monotonic() - start) / len(group), 1)
+            self._read(point)
+        self.save()
+
+    def _take_steps(self, group: list[Point], configs: list[RunConfig]) -> None:
         numbers = [point.directory.rsplit("/", 1)[-1] for point in group]
         if len(group) == 1:
             console.say(f"point {numbers[0]}: {group[0].name}")
@@ -194,18 +217,32 @@ class Sweep:
             point.status = status
 
     def _go_on(self, found: dict[str, Any]) -> None:
-        """Takes over the points of the sweep that the directory holds."""
+        """Takes over the points of the sweep that the directory holds.
+
+        A grid may have got further values: its points are added to those.
+        """
+        points = [Point(**point) for point in found["points"]]
+        begun = any((self._output(p) / run_files.METRICS).exists() for p in points)
+        axes = found["axes"]
+        if _further(axes, self.axes):
+            self.axes = self._asked["axes"] = {
+                key: [*values, *(x for x in self.axes[key] if x not in values)]
+                for key, values in axes.items()
+            }
+            found = {**found, "axes": self.axes}
         then, now = (
             {**_flat(x["settings"]), **_flat(x["axes"])} for x in (found, self._asked)
         )
         changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        if changed and not begun:
+            return  # it came to nothing: nothing is lost by another
         if changed:
             raise InputError(
                 f"--out: {str(self.directory)!r} holds a sweep with other settings "
                 f"({', '.join(changed[:5])}); name another directory, or "
                 "repeat that sweep's command to go on with it"
             )
-        self.points = [Point(**point) for point in found["points"]]
+        self.points = points
 
     def _output(self, point: Point) -> Path:
         return self.directory / point.directory
@@ -232,7 +269,8 @@ def lines(sweep: Sweep) -> list[str]:
     """The table of the points that have ended, best first, in lines."""
     keys = list(dict.fromkeys(key for point in sweep.points for key in point.values))
     head = ("rank", *(key.rsplit(".", 1)[-1] for key in keys))
-    head += ("eval loss", "lowest", "at step", "train loss", "s", "status", "point")
+    head += ("eval loss", "lowest", "at step", f"train loss, last {LAST_LINES}")
+    head += ("s, its share", "status", "point")
     rows: list[tuple[str, ...]] = [head]
     for rank, point in enumerate(sweep.ranking(), 1):
         results = _results(point)
@@ -250,7 +288,7 @@ def over_seeds(sweep: Sweep) -> list[str]:
     groups: dict[str, list[float]] = {}
     for point in sweep.ranking():
         others = {key: v for key, v in point.values.items() if key != SEED}
-        if SEED in point.values and others:
+        if SEED in point.values and others and sweep.is_grid:
             groups.setdefault(grid.name(others), []).append(sweep.score(point))
     several = {name: scores for name, scores in groups.items() if len(scores) > 1}
     rows = sorted((sum(s) / len(s), name, s) for name, s in several.items())
@@ -273,18 +311,40 @@ def advice(sweep: Sweep) -> list[str]:
         "train it again: python -m jaxpeft.train --config "
         f"{sweep.source} {' '.join([*sweep.overrides, *grid.overrides(best.values)])}",
     ]
-    for key, values in sweep.axes.items():
-        numbers = isinstance(values, list) and all(map(_is_number, values))
-        if not numbers or len(values) < 3 or key == SEED:
-            continue
-        at = best.values[key]
-        for end, word in ((min(values), "smaller"), (max(values), "larger")):
-            if at == end:
+    for key, axis in sweep.axes.items():
+        at, ends = best.values[key], _ends(key, axis)
+        for end, word in zip(ends, ("smaller", "larger")):
+            if at == end or _is_near(at, end, ends, axis):
                 text.append(
-                    f"{key}: the best value, {_short(at)}, is at the end of the grid; "
-                    f"try {word} ones"
+                    f"{key}: the best value, {_short(at)}, is at the end of what was "
+                    f"tried; try {word} ones"
+                    + (": the same command goes on from here" if sweep.is_grid else "")
                 )
     return text
+
+
+def _ends(key: str, axis: Any) -> tuple[float, ...]:
+    """(lowest, highest) value of a key; () where these are no ends of a scale."""
+    if isinstance(axis, dict):
+        return (axis["low"], axis["high"]) if "low" in axis else ()
+    if key == SEED or len(axis) < 3 or not all(map(_is_number, axis)):
+        return ()
+    return min(axis), max(axis)
+
+
+def _is_near(value: float, end: float, ends: tuple[float, ...], axis: Any) -> bool:
+    """Whether what a search has drawn lies at an end of its space, or next to it."""
+    if not isinstance(axis, dict):
+        return False
+    along = math.log if axis["kind"] == "log" else float
+    apart = abs(along(value) - along(end))
+    return apart < NEAR * (along(ends[1]) - along(ends[0]))
+
+
+def _further(then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two grids are over the same keys, however many values each has."""
+    lists = all(isinstance(axis, list) for axis in [*then.values(), *now.values()])
+    return lists and set(then) == set(now)
 
 
 def _alone(cfg: RunConfig) -> str:

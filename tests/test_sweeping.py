@@ -99,10 +99,9 @@ def sweep(config, tmp_path):
     """A sweep of three rates and two seeds that has ended, whose best rate is last."""
     axes = {RATE: [1e-4, 1e-3, 1e-2], "seed": [1, 2]}
     made = sweeping.Sweep(config(), (), tmp_path / "sweep", axes)
-    for values in grid.points(axes):
-        point = made.add(values)
+    for point in made.add(grid.points(axes)):
         point.status, point.train_loss = "done", 1.0
-        point.eval_loss = 2.0 - 10 * values[RATE] + 0.01 * values["seed"]
+        point.eval_loss = 2.0 - 10 * point.values[RATE] + 0.01 * point.values["seed"]
     made.points[0].status = "diverged"
     made.points[1].eval_loss = None
     return made
@@ -129,9 +128,8 @@ def test_a_best_value_at_the_end_of_its_grid_is_told(sweep):
     advice = sweeping.advice(sweep)
     assert "learning_rate=0.01 seed=1, eval_loss 1.9100" in advice[0]
     assert advice[1].endswith("optimizer.learning_rate=0.01 seed=1")
-    assert (
-        advice[2]
-        == f"{RATE}: the best value, 0.01, is at the end of the grid; try larger ones"
+    assert advice[2].startswith(
+        f"{RATE}: the best value, 0.01, is at the end of what was tried; try larger"
     )
     assert len(advice) == 3  # seeds are no scale
 
@@ -142,6 +140,13 @@ def test_a_directory_keeps_its_sweep(sweep, config, tmp_path):
     assert again.points == sweep.points
     stored = json.loads((sweep.directory / "sweep.json").read_text())
     assert stored["points"] == [dataclasses.asdict(point) for point in sweep.points]
+    # Nothing was trained yet: it may become another.
+    other = sweeping.Sweep(config(), ["data.max_length=9"], sweep.directory, sweep.axes)
+    assert other.points == []
+    for point in sweep.points:
+        folder = sweep.directory / point.directory
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").touch()
     with pytest.raises(InputError, match=r"other settings \(data.max_length\)"):
         sweeping.Sweep(config(), ["data.max_length=9"], sweep.directory, sweep.axes)
     other = tmp_path / "other"
@@ -149,7 +154,35 @@ def test_a_directory_keeps_its_sweep(sweep, config, tmp_path):
     (other / "file").touch()
     with pytest.raises(InputError, match="is not empty and holds no sweep"):
         sweeping.Sweep(config(), (), other, sweep.axes)
+    with pytest.raises(InputError, match=r"other settings \(.*adapter.r"):
+        sweeping.Sweep(config(), (), sweep.directory, {"adapter.r": [1, 2]})
     for damage in ("[]", "{", '{"points": []}'):
         (sweep.directory / "sweep.json").write_text(damage)
         with pytest.raises(InputError, match="no sweep that can be gone on with"):
             sweeping.Sweep(config(), (), sweep.directory, sweep.axes)
+
+
+def test_a_grid_can_get_further_values(sweep, config):
+    sweep.save()
+    axes = {RATE: [1e-2, 3e-2], "seed": [1, 2]}
+    grown = sweeping.Sweep(config(), (), sweep.directory, axes)
+    assert grown.axes[RATE] == [1e-4, 1e-3, 1e-2, 3e-2]
+    added = grown.add(grid.points(axes))
+    assert [point.values[RATE] for point in added] == [3e-2, 3e-2]
+    assert [point.directory for point in added] == ["points/06", "points/07"]
+    assert grown.points[:6] == sweep.points
+    assert {point.turn for point in added} == {1}
+    assert not grown.add(grid.points(axes))
+
+
+def test_what_a_search_found_at_the_end_of_its_space_is_told(config, tmp_path):
+    space = {"kind": "log", "low": 1e-4, "high": 1e-2}
+    made = sweeping.Sweep(config(), (), tmp_path / "sweep", {RATE: space})
+    rates = [2e-4, 9e-3, 1.23456789e-3]
+    for point, loss in zip(made.add([{RATE: rate} for rate in rates]), (3, 1, 2)):
+        point.status, point.eval_loss = "done", float(loss)
+    assert [point.name for point in made.points][2] == "learning_rate=0.001235"
+    told = sweeping.advice(made)[-1]
+    assert "0.009, is at the end of what was tried; try larger ones" in told
+    made.points[1].eval_loss = 9.0
+    assert len(sweeping.advice(made)) == 2

@@ -16,7 +16,7 @@ class Series:
     """A curve: x and y of one length; `smooth` beside y where noise would hide it.
 
     best: the index of a point to mark. points: whether each has a dot. color: its
-    number; None: its place among the curves.
+    number; None: its place among the curves. line: whether one joins the dots.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Series:
     points: bool = False
     best: int | None = None
     color: int | None = None
+    line: bool = True
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def _series_data(series: Series) -> dict[str, Any]:
         "y": _numbers(series.y[kept]),
         "smooth": smooth,
         "points": series.points and len(kept) <= 100,
+        "line": series.line,
         "best": None
         if best is None
         else [float(series.x[best]), float(series.y[best])],

@@ -33,7 +33,8 @@ def write_sweep(directory: Path) -> Path:
         keys=keys,
         measure=sweep.measure,
         rows=[_row(sweep, point, keys) for point in sweep.points],
-        axes=[(key, wording.figure(value, "")) for key, value in sweep.axes.items()],
+        axes=[(key, wording.axis(value)) for key, value in sweep.axes.items()],
+        remarks=sweep.remarks,
         charts=[chart.data() for chart in charts if chart.series],
     )
     return target
@@ -64,22 +65,23 @@ def _loss(value: float | None) -> str:
 
 
 def _outcomes(sweep: Sweep) -> Chart:
-    key, lines = plots.outcomes(sweep)
+    found = plots.outcomes(sweep)
     series = [
         Series(
             name or "all points",
-            np.asarray([point.values[key] for point in points], float),
+            np.asarray([point.values[found.key] for point in points], float),
             np.asarray([point.loss for point in points], float),
             points=True,
+            line=found.joined,
         )
-        for name, points in lines.items()
+        for name, points in found.lines.items()
     ]
     return Chart(
-        f"Final {sweep.measure} loss over {key}",
+        f"Final {sweep.measure} loss over {found.key}",
         plots.LOSS,
         [one for one in series if np.isfinite(one.y).any()],
-        x_label=plots.axis_label(key),
-        x_log=plots.spans_decades([x for one in series for x in one.x]),
+        x_label=plots.axis_label(found.key),
+        x_log=found.logarithmic,
     )
 
 

@@ -47,7 +47,19 @@ def figure(value: Any, unit: str) -> str:
     known = {"bytes": size, "seconds": duration, "nats": _nats, "count": _count}
     if unit in known:
         return known[unit](value)
-    return f"{_count(value)} {unit}".strip() if unit else f"{value:,}"
+    if not unit:
+        return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+    return f"{_count(value)} {unit}"
+
+
+def axis(values: Any) -> str:
+    """What a sweep gives a key: its values, or the space that a search draws from."""
+    if not isinstance(values, Mapping):
+        return figure(values, "")
+    if "values" in values:
+        return f"one of {figure(values['values'], '')}"
+    low, high = (figure(values.get(end), "") for end in ("low", "high"))
+    return f"{low} to {high}{' (log)' if values.get('kind') == 'log' else ''}"
 
 
 def size(count: float) -> str:

@@ -184,13 +184,18 @@ def test_an_interrupted_sweep_goes_on(sweep, monkeypatch, tmp_path):
     state = json.loads((tmp_path / "run-sweep" / "sweep.json").read_text())
     assert [point["status"] for point in state["points"]] == ["running"] * 2
 
-    other = sweep("--grid", "optimizer.learning_rate=1e-3,2e-2", **changes)
+    other = sweep(*arguments, **{**changes, "data.max_length": 9})
     assert other.code == 2
-    assert "holds a sweep with other settings (optimizer.learning_rate)" in other.err
+    assert "holds a sweep with other settings (data.max_length)" in other.err
 
-    done = sweep(*arguments, **changes)
+    # A further value joins those that are under way, in a program of its own.
+    further = ("--grid", "optimizer.learning_rate=1e-2,2e-2")
+    done = sweep(*further, **changes)
     assert done.code == 0, done.err
     assert "continuing after step 4" in done.out
+    assert "point 02: learning_rate=0.02" in done.out
+    again = sweep(*further, **changes)
+    assert "all 3 points have ended: nothing to train" in again.out
     for number in ("00", "01"):
         ours, theirs = (
             tmp_path / name / "points" / number for name in ("run-sweep", "straight")
@@ -231,15 +236,24 @@ def test_points_stop_and_diverge_each_for_itself(sweep, alone, metrics, tmp_path
     assert "diverged" not in table[2] and "diverged" in table[3]
 
 
-def test_a_schedule_that_evaluations_steer_is_each_points_own(sweep, alone, tmp_path):
+def test_a_schedule_that_evaluations_steer_is_each_points_own(sweep, command, tmp_path):
     schedule = {"name": "reduce_lr_on_plateau", "patience": 0, "threshold": 0.9}
-    changes = {"schedule": schedule, "training.eval_steps": 1}
+    changes = {"schedule": schedule, "training.eval_steps": 1, "training.samples": 1}
     done = sweep("--grid", "seed=1,2", **changes)
     assert done.code == 0, done.err
     assert "2 points in one program" in done.out
-    lone = alone("alone", "seed=2")
-    is_the_same(tmp_path / "run-sweep" / "points" / "01", lone)
+    lone, point = tmp_path / "alone", tmp_path / "run-sweep" / "points" / "01"
+    config = str(tmp_path / "sweep.yaml")
+    done = command("train", "--config", config, "seed=2", f"output_dir={lone}")
+    assert done.code == 0, done.err
+    is_the_same(point, lone)
     assert lines(lone)[-2]["learning_rate"] < 1e-2
+    assert "the learning rate goes from 1.00e-02 to 1.00e-03" in done.out
+    # What it said before training is there too.
+    (ours,), (theirs,) = (
+        json.loads((run / "samples.json").read_text()) for run in (point, lone)
+    )
+    assert ours["before"] == theirs["before"] and len(ours["before"]) > 1
 
 
 def test_what_no_program_can_share_trains_in_turn(sweep, tmp_path):

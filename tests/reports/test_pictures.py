@@ -1,5 +1,7 @@
 """The pictures beside a page: what is drawn, and how the axes are labelled."""
 
+import json
+
 import pytest
 from matplotlib import pyplot
 
@@ -55,4 +57,19 @@ def test_a_picture_of_a_sweep_without_numbers_or_results_is_drawn(tmp_path, draw
     run_files.write_json(tmp_path / "sweep.json", content)
     sweep = run_files.read_sweep(tmp_path)
     plots.plot_sweep(sweep, tmp_path / "sweep.png", "empty")
-    assert drawn[0].axes[0].get_xlabel() == "no axis has numbers"
+    (only,) = drawn[0].axes
+    assert only.get_xlabel() == "step (updates)"
+
+
+def test_what_a_search_drew_is_dots_over_its_first_number(sweep, drawn):
+    content = json.loads((sweep / "sweep.json").read_text())
+    space = {"kind": "log", "low": 1e-6, "high": 1e-2}
+    seeds = {"kind": "choice", "values": [1, 2]}
+    content["axes"] = {"seed": seeds, "optimizer.learning_rate": space}
+    run_files.write_json(sweep / "sweep.json", content)
+    assert cli.run(report.main, ["--sweep", str(sweep)]) == 0
+    left = drawn[0].axes[0]
+    (dots,) = left.lines
+    assert (left.get_xscale(), dots.get_linestyle()) == ("log", "None")
+    assert list(dots.get_xdata()) == sorted(2 * [1e-5, 1e-4, 1e-3])
+    assert "1e-06 to 0.01 (log)" in (sweep / "report.html").read_text()

@@ -241,7 +241,9 @@
       if (this.faint && series.smooth) {
         group.append(svgElement("path", { class: "curve faint", d: this.path(px, raw) }));
       }
-      group.append(svgElement("path", { class: `curve${dashed}`, d: this.path(px, py) }));
+      if (series.line) {
+        group.append(svgElement("path", { class: `curve${dashed}`, d: this.path(px, py) }));
+      }
       px.forEach((x, i) => {
         const alone = x !== null && (px[i - 1] ?? null) === null && (px[i + 1] ?? null) === null;
         if (x !== null && (series.points || alone)) {
