@@ -24,7 +24,7 @@ def open_run(cfg: RunConfig, resumes: bool) -> tuple[Run, Found | None]:
         return Run(cfg.at_rate(section.learning_rate)), None
     whole = cfg.adapter.method == session.FULL
     run = range_test.prepare(cfg)
-    console.say("optimizer.learning_rate: auto")
+    console.say("optimizer.learning_rate: auto, by a range test before training")
     found = range_test.conclude(range_test.range_test(run, keep=not whole), cfg)
     for line in found.describe():
         console.say(line)

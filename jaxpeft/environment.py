@@ -79,12 +79,12 @@ def record(path: Path, found: dict[str, Any], first: int) -> None:
 
 
 def command(argv: Sequence[str]) -> str:
-    """The command line, its program's name alone and without what looks secret.
+    """The command line, a program's name alone and without what looks secret.
 
     That are the values of overrides and options whose names do (`hub.token=...`), and
     logins in addresses.
     """
-    words, hidden = [Path(argv[0]).name if argv else ""], False
+    words, hidden = [_program(argv[0]) if argv else ""], False
     for word in argv[1:]:
         name, equals, _ = word.partition("=")
         if hidden:
@@ -94,6 +94,14 @@ def command(argv: Sequence[str]) -> str:
         hidden = not hidden and not equals and bool(_is_secret_option(word))
         words.append(LOGIN.sub("***@", word))
     return " ".join(words)
+
+
+def _program(path: str) -> str:
+    """What starts a program: a module of this package goes by its dotted name."""
+    if Path(path).parent != Path(__file__).parent:
+        return Path(path).name
+    name = Path(path).stem
+    return f"python -m jaxpeft{'' if name == '__main__' else f'.{name}'}"
 
 
 def _is_secret_option(word: str) -> bool:

@@ -23,12 +23,12 @@ def main(argv: Sequence[str]) -> int:
         "--steps",
         metavar="N",
         type=int,
-        help="default: one pass over the data, at most 100",
+        help="default: one pass over the data, from 50 to 100",
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="where to write (default: output_dir, or its lr_find/ if it holds a run)",
+        help="where to write; where a run is, in its lr_find/ (default: output_dir)",
     )
     cli.process_arguments(parser)
     args = parser.parse_intermixed_args(list(argv))
@@ -42,10 +42,9 @@ def main(argv: Sequence[str]) -> int:
         determinism.require()
     cluster.join(place, **cfg.cluster.model_dump())
     range_test.check(args.start, args.stop, args.steps)
-    output = Path(cfg.output_dir)
+    output = Path(args.out or cfg.output_dir)
     if (output / session.CONFIG).exists():
         output = output / "lr_find"
-    output = Path(args.out) if args.out else output
     run = range_test.prepare(cfg)
     curve = range_test.range_test(
         run, start=args.start, stop=args.stop, steps=args.steps, keep=False

@@ -138,6 +138,6 @@ def plot(curve: Curve, rates: dict[str, float], target: Path, title: str) -> Non
     axes.set_xlabel("learning rate (per step, logarithmic)")
     axes.set_ylabel("training loss (nats per token)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower left")
     figure.savefig(target, dpi=120)
     pyplot.close(figure)

@@ -26,6 +26,7 @@ from jaxpeft.step import TrainState
 
 START, STOP, STEPS = 1e-6, 1e-1, 100
 FEWEST = 10  # steps of which a curve can be made
+SURE = 50  # with fewer the noise of single batches moves what is suggested
 LINES, FOUND, PLOT = "lr_find.jsonl", "lr_find.json", "lr_find.png"
 FILES = LINES, FOUND, PLOT
 
@@ -54,8 +55,13 @@ class Found:
         ]
         if not self.curve.diverged:
             lines.append(
-                f"the loss did not diverge up to {self.curve.rates[-1]:.1e}; with a "
-                "higher --stop the minimum may lie further up"
+                f"the loss did not diverge up to {self.curve.rates[-1]:.1e}, where the "
+                "test ended: the best rate may be higher; try a higher --stop"
+            )
+        if self.curve.steps < SURE:
+            lines.append(
+                f"{self.curve.steps} steps are few: expect the suggestion to be right "
+                f"within a factor of 3; with --steps {STEPS} it is surer"
             )
         if self.factor != 1:
             lines.append(
@@ -143,13 +149,13 @@ def range_test(
 ) -> Curve:
     """The training losses of `run`'s own steps while the learning rate rises.
 
-    steps: None for one pass over the data, at most 100. keep: whether `run` stays as
+    steps: None for one pass over the data, from 50 to 100. keep: whether `run` stays as
     it is, which holds what trains twice; otherwise it is used up. Ends before `stop`
-    where the loss diverges. Raises InputError for ranges that make no sense and where
-    there are too few batches.
+    where the loss diverges. Raises InputError for ranges that make no sense.
     """
     check(start, stop, steps)
     steps = steps or _one_pass(run)
+    console.say(f"range test: {steps} steps, learning rate {start:g} to {stop:g}")
     rate = exponential(start, stop, steps)
     updates = assembly.updates(run.cfg, steps, rate)
     state = _initial_state(run, updates.tx, keep)
@@ -193,15 +199,8 @@ def _initial_state(
 
 
 def _one_pass(run: Run) -> int:
-    batches = math.floor(run.batches.steps_per_epoch)
-    if batches < FEWEST:
-        raise InputError(
-            f"data.train: one pass has {batches} batches of "
-            f"{run.cfg.training.batch_size}, and a range test needs {FEWEST} or more: "
-            f"run lr_find with --steps {2 * FEWEST} for several passes, or use a "
-            "smaller training.batch_size"
-        )
-    return min(STEPS, batches)
+    """One pass over the data, within what makes a good curve and costs little."""
+    return min(STEPS, max(SURE, math.floor(run.batches.steps_per_epoch)))
 
 
 def check(start: float, stop: float, steps: int | None) -> None:

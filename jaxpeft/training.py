@@ -146,7 +146,12 @@ class _Steps:
         watch = [self._watch()] if cluster.is_primary() else []
         try:
             if self.resumed:
-                self.progress.note(f"continuing after step {self.first}")
+                ended = self.stopping.exhausted or self.first == self.run.steps
+                self.progress.note(
+                    f"finished after step {self.first}: nothing is left to train"
+                    if ended
+                    else f"continuing after step {self.first}"
+                )
             else:
                 self._before(state)
             if self.stopping.exhausted:

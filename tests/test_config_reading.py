@@ -48,6 +48,17 @@ mesh: {data: -1, fsdp: 1, tensor: 1}
 """
 
 
+def test_the_command_line_outranks_the_other_way_of_saying_it(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(INTERFACE)
+    asked = ["training.num_epochs=2", "schedule.warmup_steps=5"]
+    found = config.load(path, asked)
+    assert (found.training.max_steps, found.training.num_epochs) == (None, 2)
+    assert (found.schedule.warmup_ratio, found.schedule.warmup_steps) == (None, 5)
+    same = config.load(path, ["training.num_epochs=null", "schedule.warmup_ratio=0.2"])
+    assert (same.training.max_steps, same.schedule.warmup_ratio) == (200, 0.2)
+
+
 def lora(
     base,
     *,

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import subprocess
+from pathlib import Path
 
 import jax
 
@@ -28,6 +29,13 @@ def test_secrets_are_left_out_of_the_command():
         "train.py --config a.yaml training.max_steps=3 hub.token=*** --api-key *** "
         "data=https://***@host/x"
     )
+
+
+def test_a_command_of_the_package_can_be_repeated():
+    package = Path(environment.__file__).parent
+    argv = [str(package / "sweep.py"), "--grid", "seed=1,2"]
+    assert environment.command(argv) == "python -m jaxpeft.sweep --grid seed=1,2"
+    assert environment.command([str(package / "__main__.py")]) == "python -m jaxpeft"
 
 
 def test_a_continued_run_says_where_and_with_what(tmp_path):

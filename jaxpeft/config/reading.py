@@ -17,6 +17,13 @@ from jaxpeft.config.sections import (
 from jaxpeft.config.wording import meant, shown, wanted
 from jaxpeft.errors import InputError
 
+# Two ways to say one thing: one on the command line outranks the other in the file.
+PAIRS = (
+    ("training.max_steps", "training.num_epochs"),
+    ("schedule.warmup_steps", "schedule.warmup_ratio"),
+)
+EXCLUSIVE = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
+
 Keys = dict[str, list[str]]  # section ("" is the top) -> the keys it knows
 
 
@@ -29,7 +36,9 @@ def load(
 
     Args:
         path: the file.
-        overrides: each replaces one key; the last one of a key counts.
+        overrides: each replaces one key; the last one of a key counts. One of
+            training.max_steps and num_epochs, or of schedule.warmup_steps and
+            warmup_ratio, takes the place of the other, too.
         tables: section -> what it chooses from. The keys of a component are checked
             only against a table.
 
@@ -44,7 +53,9 @@ def load(
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); name an existing YAML file"
         ) from None
-    mapping, problems = _overridden(strict_yaml.load(text, str(path)), overrides)
+    mapping = strict_yaml.load(text, str(path))
+    overrides = [*_outranked(mapping, overrides), *overrides]
+    mapping, problems = _overridden(mapping, overrides)
     try:
         config = parse(mapping, str(path), tables)
     except InputError as error:
@@ -244,6 +255,24 @@ def _rate_of_its_own(optimizer: Mapping[str, Any]) -> str:
     if optimizer.get("learning_rate") == "auto":
         return "optimizer.learning_rate auto is found at this batch size already"
     return ""
+
+
+def _outranked(mapping: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Overrides that empty what a file says where one of them says it otherwise."""
+    if not isinstance(mapping, Mapping):
+        return []
+    held = {
+        f"{section}.{key}"
+        for section, keys in mapping.items()
+        if isinstance(keys, Mapping)
+        for key in keys
+    }
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    return [
+        f"{loser}=null"
+        for key, loser in EXCLUSIVE.items()
+        if given.get(key, "null") != "null" and loser not in given and loser in held
+    ]
 
 
 def _overridden(

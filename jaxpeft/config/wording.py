@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -81,13 +82,22 @@ def wanted(error: ErrorDetails) -> str:
     # Pydantic's own words for the rarer kinds.
     default = error["msg"].replace("Input should be", "must be")
     text = _WANTED[kind].format(**context) if kind in _WANTED else default
-    if kind in ("int_type", "float_type") and isinstance(value, str):
+    if kind in ("int_type", "float_type") and _is_quoted_number(value):
         text += ", written without quotes"
+    if error["loc"][-1:] == ("learning_rate",) and kind == "float_type":
+        text += ", such as 2e-4, or auto"
     if kind == "literal_error" and isinstance(value, str):
         choices = context["expected"].replace(" or ", ", ").split(", ")
         near = difflib.get_close_matches(value, [c.strip("'") for c in choices], n=1)
         text += suggest(value, near)
     return text
+
+
+def _is_quoted_number(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def meant(section: str, key: str, keys: Mapping[str, Iterable[str]]) -> str:

@@ -130,7 +130,6 @@ def test_a_curve_that_suggests_nothing_is_written_all_the_same(lr_find, tmp_path
         (["--start=1e-2", "--stop=1e-3"], {}, "--start, --stop: found 0.01 and 0.001"),
         (["--start=0"], {}, "--start, --stop: found 0"),
         (["--steps=3"], {}, "--steps: found 3; give 10 or more"),
-        ([], {"training.batch_size": 16}, "one pass has 3 batches of 16"),
         ([], {"optimizer": {"name": "prodigy"}}, "optimizer.name: found 'prodigy'"),
         (
             [],
