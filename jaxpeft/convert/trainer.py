@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from jaxpeft.convert.draft import Draft, Idle, Row, To, Without, names
-from jaxpeft.convert.optimizers import optimizer, schedule
+from jaxpeft.convert.draft import Draft, Idle, Row, To, Without, names, truth
+from jaxpeft.convert.optimizers import Optimizer, optimizer, schedule
 from jaxpeft.optim import FUSED
 
 _LOADING = "examples are read and tokenized by the training process itself"
@@ -28,13 +28,14 @@ ROWS: dict[str, Row] = {
     "do_train": Idle("which command is run says this"),
     "do_eval": Idle("which command is run says this"),
     "do_predict": Idle("which command is run says this"),
-    "resume_from_checkpoint": Idle(
+    "resume_from_checkpoint": Without(
         "the same command continues from its own checkpoints by itself; one of torch "
-        "cannot be continued, but its adapter can: adapter.init_from"
+        "cannot be continued, but its adapter can: adapter.init_from",
+        off=(None, False, "", True),
     ),
     "ignore_data_skip": Idle("the data's position is always restored"),
     "restore_callback_states_from_checkpoint": Idle("all state is always restored"),
-    "full_determinism": To("deterministic"),
+    "full_determinism": To("deterministic", truth),
     "save_total_limit": To("training.save_total_limit"),
     "save_only_model": Idle(_SAVED),
     "save_safetensors": Idle(_SAVED),
@@ -158,11 +159,14 @@ _SINKS = ("tensorboard", "wandb", "trackio")
 _EVERY = {"logging": 500, "save": 500}  # steps, by the Trainer's defaults
 
 
-def translate(draft: Draft, devices: int) -> None:
-    """All that the Trainer reads, but for precision, which needs to know the method."""
+def translate(draft: Draft, devices: int, instead: Optimizer | None = None) -> None:
+    """All that the Trainer reads, but for precision, which needs to know the method.
+
+    instead: the optimizer that stands in the place of that of `optim`.
+    """
     length(draft)
     batch(draft, devices)
-    optimizer(draft)
+    optimizer(draft, instead)
     schedule(draft)
     for kind in _EVERY:
         every(draft, kind)

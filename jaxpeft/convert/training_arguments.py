@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxpeft.convert import peft_config, trainer
-from jaxpeft.convert.draft import Draft, Idle, Row, To, Without
+from jaxpeft.convert.draft import Draft, Idle, Row, To, Without, truth
 
 MODEL, DATA = "MODEL", "train.json"
 
@@ -15,8 +15,11 @@ _READING = "examples are read and tokenized by the training process itself"
 SFT: dict[str, Row] = {
     "max_length": To("data.max_length"),
     "max_seq_length": To("data.max_length"),
-    "packing": To("data.packing"),
-    "packing_strategy": Idle("rows are filled with whole examples, in order"),
+    "packing": To("data.packing", truth),
+    "packing_strategy": Without(
+        "rows are filled with whole examples, in order; none is cut between two",
+        off=(None, "bfd"),
+    ),
     "eval_packing": Idle("evaluation is never packed"),
     "padding_free": Idle("rows are padded to one of data.length_buckets lengths"),
     "pad_to_multiple_of": Idle("rows are padded to one of data.length_buckets lengths"),

@@ -106,7 +106,7 @@ EXAMPLES = {
     "train_lora/preprocess": (
         {"tokenized_path": "saves/dataset", "overwrite_cache": True},
         {},
-        {"template"},
+        {"template", "tokenized_path"},
     ),
     "train_lora/sft_kt": (KT, {}, {"template", "use_kt"}),
     "train_qlora/otfq": (
@@ -249,6 +249,14 @@ REFUSED = {
         "numbers",
     ),
     "a rate in words": ({"learning_rate": "low"}, "learning_rate", "number"),
+    "LoRA+ in words": ({"loraplus_lr_ratio": "big"}, "loraplus_lr_ratio", "number"),
+    "LoRA+ of a list": ({"loraplus_lr_ratio": [1]}, "loraplus_lr_ratio", "number"),
+    "a scale in words": (
+        {"use_galore": True, "galore_scale": "x"},
+        "galore_scale",
+        "number",
+    ),
+    "two optimizers": ({"use_galore": True, "use_muon": True}, "use_muon", "keep one"),
 }
 
 
@@ -310,6 +318,11 @@ KEYS = [
     ({"disable_gradient_checkpointing": True}, {"model.remat": "none"}),
     ({"bf16": False, "fp16": True}, {"model.dtype": "float16"}),
     ({"train_on_prompt": True}, {"data.train_on": "all"}),
+    # YAML 1.1, which theirs is read by, knows more words for these than 1.2.
+    ({"train_on_prompt": "Yes"}, {"data.train_on": "all"}),
+    ({"train_on_prompt": "no"}, {"data.train_on": "assistant"}),
+    ({"disable_shuffling": "off"}, {"data.shuffle": True}),
+    ({"disable_shuffling": "ON", "streaming": "no"}, {"data.shuffle": False}),
     ({"packing": True}, {"data.packing": True}),
     ({"neat_packing": True}, {"data.packing": True}),
     ({"disable_shuffling": True}, {"data.shuffle": False}),
@@ -362,6 +375,24 @@ KEYS = [
     ({"output_dir": None}, {"output_dir": "runs/converted"}),
     ({"use_adam_mini": True}, {"optimizer.name": "adam_mini"}),
     (
+        {"use_adam_mini": True, "optim": "adamw_torch_4bit", "adam_beta2": 0.9},
+        {"optimizer.name": "adam_mini", "optimizer.b2": 0.9},
+    ),
+    # Muon's Adam takes the Trainer's settings whatever `optim` is.
+    (
+        {"use_muon": True, "optim": "adafactor", "adam_beta2": 0.95},
+        {"optimizer.name": "muon", "optimizer.adam_b2": 0.95},
+    ),
+    # Weights decay with GaLore there, unlike in the Trainer.
+    (
+        {"use_galore": True, "finetuning_type": "full", "weight_decay": 0.1},
+        {"optimizer.name": "galore", "optimizer.weight_decay": 0.1},
+    ),
+    (
+        {"optim": "galore_adamw", "weight_decay": 0.1},
+        {"optimizer.name": "galore", "optimizer.weight_decay": 0.0},
+    ),
+    (
         {"use_muon": True, "adam_beta2": 0.95},
         {
             "optimizer.name": "muon",
@@ -405,6 +436,8 @@ WITHOUT = {
     "adapter_name_or_path": "a,b",
     "save_strategy": "epoch",
     "early_stopping_steps": 3,
+    "resume_from_checkpoint": "saves/checkpoint-10",
+    "tokenized_path": "saves/dataset",
 }
 
 
@@ -415,6 +448,40 @@ def test_what_has_no_equivalent_is_listed(key, convert, data_folder):
     assert done.code == 0
     assert any(line.startswith(f"  {key}") for line in done.out.splitlines())
     assert f"# - {key}" in done.text
+
+
+# Optimizers in the place of `optim`: the remark that remains, or none.
+INSTEAD = [
+    ({"use_galore": True, "optim": "paged_adamw_8bit"}, "float32 here"),
+    ({"use_galore": True, "optim": "adafactor"}, "the inner optimizer is Adam here"),
+    ({"use_muon": True, "optim": "paged_adamw_8bit"}, None),
+]
+
+
+@pytest.mark.parametrize(("changes", "remark"), INSTEAD, ids=str)
+def test_nothing_of_the_other_optimizer_is_left(changes, remark, convert, data_folder):
+    keys = COMMON | {"dataset_dir": str(data_folder), "finetuning_type": "full"}
+    done = convert(keys | changes)
+    assert done.code == 0
+    said = [line for line in done.out.splitlines() if "  optimizer.name: " in line]
+    assert [remark in line for line in said] == [True] * (remark is not None)
+    assert "8 bits" not in done.text
+
+
+def test_of_an_adapter_to_continue_only_the_optimizer_s_settings_count(
+    convert, value, data_folder
+):
+    keys = COMMON | {"dataset_dir": str(data_folder), "loraplus_lr_ratio": 4.0}
+    keys |= {"adapter_name_or_path": "saves/a", "lora_dropout": 0.3}
+    keys |= {"additional_target": "lm_head", "pissa_init": True}
+    done = convert(keys)
+    assert done.cfg.adapter.options == {}
+    assert done.cfg.adapter.modules_to_save == ()
+    assert value(done.cfg, "optimizer.lora_plus_ratio") == 4.0
+    (said,) = [line for line in done.out.splitlines() if "adapter to continue" in line]
+    assert {"lora_dropout", "additional_target", "pissa_init"} <= set(
+        said.strip().split(": ")[0].split(", ")
+    )
 
 
 def test_an_unknown_key_is_listed_with_the_nearest(convert, data_folder):
