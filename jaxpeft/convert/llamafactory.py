@@ -46,7 +46,6 @@ def from_llamafactory(keys: Mapping[str, Any], devices: int | None = None) -> Dr
     workers = draft.whole("ray_num_workers", 1)
     trainer.translate(draft, devices or workers, _switched(draft))
     _projections(draft)
-    draft.settings.setdefault("data.max_length", 2048)
     draft.apply(ROWS)
     return draft
 
@@ -98,7 +97,7 @@ def _model(draft: Draft, method: str) -> None:
         draft.refuse("model_name_or_path", "name the model")
         return
     draft.set("model.path", path)
-    precision(draft, method)
+    trainer.precision(draft, method)
     quantization(draft, str(path))
     if method == "full" and "model.quantization" in draft.settings:
         said = draft.given("quantization_bit")
@@ -114,24 +113,6 @@ def _model(draft: Draft, method: str) -> None:
             "gradient checkpointing, which is on there unless told otherwise; none or "
             "dots is faster where it fits",
         )
-
-
-def precision(draft: Draft, method: str) -> None:
-    """bf16, fp16 and pure_bf16: the dtype of base and activations."""
-    half, pure = draft.flag("fp16"), draft.flag("pure_bf16")
-    brain = draft.flag("bf16")
-    if half and not brain:
-        remark = "no loss scaling here; bfloat16 is safer on hardware that has it"
-        draft.set("model.dtype", "float16", remark)
-    elif brain or pure:
-        remark = (
-            "weights train in this dtype; with bf16 there they are kept in float32: "
-            "say float32 for that, at twice the memory"
-        )
-        draft.set("model.dtype", "bfloat16", remark * (method == "full" and not pure))
-    else:
-        remark = "not said there, where it follows the checkpoint's own dtype"
-        draft.set("model.dtype", "bfloat16", remark)
 
 
 def quantization(draft: Draft, path: str) -> None:
@@ -214,6 +195,14 @@ def _data(draft: Draft, pretraining: bool) -> None:
     if not draft.given("dataset"):
         draft.refuse("dataset", "name a data set")
     _template(draft, pretraining)
+    draft.set(
+        "data.max_length",
+        draft.whole("cutoff_len", 2048),
+        ""
+        if pretraining
+        else "what is longer loses its end here; there question and "
+        "answer are shortened by their shares",
+    )
     train = read_sources(draft, "dataset", pretraining)
     held_out = read_sources(draft, "eval_dataset", pretraining)
     weigh(draft, train)

@@ -5,7 +5,7 @@ https://github.com/hiyouga/LLaMA-Factory/tree/main/src/llamafactory/hparams
 
 from jaxpeft.convert import trainer
 from jaxpeft.convert.datasets import TEXT_ONLY
-from jaxpeft.convert.draft import Idle, Refused, Row, To, Without
+from jaxpeft.convert.draft import Idle, Refused, Row, Without
 
 _GENERATE = "an option of `python -m jaxpeft.generate`"
 _EXPORT = "an option of `python -m jaxpeft.export`"
@@ -159,7 +159,6 @@ ROWS: dict[str, Row] = {
     "swanlab_lark_webhook_url": Idle(_SWANLAB),
     "swanlab_lark_secret": Idle(_SWANLAB),
     # data
-    "cutoff_len": To("data.max_length"),
     "mask_history": Without(
         "every answer of a conversation is learned; in format messages give those that "
         "are not `weight: 0`"

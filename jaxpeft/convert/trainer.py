@@ -1,8 +1,12 @@
 """What transformers' TrainingArguments say, which LLaMA-Factory's files say too."""
 
 import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from jaxpeft.convert import files
 from jaxpeft.convert.draft import Draft, Idle, Row, To, Without, names, truth
 from jaxpeft.convert.optimizers import Optimizer, optimizer, schedule
 from jaxpeft.optim import FUSED
@@ -36,7 +40,6 @@ ROWS: dict[str, Row] = {
     "ignore_data_skip": Idle("the data's position is always restored"),
     "restore_callback_states_from_checkpoint": Idle("all state is always restored"),
     "full_determinism": To("deterministic", truth),
-    "save_total_limit": To("training.save_total_limit"),
     "save_only_model": Idle(_SAVED),
     "save_safetensors": Idle(_SAVED),
     "save_on_each_node": Idle(_SAVED),
@@ -170,6 +173,8 @@ def translate(draft: Draft, devices: int, instead: Optimizer | None = None) -> N
     schedule(draft)
     for kind in _EVERY:
         every(draft, kind)
+    limit = draft.whole("save_total_limit", 0)
+    draft.set("training.save_total_limit", limit if limit > 0 else None)
     evaluation(draft, devices)
     order(draft)
     sinks(draft)
@@ -190,6 +195,36 @@ def _gradients(draft: Draft) -> None:
         remark = "gradients are kept, to add up the parts of a batch; without parts "
         remark += "they never all exist"
         draft.set("training.fused_backward", False, remark)
+
+
+def precision(draft: Draft, method: str) -> None:
+    """`bf16`, `fp16` and `pure_bf16`: the dtype of base and activations.
+
+    method: of our adapter. With `full`, what trains is stored in that dtype as well.
+    """
+    half, brain = draft.flag("fp16"), draft.flag("bf16")
+    pure = draft.flag("pure_bf16")
+    mixed = half and not brain and not pure
+    if mixed and method != "full":
+        remark = "no loss scaling here; bfloat16 is safer on hardware that has it"
+        draft.set("model.dtype", "float16", remark)
+    elif brain or pure:
+        draft.set("model.dtype", "bfloat16")
+    elif mixed:
+        remark = "float16 there: without loss scaling, which is not done here, small "
+        draft.set("model.dtype", "bfloat16", remark + "gradients would be lost in it")
+    else:
+        remark = "not said there, where it follows the checkpoint's own dtype"
+        draft.set("model.dtype", "bfloat16", remark)
+    if method == "full" and not pure:
+        draft.remark("model.dtype", _STORED)
+
+
+_STORED = (
+    "what trains is stored in it, too; there that is float32 (LLaMA-Factory always, "
+    "the Trainer where the model was loaded so): say float32 for that, at twice the "
+    "memory"
+)
 
 
 def length(draft: Draft) -> None:
@@ -236,9 +271,12 @@ def every(draft: Draft, kind: str) -> None:
     elif strategy != "steps":
         draft.lack(f"{kind}_strategy", _in_steps(strategy, ours))
     elif steps is None:
-        draft.lack(key, f"is a share of a run whose length is not set; give {ours}")
+        draft.lack(key, _SHARE.format(ours))
     else:
         draft.set(ours, steps)
+
+
+_SHARE = "is a share of a run whose length is not set; give {}"
 
 
 def _in_steps(strategy: Any, ours: str) -> str:
@@ -262,6 +300,8 @@ def evaluation(draft: Draft, devices: int) -> None:
     draft.set("data.eval_batch_size", size)
     if strategy == "steps" and steps is not None:
         draft.set("training.eval_steps", steps)
+    elif strategy == "steps":
+        draft.lack("eval_steps", _SHARE.format("training.eval_steps"))
     elif strategy == "no":
         draft.set("training.eval_steps", None, "evaluated at the end only")
     else:
@@ -303,14 +343,14 @@ def order(draft: Draft) -> None:
 def sinks(draft: Draft) -> None:
     """`report_to`: where the curves go beside the run directory."""
     wanted = [name for name in names(draft.take("report_to", [])) if name != "none"]
-    wanted = list(_SINKS) if "all" in wanted else wanted
+    wanted = ["all"] if "all" in wanted else wanted
     for name in wanted:
-        if name not in _SINKS:
+        if name not in (*_SINKS, "all"):
             draft.lack(
                 f"report_to: {name}",
                 f"can be {', '.join(_SINKS)}; or read metrics.jsonl",
             )
-    known = [name for name in wanted if name in _SINKS]
+    known = [name for name in wanted if name in (*_SINKS, "all")]
     if known:
         draft.set("training.report_to", known)
 
@@ -335,23 +375,45 @@ _OFFLOAD = (
 
 def _deepspeed(draft: Draft, config: Any) -> None:
     """By the stage in its content, or in its file's name: ds_z3_config.json."""
-    text = str(config).lower()
-    stage = next((n for n in "0123" for tag in _STAGES if tag + n in text), None)
-    if stage in (None, "0"):
-        draft.skip("deepspeed", "weights are whole on every device, as is usual here")
-    elif stage == "3":
-        _split(draft, "ZeRO 3 here")
+    content = config if isinstance(config, Mapping) else files.json_object(str(config))
+    if content is None:
+        name = Path(str(config)).name.lower()
+        found = _STAGE.search(name)
+        stage = int(found[1]) if found else None
+        offload, tensors = "offload" in name, "autotp" in name
     else:
+        zero = files.inner(content, "zero_optimization")
+        stage = zero.get("stage", 0)
+        parts = [
+            files.inner(zero, f"offload_{part}") for part in ("optimizer", "param")
+        ]
+        devices = [part.get("device", "cpu") for part in parts if part]
+        offload = (
+            zero.get("cpu_offload") is True or {*devices} - {"none", None} != set()
+        )
+        tensors = "tensor_parallel" in content
+    if stage in (1, 2):
         _split(
             draft, f"ZeRO {stage} splits state and gradients alone; here weights too"
         )
-    if "offload" in text:
+    elif stage == 3:
+        _split(draft, "ZeRO 3 here")
+    elif stage == 0:
+        draft.skip("deepspeed", "weights are whole on every device, as is usual here")
+    else:
+        draft.lack("deepspeed", _NO_STAGE)
+    if offload:
         draft.lack("deepspeed: offload", _OFFLOAD)
-    if "autotp" in text:
+    if tensors:
         draft.lack("deepspeed: autotp", "split each layer with mesh.tensor: N")
 
 
-_STAGES = ("ds_z", "zero", "zero_stage_", "zero-", "'stage': ", '"stage": ')
+# In the names of files: ds_z3_config.json, zero2.json, stage-1.json.
+_STAGE = re.compile(r"(?:\bz|_z|zero|stage)[_-]?(?:stage[_-]?)?([0-3])(?!\d)")
+_NO_STAGE = (
+    "its stage is not known; if the weights are to be split over the devices, give "
+    "mesh: {data: 1, fsdp: -1}"
+)
 
 
 def _split(draft: Draft, remark: str) -> None:

@@ -15,6 +15,7 @@ from peft import (
     PromptTuningConfig,
     VeraConfig,
 )
+from peft.utils import constants
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -184,6 +185,65 @@ def test_the_fields_of_trl_s_sft_config(arguments, converted, value):
     assert value(done.cfg, "data.train_on") == "assistant"
     done = converted(arguments(), **sft | {"assistant_only_loss": False})
     assert value(done.cfg, "data.train_on") == "all"
+
+
+UNSAID = {"max_steps": 100, "eval_strategy": "steps", "eval_steps": 0.1}
+# Keys whose null or absence asks for something: our value, and what is said.
+NULLS = [
+    ({}, "training.save_total_limit", None, None),
+    ({"save_total_limit": None}, "training.save_total_limit", None, None),
+    ({}, "data.max_length", 1024, "data.max_length: not said there"),
+    ({"max_length": 300}, "data.max_length", 300, None),
+    ({"max_length": None}, "data.max_length", 64, "nothing is cut there"),
+    ({"max_seq_length": None}, "data.max_length", 1024, None),
+    (UNSAID, "training.eval_steps", 10, None),
+    ({**UNSAID, "max_steps": -1}, "training.eval_steps", 50, "eval_steps: is a share"),
+    ({"report_to": ["all"]}, "training.report_to", ("all",), None),
+]
+
+
+@pytest.mark.parametrize(("keys", "ours", "expected", "said"), NULLS, ids=str)
+def test_what_is_left_open_there_is_not_filled_with_our_defaults(
+    keys, ours, expected, said, arguments, convert, value, tmp_path
+):
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
+    content = json.loads(arguments().to_json_string()) | keys
+    given = ("--model", tmp_path, "--eval-data", "held_out.json")
+    done = convert(content, *given, kind="json")
+    assert (done.code, done.err) == (0, "")
+    assert value(done.cfg, ours) == expected
+    assert said is None or said in done.out
+    if not said:
+        assert f"  {ours}: " not in done.out
+
+
+def test_nothing_is_cut_there_of_a_model_that_is_not_here(arguments, converted):
+    done = converted(arguments(), max_length=None)
+    assert "  max_length: null cuts nothing there; raise data.max_length" in done.out
+
+
+# What trains, and in which precision: our dtype, and whether it is said that weights
+# are stored in float32 there.
+PRECISIONS = [
+    ({"bf16": True}, "bfloat16", True),
+    ({"fp16": True}, "bfloat16", True),
+    ({}, "bfloat16", True),
+    ({"bf16": True, "pure_bf16": True}, "bfloat16", False),
+]
+
+
+@pytest.mark.parametrize(("keys", "dtype", "said"), PRECISIONS, ids=str)
+def test_full_fine_tuning_in_16_bits_is_warned_of(
+    keys, dtype, said, arguments, converted, convert
+):
+    theirs = {"model_name_or_path": "org/model", "dataset": "mine"}
+    done = [convert(theirs | keys | {"finetuning_type": "full"})]
+    if "pure_bf16" not in keys:
+        done += [converted(arguments(), **keys)]
+        assert "say float32" not in convert(theirs | keys).out  # an adapter is float32
+    for one in done:
+        assert one.cfg.model.dtype == dtype
+        assert ("say float32 for that" in one.out) == said
 
 
 def test_every_optimizer_of_the_trainer_has_its_row():
@@ -378,6 +438,28 @@ def test_peft_s_configs_become_the_adapter(name, arguments, convert, value, tmp_
     assert "without equivalent" not in done.out
     assert {key: value(done.cfg, key) for key in expected} == expected
     session.rules(done.cfg.adapter)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "mistral", "gpt2"])
+@pytest.mark.parametrize("config", [LoraConfig, VeraConfig, IA3Config])
+def test_without_targets_the_modules_are_those_of_peft(
+    config, kind, arguments, convert, tmp_path
+):
+    config().save_pretrained(tmp_path / "adapter")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": kind}))
+    given = ("--peft", tmp_path / "adapter" / "adapter_config.json")
+    content = json.loads(arguments().to_json_string())
+    done = convert(content, *given, "--model", tmp_path / "model", kind="json")
+    method = config().peft_type.value
+    theirs = getattr(
+        constants, f"TRANSFORMERS_MODELS_TO_{method}_TARGET_MODULES_MAPPING"
+    )
+    assert sorted(done.cfg.adapter.target_modules) == sorted(theirs[kind])
+    assert "adapter.target_modules: what PEFT takes where it is null" in done.out
+    # Of a model that is not here, too, they are not all linear layers.
+    elsewhere = convert(content, *given, "--model", "org/llama", kind="json")
+    assert sorted(elsewhere.cfg.adapter.target_modules) == sorted(theirs["llama"])
 
 
 def test_what_peft_has_beyond_us_is_listed(arguments, convert, tmp_path):
