@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxpeft.convert import trainer
-from jaxpeft.convert.datasets import PREFERENCES, TEXT_ONLY, read_sources, weigh
+from jaxpeft.convert.columns import TEXT_ONLY
+from jaxpeft.convert.datasets import PREFERENCES, read_sources
 from jaxpeft.convert.draft import Draft, names
 from jaxpeft.convert.llamafactory_rows import ROWS
 from jaxpeft.convert.optimizers import ADAM, ONE_SIDE, OPTIMIZERS, Optimizer
@@ -205,7 +206,6 @@ def _data(draft: Draft, pretraining: bool) -> None:
     )
     train = read_sources(draft, "dataset", pretraining)
     held_out = read_sources(draft, "eval_dataset", pretraining)
-    weigh(draft, train)
     draft.set("data.train", train[0] if len(train) == 1 else train)
     if held_out:
         draft.set("data.eval", held_out[0] if len(held_out) == 1 else held_out)

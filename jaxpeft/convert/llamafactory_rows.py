@@ -4,7 +4,7 @@ https://github.com/hiyouga/LLaMA-Factory/tree/main/src/llamafactory/hparams
 """
 
 from jaxpeft.convert import trainer
-from jaxpeft.convert.datasets import TEXT_ONLY
+from jaxpeft.convert.columns import TEXT_ONLY
 from jaxpeft.convert.draft import Idle, Refused, Row, Without
 
 _GENERATE = "an option of `python -m jaxpeft.generate`"

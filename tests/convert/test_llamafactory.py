@@ -2,8 +2,6 @@
 
 import pytest
 
-from jaxpeft.data import formats, sources
-
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 QWEN = "Qwen/Qwen3-4B-Instruct-2507"
 
@@ -216,7 +214,7 @@ REFUSED = {
         "text",
     ),
     "vision by template": ({"template": "qwen3_vl_nothink"}, "template", "text"),
-    "pictures": ({"dataset": "pictures"}, "dataset", "text"),
+    "pictures": ({"dataset": "pictures"}, "dataset: pictures: columns", "text"),
     "preferences": ({"dataset": "dpo_en_demo"}, "dataset", "chosen"),
     "predict": (
         {"do_train": False, "do_predict": True, "predict_with_generate": True},
@@ -243,11 +241,6 @@ REFUSED = {
     "a misspelt set": ({"dataset": "identitty"}, "dataset", "did you mean 'identity'"),
     "a misspelt optimizer": ({"optim": "adamw_trch"}, "optim", "'adamw_torch'"),
     "a list for a word": ({"stage": ["sft"]}, "stage", "did you mean 'sft'"),
-    "shares in words": (
-        {"mix_strategy": "interleave_over", "interleave_probs": "a,b"},
-        "interleave_probs",
-        "numbers",
-    ),
     "a rate in words": ({"learning_rate": "low"}, "learning_rate", "number"),
     "LoRA+ in words": ({"loraplus_lr_ratio": "big"}, "loraplus_lr_ratio", "number"),
     "LoRA+ of a list": ({"loraplus_lr_ratio": [1]}, "loraplus_lr_ratio", "number"),
@@ -495,64 +488,3 @@ def test_devices_multiply_the_batch(convert, data_folder):
     done = convert(keys, "--devices", "4")
     assert done.cfg.training.batch_size == 32
     assert "1 a device x 8 accumulated x 4 devices" in done.out
-
-
-# A data set's name: our source, without its path.
-SOURCES = {
-    "identity": {"format": "alpaca"},
-    "glaive": {"format": "sharegpt"},
-    "chat": {"format": "messages"},
-    "qa": {
-        "format": "alpaca",
-        "fields": {"instruction": "question", "output": "answer"},
-        "max_samples": 7,
-    },
-}
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_data_sets_are_looked_up_and_can_be_read(name, convert, data_folder):
-    keys = {"dataset_dir": str(data_folder), "dataset": name, "max_samples": None}
-    done = convert(COMMON | keys)
-    (source,) = done.cfg.data.train
-    expected = {"fields": None, "max_samples": None, **SOURCES[name]}
-    assert {key: getattr(source, key) for key in expected} == expected
-    rows = sources.read(source.path)
-    (parsed, *_) = formats.parse(rows, source.format, source.fields)
-    assert parsed.messages[-1]["role"] == "assistant"
-
-
-def test_pretraining_reads_the_prompt_s_column_as_text(convert, data_folder):
-    keys = {"dataset_dir": str(data_folder), "dataset": "c4_demo", "stage": "pt"}
-    done = convert(COMMON | keys)
-    (source,) = done.cfg.data.train
-    assert source.format == "text"
-    texts = formats.parse(sources.read(source.path), source.format, source.fields)
-    assert texts == [f"document {i}" for i in range(4)]
-
-
-def test_several_sets_are_drawn_by_their_sizes_as_if_put_together(convert, data_folder):
-    keys = COMMON | {"dataset_dir": str(data_folder)}
-    assert [s.weight for s in convert(keys).cfg.data.train] == [3, 5]
-    most = convert(keys | {"max_samples": 2})
-    assert [s.weight for s in most.cfg.data.train] == [2, 2]
-    mixed = {"mix_strategy": "interleave_over", "interleave_probs": "0.7,0.3"}
-    assert [s.weight for s in convert(keys | mixed).cfg.data.train] == [0.7, 0.3]
-
-
-def test_a_set_that_is_elsewhere_is_listed(convert, data_folder):
-    keys = {"dataset_dir": str(data_folder), "dataset": "elsewhere"}
-    done = convert(COMMON | keys)
-    assert done.code == 0
-    assert "someone/something" in done.out
-    assert "hf download" in done.out
-
-
-def test_without_the_list_of_sets_paths_are_guesses(convert, tmp_path):
-    done = convert(COMMON | {"dataset_dir": str(tmp_path), "dataset": "mine"})
-    assert done.code == 0
-    assert "dataset: mine: " in done.out
-    assert done.cfg.data.train[0].path == f"{tmp_path}/mine.json"
-    (tmp_path / "mine.jsonl").write_text('{"instruction": "q", "output": "a"}')
-    done = convert(COMMON | {"dataset_dir": str(tmp_path), "dataset": "mine"})
-    assert done.cfg.data.train[0].path == f"{tmp_path}/mine.jsonl"
