@@ -326,6 +326,7 @@ SCHEDULED = [
             "warmup_steps": 4,
         }
     ),
+    ({"lr_scheduler_type": "polynomial", "warmup_steps": 4}),
     ({"lr_scheduler_type": "constant", "warmup_steps": 5}),
     ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}),
     ({"lr_scheduler_type": "inverse_sqrt", "warmup_steps": 5}),
@@ -337,12 +338,24 @@ SCHEDULED = [
     ),
     (
         {
+            "lr_scheduler_type": "cosine_warmup_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr": 1e-4, "warmup_lr_rate": 0.2},
+            "warmup_steps": 5,
+        }
+    ),
+    (
+        {
             "lr_scheduler_type": "warmup_stable_decay",
             "lr_scheduler_kwargs": {"num_decay_steps": 10, "decay_type": "linear"},
             "warmup_steps": 5,
         }
     ),
 ]
+
+
+def test_all_schedules_that_depend_on_the_step_alone_are_compared():
+    compared = {settings["lr_scheduler_type"] for settings in SCHEDULED}
+    assert set(SCHEDULES) - compared == {"reduce_lr_on_plateau", "greedy"}
 
 
 @pytest.mark.parametrize("settings", SCHEDULED, ids=str)
