@@ -86,10 +86,9 @@ def layout(
     if format_ == "alpaca" and not fields["instruction"]:
         fields |= {"instruction": fields["input"], "input": None}
     fields |= _turns(draft, place, format_, tags)
-    for name in set(fields) & set(REQUIRED):
-        if not fields[name]:
-            draft.lack(f"{place}: columns", f"names none for {name!r}, which is needed")
-            del fields[name]
+    needed = [name for name in REQUIRED if name in fields and not fields[name]]
+    if needed:
+        draft.lack(f"{place}: columns", f"names none for {' and '.join(needed)}")
     # The answer is not read in pretraining, there as here.
     beside = {*known, *PREFERRED, *MEDIA} | ({"response"} if pretraining else set())
     for theirs in sorted(set(read) - beside):
@@ -100,6 +99,7 @@ def layout(
         for name, column in fields.items()
         # What the file does not have needs no word that it is not read.
         if column != name and (column or present is None or name in present)
+        if name not in needed
     }
     return {"format": format_} | ({"fields": named} if named else {})
 
