@@ -41,7 +41,10 @@ def read_sources(draft: Draft, key: str, pretraining: bool) -> list[dict[str, An
         found.append(source)
     if key == "dataset":
         _weigh(draft, found)
-    return [{k: v for k, v in one.items() if k != "num_samples"} for one in found]
+    return [{k: v for k, v in one.items() if k not in _ASIDE} for one in found]
+
+
+_ASIDE = ("num_samples", "size")  # of a source of theirs, no keys of ours
 
 
 OURS = {"dataset": "data.train", "eval_dataset": "data.eval"}
@@ -75,7 +78,7 @@ def _source(
     info: Mapping[str, Any] | None,
     pretraining: bool,
 ) -> dict[str, Any]:
-    """One data set as our source, with `num_samples` beside it where it has some."""
+    """One data set as our source, with what weighs it beside: `_ASIDE`."""
     place = f"{key}: {name}"
     guess = {
         "path": _guess(folder, name),
@@ -102,7 +105,8 @@ def _source(
         draft.lack(f"{place}: split", "the whole file is read; cut it to that part")
     path = _path(draft, place, name, folder, entry)
     source: dict[str, Any] = {"path": path}
-    source |= layout(draft, place, entry, _columns_of(path), pretraining)
+    present, source["size"] = _content(path)
+    source |= layout(draft, place, entry, present, pretraining)
     if path.endswith(".txt"):
         source.pop("fields", None)  # it has lines, no columns
     source["num_samples"] = entry.whole("num_samples", 0)
@@ -122,13 +126,13 @@ def _guess(folder: str, name: str) -> str:
     return next((file for file in files if Path(file).is_file()), files[0])
 
 
-def _columns_of(path: str) -> set[str] | None:
-    """The columns of a file's records; None where it cannot be read."""
+def _content(path: str) -> tuple[set[str] | None, int]:
+    """The columns of a file's records and their number; (None, 0) if unreadable."""
     try:
         rows = [row.value for row in sources.read(path)]
     except InputError:
-        return None
-    return {column for row in rows if isinstance(row, dict) for column in row}
+        return None, 0
+    return {name for row in rows if isinstance(row, dict) for name in row}, len(rows)
 
 
 def _path(draft: Draft, place: str, name: str, folder: str, entry: Draft) -> str:
@@ -200,7 +204,5 @@ def _size(source: Mapping[str, Any]) -> int:
     """How many examples a source has there; 0 where it cannot be read."""
     if source.get("num_samples"):
         return source["max_samples"]  # drawn again and again where there are fewer
-    try:
-        return len(sources.read(source["path"], source.get("max_samples")))
-    except InputError:
-        return 0
+    size = source.get("size", 0)
+    return min(size, source.get("max_samples", size))

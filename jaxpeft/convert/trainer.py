@@ -1,19 +1,15 @@
 """What transformers' TrainingArguments say, which LLaMA-Factory's files say too."""
 
 import math
-import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from jaxpeft.convert import files
 from jaxpeft.convert.draft import Draft, Idle, Row, To, Without, names, truth
 from jaxpeft.convert.optimizers import Optimizer, optimizer, schedule
+from jaxpeft.convert.spread import SPREAD, spread
 from jaxpeft.optim import FUSED
 
 _LOADING = "examples are read and tokenized by the training process itself"
 _SPEED = "how the step is compiled decides this here"
-_SPREAD = "the mesh says how devices share the work"
 _LOG = "the log and metrics.jsonl are always written so"
 _SAVED = "checkpoints are always whole, sealed and in the run directory"
 _METRICS = (
@@ -94,22 +90,22 @@ ROWS: dict[str, Row] = {
     "use_cpu": Idle("JAX_PLATFORMS=cpu says this"),
     "no_cuda": Idle("JAX_PLATFORMS=cpu says this"),
     "use_mps_device": Idle("JAX_PLATFORMS says this"),
-    "mp_parameters": Idle(_SPREAD),
+    "mp_parameters": Idle(SPREAD),
     # devices
-    "local_rank": Idle(_SPREAD),
-    "ddp_backend": Idle(_SPREAD),
-    "ddp_find_unused_parameters": Idle(_SPREAD),
-    "ddp_bucket_cap_mb": Idle(_SPREAD),
-    "ddp_broadcast_buffers": Idle(_SPREAD),
-    "ddp_static_graph": Idle(_SPREAD),
+    "local_rank": Idle(SPREAD),
+    "ddp_backend": Idle(SPREAD),
+    "ddp_find_unused_parameters": Idle(SPREAD),
+    "ddp_bucket_cap_mb": Idle(SPREAD),
+    "ddp_broadcast_buffers": Idle(SPREAD),
+    "ddp_static_graph": Idle(SPREAD),
     "ddp_timeout": Idle("cluster.heartbeat_timeout says when a process counts as dead"),
     "parallelism_config": Without(
         "say how devices share the work with mesh: {data, fsdp, tensor}"
     ),
-    "fsdp_min_num_params": Idle(_SPREAD),
-    "fsdp_transformer_layer_cls_to_wrap": Idle(_SPREAD),
-    "tpu_num_cores": Idle(_SPREAD),
-    "tpu_metrics_debug": Idle(_SPREAD),
+    "fsdp_min_num_params": Idle(SPREAD),
+    "fsdp_transformer_layer_cls_to_wrap": Idle(SPREAD),
+    "tpu_num_cores": Idle(SPREAD),
+    "tpu_metrics_debug": Idle(SPREAD),
     # log
     "logging_dir": Idle(_LOG),
     "logging_nan_inf_filter": Idle("a step that is not finite is skipped and counted"),
@@ -353,69 +349,3 @@ def sinks(draft: Draft) -> None:
     known = [name for name in wanted if name in (*_SINKS, "all")]
     if known:
         draft.set("training.report_to", known)
-
-
-def spread(draft: Draft) -> None:
-    """DeepSpeed and FSDP: what of the model is split over the devices."""
-    deepspeed, fsdp = draft.take("deepspeed"), draft.take("fsdp")
-    draft.skip("fsdp_config", _SPREAD)
-    if deepspeed:
-        _deepspeed(draft, deepspeed)
-    elif fsdp and "no_shard" not in str(fsdp):
-        _split(draft, "fsdp here")
-        if "offload" in str(fsdp):
-            draft.lack("fsdp: offload", _OFFLOAD)
-
-
-_OFFLOAD = (
-    "nothing is kept in the host's memory; `plan` says what fits, with model.remat, "
-    "model.quantization and more devices"
-)
-
-
-def _deepspeed(draft: Draft, config: Any) -> None:
-    """By the stage in its content, or in its file's name: ds_z3_config.json."""
-    content = config if isinstance(config, Mapping) else files.json_object(str(config))
-    if content is None:
-        name = Path(str(config)).name.lower()
-        found = _STAGE.search(name)
-        stage = int(found[1]) if found else None
-        offload, tensors = "offload" in name, "autotp" in name
-    else:
-        zero = files.inner(content, "zero_optimization")
-        stage = zero.get("stage", 0)
-        parts = [
-            files.inner(zero, f"offload_{part}") for part in ("optimizer", "param")
-        ]
-        devices = [part.get("device", "cpu") for part in parts if part]
-        offload = (
-            zero.get("cpu_offload") is True or {*devices} - {"none", None} != set()
-        )
-        tensors = "tensor_parallel" in content
-    if stage in (1, 2):
-        _split(
-            draft, f"ZeRO {stage} splits state and gradients alone; here weights too"
-        )
-    elif stage == 3:
-        _split(draft, "ZeRO 3 here")
-    elif stage == 0:
-        draft.skip("deepspeed", "weights are whole on every device, as is usual here")
-    else:
-        draft.lack("deepspeed", _NO_STAGE)
-    if offload:
-        draft.lack("deepspeed: offload", _OFFLOAD)
-    if tensors:
-        draft.lack("deepspeed: autotp", "split each layer with mesh.tensor: N")
-
-
-# In the names of files: ds_z3_config.json, zero2.json, stage-1.json.
-_STAGE = re.compile(r"(?:\bz|_z|zero|stage)[_-]?(?:stage[_-]?)?([0-3])(?!\d)")
-_NO_STAGE = (
-    "its stage is not known; if the weights are to be split over the devices, give "
-    "mesh: {data: 1, fsdp: -1}"
-)
-
-
-def _split(draft: Draft, remark: str) -> None:
-    draft.set("mesh.data", 1)
-    draft.set("mesh.fsdp", -1, remark)
