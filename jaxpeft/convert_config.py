@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
         console.say(f"wrote and verified {args.out}")
     else:
         console.write(text)
+        for why, keys in draft.idle.items():
+            console.warn(f"{', '.join(keys)}: says nothing here: {why}")
         for key, why in draft.missing.items():
             console.warn(f"{key}: {why}")
     return 0
@@ -105,7 +107,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             f"--{beside[0].replace('_', '-')}: goes with --from-training-arguments "
             "alone; LLaMA-Factory's file says it itself"
         )
+    if args.out:
+        check_out(args.out, (args.file, args.from_training_arguments, args.peft))
     return args
+
+
+def check_out(out: str, inputs: Sequence[str | None]) -> None:
+    """Raises InputError where `--out` is a folder, or a file that is translated."""
+    if Path(out).is_dir():
+        raise InputError(f"--out: {out!r} is a folder; name a file in it")
+    for path in filter(os.path.exists, filter(None, inputs)):
+        if os.path.exists(out) and os.path.samefile(path, out):
+            raise InputError(f"--out: {out!r} is what is translated; name another file")
 
 
 def read(path: str) -> Mapping[str, Any]:

@@ -147,8 +147,10 @@ class SourceSection(_Section):
         Field(default="alpaca", description="how a record is laid out")
     )
     weight: Positive = Field(default=1.0, description="share in a mixture of sources")
-    fields: dict[str, Text] | None = Field(
-        default=None, description="the format's column names -> the file's own"
+    fields: dict[str, Text | None] | None = Field(
+        default=None,
+        description="the format's column names -> the file's own, or null for one that "
+        "is not read",
     )
     max_samples: Count | None = Field(
         default=None, description="use the first ones only"

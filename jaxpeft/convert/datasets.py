@@ -8,49 +8,50 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxpeft.convert.columns import layout
 from jaxpeft.convert.draft import Draft, names
 from jaxpeft.data import sources
 from jaxpeft.errors import InputError, suggest
 
 INFO = "dataset_info.json"
-# A column's key in `columns`: the name of ours, and the column if it is left out.
-ALPACA = {
-    "prompt": ("instruction", "instruction"),
-    "query": ("input", "input"),
-    "response": ("output", "output"),
-    "system": ("system", "system"),
-    "history": ("history", "history"),
-}
 ELSEWHERE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
-MEDIA = ("images", "videos", "audios")
-# The values of a turn's role that we read, by the tag that names another one.
-ROLES = {
-    "user_tag": ("human", "user"),
-    "assistant_tag": ("gpt", "assistant"),
-    "observation_tag": ("observation", "tool"),
-    "function_tag": ("function_call", "function"),
-    "system_tag": ("system",),
-}
-# Keys of a data set's description that say nothing about a local file.
-SAID = {"file_name", "formatting", "columns", "tags", "num_samples", "ranking"}
-OTHER = {"subset", "folder", "split", "load_from", *ELSEWHERE}
+# Keys of a data set's description that are looked at; others are listed.
+SAID = {"file_name", "formatting", "columns", "tags", "num_samples", "ranking", "split"}
+OTHER = {"subset", "folder", "load_from", *ELSEWHERE}
+STRATEGIES = ("concat", "interleave_under", "interleave_over", "interleave_once")
 
 
 def read_sources(draft: Draft, key: str, pretraining: bool) -> list[dict[str, Any]]:
-    """Our sources for the data sets that a key of theirs names."""
+    """Our sources for the data sets that a key of theirs names, with their weights."""
     wanted = names(draft.take(key, []))
     folder = str(draft.take("dataset_dir", "data"))
-    most = draft.take("max_samples")
+    most = draft.whole("max_samples", 0)
+    if draft.given("max_samples") and most < 1:
+        draft.refuse("max_samples", "must be 1 or more")
     info = _info(draft, folder)
     found = []
     for name in wanted:
         source = _source(draft, key, name, folder, info, pretraining)
-        samples = [n for n in (source.pop("num_samples", None), most) if n is not None]
-        if samples:
-            source["max_samples"] = min(samples)
+        drawn = source.get("num_samples", 0)
+        if drawn:
+            draft.remark(OURS[key], _DRAWN)
+        if drawn or most:
+            source["max_samples"] = min(n for n in (drawn, most) if n)
         found.append(source)
-    return found
+    if key == "dataset":
+        _weigh(draft, found)
+    return [{k: v for k, v in one.items() if k not in _ASIDE} for one in found]
+
+
+_ASIDE = ("num_samples", "size")  # of a source of theirs, no keys of ours
+
+
+OURS = {"dataset": "data.train", "eval_dataset": "data.eval"}
+_DRAWN = (
+    "num_samples draws that many at random there, some of them again where the file "
+    "has fewer; here max_samples takes the first ones, each once an epoch"
+)
 
 
 def _info(draft: Draft, folder: str) -> Mapping[str, Any] | None:
@@ -77,6 +78,7 @@ def _source(
     info: Mapping[str, Any] | None,
     pretraining: bool,
 ) -> dict[str, Any]:
+    """One data set as our source, with what weighs it beside: `_ASIDE`."""
     place = f"{key}: {name}"
     guess = {
         "path": _guess(folder, name),
@@ -89,39 +91,32 @@ def _source(
             "guess: correct path and format, or give dataset_dir",
         )
         return guess
-    entry = info.get(name)
-    if not isinstance(entry, Mapping):
+    found = info.get(name)
+    if not isinstance(found, Mapping):
         draft.refuse(key, f"{name!r} is not in {folder}/{INFO}{suggest(name, info)}")
         return guess
-    if entry.get("ranking"):
+    entry = Draft(found)
+    if entry.flag("ranking"):
         draft.refuse(key, f"{name!r} holds preferences; {PREFERENCES}")
-    unknown = sorted(set(entry) - SAID - OTHER)
+    unknown = sorted(set(found) - SAID - OTHER)
     if unknown:
         draft.lack(f"{place}: {', '.join(unknown)}", "is not a key that is known")
+    if entry.take("split", "train") != "train":
+        draft.lack(f"{place}: split", "the whole file is read; cut it to that part")
     path = _path(draft, place, name, folder, entry)
-    columns = _mapping(entry, "columns")
-    read = _text if pretraining else FORMATS.get(entry.get("formatting", "alpaca"))
-    if read is None:
-        draft.refuse(key, f"{name!r} has the unknown format {entry['formatting']!r}")
-        return guess
-    for medium in MEDIA:
-        if columns.get(medium):
-            draft.refuse(key, f"{name!r} has {medium}; {TEXT_ONLY}")
-    format_, fields = read(draft, place, columns, _mapping(entry, "tags"))
-    source: dict[str, Any] = {"path": path, "format": format_}
-    if fields and not path.endswith(".txt"):
-        source["fields"] = fields
-    if entry.get("num_samples"):
-        source["num_samples"] = entry["num_samples"]
+    source: dict[str, Any] = {"path": path}
+    present, source["size"] = _content(path)
+    source |= layout(draft, place, entry, present, pretraining)
+    if path.endswith(".txt"):
+        source.pop("fields", None)  # it has lines, no columns
+    source["num_samples"] = entry.whole("num_samples", 0)
+    draft.refused += [f"{place}: {problem}" for problem in entry.refused]
     return source
 
 
 PREFERENCES = (
     "preferences are not learned here; train on the chosen answers, as an ordinary "
     "data set with stage: sft"
-)
-TEXT_ONLY = (
-    "models here read text alone; take the text part of the data and a text model"
 )
 
 
@@ -131,19 +126,25 @@ def _guess(folder: str, name: str) -> str:
     return next((file for file in files if Path(file).is_file()), files[0])
 
 
-def _mapping(entry: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = entry.get(key)
-    return value if isinstance(value, Mapping) else {}
+def _content(path: str) -> tuple[set[str] | None, int]:
+    """The columns of a file's records and their number; (None, 0) if unreadable."""
+    try:
+        rows = [row.value for row in sources.read(path)]
+    except InputError:
+        return None, 0
+    return {name for row in rows if isinstance(row, dict) for name in row}, len(rows)
 
 
-def _path(
-    draft: Draft, place: str, name: str, folder: str, entry: Mapping[str, Any]
-) -> str:
-    file, remote = entry.get("file_name"), [k for k in ELSEWHERE if entry.get(k)]
-    if file and not remote:
-        return f"{folder}/{file}"
-    path = f"{folder}/{file or name}"
-    where = f"{remote[0]} {entry[remote[0]]}" if remote else "no file_name"
+def _path(draft: Draft, place: str, name: str, folder: str, entry: Draft) -> str:
+    remote = [key for key in ELSEWHERE if entry.keys.get(key)]
+    file = entry.take("file_name", name)
+    if not isinstance(file, str):
+        entry.refuse("file_name", "name one file, or a folder of them")
+        file = name
+    path = str(Path(folder) / file)
+    if entry.given("file_name") and not remote:
+        return path
+    where = f"{remote[0]} {entry.keys[remote[0]]}" if remote else "no file_name"
     draft.lack(
         place,
         f"is not on this machine ({where}); fetch it, for instance with `hf download "
@@ -153,81 +154,42 @@ def _path(
     return path
 
 
-def _text(
-    draft: Draft, place: str, columns: Mapping[str, Any], tags: Mapping[str, Any]
-) -> tuple[str, dict[str, str]]:
-    column = columns.get("prompt", "instruction")
-    return "text", {} if column == "text" else {"text": column}
-
-
-def _alpaca(
-    draft: Draft, place: str, columns: Mapping[str, Any], tags: Mapping[str, Any]
-) -> tuple[str, dict[str, str]]:
-    fields = {
-        ours: columns[theirs]
-        for theirs, (ours, usual) in ALPACA.items()
-        if columns.get(theirs) not in (None, usual)
-    }
-    return "alpaca", fields
-
-
-def _sharegpt(
-    draft: Draft, place: str, columns: Mapping[str, Any], tags: Mapping[str, Any]
-) -> tuple[str, dict[str, str]]:
-    role, content = tags.get("role_tag", "from"), tags.get("content_tag", "value")
-    openai = (role, content) == ("role", "content")
-    usual = {
-        "messages" if openai else "conversations": "conversations",
-        "role" if openai else "from": "from",
-        "content" if openai else "value": "value",
-        "tools": "tools",
-    }
-    theirs = {
-        "conversations": columns.get("messages", "conversations"),
-        "from": role,
-        "value": content,
-        "tools": columns.get("tools") or "tools",
-    }
-    fields = {ours: theirs[key] for ours, key in usual.items() if theirs[key] != ours}
-    if not openai and columns.get("system") not in (None, "system"):
-        fields["system"] = columns["system"]
-    for tag, known in ROLES.items():
-        if tags.get(tag, known[0]) not in known:
-            draft.lack(
-                f"{place}: {tag}",
-                f"a role {tags[tag]!r} is not read; call it {known[0]!r} in the file",
-            )
-    return "messages" if openai else "sharegpt", fields
-
-
-FORMATS = {"alpaca": _alpaca, "sharegpt": _sharegpt, "openai": _sharegpt}
-
-
-def weigh(draft: Draft, found: list[dict[str, Any]]) -> None:
+def _weigh(draft: Draft, found: list[dict[str, Any]]) -> None:
     """Gives several sources the weights of LLaMA-Factory's way to mix them.
 
     There they are put one after another, so that each counts by its size, or are drawn
     from in turn, by `interleave_probs` if given. Here a weight is a share of the draws.
     """
-    strategy = draft.take("mix_strategy", "concat")
+    strategy = draft.choice("mix_strategy", "concat", STRATEGIES)
     shares = _shares(draft)
+    if shares and strategy == "concat":
+        draft.refuse("interleave_probs", "goes with a mix_strategy that interleaves")
+    elif shares and len(shares) != len(found):
+        draft.refuse("interleave_probs", f"must be {len(found)}, one for each data set")
     if len(found) < 2:
         return
     if strategy != "concat":
-        for source, share in zip(found, shares, strict=False):
+        for source, share in zip(found, shares or [1.0] * len(found), strict=False):
             source["weight"] = share
+        draft.remark("data.train", _EPOCHS)
         return
     sizes = [_size(source) for source in found]
     if all(sizes):
         for source, size in zip(found, sizes, strict=True):
             source["weight"] = float(size)
-        draft.remarks["data.train"] = ["weight: the number of examples in each source"]
+        draft.remark("data.train", "weight: the number of examples in each source")
     else:
         draft.lack(
             "dataset",
             "sources are drawn from equally here, whatever their sizes, and not all "
             "files are there to count; give each its number of examples as weight",
         )
+
+
+_EPOCHS = (
+    "an epoch is as many draws as there are examples; there it ends when the first "
+    "source (interleave_under) or the last one (interleave_over) is used up"
+)
 
 
 def _shares(draft: Draft) -> list[float]:
@@ -239,8 +201,8 @@ def _shares(draft: Draft) -> list[float]:
 
 
 def _size(source: Mapping[str, Any]) -> int:
-    """How many examples a source has; 0 where it cannot be read."""
-    try:
-        return len(sources.read(source["path"], source.get("max_samples")))
-    except InputError:
-        return 0
+    """How many examples a source has there; 0 where it cannot be read."""
+    if source.get("num_samples"):
+        return source["max_samples"]  # drawn again and again where there are fewer
+    size = source.get("size", 0)
+    return min(size, source.get("max_samples", size))

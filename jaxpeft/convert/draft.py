@@ -15,6 +15,14 @@ def _same(value: Any) -> Any:
     return value
 
 
+def truth(value: Any) -> Any:
+    """`yes`, `no`, `on` and `off` as YAML 1.1 reads them; all else as it is."""
+    return _TRUTH.get(value.lower(), value) if isinstance(value, str) else value
+
+
+_TRUTH = {"yes": True, "on": True, "no": False, "off": False}
+
+
 @dataclass(frozen=True)
 class To:
     """A key that we have too; `convert` makes our value of theirs."""
@@ -100,8 +108,8 @@ class Draft:
         return int(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """`take`, for true or false."""
-        value = self.take(key, default)
+        """`take`, for true or false, in the words of YAML 1.1 too."""
+        value = truth(self.take(key, default))
         if isinstance(value, bool):
             return value
         self.refuse(key, "must be true or false")
@@ -118,8 +126,12 @@ class Draft:
     def set(self, key: str, value: Any, remark: str = "") -> None:
         """Gives a key of ours its value, and says what is not quite the same."""
         self.settings[key] = value
-        if remark:
-            self.remarks.setdefault(key, []).append(remark)
+        self.remark(key, remark)
+
+    def remark(self, key: str, text: str) -> None:
+        """Says of a key of ours what is not quite the same, once; empty: nothing."""
+        if text and text not in self.remarks.setdefault(key, []):
+            self.remarks[key].append(text)
 
     def skip(self, key: str, why: str) -> None:
         """Their key says nothing here."""
@@ -161,7 +173,7 @@ class Draft:
                 self.set(row.key, row.convert(value), row.remark)
         elif isinstance(row, Idle):
             self.skip(key, row.why)
-        elif value in row.off:
+        elif truth(value) in row.off:
             self.skip(key, _NOTHING)
         elif isinstance(row, Refused):
             self.refuse(key, row.why)

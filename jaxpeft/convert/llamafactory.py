@@ -4,14 +4,16 @@ https://github.com/hiyouga/LLaMA-Factory/tree/main/src/llamafactory/hparams
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jaxpeft.convert import trainer
-from jaxpeft.convert.datasets import PREFERENCES, TEXT_ONLY, read_sources, weigh
+from jaxpeft.convert.columns import TEXT_ONLY
+from jaxpeft.convert.datasets import PREFERENCES, read_sources
 from jaxpeft.convert.draft import Draft, names
 from jaxpeft.convert.llamafactory_rows import ROWS
-from jaxpeft.convert.optimizers import ADAM, adam
+from jaxpeft.convert.optimizers import ADAM, ONE_SIDE, OPTIMIZERS, Optimizer
 
 # Stage: whether it can be trained here, or why not.
 STAGES: dict[str, str | None] = {
@@ -43,9 +45,8 @@ def from_llamafactory(keys: Mapping[str, Any], devices: int | None = None) -> Dr
         _lora(draft)
     _data(draft, pretraining=stage == "pt")
     workers = draft.whole("ray_num_workers", 1)
-    trainer.translate(draft, devices or workers)
-    _optimizer(draft)
-    draft.settings.setdefault("data.max_length", 2048)
+    trainer.translate(draft, devices or workers, _switched(draft))
+    _projections(draft)
     draft.apply(ROWS)
     return draft
 
@@ -97,7 +98,7 @@ def _model(draft: Draft, method: str) -> None:
         draft.refuse("model_name_or_path", "name the model")
         return
     draft.set("model.path", path)
-    precision(draft, method)
+    trainer.precision(draft, method)
     quantization(draft, str(path))
     if method == "full" and "model.quantization" in draft.settings:
         said = draft.given("quantization_bit")
@@ -113,24 +114,6 @@ def _model(draft: Draft, method: str) -> None:
             "gradient checkpointing, which is on there unless told otherwise; none or "
             "dots is faster where it fits",
         )
-
-
-def precision(draft: Draft, method: str) -> None:
-    """bf16, fp16 and pure_bf16: the dtype of base and activations."""
-    half, pure = draft.flag("fp16"), draft.flag("pure_bf16")
-    brain = draft.flag("bf16")
-    if half and not brain:
-        remark = "no loss scaling here; bfloat16 is safer on hardware that has it"
-        draft.set("model.dtype", "float16", remark)
-    elif brain or pure:
-        remark = (
-            "weights train in this dtype; with bf16 there they are kept in float32: "
-            "say float32 for that, at twice the memory"
-        )
-        draft.set("model.dtype", "bfloat16", remark * (method == "full" and not pure))
-    else:
-        remark = "not said there, where it follows the checkpoint's own dtype"
-        draft.set("model.dtype", "bfloat16", remark)
 
 
 def quantization(draft: Draft, path: str) -> None:
@@ -172,9 +155,9 @@ def _lora(draft: Draft) -> None:
         )
     elif start:
         draft.set("adapter.init_from", start[0])
-        for key in ("lora_rank", "lora_alpha", "lora_target", "use_rslora"):
+        for key in OF_THE_ADAPTER:
             draft.skip(key, "the adapter to continue from says it")
-        _lora_rest(draft)
+        _lora_plus(draft)
         return
     rank = draft.whole("lora_rank", 8)
     draft.set("adapter.r", rank)
@@ -183,11 +166,6 @@ def _lora(draft: Draft) -> None:
     draft.set("adapter.target_modules", "all-linear" if "all" in targets else targets)
     if draft.flag("use_rslora"):
         draft.set("adapter.use_rslora", True)
-    _lora_rest(draft)
-
-
-def _lora_rest(draft: Draft) -> None:
-    """What may stand beside an adapter to continue from, too."""
     dropout = draft.number("lora_dropout", 0.0)
     if dropout:
         draft.set("adapter.lora_dropout", float(dropout))
@@ -198,8 +176,19 @@ def _lora_rest(draft: Draft) -> None:
     if draft.flag("pissa_init"):
         init = "pissa" if passes < 0 else f"pissa_niter_{passes}"
         draft.set("adapter.init_lora_weights", init)
-    ratio = draft.take("loraplus_lr_ratio")
-    if ratio is not None:
+    _lora_plus(draft)
+
+
+# What counts of a new adapter alone.
+OF_THE_ADAPTER = (
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "additional_target"),
+    *("use_dora", "use_rslora", "pissa_init", "pissa_iter"),
+)
+
+
+def _lora_plus(draft: Draft) -> None:
+    if draft.given("loraplus_lr_ratio"):
+        ratio = draft.number("loraplus_lr_ratio", 1.0)
         draft.set("optimizer.lora_plus_ratio", float(ratio))
 
 
@@ -207,9 +196,16 @@ def _data(draft: Draft, pretraining: bool) -> None:
     if not draft.given("dataset"):
         draft.refuse("dataset", "name a data set")
     _template(draft, pretraining)
+    draft.set(
+        "data.max_length",
+        draft.whole("cutoff_len", 2048),
+        ""
+        if pretraining
+        else "what is longer loses its end here; there question and "
+        "answer are shortened by their shares",
+    )
     train = read_sources(draft, "dataset", pretraining)
     held_out = read_sources(draft, "eval_dataset", pretraining)
-    weigh(draft, train)
     draft.set("data.train", train[0] if len(train) == 1 else train)
     if held_out:
         draft.set("data.eval", held_out[0] if len(held_out) == 1 else held_out)
@@ -217,6 +213,10 @@ def _data(draft: Draft, pretraining: bool) -> None:
     if draft.flag("packing", pretraining) or neat:
         remark = "examples share a row and never see each other" * (not neat)
         draft.set("data.packing", True, remark)
+    if draft.flag("train_on_prompt"):
+        draft.set("data.train_on", "all")
+    if draft.flag("disable_shuffling"):
+        draft.set("data.shuffle", False)
 
 
 def _template(draft: Draft, pretraining: bool) -> None:
@@ -232,61 +232,69 @@ def _template(draft: Draft, pretraining: bool) -> None:
     )
 
 
-def _optimizer(draft: Draft) -> None:
-    """The switches that stand for an optimizer beside `optim`."""
-    galore, apollo = draft.flag("use_galore"), draft.flag("use_apollo")
-    for kind, chosen in {"galore": galore, "apollo": apollo}.items():
-        keys = {k: draft.take(f"{kind}_{k}") for k in _PROJECTION}
-        if chosen:
-            _instead(draft, kind, ADAM)
-            _projection(draft, kind, keys)
-    if draft.flag("use_adam_mini"):
-        _instead(draft, "adam_mini", ADAM)
-    if draft.flag("use_muon"):
-        betas = {k: draft.settings.get(f"optimizer.{k}") for k in ADAM}
-        _instead(draft, "muon", ())
-        draft.set("optimizer.adjust_lr_fn", "match_rms_adamw")
-        for key, value in betas.items():
-            if value is not None:
-                draft.set(f"optimizer.adam_{key}", value)
-
-
-def _instead(draft: Draft, name: str, takes: tuple[str, ...]) -> None:
-    for key in ADAM:
-        draft.settings.pop(f"optimizer.{key}", None)
-    draft.set("optimizer.name", name)
-    if takes:
-        adam(draft, takes)
-
-
-# Their keys behind `galore_` and `apollo_`: (our key, GaLore's default, APOLLO's).
-_PROJECTION: dict[str, tuple[str | None, Any, Any]] = {
-    "target": ("target_modules", "all", "all"),
-    "rank": ("rank", 16, 16),
-    "update_interval": ("update_proj_gap", 200, 200),
-    "scale": ("scale", 2.0, 32.0),
-    "proj": ("proj", None, "random"),
-    "proj_type": (None, "std", "std"),
-    "scale_type": ("scale_type", None, "channel"),
-    "layerwise": ("fused_backward", False, False),
-    "scale_front": ("scale_front", None, False),
+# What chooses an optimizer beside `optim`. Weights decay with all of them there.
+SWITCHES = {
+    "use_galore": Optimizer("galore", adam=ADAM),
+    "use_apollo": Optimizer("apollo", adam=ADAM),
+    "use_adam_mini": Optimizer("adam_mini", adam=ADAM),
+    "use_muon": Optimizer(
+        "muon",
+        adam=tuple(f"adam_{key}" for key in ADAM),
+        own={"adjust_lr_fn": "match_rms_adamw"},
+    ),
 }
 
 
-def _projection(draft: Draft, kind: str, given: Mapping[str, Any]) -> None:
-    """The settings of GaLore or APOLLO."""
-    for theirs, (ours, *defaults) in _PROJECTION.items():
-        default = defaults[kind == "apollo"]
-        value = default if given[theirs] is None else given[theirs]
-        if theirs == "proj_type" and value != "std":
-            draft.lack(f"{kind}_proj_type", "the smaller side is always projected")
-        elif theirs == "target":
-            targets = names(value)
-            wanted = "all-linear" if "all" in targets else targets
-            draft.set("optimizer.target_modules", wanted)
-        elif theirs == "layerwise":
-            if value:
-                draft.set("training.fused_backward", True)
-        elif ours and value is not None:
-            number = float(value) if theirs == "scale" else value
-            draft.set(f"optimizer.{ours}", number)
+def _switched(draft: Draft) -> Optimizer | None:
+    """The optimizer that one of the switches chooses; None: `optim` does."""
+    chosen = [key for key in SWITCHES if draft.flag(key)]
+    if len(chosen) > 1:
+        draft.refuse(chosen[1], f"{chosen[0]} chooses the optimizer already; keep one")
+    if not chosen:
+        return None
+    inner = str(draft.take("optim", ""))
+    draft.skip("optim", f"{chosen[0]} chooses the optimizer")
+    remark = ""
+    if chosen[0] == "use_galore" and "8bit" in inner:
+        remark = OPTIMIZERS["galore_adamw_8bit"].remark
+    elif chosen[0] == "use_galore" and inner == "adafactor":
+        remark = OPTIMIZERS["galore_adafactor"].remark
+    return replace(SWITCHES[chosen[0]], remark=remark)
+
+
+# Their keys behind `galore_` and `apollo_`.
+_PROJECTION = ("target", "rank", "update_interval", "scale", "layerwise", "proj_type")
+PROJECTIONS = {
+    "galore": _PROJECTION,
+    "apollo": (*_PROJECTION, "proj", "scale_type", "scale_front"),
+}
+_SCALES = {"galore": 2.0, "apollo": 32.0}
+
+
+def _projections(draft: Draft) -> None:
+    """The settings of GaLore and APOLLO, where one of them is chosen."""
+    for kind, keys in PROJECTIONS.items():
+        if draft.flag(f"use_{kind}"):
+            _projection(draft, kind)
+        else:
+            for key in keys:
+                draft.skip(f"{kind}_{key}", f"of use_{kind}")
+    if draft.flag("use_apollo"):
+        draft.set("optimizer.proj", draft.take("apollo_proj", "random"))
+        draft.set("optimizer.scale_type", draft.take("apollo_scale_type", "channel"))
+        draft.set("optimizer.scale_front", draft.flag("apollo_scale_front"))
+
+
+def _projection(draft: Draft, kind: str) -> None:
+    """What GaLore and APOLLO have in common."""
+    targets = names(draft.take(f"{kind}_target", "all"))
+    draft.set("optimizer.target_modules", "all-linear" if "all" in targets else targets)
+    draft.set("optimizer.rank", draft.whole(f"{kind}_rank", 16))
+    gap = draft.whole(f"{kind}_update_interval", 200)
+    draft.set("optimizer.update_proj_gap", gap)
+    scale = draft.number(f"{kind}_scale", _SCALES[kind])
+    draft.set("optimizer.scale", float(scale))
+    if draft.flag(f"{kind}_layerwise"):
+        draft.set("training.fused_backward", True)
+    if draft.take(f"{kind}_proj_type", "std") != "std":
+        draft.lack(f"{kind}_proj_type", ONE_SIDE)

@@ -4,8 +4,8 @@ https://github.com/hiyouga/LLaMA-Factory/tree/main/src/llamafactory/hparams
 """
 
 from jaxpeft.convert import trainer
-from jaxpeft.convert.datasets import TEXT_ONLY
-from jaxpeft.convert.draft import Idle, Refused, Row, To, Without
+from jaxpeft.convert.columns import TEXT_ONLY
+from jaxpeft.convert.draft import Idle, Refused, Row, Without
 
 _GENERATE = "an option of `python -m jaxpeft.generate`"
 _EXPORT = "an option of `python -m jaxpeft.export`"
@@ -159,9 +159,6 @@ ROWS: dict[str, Row] = {
     "swanlab_lark_webhook_url": Idle(_SWANLAB),
     "swanlab_lark_secret": Idle(_SWANLAB),
     # data
-    "cutoff_len": To("data.max_length"),
-    "disable_shuffling": To("data.shuffle", lambda disabled: not disabled),
-    "train_on_prompt": To("data.train_on", lambda all_: "all" if all_ else "assistant"),
     "mask_history": Without(
         "every answer of a conversation is learned; in format messages give those that "
         "are not `weight: 0`"
@@ -172,7 +169,9 @@ ROWS: dict[str, Row] = {
     "overwrite_cache": Idle(_CACHE),
     "preprocessing_batch_size": Idle(_CACHE),
     "preprocessing_num_workers": Idle(_CACHE),
-    "tokenized_path": Idle(_CACHE),
+    "tokenized_path": Without(
+        "tokens kept there are not read; the data sets that they came from are"
+    ),
     "ignore_pad_token_for_loss": Idle("masks go by position: padding never counts"),
     "eval_num_beams": Idle(_GENERATE),
     "eval_on_each_dataset": Without(

@@ -1,7 +1,7 @@
 """The optimizers and schedules of transformers' Trainer, by their names there."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxpeft import strict_yaml
@@ -19,6 +19,8 @@ class Optimizer:
     adam: which of its keys the Trainer fills with adam_beta1, adam_beta2 and
     adam_epsilon; optimizers left out have betas of their own. own: what the Trainer
     sets besides. fused: whether it updates a layer as soon as its gradient is there.
+    decays: whether `weight_decay` reaches it; the Trainer hands some optimizers
+    parameters of its own grouping, without it.
     """
 
     name: str
@@ -26,15 +28,25 @@ class Optimizer:
     adam: tuple[str, ...] = ()
     own: Mapping[str, Any] = field(default_factory=dict)
     fused: bool = False
+    decays: bool = True
 
 
 _NOT_PAGED = "the state stays on the device, which it fits in 8 bits"
 _WHOLE_STATE = "its state is float32 here; adamw_8bit keeps 2 bytes a parameter"
-_APOLLO = {"rank": 128}
 _ADAMW = Optimizer("adamw", adam=ADAM)
 _ADAMW_8BIT = Optimizer("adamw_8bit", adam=ADAM)
 _LION = Optimizer("lion", adam=("b1", "b2"))
 _RMSPROP = Optimizer("rmsprop")
+_GALORE = Optimizer("galore", decays=False)
+_GALORE_8BIT = replace(_GALORE, remark=_WHOLE_STATE)
+_GALORE_FACTORED = replace(_GALORE, remark="the inner optimizer is Adam here")
+_APOLLO = Optimizer(
+    "apollo",
+    "the betas and eps hold for all parameters, not for the projected ones alone",
+    ADAM,
+    {"rank": 128},
+    decays=False,
+)
 
 OPTIMIZERS: dict[str, Optimizer] = {
     "adamw_hf": _ADAMW,
@@ -66,18 +78,16 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "paged_lion_32bit": _LION,
     "lion_8bit": Optimizer("lion_8bit", adam=("b1", "b2")),
     "paged_lion_8bit": Optimizer("lion_8bit", _NOT_PAGED, ("b1", "b2")),
-    "galore_adamw": Optimizer("galore"),
-    "galore_adamw_8bit": Optimizer("galore", _WHOLE_STATE),
-    "galore_adafactor": Optimizer("galore", "the inner optimizer is Adam here"),
-    "galore_adamw_layerwise": Optimizer("galore", fused=True),
-    "galore_adamw_8bit_layerwise": Optimizer("galore", _WHOLE_STATE, fused=True),
-    "galore_adafactor_layerwise": Optimizer(
-        "galore", "the inner optimizer is Adam here", fused=True
-    ),
-    "apollo_adamw": Optimizer("apollo", "", ADAM, _APOLLO),
-    "apollo_adamw_layerwise": Optimizer("apollo", "", ADAM, _APOLLO, fused=True),
-    "lomo": Optimizer("lomo"),
-    "adalomo": Optimizer("adalomo"),
+    "galore_adamw": _GALORE,
+    "galore_adamw_8bit": _GALORE_8BIT,
+    "galore_adafactor": _GALORE_FACTORED,
+    "galore_adamw_layerwise": replace(_GALORE, fused=True),
+    "galore_adamw_8bit_layerwise": replace(_GALORE_8BIT, fused=True),
+    "galore_adafactor_layerwise": replace(_GALORE_FACTORED, fused=True),
+    "apollo_adamw": _APOLLO,
+    "apollo_adamw_layerwise": replace(_APOLLO, fused=True),
+    "lomo": Optimizer("lomo", decays=False),
+    "adalomo": Optimizer("adalomo", decays=False),
     "grokadamw": Optimizer("grokadamw"),
     "schedule_free_adamw": Optimizer("schedule_free_adamw", "", ADAM),
     "schedule_free_radam": Optimizer("schedule_free_radam", "", ADAM),
@@ -85,12 +95,14 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "stable_adamw": Optimizer("stable_adamw", "", ADAM),
 }
 
+ONE_SIDE = "the smaller side of a matrix is always projected"
+
 # Keys inside `optim_args`, where they are not ours.
 ARGUMENTS = {"beta1": "b1", "beta2": "b2", "beta3": "b3"}
 # Those that say nothing here: updates are float32 differences, moments float32 or
-# codes, and which side of a matrix is projected follows from its shape.
+# codes.
 IDLE_ARGUMENTS = (
-    *("proj_type", "kahan_sum", "bf16_stochastic_round", "use_kahan_summation"),
+    *("kahan_sum", "bf16_stochastic_round", "use_kahan_summation"),
     *("momentum_dtype", "variance_dtype", "compensation_buffer_dtype"),
 )
 
@@ -128,14 +140,18 @@ _ADAM_KEYS = {"b1": "adam_beta1", "b2": "adam_beta2", "eps": "adam_epsilon"}
 _ADAM_DEFAULTS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
 
 
-def optimizer(draft: Draft) -> None:
-    """`optim` with all that belongs to it."""
+def optimizer(draft: Draft, instead: Optimizer | None = None) -> None:
+    """`optim`, or what stands in its place, with all that belongs to it."""
     found = OPTIMIZERS[draft.choice("optim", "adamw_torch", OPTIMIZERS)]
+    found = instead or found
     draft.set("optimizer.name", found.name, found.remark)
     draft.set("optimizer.learning_rate", draft.number("learning_rate", 5e-5))
-    adam(draft, found.adam)
+    _adam(draft, found)
     # The Trainer's default is 0, and that of some of ours is not.
-    draft.set("optimizer.weight_decay", draft.number("weight_decay", 0.0))
+    decay = draft.number("weight_decay", 0.0)
+    if decay and not found.decays:
+        draft.skip("weight_decay", f"the Trainer gives {found.name} none")
+    draft.set("optimizer.weight_decay", decay if found.decays else 0.0)
     for key, value in found.own.items():
         draft.set(f"optimizer.{key}", value)
     _arguments(draft, found.name)
@@ -146,15 +162,16 @@ def optimizer(draft: Draft) -> None:
     _targets(draft, found.name)
 
 
-def adam(draft: Draft, takes: tuple[str, ...]) -> None:
+def _adam(draft: Draft, found: Optimizer) -> None:
     """The betas and epsilon of the Trainer, for an optimizer that takes them."""
-    defaults = TABLES["optimizer"].parameters(str(draft.settings["optimizer.name"]))
+    defaults = TABLES["optimizer"].parameters(found.name)
+    takes = {key.removeprefix("adam_"): key for key in found.adam}
     for ours, theirs in _ADAM_KEYS.items():
         value = draft.number(theirs, _ADAM_DEFAULTS[ours])
         if ours not in takes:
             draft.skip(theirs, "the optimizer has settings of its own in its place")
-        elif value != defaults[ours].default:
-            draft.set(f"optimizer.{ours}", value)
+        elif value != defaults[takes[ours]].default:
+            draft.set(f"optimizer.{takes[ours]}", value)
 
 
 def _arguments(draft: Draft, name: str) -> None:
@@ -169,8 +186,12 @@ def _arguments(draft: Draft, name: str) -> None:
     own = TABLES["optimizer"].keys(name)
     for theirs, value in given.items():
         ours = ARGUMENTS.get(theirs, theirs)
-        if theirs in IDLE_ARGUMENTS:
+        if theirs in IDLE_ARGUMENTS or (theirs, value) == ("proj_type", "std"):
             draft.skip("optim_args", "of its settings some say nothing here")
+        elif theirs == "proj_type":
+            draft.lack("optim_args: proj_type", ONE_SIDE)
+        elif theirs == "weight_decay":
+            draft.skip("optim_args", "weight_decay beside it counts")
         elif ours in own:
             draft.set(f"optimizer.{ours}", _like_default(name, ours, value))
         else:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpeft.convert import files
 from jaxpeft.convert.draft import Draft, Idle, Row, To, Without
 
 _INIT = "is not built; choose true, gaussian, pissa, pissa_niter_N or olora"
@@ -13,7 +14,6 @@ _OFF = (None, False, "", 0, [], {})
 
 # For every method; a method's own keys come with it.
 COMMON: dict[str, Row] = {
-    "target_modules": To("adapter.target_modules"),
     "exclude_modules": To("adapter.exclude_modules"),
     "layers_to_transform": To("adapter.layers_to_transform"),
     "layers_pattern": Without("layers are found by their numbers", _OFF),
@@ -103,21 +103,27 @@ METHODS: dict[str, tuple[str, dict[str, Row]]] = {
 }
 
 
-def translate(draft: Draft, config: Mapping[str, Any]) -> str | None:
+def translate(
+    draft: Draft, config: Mapping[str, Any], model: str | None = None
+) -> str | None:
     """Adds the section `adapter` to a draft; returns the base model that PEFT names.
 
-    Its keys are told as `peft.NAME`. Raises InputError for a method that is not built.
+    model: that base's folder, where it is not the one that PEFT names. Keys are told as
+    `peft.NAME`. Raises InputError for a method that is not built.
     """
     inner = Draft(config)
     kind = inner.take("peft_type", "LORA")
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         inner.refuse("peft_type", f"can be {', '.join(METHODS)} here")
-    method, rows = METHODS.get(kind, METHODS["LORA"])
+        kind = "LORA"
+    method, rows = METHODS[kind]
     base = inner.take("base_model_name_or_path")
     dora = method == "lora" and inner.flag("use_dora")
     inner.set("adapter.method", "dora" if dora else method)
     if method == "lora":
         _init(inner)
+    if method in OWN_TARGETS:
+        _targets(inner, method, model or base)
     inner.apply(rows)
     draft.settings |= {
         key: value
@@ -129,6 +135,35 @@ def translate(draft: Draft, config: Mapping[str, Any]) -> str | None:
         draft.idle.setdefault(why, []).extend(f"peft.{key}" for key in keys)
     draft.missing |= {f"peft.{key}": why for key, why in inner.missing.items()}
     return base
+
+
+_USUAL = ["q_proj", "v_proj"]
+_KEYS, _QUERIES = ["k_proj", "v_proj", "down_proj"], ["q_proj", "v_proj", "down_proj"]
+# What PEFT adapts without target_modules, by the model's type; "" stands for the rest.
+OWN_TARGETS: dict[str, dict[str, list[str]]] = {
+    "lora": {"": _USUAL, "gpt2": ["c_attn"]},
+    "vera": {"": _USUAL, "gpt2": ["c_attn"]},
+    "ia3": {
+        "": _KEYS,
+        **dict.fromkeys(("qwen2", "qwen3", "gemma2", "gemma3_text"), _QUERIES),
+        "gpt2": ["c_attn", "mlp.c_proj"],
+    },
+}
+
+
+def _targets(draft: Draft, method: str, model: Any) -> None:
+    """`target_modules`; null is PEFT's own choice, which is not ours."""
+    targets = draft.take("target_modules")
+    if targets is not None:
+        draft.set("adapter.target_modules", targets)
+        if targets == []:
+            draft.refuse("target_modules", "name the modules, or all-linear")
+        return
+    own, kind = OWN_TARGETS[method], str(files.model_config(model).get("model_type"))
+    remark = "what PEFT takes where it is null"
+    if kind == "None":
+        kind, remark = "", f"{remark}; the model is not here to look up its type"
+    draft.set("adapter.target_modules", own.get(kind, own[""]), remark)
 
 
 def _init(draft: Draft) -> None:

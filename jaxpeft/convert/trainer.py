@@ -3,13 +3,13 @@
 import math
 from typing import Any
 
-from jaxpeft.convert.draft import Draft, Idle, Row, To, Without, names
-from jaxpeft.convert.optimizers import optimizer, schedule
+from jaxpeft.convert.draft import Draft, Idle, Row, To, Without, names, truth
+from jaxpeft.convert.optimizers import Optimizer, optimizer, schedule
+from jaxpeft.convert.spread import SPREAD, spread
 from jaxpeft.optim import FUSED
 
 _LOADING = "examples are read and tokenized by the training process itself"
 _SPEED = "how the step is compiled decides this here"
-_SPREAD = "the mesh says how devices share the work"
 _LOG = "the log and metrics.jsonl are always written so"
 _SAVED = "checkpoints are always whole, sealed and in the run directory"
 _METRICS = (
@@ -28,14 +28,14 @@ ROWS: dict[str, Row] = {
     "do_train": Idle("which command is run says this"),
     "do_eval": Idle("which command is run says this"),
     "do_predict": Idle("which command is run says this"),
-    "resume_from_checkpoint": Idle(
+    "resume_from_checkpoint": Without(
         "the same command continues from its own checkpoints by itself; one of torch "
-        "cannot be continued, but its adapter can: adapter.init_from"
+        "cannot be continued, but its adapter can: adapter.init_from",
+        off=(None, False, "", True),
     ),
     "ignore_data_skip": Idle("the data's position is always restored"),
     "restore_callback_states_from_checkpoint": Idle("all state is always restored"),
-    "full_determinism": To("deterministic"),
-    "save_total_limit": To("training.save_total_limit"),
+    "full_determinism": To("deterministic", truth),
     "save_only_model": Idle(_SAVED),
     "save_safetensors": Idle(_SAVED),
     "save_on_each_node": Idle(_SAVED),
@@ -90,22 +90,22 @@ ROWS: dict[str, Row] = {
     "use_cpu": Idle("JAX_PLATFORMS=cpu says this"),
     "no_cuda": Idle("JAX_PLATFORMS=cpu says this"),
     "use_mps_device": Idle("JAX_PLATFORMS says this"),
-    "mp_parameters": Idle(_SPREAD),
+    "mp_parameters": Idle(SPREAD),
     # devices
-    "local_rank": Idle(_SPREAD),
-    "ddp_backend": Idle(_SPREAD),
-    "ddp_find_unused_parameters": Idle(_SPREAD),
-    "ddp_bucket_cap_mb": Idle(_SPREAD),
-    "ddp_broadcast_buffers": Idle(_SPREAD),
-    "ddp_static_graph": Idle(_SPREAD),
+    "local_rank": Idle(SPREAD),
+    "ddp_backend": Idle(SPREAD),
+    "ddp_find_unused_parameters": Idle(SPREAD),
+    "ddp_bucket_cap_mb": Idle(SPREAD),
+    "ddp_broadcast_buffers": Idle(SPREAD),
+    "ddp_static_graph": Idle(SPREAD),
     "ddp_timeout": Idle("cluster.heartbeat_timeout says when a process counts as dead"),
     "parallelism_config": Without(
         "say how devices share the work with mesh: {data, fsdp, tensor}"
     ),
-    "fsdp_min_num_params": Idle(_SPREAD),
-    "fsdp_transformer_layer_cls_to_wrap": Idle(_SPREAD),
-    "tpu_num_cores": Idle(_SPREAD),
-    "tpu_metrics_debug": Idle(_SPREAD),
+    "fsdp_min_num_params": Idle(SPREAD),
+    "fsdp_transformer_layer_cls_to_wrap": Idle(SPREAD),
+    "tpu_num_cores": Idle(SPREAD),
+    "tpu_metrics_debug": Idle(SPREAD),
     # log
     "logging_dir": Idle(_LOG),
     "logging_nan_inf_filter": Idle("a step that is not finite is skipped and counted"),
@@ -158,14 +158,19 @@ _SINKS = ("tensorboard", "wandb", "trackio")
 _EVERY = {"logging": 500, "save": 500}  # steps, by the Trainer's defaults
 
 
-def translate(draft: Draft, devices: int) -> None:
-    """All that the Trainer reads, but for precision, which needs to know the method."""
+def translate(draft: Draft, devices: int, instead: Optimizer | None = None) -> None:
+    """All that the Trainer reads, but for precision, which needs to know the method.
+
+    instead: the optimizer that stands in the place of that of `optim`.
+    """
     length(draft)
     batch(draft, devices)
-    optimizer(draft)
+    optimizer(draft, instead)
     schedule(draft)
     for kind in _EVERY:
         every(draft, kind)
+    limit = draft.whole("save_total_limit", 0)
+    draft.set("training.save_total_limit", limit if limit > 0 else None)
     evaluation(draft, devices)
     order(draft)
     sinks(draft)
@@ -186,6 +191,36 @@ def _gradients(draft: Draft) -> None:
         remark = "gradients are kept, to add up the parts of a batch; without parts "
         remark += "they never all exist"
         draft.set("training.fused_backward", False, remark)
+
+
+def precision(draft: Draft, method: str) -> None:
+    """`bf16`, `fp16` and `pure_bf16`: the dtype of base and activations.
+
+    method: of our adapter. With `full`, what trains is stored in that dtype as well.
+    """
+    half, brain = draft.flag("fp16"), draft.flag("bf16")
+    pure = draft.flag("pure_bf16")
+    mixed = half and not brain and not pure
+    if mixed and method != "full":
+        remark = "no loss scaling here; bfloat16 is safer on hardware that has it"
+        draft.set("model.dtype", "float16", remark)
+    elif brain or pure:
+        draft.set("model.dtype", "bfloat16")
+    elif mixed:
+        remark = "float16 there: without loss scaling, which is not done here, small "
+        draft.set("model.dtype", "bfloat16", remark + "gradients would be lost in it")
+    else:
+        remark = "not said there, where it follows the checkpoint's own dtype"
+        draft.set("model.dtype", "bfloat16", remark)
+    if method == "full" and not pure:
+        draft.remark("model.dtype", _STORED)
+
+
+_STORED = (
+    "what trains is stored in it, too; there that is float32 (LLaMA-Factory always, "
+    "the Trainer where the model was loaded so): say float32 for that, at twice the "
+    "memory"
+)
 
 
 def length(draft: Draft) -> None:
@@ -232,9 +267,12 @@ def every(draft: Draft, kind: str) -> None:
     elif strategy != "steps":
         draft.lack(f"{kind}_strategy", _in_steps(strategy, ours))
     elif steps is None:
-        draft.lack(key, f"is a share of a run whose length is not set; give {ours}")
+        draft.lack(key, _SHARE.format(ours))
     else:
         draft.set(ours, steps)
+
+
+_SHARE = "is a share of a run whose length is not set; give {}"
 
 
 def _in_steps(strategy: Any, ours: str) -> str:
@@ -258,6 +296,8 @@ def evaluation(draft: Draft, devices: int) -> None:
     draft.set("data.eval_batch_size", size)
     if strategy == "steps" and steps is not None:
         draft.set("training.eval_steps", steps)
+    elif strategy == "steps":
+        draft.lack("eval_steps", _SHARE.format("training.eval_steps"))
     elif strategy == "no":
         draft.set("training.eval_steps", None, "evaluated at the end only")
     else:
@@ -299,57 +339,13 @@ def order(draft: Draft) -> None:
 def sinks(draft: Draft) -> None:
     """`report_to`: where the curves go beside the run directory."""
     wanted = [name for name in names(draft.take("report_to", [])) if name != "none"]
-    wanted = list(_SINKS) if "all" in wanted else wanted
+    wanted = ["all"] if "all" in wanted else wanted
     for name in wanted:
-        if name not in _SINKS:
+        if name not in (*_SINKS, "all"):
             draft.lack(
                 f"report_to: {name}",
                 f"can be {', '.join(_SINKS)}; or read metrics.jsonl",
             )
-    known = [name for name in wanted if name in _SINKS]
+    known = [name for name in wanted if name in (*_SINKS, "all")]
     if known:
         draft.set("training.report_to", known)
-
-
-def spread(draft: Draft) -> None:
-    """DeepSpeed and FSDP: what of the model is split over the devices."""
-    deepspeed, fsdp = draft.take("deepspeed"), draft.take("fsdp")
-    draft.skip("fsdp_config", _SPREAD)
-    if deepspeed:
-        _deepspeed(draft, deepspeed)
-    elif fsdp and "no_shard" not in str(fsdp):
-        _split(draft, "fsdp here")
-        if "offload" in str(fsdp):
-            draft.lack("fsdp: offload", _OFFLOAD)
-
-
-_OFFLOAD = (
-    "nothing is kept in the host's memory; `plan` says what fits, with model.remat, "
-    "model.quantization and more devices"
-)
-
-
-def _deepspeed(draft: Draft, config: Any) -> None:
-    """By the stage in its content, or in its file's name: ds_z3_config.json."""
-    text = str(config).lower()
-    stage = next((n for n in "0123" for tag in _STAGES if tag + n in text), None)
-    if stage in (None, "0"):
-        draft.skip("deepspeed", "weights are whole on every device, as is usual here")
-    elif stage == "3":
-        _split(draft, "ZeRO 3 here")
-    else:
-        _split(
-            draft, f"ZeRO {stage} splits state and gradients alone; here weights too"
-        )
-    if "offload" in text:
-        draft.lack("deepspeed: offload", _OFFLOAD)
-    if "autotp" in text:
-        draft.lack("deepspeed: autotp", "split each layer with mesh.tensor: N")
-
-
-_STAGES = ("ds_z", "zero", "zero_stage_", "zero-", "'stage': ", '"stage": ')
-
-
-def _split(draft: Draft, remark: str) -> None:
-    draft.set("mesh.data", 1)
-    draft.set("mesh.fsdp", -1, remark)

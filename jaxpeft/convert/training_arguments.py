@@ -3,20 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxpeft.convert import peft_config, trainer
-from jaxpeft.convert.draft import Draft, Idle, Row, To, Without
+from jaxpeft.convert import files, peft_config, trainer
+from jaxpeft.convert.draft import Draft, Idle, Row, To, Without, truth
 
 MODEL, DATA = "MODEL", "train.json"
+LENGTH = 1024  # by TRL's default
 
 _TOKENIZER = "the tokenizer in the model's folder says this; change it there"
 _READING = "examples are read and tokenized by the training process itself"
 
 # What TRL's SFTConfig has besides.
 SFT: dict[str, Row] = {
-    "max_length": To("data.max_length"),
-    "max_seq_length": To("data.max_length"),
-    "packing": To("data.packing"),
-    "packing_strategy": Idle("rows are filled with whole examples, in order"),
+    "packing": To("data.packing", truth),
+    "packing_strategy": Without(
+        "rows are filled with whole examples, in order; none is cut between two",
+        off=(None, "bfd"),
+    ),
     "eval_packing": Idle("evaluation is never packed"),
     "padding_free": Idle("rows are padded to one of data.length_buckets lengths"),
     "pad_to_multiple_of": Idle("rows are padded to one of data.length_buckets lengths"),
@@ -72,13 +74,15 @@ def from_training_arguments(
         draft.set("adapter.method", "full", "no --peft was given")
         base = None
     else:
-        base = peft_config.translate(draft, adapter)
+        base = peft_config.translate(draft, adapter, model)
     if model or base:
         draft.set("model.path", model or base)
     else:
         draft.set("model.path", MODEL, "TODO: a local folder or a hub id")
         draft.lack("model", "is no training argument; give --model, or model.path")
-    _precision(draft)
+    trainer.precision(draft, draft.settings["adapter.method"])
+    _checkpointing(draft)
+    _length(draft, model or base)
     if data:
         draft.set("data.train", {"path": data})
     else:
@@ -108,17 +112,31 @@ def _supervision(draft: Draft) -> None:
         draft.set("data.train_on", "all", remark)
 
 
-def _precision(draft: Draft) -> None:
-    half, brain = draft.flag("fp16"), draft.flag("bf16")
-    if half and not brain:
-        draft.set("model.dtype", "float16", "no loss scaling; bfloat16 is safer")
-    elif brain:
-        draft.set("model.dtype", "bfloat16")
-    else:
-        remark = "that of the model there, which its arguments do not say"
-        draft.set("model.dtype", "bfloat16", remark)
-    checkpointing = [
-        draft.flag(f"{kind}_checkpointing") for kind in ("gradient", "activation")
-    ]
-    if any(checkpointing):
+def _checkpointing(draft: Draft) -> None:
+    asked = [draft.flag(f"{kind}_checkpointing") for kind in ("gradient", "activation")]
+    if any(asked):
         draft.set("model.remat", "full")
+
+
+def _length(draft: Draft, model: Any) -> None:
+    """TRL's `max_length`, of which null means that nothing is cut."""
+    length = draft.whole("max_length", draft.whole("max_seq_length", LENGTH))
+    remark = ""
+    if not {"max_length", "max_seq_length"} & set(draft.keys):
+        remark = "not said there, where examples come as tokens; longer ones are cut"
+    elif "max_length" in draft.keys and not draft.given("max_length"):
+        context = files.model_config(model).get("max_position_embeddings")
+        if isinstance(context, int):
+            length, remark = (
+                context,
+                "nothing is cut there; this is the model's context",
+            )
+        else:
+            draft.lack("max_length", _UNCUT)
+    draft.set("data.max_length", length, remark)
+
+
+_UNCUT = (
+    "null cuts nothing there; raise data.max_length to your longest example, at most "
+    "to the model's context"
+)

@@ -6,18 +6,30 @@ from typing import Any
 from jaxpeft.errors import InputError, suggest
 
 Record = Mapping[str, Any]
-Fields = Mapping[str, str]
+# The format's name for a column: the file's own, or None for one that is not read.
+Fields = Mapping[str, str | None]
+
+
+def column_of(fields: Fields, name: str) -> str:
+    """The file's own name for the format's column `name`, where it is read."""
+    return fields.get(name) or name
 
 
 def value_of(record: Record, fields: Fields, name: str, *, required: bool) -> Any:
     """The value of column `fields.get(name, name)`; None where it is absent or null.
 
     Raises:
-        InputError: it is absent and required, or named in `fields`.
+        InputError: it is required and absent or null, or absent though `fields` names
+            it.
     """
-    column = fields.get(name, name)
-    # A column that the user named himself has to be there.
-    if record.get(column) is None and (required or name in fields):
+    if name in fields and fields[name] is None:
+        if required:
+            raise InputError(f"fields: {name} is null, but the format needs it")
+        return None
+    column = column_of(fields, name)
+    # A column that the user named himself has to be there; a row may leave it empty.
+    missing = name in fields and column not in record
+    if missing or (required and record.get(column) is None):
         state = "is null" if column in record else "is missing"
         near = suggest(column, record).split("; choose from")[0]
         raise InputError(
@@ -39,7 +51,7 @@ def string(
     if value is None:
         return default or ""
     if not isinstance(value, str):
-        raise _mistyped(fields.get(name, name), "text", value)
+        raise _mistyped(column_of(fields, name), "text", value)
     return value
 
 
@@ -53,7 +65,7 @@ def list_of(record: Record, fields: Fields, name: str, *, required=True) -> list
     if value is None:
         return []
     if not isinstance(value, list):
-        raise _mistyped(fields.get(name, name), "a list", value)
+        raise _mistyped(column_of(fields, name), "a list", value)
     return value
 
 

@@ -8,7 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxpeft.data.columns import Fields, Record, list_of, string, value_of
+from jaxpeft.data.columns import (
+    Fields,
+    Record,
+    column_of,
+    list_of,
+    string,
+    value_of,
+)
 from jaxpeft.data.sources import Row
 from jaxpeft.errors import InputError, suggest
 
@@ -215,7 +222,7 @@ def _turns(record: Record, fields: Fields, name: str) -> list[Record]:
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
             raise InputError(
-                f"turn {number} of {fields.get(name, name)!r} has to be an object; it "
+                f"turn {number} of {column_of(fields, name)!r} has to be an object; it "
                 f"is {type(turn).__name__} {str(turn)[:40]!r}"
             )
     return turns
@@ -229,7 +236,7 @@ def _openai_message(message: Record, fields: Fields) -> Message:
             f"role {role!r} is unknown"
             f"{suggest(role, ('system', 'user', 'assistant', 'tool'))}"
         )
-    names = (fields.get("role", "role"), fields.get("content", "content"))
+    names = (column_of(fields, "role"), column_of(fields, "content"))
     turn = {k: v for k, v in message.items() if k not in names and v is not None}
     calls = turn.get("tool_calls")
     if calls:

@@ -1,5 +1,7 @@
 """The command around the translation: what it writes where, and how it ends."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -10,6 +12,7 @@ THEIRS = {
     "dataset": "mine",
     "output_dir": "runs/theirs",
     "val_size": 0.1,
+    "use_unsloth": True,
 }
 
 
@@ -28,6 +31,7 @@ def test_without_a_file_the_yaml_goes_to_standard_output(command, theirs, tmp_pa
     assert session.open_config(tmp_path / "ours.yaml").output_dir == "runs/theirs"
     # What has no equivalent is told apart from it.
     assert "warning: val_size: no part of the training data is set aside" in done.err
+    assert "warning: use_unsloth: says nothing here: how the step" in done.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ours.yaml", "theirs.yaml"]
 
 
@@ -44,12 +48,12 @@ def test_with_a_file_the_report_goes_there(command, theirs, tmp_path):
 def test_a_translation_that_no_run_accepts_leaves_the_file_alone(
     command, theirs, tmp_path
 ):
-    keys = THEIRS | {"cutoff_len": "long", "seed": -1}
+    keys = THEIRS | {"warmup_ratio": 2.0, "seed": -1}
     (tmp_path / theirs).write_text(yaml.safe_dump(keys))
     (tmp_path / "ours.yaml").write_text("before")
     done = command("convert_config", theirs, "--out", "ours.yaml")
     assert done.code == 2
-    assert "data.max_length: found 'long'" in done.err
+    assert "schedule.warmup_ratio: found 2.0" in done.err
     assert "seed: found -1" in done.err
     assert (tmp_path / "ours.yaml").read_text() == "before"
     assert len(list(tmp_path.iterdir())) == 2
@@ -64,10 +68,13 @@ def test_a_translation_that_no_run_accepts_leaves_the_file_alone(
         (["theirs.yaml", "--peft", "a.json"], "--peft: goes with --from-training"),
         (["theirs.yaml", "--devices", "0"], "--devices: found 0"),
         (["theirs.yaml", "--out", "no/where.yaml"], "--out: 'no' is not a folder"),
+        (["theirs.yaml", "--out", "."], "--out: '.' is a folder"),
+        (["theirs.yaml", "--out", "./theirs.yaml"], "is what is translated"),
     ],
     ids=str,
 )
 def test_arguments_without_sense_are_refused(arguments, words, command, theirs):
     done = command("convert_config", *arguments)
     assert (done.code, done.out) == (2, "")
-    assert f"error: {words}" in done.err or f": {words}" in done.err
+    assert f"error: {words}" in done.err or f" {words}" in done.err
+    assert yaml.safe_load(Path(theirs).read_text()) == THEIRS

@@ -2,8 +2,6 @@
 
 import pytest
 
-from jaxpeft.data import formats, sources
-
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 QWEN = "Qwen/Qwen3-4B-Instruct-2507"
 
@@ -106,7 +104,7 @@ EXAMPLES = {
     "train_lora/preprocess": (
         {"tokenized_path": "saves/dataset", "overwrite_cache": True},
         {},
-        {"template"},
+        {"template", "tokenized_path"},
     ),
     "train_lora/sft_kt": (KT, {}, {"template", "use_kt"}),
     "train_qlora/otfq": (
@@ -216,7 +214,7 @@ REFUSED = {
         "text",
     ),
     "vision by template": ({"template": "qwen3_vl_nothink"}, "template", "text"),
-    "pictures": ({"dataset": "pictures"}, "dataset", "text"),
+    "pictures": ({"dataset": "pictures"}, "dataset: pictures: columns", "text"),
     "preferences": ({"dataset": "dpo_en_demo"}, "dataset", "chosen"),
     "predict": (
         {"do_train": False, "do_predict": True, "predict_with_generate": True},
@@ -243,12 +241,15 @@ REFUSED = {
     "a misspelt set": ({"dataset": "identitty"}, "dataset", "did you mean 'identity'"),
     "a misspelt optimizer": ({"optim": "adamw_trch"}, "optim", "'adamw_torch'"),
     "a list for a word": ({"stage": ["sft"]}, "stage", "did you mean 'sft'"),
-    "shares in words": (
-        {"mix_strategy": "interleave_over", "interleave_probs": "a,b"},
-        "interleave_probs",
-        "numbers",
-    ),
     "a rate in words": ({"learning_rate": "low"}, "learning_rate", "number"),
+    "LoRA+ in words": ({"loraplus_lr_ratio": "big"}, "loraplus_lr_ratio", "number"),
+    "LoRA+ of a list": ({"loraplus_lr_ratio": [1]}, "loraplus_lr_ratio", "number"),
+    "a scale in words": (
+        {"use_galore": True, "galore_scale": "x"},
+        "galore_scale",
+        "number",
+    ),
+    "two optimizers": ({"use_galore": True, "use_muon": True}, "use_muon", "keep one"),
 }
 
 
@@ -310,6 +311,11 @@ KEYS = [
     ({"disable_gradient_checkpointing": True}, {"model.remat": "none"}),
     ({"bf16": False, "fp16": True}, {"model.dtype": "float16"}),
     ({"train_on_prompt": True}, {"data.train_on": "all"}),
+    # YAML 1.1, which theirs is read by, knows more words for these than 1.2.
+    ({"train_on_prompt": "Yes"}, {"data.train_on": "all"}),
+    ({"train_on_prompt": "no"}, {"data.train_on": "assistant"}),
+    ({"disable_shuffling": "off"}, {"data.shuffle": True}),
+    ({"disable_shuffling": "ON", "streaming": "no"}, {"data.shuffle": False}),
     ({"packing": True}, {"data.packing": True}),
     ({"neat_packing": True}, {"data.packing": True}),
     ({"disable_shuffling": True}, {"data.shuffle": False}),
@@ -362,6 +368,24 @@ KEYS = [
     ({"output_dir": None}, {"output_dir": "runs/converted"}),
     ({"use_adam_mini": True}, {"optimizer.name": "adam_mini"}),
     (
+        {"use_adam_mini": True, "optim": "adamw_torch_4bit", "adam_beta2": 0.9},
+        {"optimizer.name": "adam_mini", "optimizer.b2": 0.9},
+    ),
+    # Muon's Adam takes the Trainer's settings whatever `optim` is.
+    (
+        {"use_muon": True, "optim": "adafactor", "adam_beta2": 0.95},
+        {"optimizer.name": "muon", "optimizer.adam_b2": 0.95},
+    ),
+    # Weights decay with GaLore there, unlike in the Trainer.
+    (
+        {"use_galore": True, "finetuning_type": "full", "weight_decay": 0.1},
+        {"optimizer.name": "galore", "optimizer.weight_decay": 0.1},
+    ),
+    (
+        {"optim": "galore_adamw", "weight_decay": 0.1},
+        {"optimizer.name": "galore", "optimizer.weight_decay": 0.0},
+    ),
+    (
         {"use_muon": True, "adam_beta2": 0.95},
         {
             "optimizer.name": "muon",
@@ -405,6 +429,8 @@ WITHOUT = {
     "adapter_name_or_path": "a,b",
     "save_strategy": "epoch",
     "early_stopping_steps": 3,
+    "resume_from_checkpoint": "saves/checkpoint-10",
+    "tokenized_path": "saves/dataset",
 }
 
 
@@ -415,6 +441,40 @@ def test_what_has_no_equivalent_is_listed(key, convert, data_folder):
     assert done.code == 0
     assert any(line.startswith(f"  {key}") for line in done.out.splitlines())
     assert f"# - {key}" in done.text
+
+
+# Optimizers in the place of `optim`: the remark that remains, or none.
+INSTEAD = [
+    ({"use_galore": True, "optim": "paged_adamw_8bit"}, "float32 here"),
+    ({"use_galore": True, "optim": "adafactor"}, "the inner optimizer is Adam here"),
+    ({"use_muon": True, "optim": "paged_adamw_8bit"}, None),
+]
+
+
+@pytest.mark.parametrize(("changes", "remark"), INSTEAD, ids=str)
+def test_nothing_of_the_other_optimizer_is_left(changes, remark, convert, data_folder):
+    keys = COMMON | {"dataset_dir": str(data_folder), "finetuning_type": "full"}
+    done = convert(keys | changes)
+    assert done.code == 0
+    said = [line for line in done.out.splitlines() if "  optimizer.name: " in line]
+    assert [remark in line for line in said] == [True] * (remark is not None)
+    assert "8 bits" not in done.text
+
+
+def test_of_an_adapter_to_continue_only_the_optimizer_s_settings_count(
+    convert, value, data_folder
+):
+    keys = COMMON | {"dataset_dir": str(data_folder), "loraplus_lr_ratio": 4.0}
+    keys |= {"adapter_name_or_path": "saves/a", "lora_dropout": 0.3}
+    keys |= {"additional_target": "lm_head", "pissa_init": True}
+    done = convert(keys)
+    assert done.cfg.adapter.options == {}
+    assert done.cfg.adapter.modules_to_save == ()
+    assert value(done.cfg, "optimizer.lora_plus_ratio") == 4.0
+    (said,) = [line for line in done.out.splitlines() if "adapter to continue" in line]
+    assert {"lora_dropout", "additional_target", "pissa_init"} <= set(
+        said.strip().split(": ")[0].split(", ")
+    )
 
 
 def test_an_unknown_key_is_listed_with_the_nearest(convert, data_folder):
@@ -428,64 +488,3 @@ def test_devices_multiply_the_batch(convert, data_folder):
     done = convert(keys, "--devices", "4")
     assert done.cfg.training.batch_size == 32
     assert "1 a device x 8 accumulated x 4 devices" in done.out
-
-
-# A data set's name: our source, without its path.
-SOURCES = {
-    "identity": {"format": "alpaca"},
-    "glaive": {"format": "sharegpt"},
-    "chat": {"format": "messages"},
-    "qa": {
-        "format": "alpaca",
-        "fields": {"instruction": "question", "output": "answer"},
-        "max_samples": 7,
-    },
-}
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_data_sets_are_looked_up_and_can_be_read(name, convert, data_folder):
-    keys = {"dataset_dir": str(data_folder), "dataset": name, "max_samples": None}
-    done = convert(COMMON | keys)
-    (source,) = done.cfg.data.train
-    expected = {"fields": None, "max_samples": None, **SOURCES[name]}
-    assert {key: getattr(source, key) for key in expected} == expected
-    rows = sources.read(source.path)
-    (parsed, *_) = formats.parse(rows, source.format, source.fields)
-    assert parsed.messages[-1]["role"] == "assistant"
-
-
-def test_pretraining_reads_the_prompt_s_column_as_text(convert, data_folder):
-    keys = {"dataset_dir": str(data_folder), "dataset": "c4_demo", "stage": "pt"}
-    done = convert(COMMON | keys)
-    (source,) = done.cfg.data.train
-    assert source.format == "text"
-    texts = formats.parse(sources.read(source.path), source.format, source.fields)
-    assert texts == [f"document {i}" for i in range(4)]
-
-
-def test_several_sets_are_drawn_by_their_sizes_as_if_put_together(convert, data_folder):
-    keys = COMMON | {"dataset_dir": str(data_folder)}
-    assert [s.weight for s in convert(keys).cfg.data.train] == [3, 5]
-    most = convert(keys | {"max_samples": 2})
-    assert [s.weight for s in most.cfg.data.train] == [2, 2]
-    mixed = {"mix_strategy": "interleave_over", "interleave_probs": "0.7,0.3"}
-    assert [s.weight for s in convert(keys | mixed).cfg.data.train] == [0.7, 0.3]
-
-
-def test_a_set_that_is_elsewhere_is_listed(convert, data_folder):
-    keys = {"dataset_dir": str(data_folder), "dataset": "elsewhere"}
-    done = convert(COMMON | keys)
-    assert done.code == 0
-    assert "someone/something" in done.out
-    assert "hf download" in done.out
-
-
-def test_without_the_list_of_sets_paths_are_guesses(convert, tmp_path):
-    done = convert(COMMON | {"dataset_dir": str(tmp_path), "dataset": "mine"})
-    assert done.code == 0
-    assert "dataset: mine: " in done.out
-    assert done.cfg.data.train[0].path == f"{tmp_path}/mine.json"
-    (tmp_path / "mine.jsonl").write_text('{"instruction": "q", "output": "a"}')
-    done = convert(COMMON | {"dataset_dir": str(tmp_path), "dataset": "mine"})
-    assert done.cfg.data.train[0].path == f"{tmp_path}/mine.jsonl"

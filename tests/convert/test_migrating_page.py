@@ -37,7 +37,8 @@ def theirs(head):
     if head == "adapter_config.json":
         tables = [rows for _, rows in peft_config.METHODS.values()]
         return {key for table in tables for key in table} | {
-            *("peft_type", "use_dora", "init_lora_weights", "base_model_name_or_path")
+            *("peft_type", "use_dora", "init_lora_weights", "base_model_name_or_path"),
+            "target_modules",
         }
     known = {"model_name_or_path": "a", "dataset": "b"}
     draft = from_llamafactory(known)

@@ -15,7 +15,14 @@ from peft import (
     PromptTuningConfig,
     VeraConfig,
 )
-from transformers import Trainer, TrainingArguments, get_scheduler
+from peft.utils import constants
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+    get_scheduler,
+)
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -69,7 +76,7 @@ def test_all_fields_at_their_defaults_are_accounted_for(arguments, converted, va
     assert {key: value(done.cfg, key) for key in expected} == expected
 
 
-# Every field, at a value that asks for something.
+# Some thirty fields, each at a value that asks for something.
 ASKED = {
     "max_steps": 100,
     "lr_scheduler_type": "cosine_with_min_lr",
@@ -126,7 +133,7 @@ def test_fields_that_ask_for_something(arguments, converted, value):
         "optimizer.rank": 64,
         "optimizer.scale": 0.5,
         "optimizer.target_modules": ["self_attn"],
-        "optimizer.weight_decay": 0.1,
+        "optimizer.weight_decay": 0.0,  # the Trainer gives GaLore none
         "optimizer.max_grad_norm": 0.5,
         "schedule.name": "cosine_with_min_lr",
         "schedule.min_lr": 1e-6,
@@ -180,6 +187,65 @@ def test_the_fields_of_trl_s_sft_config(arguments, converted, value):
     assert value(done.cfg, "data.train_on") == "all"
 
 
+UNSAID = {"max_steps": 100, "eval_strategy": "steps", "eval_steps": 0.1}
+# Keys whose null or absence asks for something: our value, and what is said.
+NULLS = [
+    ({}, "training.save_total_limit", None, None),
+    ({"save_total_limit": None}, "training.save_total_limit", None, None),
+    ({}, "data.max_length", 1024, "data.max_length: not said there"),
+    ({"max_length": 300}, "data.max_length", 300, None),
+    ({"max_length": None}, "data.max_length", 64, "nothing is cut there"),
+    ({"max_seq_length": None}, "data.max_length", 1024, None),
+    (UNSAID, "training.eval_steps", 10, None),
+    ({**UNSAID, "max_steps": -1}, "training.eval_steps", 50, "eval_steps: is a share"),
+    ({"report_to": ["all"]}, "training.report_to", ("all",), None),
+]
+
+
+@pytest.mark.parametrize(("keys", "ours", "expected", "said"), NULLS, ids=str)
+def test_what_is_left_open_there_is_not_filled_with_our_defaults(
+    keys, ours, expected, said, arguments, convert, value, tmp_path
+):
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
+    content = json.loads(arguments().to_json_string()) | keys
+    given = ("--model", tmp_path, "--eval-data", "held_out.json")
+    done = convert(content, *given, kind="json")
+    assert (done.code, done.err) == (0, "")
+    assert value(done.cfg, ours) == expected
+    assert said is None or said in done.out
+    if not said:
+        assert f"  {ours}: " not in done.out
+
+
+def test_nothing_is_cut_there_of_a_model_that_is_not_here(arguments, converted):
+    done = converted(arguments(), max_length=None)
+    assert "  max_length: null cuts nothing there; raise data.max_length" in done.out
+
+
+# What trains, and in which precision: our dtype, and whether it is said that weights
+# are stored in float32 there.
+PRECISIONS = [
+    ({"bf16": True}, "bfloat16", True),
+    ({"fp16": True}, "bfloat16", True),
+    ({}, "bfloat16", True),
+    ({"bf16": True, "pure_bf16": True}, "bfloat16", False),
+]
+
+
+@pytest.mark.parametrize(("keys", "dtype", "said"), PRECISIONS, ids=str)
+def test_full_fine_tuning_in_16_bits_is_warned_of(
+    keys, dtype, said, arguments, converted, convert
+):
+    theirs = {"model_name_or_path": "org/model", "dataset": "mine"}
+    done = [convert(theirs | keys | {"finetuning_type": "full"})]
+    if "pure_bf16" not in keys:
+        done += [converted(arguments(), **keys)]
+        assert "say float32" not in convert(theirs | keys).out  # an adapter is float32
+    for one in done:
+        assert one.cfg.model.dtype == dtype
+        assert ("say float32 for that" in one.out) == said
+
+
 def test_every_optimizer_of_the_trainer_has_its_row():
     names = {str(name.value) for name in OptimizerNames}
     assert names <= set(OPTIMIZERS)
@@ -190,42 +256,57 @@ def test_every_schedule_of_the_trainer_has_its_row():
     assert {str(kind.value) for kind in SchedulerType} == set(SCHEDULES)
 
 
-# Those whose class the Trainer can name without a model and with what is installed.
-NAMED = ["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
-NAMED += [
-    "adagrad",
-    "rmsprop",
-    "lion_32bit",
-    "lion_8bit",
-    "ademamix",
-    "adamw_torch_4bit",
-]
-NAMED += ["schedule_free_adamw", "schedule_free_sgd", "schedule_free_radam"]
-NAMED += ["grokadamw", "stable_adamw"]
+# Those that the Trainer can build without an accelerator and with what is installed.
+BUILT = ["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "adamw_torch_4bit"]
+BUILT += ["adafactor", "sgd", "adagrad", "rmsprop", "lion_32bit", "lion_8bit"]
+BUILT += ["ademamix", "grokadamw", "stable_adamw", "galore_adamw", "apollo_adamw"]
+BUILT += ["schedule_free_adamw", "schedule_free_sgd", "schedule_free_radam", "lomo"]
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_optimizers_get_the_settings_that_the_trainer_gives(
-    name, arguments, converted, value
+@pytest.fixture(scope="module")
+def llama():
+    """A model of a few weights, in the modules that its optimizers look for."""
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_optimizers_get_all_settings_that_they_have_in_the_trainer(
+    name, arguments, converted, llama
 ):
     settings = {"learning_rate": 3e-4, "adam_beta1": 0.8, "adam_beta2": 0.97}
     settings |= {"adam_epsilon": 1e-6, "weight_decay": 0.05, "optim": name}
+    settings |= {"optim_target_modules": ["self_attn"], "report_to": "none"}
     args = arguments(lr_scheduler_type="constant", **settings)
-    cfg = converted(args).cfg
-    _, theirs = Trainer.get_optimizer_cls_and_kwargs(args)
+    # Other optimizers treat all matrices alike, which the command says.
+    known = {} if name in PROJECTED else {"optim_target_modules": None}
+    cfg = converted(args, **known).cfg
     own = optim.OPTIMIZERS.parameters(cfg.optimizer.name)
     ours = {key: own[key].default for key in optim.OPTIMIZERS.keys(cfg.optimizer.name)}
-    ours |= cfg.optimizer.options
-    assert cfg.optimizer.learning_rate == theirs["lr"] == 3e-4
-    assert cfg.optimizer.options["weight_decay"] == 0.05  # of the groups, there
-    betas = theirs.get("betas")
-    if betas:
-        names = ("b1", "b2", "b3")[: len(betas)]
-        assert tuple(ours[key] for key in names) == betas
-    for key in {"scale_parameter", "relative_step", "alpha", "lamb", "r"} & set(theirs):
-        assert ours[key] == theirs[key]
-    if betas and "eps" in theirs:
-        assert ours["eps"] == theirs["eps"]
+    ours |= cfg.optimizer.options | {"lr": cfg.optimizer.learning_rate}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the model is not for this machine
+        built = Trainer(llama, args).create_optimizer()
+    # The first group decays, the last is projected where there is one.
+    theirs = {**built.param_groups[0], **built.param_groups[-1]}
+    decays = {group.get("weight_decay", 0.0) for group in built.param_groups}
+    theirs["weight_decay"] = max(decays)
+    theirs |= dict(zip(("b1", "b2", "b3"), theirs.get("betas", ()), strict=False))
+    same = set(ours) & set(theirs)
+    assert {"lr", "weight_decay"} <= same
+    assert {key: ours[key] for key in same} == {
+        key: pytest.approx(theirs[key]) for key in same
+    }
+
+
+PROJECTED = ("galore_adamw", "apollo_adamw")
 
 
 SCHEDULED = [
@@ -245,6 +326,7 @@ SCHEDULED = [
             "warmup_steps": 4,
         }
     ),
+    ({"lr_scheduler_type": "polynomial", "warmup_steps": 4}),
     ({"lr_scheduler_type": "constant", "warmup_steps": 5}),
     ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}),
     ({"lr_scheduler_type": "inverse_sqrt", "warmup_steps": 5}),
@@ -256,12 +338,24 @@ SCHEDULED = [
     ),
     (
         {
+            "lr_scheduler_type": "cosine_warmup_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr": 1e-4, "warmup_lr_rate": 0.2},
+            "warmup_steps": 5,
+        }
+    ),
+    (
+        {
             "lr_scheduler_type": "warmup_stable_decay",
             "lr_scheduler_kwargs": {"num_decay_steps": 10, "decay_type": "linear"},
             "warmup_steps": 5,
         }
     ),
 ]
+
+
+def test_all_schedules_that_depend_on_the_step_alone_are_compared():
+    compared = {settings["lr_scheduler_type"] for settings in SCHEDULED}
+    assert set(SCHEDULES) - compared == {"reduce_lr_on_plateau", "greedy"}
 
 
 @pytest.mark.parametrize("settings", SCHEDULED, ids=str)
@@ -357,6 +451,28 @@ def test_peft_s_configs_become_the_adapter(name, arguments, convert, value, tmp_
     assert "without equivalent" not in done.out
     assert {key: value(done.cfg, key) for key in expected} == expected
     session.rules(done.cfg.adapter)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "mistral", "gpt2"])
+@pytest.mark.parametrize("config", [LoraConfig, VeraConfig, IA3Config])
+def test_without_targets_the_modules_are_those_of_peft(
+    config, kind, arguments, convert, tmp_path
+):
+    config().save_pretrained(tmp_path / "adapter")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": kind}))
+    given = ("--peft", tmp_path / "adapter" / "adapter_config.json")
+    content = json.loads(arguments().to_json_string())
+    done = convert(content, *given, "--model", tmp_path / "model", kind="json")
+    method = config().peft_type.value
+    theirs = getattr(
+        constants, f"TRANSFORMERS_MODELS_TO_{method}_TARGET_MODULES_MAPPING"
+    )
+    assert sorted(done.cfg.adapter.target_modules) == sorted(theirs[kind])
+    assert "adapter.target_modules: what PEFT takes where it is null" in done.out
+    # Of a model that is not here, too, they are not all linear layers.
+    elsewhere = convert(content, *given, "--model", "org/llama", kind="json")
+    assert sorted(elsewhere.cfg.adapter.target_modules) == sorted(theirs["llama"])
 
 
 def test_what_peft_has_beyond_us_is_listed(arguments, convert, tmp_path):

@@ -207,3 +207,18 @@ def test_unknown_format_and_field_suggest():
         parse([], "prompt_completion", {"promt": "question"})
     with pytest.raises(InputError, match="column 'sys' is missing"):
         read("alpaca", {"instruction": "i", "output": "o"}, {"system": "sys"})
+
+
+def test_a_named_column_may_be_null_in_a_row_unless_it_is_required():
+    row = {"instruction": "i", "output": "o", "context": None}
+    assert read("alpaca", row, {"input": "context"})[0] == ("user", "i")
+    with pytest.raises(InputError, match="column 'context' is null"):
+        read("alpaca", row, {"output": "context"})
+
+
+def test_fields_of_null_switch_a_column_off():
+    row = {"instruction": "i", "output": "o", "input": "x", "system": "s"}
+    parsed = read("alpaca", row, {"input": None, "system": None})
+    assert parsed == [("user", "i"), ("assistant", "o")]
+    with pytest.raises(InputError, match="output is null, but the format needs it"):
+        read("alpaca", row, {"output": None})
