@@ -4,6 +4,7 @@ What is each run's own is stacked along a new first axis, "the points"; what the
 is not.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,7 +157,7 @@ def make_step(model: ModelConfig, tuning: Tuning, same_data: bool) -> Callable:
 
         points = (states, own, numbers, active)
         if same_data:
-            return _over_points(lambda *point: one(*point, batch), *points)
+            return _over_points(functools.partial(one, batch=batch), *points)
         return _over_points(one, *points, batch)
 
     return take
