@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
             eval_data=args.eval_data,
         )
     text = convert.to_yaml(draft, source, args.out or "FILE")
-    write(text, args.out)
+    write(text, args.out, args.overwrite)
     if args.out:
         for line in report(draft):
             console.say(line)
@@ -93,6 +93,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", metavar="FILE", help="where to write it (default: standard output)"
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="even if --out is there and differs"
+    )
     args = parser.parse_args(list(argv))
     if bool(args.file) == bool(args.from_training_arguments):
         raise InputError(
@@ -134,10 +137,11 @@ def read(path: str) -> Mapping[str, Any]:
     return strict_yaml.load(text, path)  # JSON is YAML
 
 
-def write(text: str, out: str | None) -> None:
+def write(text: str, out: str | None, overwrite: bool) -> None:
     """Writes a configuration where it belongs, once a run could be made of it.
 
-    Raises InputError where it could not, and leaves what was there as it was.
+    Raises InputError where it could not, and leaves what was there as it was; so it
+    does with another file of that name, unless it is to `overwrite` that.
     """
     folder = Path(out).parent if out else Path(tempfile.gettempdir())
     if not folder.is_dir():
@@ -146,8 +150,15 @@ def write(text: str, out: str | None) -> None:
         path = Path(scratch) / "config.yaml"
         path.write_text(text, encoding="utf-8")
         verify(path)
-        if out:
-            os.replace(path, out)
+        if not out:
+            return
+        there = Path(out)
+        if there.exists() and not overwrite and there.read_bytes() != path.read_bytes():
+            raise InputError(
+                f"--out: {out!r} is there and differs from what would be written; name "
+                "another file, or give --overwrite"
+            )
+        os.replace(path, out)
 
 
 def verify(path: Path) -> None:

@@ -158,7 +158,7 @@ class Sweep:
     @property
     def judged_by(self) -> str:
         """The column that ranks: the evaluation loss where there is one."""
-        if self.base.data.eval is None:
+        if not self.base.data.evaluates:
             return "train_loss"
         return "best_eval_loss" if self.base.training.keeps_best else "eval_loss"
 

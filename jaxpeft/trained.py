@@ -67,7 +67,7 @@ def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
     adapter: a PEFT adapter's folder; None: the one that the run would continue from,
     or the base alone.
     """
-    if cfg.data.eval is None:
+    if not cfg.data.evaluates:
         raise InputError(
             "data.eval: missing; name the data to evaluate on, for instance "
             "'data.eval={path: eval.json, format: alpaca}'"

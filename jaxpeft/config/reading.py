@@ -21,6 +21,7 @@ from jaxpeft.errors import InputError
 PAIRS = (
     ("training.max_steps", "training.num_epochs"),
     ("schedule.warmup_steps", "schedule.warmup_ratio"),
+    ("data.eval", "data.eval_split"),
 )
 EXCLUSIVE = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 
@@ -37,8 +38,8 @@ def load(
     Args:
         path: the file.
         overrides: each replaces one key; the last one of a key counts. One of
-            training.max_steps and num_epochs, or of schedule.warmup_steps and
-            warmup_ratio, takes the place of the other, too.
+            training.max_steps and num_epochs, or of another of the `PAIRS`, takes the
+            place of the other, too.
         tables: section -> what it chooses from. The keys of a component are checked
             only against a table.
 
@@ -232,11 +233,12 @@ def _conflicts(mapping: Mapping[str, Any]) -> list[str]:
             f"schedule.warmup_steps: found {warmup}; must be at most "
             f"training.max_steps, which is {steps}"
         )
+    evaluates = any(data.get(key) is not None for key in ("eval", "eval_split"))
     for key in ("eval_steps", "early_stopping_patience", "load_best_model_at_end"):
-        if training.get(key) not in (None, False) and data.get("eval") is None:
+        if training.get(key) not in (None, False) and not evaluates:
             problems.append(
                 f"training.{key}: found {shown(training[key])}; needs evaluation data: "
-                f"give data.eval, or set training.{key} to null"
+                f"give data.eval or data.eval_split, or set training.{key} to null"
             )
     scaling = training.get("lr_scaling", "none")
     if scaling != "none" and (why := _rate_of_its_own(optimizer)):

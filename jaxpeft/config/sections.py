@@ -173,7 +173,14 @@ class DataSection(_Section):
 
     train: Sources = Field(description="one source or a list of them")
     eval: Sources | None = Field(
-        default=None, description="likewise; null: no evaluation"
+        default=None, description="likewise; null: no evaluation, or see eval_split"
+    )
+    eval_split: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of every source to hold out and evaluate on, in place of "
+        "eval; the same records whatever the seed",
     )
     max_length: Count = Field(
         default=1024, description="tokens; longer examples are cut"
@@ -191,6 +198,19 @@ class DataSection(_Section):
     eval_batch_size: Count | None = Field(
         default=None, description="null: as many as a step of training holds at a time"
     )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are data to evaluate on."""
+        return self.eval is not None or self.eval_split is not None
+
+    @model_validator(mode="after")
+    def _one_evaluation(self) -> "DataSection":
+        if self.eval is not None and self.eval_split is not None:
+            raise ValueError(
+                f"eval_split: found {self.eval_split:g} beside data.eval; give only one"
+            )
+        return self
 
 
 def _regular(value: Any) -> Any:

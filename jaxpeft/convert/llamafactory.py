@@ -209,6 +209,7 @@ def _data(draft: Draft, pretraining: bool) -> None:
     draft.set("data.train", train[0] if len(train) == 1 else train)
     if held_out:
         draft.set("data.eval", held_out[0] if len(held_out) == 1 else held_out)
+    _held_out(draft, bool(held_out))
     neat = draft.flag("neat_packing")
     if draft.flag("packing", pretraining) or neat:
         remark = "examples share a row and never see each other" * (not neat)
@@ -217,6 +218,18 @@ def _data(draft: Draft, pretraining: bool) -> None:
         draft.set("data.train_on", "all")
     if draft.flag("disable_shuffling"):
         draft.set("data.shuffle", False)
+
+
+def _held_out(draft: Draft, evaluated: bool) -> None:
+    """The part of the training data that is set aside."""
+    size = draft.number("val_size", 0.0)
+    if evaluated and size:
+        draft.lack("val_size", "cannot stand beside eval_dataset, there either")
+    elif 0 < size < 1:
+        remark = "of each source, other records than there"
+        draft.set("data.eval_split", size, remark)
+    elif size:
+        draft.lack("val_size", "is a number of records: give data.eval_split, a share")
 
 
 def _template(draft: Draft, pretraining: bool) -> None:

@@ -181,10 +181,6 @@ ROWS: dict[str, Row] = {
     "tool_format": Without("the tokenizer's chat template writes tools"),
     "default_system": Without("give the examples a system column"),
     "enable_thinking": Without("the tokenizer's chat template says this", off=(None,)),
-    "val_size": Without(
-        "no part of the training data is set aside; write the last records to a file "
-        "of their own and name it in data.eval, then give training.eval_steps"
-    ),
     # other commands and ways to run
     "task": Refused(_BENCHMARK, off=(None,)),
     "task_dir": Idle(_BENCHMARK),

@@ -290,7 +290,7 @@ def evaluation(draft: Draft, devices: int) -> None:
     size = draft.whole("per_device_eval_batch_size", 8) * devices
     patience = draft.take("early_stopping_steps")
     best = draft.flag("load_best_model_at_end")
-    if "data.eval" not in draft.settings:
+    if not {"data.eval", "data.eval_split"} & set(draft.settings):
         _without_evaluation(draft, strategy, patience, best)
         return
     draft.set("data.eval_batch_size", size)
@@ -311,7 +311,10 @@ def evaluation(draft: Draft, devices: int) -> None:
 def _without_evaluation(draft: Draft, strategy: Any, patience: Any, best: bool) -> None:
     for key in ("eval_steps", "per_device_eval_batch_size"):
         draft.skip(key, "no evaluation data are named")
-    need = "needs evaluation data: name them in data.eval, then give training."
+    need = (
+        "needs evaluation data: convert with --eval-data FILE, or give "
+        "data.eval_split and training."
+    )
     if strategy != "no":
         key = "eval_strategy" if draft.given("eval_strategy") else "evaluation_strategy"
         draft.lack(key, f"{need}eval_steps")

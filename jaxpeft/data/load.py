@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from jaxpeft.data import formats, sources
 from jaxpeft.data.batches import Batches, EvalBatches
 from jaxpeft.data.examples import Examples, gather
+from jaxpeft.data.held_out import divided
 from jaxpeft.data.render import Example, render
 from jaxpeft.errors import InputError
 
@@ -41,6 +42,7 @@ def load_train(
         tokenizer,
         vocab_size,
         split=section.packing,
+        held_out=False,
     )
     return Batches(
         examples,
@@ -61,14 +63,20 @@ def load_eval(
     batch_size: int,
     vocab_size: int | None = None,
 ) -> EvalBatches | None:
-    """The evaluation data of `section`, never packed; None where it names none.
+    """The evaluation data of `section`, never packed; None where there is none.
 
     Arguments and errors as for `load_train`. Weights have no effect here.
     """
-    if not section.eval:
+    if not section.evaluates:
         return None
     examples = _examples(
-        "data.eval", section.eval, section, tokenizer, vocab_size, split=False
+        "data.eval" if section.eval else "data.eval_split",
+        section.eval or section.train,
+        section,
+        tokenizer,
+        vocab_size,
+        split=False,
+        held_out=True,
     )
     return EvalBatches(
         examples,
@@ -87,12 +95,13 @@ def _examples(
     vocab_size: int | None,
     *,
     split: bool,
+    held_out: bool,
 ) -> Examples:
     loaded: list[tuple[str, float, list[Example]]] = []
     problems: list[str] = []
     for source in wanted:
         try:
-            some = _load(source, section, tokenizer, split)
+            some = _load(source, section, tokenizer, split, held_out)
         except InputError as error:
             problems += error.problems
         else:
@@ -122,8 +131,11 @@ def _load(
     section: "DataSection",
     tokenizer: "PreTrainedTokenizerBase",
     split: bool,
+    held_out: bool,
 ) -> list[Example]:
     rows = sources.read(source.path, source.max_samples)
+    if section.eval_split is not None:
+        rows = divided(rows, section.eval_split)[held_out]
     return render(
         formats.parse(rows, source.format, source.fields),
         [row.place for row in rows],

@@ -11,7 +11,7 @@ THEIRS = {
     "model_name_or_path": "org/model",
     "dataset": "mine",
     "output_dir": "runs/theirs",
-    "val_size": 0.1,
+    "neftune_noise_alpha": 5,
     "use_unsloth": True,
 }
 
@@ -30,7 +30,7 @@ def test_without_a_file_the_yaml_goes_to_standard_output(command, theirs, tmp_pa
     (tmp_path / "ours.yaml").write_text(done.out)
     assert session.open_config(tmp_path / "ours.yaml").output_dir == "runs/theirs"
     # What has no equivalent is told apart from it.
-    assert "warning: val_size: no part of the training data is set aside" in done.err
+    assert "warning: neftune_noise_alpha: " in done.err
     assert "warning: use_unsloth: says nothing here: how the step" in done.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ours.yaml", "theirs.yaml"]
 
@@ -43,6 +43,19 @@ def test_with_a_file_the_report_goes_there(command, theirs, tmp_path):
     assert first[0] == "# Command:  python -m jaxpeft.train --config ours.yaml"
     assert first[1] == "# Translated from LLaMA-Factory's theirs.yaml."
     assert max(map(len, (tmp_path / "ours.yaml").read_text().splitlines())) <= 88
+
+
+def test_what_somebody_has_changed_is_not_overwritten(command, theirs, tmp_path):
+    ours, out = tmp_path / "ours.yaml", ("--out", "ours.yaml")
+    assert command("convert_config", theirs, *out).code == 0
+    first = ours.read_text()
+    assert command("convert_config", theirs, *out).code == 0  # it is the same
+    ours.write_text(first + "# mine\n")
+    done = command("convert_config", theirs, *out)
+    assert done.code == 2 and "give --overwrite" in done.err
+    assert ours.read_text() == first + "# mine\n"
+    assert command("convert_config", theirs, *out, "--overwrite").code == 0
+    assert ours.read_text() == first
 
 
 def test_a_translation_that_no_run_accepts_leaves_the_file_alone(

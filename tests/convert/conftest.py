@@ -38,7 +38,8 @@ def convert(tmp_path, capfd) -> Callable[..., Converted]:
         if kind == "json":
             first = ["--from-training-arguments", *first]
         code = cli.run(
-            convert_config.main, [*first, "--out", str(ours), *map(str, arguments)]
+            convert_config.main,
+            [*first, "--out", str(ours), "--overwrite", *map(str, arguments)],
         )
         cfg = session.open_config(ours) if ours.exists() else None
         written = ours.read_text() if ours.exists() else ""

@@ -68,8 +68,8 @@ EXAMPLES = {
     ),
     "train_lora/sft, evaluated": (
         EVALUATED,
-        {"training.eval_steps": None},
-        {"template", "val_size", "eval_strategy"},
+        {"training.eval_steps": 500, "data.eval_split": 0.1},
+        {"template"},
     ),
     "train_lora/sft, evaluated on a set": (
         {**EVALUATED, "val_size": 0.0, "eval_dataset": "identity"},
@@ -413,7 +413,7 @@ def test_a_key_becomes_ours(changes, ours, convert, value, data_folder):
 
 
 WITHOUT = {
-    "val_size": 0.1,
+    "val_size": 500,
     "mask_history": True,
     "neftune_noise_alpha": 5,
     "use_badam": True,

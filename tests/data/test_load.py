@@ -1,29 +1,26 @@
 """From a data section to batches: real files, whole sections, refusals."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
+from jaxpeft.config.sections import DataSection
 from jaxpeft.data import EvalBatches, load_eval, load_train
 from jaxpeft.errors import InputError
 
 
 def source(path, format="alpaca", **settings):
-    base = {"weight": 1.0, "fields": None, "max_samples": None}
-    return SimpleNamespace(path=path, format=format, **(base | settings))
+    return {"path": str(path), "format": format, **settings}
 
 
 def section(*train, **settings):
     base = {
-        "eval": None,
         "max_length": 128,
         "packing": False,
         "shuffle": False,
         "train_on": "assistant",
         "length_buckets": 3,
     }
-    return SimpleNamespace(train=train, **(base | settings))
+    return DataSection.model_validate({"train": list(train), **base, **settings})
 
 
 def load(*train, tokenizer, batch_size=2, vocab_size=None, **settings):
@@ -95,6 +92,20 @@ def test_evaluation_data(write, tokenizer):
     assert isinstance(batches, EvalBatches)
     assert batches.summary().examples == 10
     assert len(batches) == 3
+
+
+def test_a_share_of_the_training_data_is_held_out(write, tokenizer):
+    path = write("d.json", ALPACA)
+    wanted = section(source(path), eval_split=0.4)
+    train = load(source(path), tokenizer=tokenizer, batch_size=1, eval_split=0.4)
+    held = load_eval(wanted, tokenizer, batch_size=1)
+    assert (len(train.examples), len(held.examples)) == (3, 2)
+
+    def questions(batches):
+        examples = batches.examples
+        return {tuple(examples.question(n)[0]) for n in range(len(examples))}
+
+    assert len(questions(train) | questions(held)) == 5
 
 
 def test_all_labels_masked(write, tokenizer):
