@@ -58,6 +58,7 @@ def _download(repository: str) -> Path:
         raise InputError(
             f"model.path: {repository!r} is neither a local folder nor a reachable hub "
             f"id ({reason[0][:300]}); check the spelling, the network and, for a gated "
-            "model, `hf auth login`, or give a local folder"
+            "model, `hf auth login`, or give a local folder (for `plan`, one with "
+            "config.json alone, such as those in configs/shapes)"
         ) from error
     return Path(folder)
