@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxpeft import cli, console
 from jaxpeft.errors import InputError
-from jaxpeft.run_files import METRICS, read_metrics
+from jaxpeft.run_files import METRICS, SWEEP, read_metrics
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,7 +27,12 @@ def main(argv: Sequence[str]) -> int:
     metrics = Path(args.run) / METRICS
     if not metrics.is_file():
         raise InputError(
-            f"--run: {str(metrics)!r} is missing; give the output_dir of a training run"
+            f"--run: {str(metrics)!r} is missing; give "
+            + (
+                "one of the sweep's points/"
+                if (metrics.parent / SWEEP).is_file()
+                else "the output_dir of a training run"
+            )
         )
 
     # Imported here, so that --help answers at once.

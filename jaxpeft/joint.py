@@ -36,7 +36,7 @@ from jaxpeft.config import RunConfig
 from jaxpeft.errors import Preempted
 from jaxpeft.interrupt import Interrupt, Watchdog
 from jaxpeft.loop import Moment
-from jaxpeft.progress import Quiet
+from jaxpeft.progress import Pace, Quiet
 from jaxpeft.run import Run
 from jaxpeft.step import TrainState
 from jaxpeft.stopping import Stopping
@@ -136,6 +136,7 @@ class _Together:
         self.slice = jax.jit(
             lambda state, index: jax.tree.map(joint_step.at(index), state)
         )
+        self.pace = Pace(self.steps)
         self.pending: Array | None = None  # of the last step: not yet looked at
 
     def take_all(self) -> list[str]:
@@ -187,6 +188,7 @@ class _Together:
         self.done += 1
         self._look_at_pending()
         self.pending = metrics["skipped_in_row"]
+        self.pace.advance(self.done)
         self._log(batches, metrics)
         self._evaluate(self.done)
         self._save()
@@ -221,7 +223,10 @@ class _Together:
         if values is not None:
             losses = "  ".join(f"{loss:.4f}" for loss in values["loss"])
             width = len(str(self.steps))
-            self.tell(f"step {self.done:>{width}}/{self.steps}  losses {losses}")
+            left = self.pace.left(self.done)
+            self.tell(
+                f"step {self.done:>{width}}/{self.steps}  losses {losses}  {left} left"
+            )
 
     def _evaluate(self, step: int) -> None:
         """After a step that asks for it: each run's losses, and what they decide."""

@@ -7,16 +7,37 @@ from typing import Any
 from jaxpeft import console
 
 
+class Pace:
+    """How long the steps that are left will take."""
+
+    def __init__(self, total: int):
+        self._total = total
+        self._first: tuple[int, float] | None = None  # step seen, and when
+
+    def advance(self, step: int) -> None:
+        """To be called after every step."""
+        if self._first is None:
+            self._first = step, time.monotonic()
+
+    def left(self, step: int) -> str:
+        """The time left by the pace since the first step, which only compiles."""
+        first, start = self._first or (step, 0.0)
+        if step == first:
+            return "-:--:--"
+        rate = (time.monotonic() - start) / (step - first)
+        seconds = int(rate * (self._total - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
 class PlainProgress:
     """A line for every logged step: for files, pipes and cluster logs."""
 
     def __init__(self, total: int, done: int):
-        self._total = total
-        self._first: tuple[int, float] | None = None  # step seen, and when
+        self._total, self._pace = total, Pace(total)
 
     def log(self, step: int, line: dict[str, Any]) -> None:
         """Shows a logged training step."""
-        left = self._left(step)
+        left = self._pace.left(step)
         console.say(
             f"step {step:>{len(str(self._total))}}/{self._total}"
             f"  loss {line['loss']:.4f}"
@@ -28,8 +49,7 @@ class PlainProgress:
 
     def advance(self, step: int) -> None:
         """Every step; plain lines show only those that are logged."""
-        if self._first is None:
-            self._first = step, time.monotonic()
+        self._pace.advance(step)
 
     def note(self, text: str) -> None:
         """Shows a line of its own."""
@@ -37,15 +57,6 @@ class PlainProgress:
 
     def close(self) -> None:
         """Ends the display."""
-
-    def _left(self, step: int) -> str:
-        """The time left by the pace since the first step, which only compiles."""
-        first, start = self._first or (step, 0.0)
-        if step == first:
-            return "-:--:--"
-        rate = (time.monotonic() - start) / (step - first)
-        seconds = int(rate * (self._total - step))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
 class BarProgress:

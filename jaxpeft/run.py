@@ -178,6 +178,7 @@ class Run:
     def answers(self, trainable: Any) -> list[tuple[str, str, str]]:
         """(prompt, reference, answer) for the first evaluation examples."""
         source = self.evaluation or self.batches
+        stop = hf.stop_ids(self.base.directory, self.base.tokenizer)
         tokenizer, room = self.base.tokenizer, self.base.cfg.max_position_embeddings
         shown = []
         for index in range(min(self.cfg.training.samples, len(source.examples))):
@@ -189,8 +190,10 @@ class Run:
                 self.base.cfg,
                 [prompt],
                 max_new_tokens=SAMPLE_TOKENS,
-                stop=hf.stop_ids(self.base.directory, tokenizer),
+                stop=stop,
             )[0]
+            while reference and reference[-1] in stop:  # an answer ends before it
+                reference = reference[:-1]
             texts = (tokenizer.decode(t) for t in (reference, answer))
             prompt_text = tokenizer.decode(prompt, skip_special_tokens=True)
             shown.append((prompt_text, *texts))
