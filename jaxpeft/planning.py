@@ -253,7 +253,13 @@ class _Step:
         # Those of the forward pass come first.
         forward = stacks.lengths(layers, self.model.num_hidden_layers)
         for scan in _scans(jaxpr.jaxpr):
-            stacked = scan.outvars[scan.params["num_carry"] :]
+            (body,) = flops.inner_jaxprs(scan)
+            # What is carried leaves as it is; the rest is stacked, one a turn.
+            stacked = [
+                whole
+                for whole, one in zip(scan.outvars, body.outvars, strict=True)
+                if whole.aval.shape != one.aval.shape
+            ]
             if not forward or scan.params["length"] != forward[0]:
                 continue
             if not stacked and len(forward) == 1:
