@@ -61,6 +61,18 @@ def test_a_configuration_cannot_be_changed():
         found.seed = 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_a_share_held_out_is_evaluated_like_a_file():
+    found = config.parse({**SMALLEST, "data": {**SMALLEST["data"], "eval_split": 0.1}})
+    assert found.data.evaluates and found.training.eval_steps == 50
+    source = {"path": "eval.json"}
+    for wrong, words in (
+        ({"eval_split": 0.1, "eval": source}, "eval_split: found 0.1 beside data.eval"),
+        ({"eval_split": 1.0}, "data.eval_split: found 1.0; must be less than 1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            config.parse({**SMALLEST, "data": {**SMALLEST["data"], **wrong}})
+
+
 NUMBERS = st.floats(1e-12, 1e3)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 TEXTS = TEXT | st.sampled_from(["1e-4", "on", "007", "null", "a: b", "- x", "1:30"])

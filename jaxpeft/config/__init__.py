@@ -5,20 +5,19 @@ other keys are that component's keyword arguments, so its signature is their sch
 This package knows no component: who has the registries passes them in as `Table`s.
 """
 
+from jaxpeft.config.base import ComponentSection
 from jaxpeft.config.components import Table, check_call
 from jaxpeft.config.reading import build, load, parse, parse_section, to_yaml
 from jaxpeft.config.sections import (
     AdapterSection,
-    ComponentSection,
     DataSection,
-    MeshSection,
     ModelSection,
     OptimizerSection,
     RunConfig,
     ScheduleSection,
     SourceSection,
-    TrainingSection,
 )
+from jaxpeft.config.steps import MeshSection, TrainingSection
 
 __all__ = [
     "AdapterSection",

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     ValidatorFunctionWrapHandler,
@@ -16,46 +14,19 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-Whole = Annotated[int, Field(ge=0, lt=2**31)]
-Positive = Annotated[float, Field(gt=0)]
+from jaxpeft.config.base import (
+    ComponentSection,
+    Count,
+    Positive,
+    Section,
+    Text,
+    Whole,
+    as_tuple,
+)
+from jaxpeft.config.steps import ClusterSection, MeshSection, TrainingSection
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", allow_inf_nan=False
-    )
-
-
-class ComponentSection(_Section):
-    """A section that names a component; `options` are that component's own keys."""
-
-    model_config = ConfigDict(extra="allow")
-    selector: ClassVar[str] = "name"
-
-    @property
-    def choice(self) -> str:
-        """The component's name."""
-        return getattr(self, self.selector)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys that this section leaves to the component."""
-        return dict(self.model_extra or {})
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _sinks(value: Any) -> Any:
-    """As transformers reads `report_to`: one name or several, "none" for none."""
-    names = _tuple([value] if isinstance(value, str) else value)
-    return () if names is None or names == ("none",) else names
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """The frozen base model."""
 
     path: Text = Field(
@@ -69,7 +40,7 @@ class ModelSection(_Section):
         description="how the frozen base is stored; nf4_single is nf4 without double "
         "quantization of its scales; a checkpoint in bitsandbytes' nf4 stays as it is",
     )
-    quantization_skip: Annotated[tuple[Text, ...], BeforeValidator(_tuple)] = Field(
+    quantization_skip: Annotated[tuple[Text, ...], BeforeValidator(as_tuple)] = Field(
         default=(),
         description="names of layers' modules that are stored whole, such as down_proj",
     )
@@ -88,7 +59,7 @@ def _targets(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    return _tuple([value] if isinstance(value, int) else value)
+    return as_tuple([value] if isinstance(value, int) else value)
 
 
 # Checked as a whole: of a union pydantic reports every member's complaint.
@@ -122,7 +93,7 @@ class AdapterSection(ComponentSection):
         description="numbers of the layers that are adapted, or with method full "
         "train; null: all",
     )
-    modules_to_save: Annotated[tuple[Text, ...], BeforeValidator(_tuple)] = Field(
+    modules_to_save: Annotated[tuple[Text, ...], BeforeValidator(as_tuple)] = Field(
         default=(),
         description="names of modules that train as a whole, such as lm_head, "
         "embed_tokens or norm",
@@ -137,7 +108,7 @@ class AdapterSection(ComponentSection):
     )
 
 
-class SourceSection(_Section):
+class SourceSection(Section):
     """One file of examples."""
 
     path: Text = Field(
@@ -168,7 +139,7 @@ def _several(value: Any) -> Any:
 Sources = Annotated[tuple[SourceSection, ...], BeforeValidator(_several)]
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """The examples, and how they become batches."""
 
     train: Sources = Field(description="one source or a list of them")
@@ -223,7 +194,7 @@ def _regular(value: Any) -> Any:
     return value
 
 
-class GroupSection(_Section):
+class GroupSection(Section):
     """Parameters with settings of their own."""
 
     pattern: Annotated[Text, BeforeValidator(_regular)] = Field(
@@ -265,7 +236,7 @@ class OptimizerSection(ComponentSection):
     max_grad_norm: Positive | None = Field(
         default=1.0, description="clip the global gradient norm to this; null: do not"
     )
-    groups: Annotated[tuple[GroupSection, ...], BeforeValidator(_tuple)] = Field(
+    groups: Annotated[tuple[GroupSection, ...], BeforeValidator(as_tuple)] = Field(
         default=(),
         description="a list of {pattern, learning_rate_factor, weight_decay}; the "
         "first one that matches a parameter counts",
@@ -306,171 +277,7 @@ class ScheduleSection(ComponentSection):
         return self
 
 
-class TrainingSection(_Section):
-    """How long to train, in which batches, and what to do on the way."""
-
-    max_steps: Count | None = Field(
-        default=None, description="optimizer steps, or num_epochs"
-    )
-    num_epochs: Positive | None = Field(
-        default=None,
-        description="passes over the data, or max_steps; 1.0 if neither is given",
-    )
-    batch_size: Count = Field(
-        default=16, description="sequences a step, over all devices and accumulation"
-    )
-    gradient_accumulation_steps: Count = Field(
-        default=1, description="parts that a batch is cut into, one after another"
-    )
-    lr_scaling: Literal["none", "linear", "sqrt"] = Field(
-        default="none",
-        description="what multiplies optimizer.learning_rate: batch_size over "
-        "lr_reference_batch_size (linear), or the square root of that (sqrt)",
-    )
-    lr_reference_batch_size: Count | None = Field(
-        default=None, description="the batch_size that optimizer.learning_rate is for"
-    )
-    logging_steps: Count = Field(
-        default=10, description="steps between two lines of the log"
-    )
-    eval_steps: Count | None = Field(
-        default=50, description="steps between two evaluations; null: at the end only"
-    )
-    save_steps: Count = Field(default=50, description="steps between two checkpoints")
-    save_total_limit: Count | None = Field(
-        default=3, description="checkpoints to keep; null: all"
-    )
-    early_stopping_patience: Count | None = Field(
-        default=None, description="evaluations without improvement before the run ends"
-    )
-    early_stopping_threshold: float = Field(
-        default=0.0,
-        ge=0,
-        description="by how much more than this a loss must be below the best one to "
-        "be an improvement, in nats per token",
-    )
-    load_best_model_at_end: bool | None = Field(
-        default=None,
-        description="keep the checkpoint of the lowest evaluation loss, and write its "
-        "adapter at the end; null: with early_stopping_patience",
-    )
-    max_nonfinite_steps: Whole = Field(
-        default=10, description="steps skipped in a row before the run aborts"
-    )
-    samples: Whole = Field(
-        default=1,
-        description="evaluation examples to answer before and after training",
-    )
-    report_to: Annotated[
-        tuple[Literal["tensorboard", "wandb", "trackio", "all"], ...],
-        BeforeValidator(_sinks),
-    ] = Field(
-        default=(),
-        description="where metrics go too: tensorboard, wandb, trackio, or a list of "
-        "them; all: those that are installed; none",
-    )
-    fused_backward: bool | None = Field(
-        default=None,
-        description="update each layer inside the backward pass, so that never all "
-        "gradients exist; null: for lomo and adalomo with method full",
-    )
-    watchdog_seconds: Count | None = Field(
-        default=None, description="abort a run that makes no step for so long"
-    )
-
-    @property
-    def keeps_best(self) -> bool:
-        """Whether the parameters with the lowest evaluation loss are the result."""
-        if self.load_best_model_at_end is None:
-            return self.early_stopping_patience is not None
-        return self.load_best_model_at_end
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_epoch(cls, keys: Any) -> Any:
-        lengths = ("max_steps", "num_epochs")
-        if isinstance(keys, Mapping) and all(keys.get(key) is None for key in lengths):
-            return {**keys, "num_epochs": 1.0}
-        return keys
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "TrainingSection":
-        problems = []
-        if self.max_steps is not None and self.num_epochs is not None:
-            problems.append(
-                f"max_steps: found {self.max_steps} beside num_epochs "
-                f"{self.num_epochs}; give only one, or set the other to null"
-            )
-        size, parts = self.batch_size, self.gradient_accumulation_steps
-        if size % parts:
-            below, above = size // parts * parts, -(-size // parts) * parts
-            problems.append(
-                f"batch_size: found {size}; is not divisible by "
-                f"gradient_accumulation_steps {parts}; use "
-                + (f"{below} or {above}" if below else f"{above}")
-            )
-        problems += self._scaling_problems()
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
-
-    def _scaling_problems(self) -> list[str]:
-        rule, reference = self.lr_scaling, self.lr_reference_batch_size
-        if rule != "none" and reference is None:
-            return [
-                f"lr_scaling: found {rule!r} without lr_reference_batch_size; give "
-                "the batch size that optimizer.learning_rate was found at"
-            ]
-        if rule == "none" and reference is not None:
-            return [
-                f"lr_reference_batch_size: found {reference} with lr_scaling none, "
-                "where it says nothing; set lr_scaling to linear or sqrt, or remove it"
-            ]
-        return []
-
-
-class MeshSection(_Section):
-    """How many devices share each kind of work; -1 takes what is left of them."""
-
-    data: int = Field(default=-1, ge=-1, description="replicas that split the batch")
-    fsdp: int = Field(
-        default=1, ge=-1, description="devices that split weights and batch"
-    )
-    tensor: int = Field(default=1, ge=-1, description="devices that split each layer")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "MeshSection":
-        axes = self.model_dump()
-        problems = [
-            f"{axis}: found 0; must be a number of devices, or -1 for what is left"
-            for axis, size in axes.items()
-            if size == 0
-        ]
-        if list(axes.values()).count(-1) > 1:
-            first, *_, last = [axis for axis, size in axes.items() if size == -1]
-            problems.append(
-                f"{last}: found -1, as for {first}; only one axis can take what is "
-                f"left, so set mesh.{first} to a number"
-            )
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
-
-
-class ClusterSection(_Section):
-    """How several processes wait for each other; where they are, the launcher says."""
-
-    initialization_timeout: Count = Field(
-        default=300, description="seconds for all processes to come together"
-    )
-    heartbeat_timeout: Count = Field(
-        default=40,
-        description="seconds without an answer after which a process counts as dead, "
-        "which ends the others",
-    )
-
-
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything that a run depends on."""
 
     output_dir: Text = Field(description="the run directory")
@@ -503,12 +310,13 @@ class RunConfig(_Section):
         keys = {**keys, **empty}
         data, training = keys["data"], keys["training"]
         readable = isinstance(data, Mapping) and isinstance(training, Mapping)
-        if readable and data.get("eval") is None:
+        evaluates = readable and (data.get("eval") or data.get("eval_split"))
+        if readable and not evaluates:
             keys["training"] = {"eval_steps": None, **training}
         return keys
 
 
-SECTIONS: dict[str, type[_Section]] = {
+SECTIONS: dict[str, type[Section]] = {
     "model": ModelSection,
     "adapter": AdapterSection,
     "data": DataSection,

@@ -1,0 +1,38 @@
+"""What all sections of a configuration are made of: their base, and kinds of values."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Whole = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False
+    )
+
+
+class ComponentSection(Section):
+    """A section that names a component; `options` are that component's own keys."""
+
+    model_config = ConfigDict(extra="allow")
+    selector: ClassVar[str] = "name"
+
+    @property
+    def choice(self) -> str:
+        """The component's name."""
+        return getattr(self, self.selector)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that this section leaves to the component."""
+        return dict(self.model_extra or {})
+
+
+def as_tuple(value: Any) -> Any:
+    """A list, which YAML has, as a tuple, which does not change; all else as it is."""
+    return tuple(value) if isinstance(value, list) else value
