@@ -100,7 +100,7 @@ def test_points_of_one_program_are_their_lone_runs(sweep, alone, monkeypatch, tm
     state = json.loads((folder / "sweep.json").read_text())
     assert state["axes"] == {**GRID, "adapter.lora_alpha": [8, 4]}
     assert {point["status"] for point in state["points"]} == {"done"}
-    for number in (0, 3, 6):
+    for number in (0, 7):  # between them every value of every axis
         point = state["points"][number]
         overrides = [f"{key}={value}" for key, value in point["values"].items()]
         lone = alone(f"alone-{number}", *overrides)
