@@ -169,6 +169,7 @@ class _Together:
         for number, point in enumerate(self.points):
             seed = point.run.cfg.seed
             if seed not in said:
+                self.watchdog.pet(hooks.SAVE_GRACE)
                 said[seed] = point.run.answers(self._trained(number))
             outcome.keep_before(point.run.output, said[seed])
 
