@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxpeft import cli, console, model_arguments
+from jaxpeft import cli, console
 from jaxpeft.errors import InputError, suggest
+from jaxpeft.generate import arguments
 
 COMMANDS = {"/reset": "begin anew", "/exit": "end (or end of file)"}
 
@@ -17,17 +18,17 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
 
     # Imported here, so that --help answers at once.
-    from jaxpeft import trained
-    from jaxpeft.dialogue import Dialogue
+    from jaxpeft.assembly import trained
+    from jaxpeft.generate.dialogue import Dialogue
 
-    model_arguments.check(args)
+    arguments.check(args)
     one = args.adapter[0] if args.adapter else None
     model = trained.load(args.run, args.model, one, args.dtype)
     dialogue = Dialogue(
         model,
         system=args.system,
         max_new_tokens=args.max_new_tokens,
-        sampling=model_arguments.sampling(args, model.base.directory),
+        sampling=arguments.sampling(args, model.base.directory),
     )
     for text in _lines():
         if text == "/exit":
@@ -49,11 +50,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Talk with a model: each line of standard input is a message, and "
         f"the answer is written while it is made. {commands}; ctrl-C ends an answer.",
     )
-    model_arguments.add_model(parser, "a PEFT adapter for --model")
+    arguments.add_model(parser, "a PEFT adapter for --model")
     parser.add_argument("--system", metavar="TEXT", help="the system message")
-    model_arguments.add_sampling(parser, max_new_tokens=512)
+    arguments.add_sampling(parser, max_new_tokens=512)
     args = parser.parse_args(list(argv))
-    problems = model_arguments.problems(args)
+    problems = arguments.problems(args)
     if len(args.adapter) > 1:
         problems.append(f"--adapter: found {len(args.adapter)}; a chat has one")
     if problems:

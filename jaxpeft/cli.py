@@ -9,7 +9,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from jaxpeft import console, launch
+from jaxpeft import console
+from jaxpeft.devices import launch
+from jaxpeft.devices.huge_pages import restart_with_huge_pages
 from jaxpeft.errors import (
     EXIT_INPUT,
     EXIT_NUMERICS,
@@ -19,11 +21,13 @@ from jaxpeft.errors import (
     Preempted,
     suggest,
 )
-from jaxpeft.huge_pages import restart_with_huge_pages
 
 EXIT_FAULT, EXIT_INTERRUPTED = 1, 130
 # Of the place where files go, not of the program.
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+# Known without its import, which only commands of several processes need.
+CLUSTER = f"{launch.__package__}.cluster"
 
 # Each is a module of the package with a `main(argv) -> int`, imported when it is run.
 COMMANDS: dict[str, str] = {
@@ -79,15 +83,13 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
         code = EXIT_FAULT
         traceback.print_exc()
     if _is_one_of_several():
-        sys.modules["jaxpeft.cluster"].leave(
-            code, failed=code not in (0, EXIT_PREEMPTED)
-        )
+        sys.modules[CLUSTER].leave(code, failed=code not in (0, EXIT_PREEMPTED))
     return code
 
 
 def _is_one_of_several() -> bool:
     # Imported by the commands that several processes run together, and by no other.
-    cluster = sys.modules.get("jaxpeft.cluster")
+    cluster = sys.modules.get(CLUSTER)
     return cluster is not None and cluster.has_joined()
 
 

@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
 
     # Imported here, so that --help answers at once.
-    from jaxpeft import forms
+    from jaxpeft.export import forms
 
     forms.combine(args.model, args.adapter, args.out, method=args.method, r=args.r)
     console.say(f"wrote and verified {args.out}")

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError("give one of --run DIR and --config FILE")
 
     # Imported here, so that --help answers at once.
-    from jaxpeft import session, trained
+    from jaxpeft.assembly import session, trained
 
     if args.run:
         cfg, adapter = session.open_run(args.run, args.overrides)

@@ -10,7 +10,7 @@ import benchmark_child as child  # isort: skip
 import argparse
 from typing import Any
 
-from jaxpeft.huge_pages import restart_with_huge_pages
+from jaxpeft.devices.huge_pages import restart_with_huge_pages
 
 # As the training command does.
 restart_with_huge_pages()
@@ -21,8 +21,8 @@ import numpy as np  # noqa: E402
 
 import jaxpeft  # noqa: E402
 from jaxpeft import adapters, hf, models, optim, quant, tree  # noqa: E402
+from jaxpeft.assembly.step import TrainState, make_train_step  # noqa: E402
 from jaxpeft.models import ModelConfig, ParamSpec  # noqa: E402
-from jaxpeft.step import TrainState, make_train_step  # noqa: E402
 
 
 def base_weights(args: argparse.Namespace, cfg: ModelConfig) -> dict:

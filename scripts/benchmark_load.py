@@ -74,7 +74,8 @@ def load(folder: Path, way: str) -> dict[str, float]:
     else:
         import jax
 
-        from jaxpeft import hf, models, sharding, tree
+        from jaxpeft import hf, models, tree
+        from jaxpeft.devices import sharding
 
         sizes = MESHES[way]
         mesh = sharding.make_mesh(**sizes) if sizes else None

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
+from jaxpeft.assembly.session import TABLES
 from jaxpeft.config.components import Table, described
 from jaxpeft.config.sections import SECTIONS, RunConfig, SourceSection
-from jaxpeft.session import TABLES
 
 TARGET = Path(__file__).parents[1] / "docs" / "configuration.md"
 INTRODUCTION = """# Configuration

@@ -24,18 +24,12 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from jaxpeft import (  # noqa: E402
-    adapters,
-    assembly,
-    models,
-    optim,
-    planning,
-    session,
-    sharding,
-    tree,
-)
-from jaxpeft.compiled import build  # noqa: E402
-from jaxpeft.step import TrainState, make_train_step  # noqa: E402
+from jaxpeft import adapters, models, optim, tree  # noqa: E402
+from jaxpeft.assembly import session, updates  # noqa: E402
+from jaxpeft.assembly.step import TrainState, make_train_step  # noqa: E402
+from jaxpeft.devices import sharding  # noqa: E402
+from jaxpeft.devices.compiled import build  # noqa: E402
+from jaxpeft.plan import planning  # noqa: E402
 
 SMALL = {
     "model_type": "llama",
@@ -94,7 +88,7 @@ def losses(method: str, mesh: Any, steps: int) -> np.ndarray:
     settings = {"learning_rate": RATE, "max_grad_norm": 1.0, **section}
     tx = optim.make(settings, {"name": "constant"}, 100)
     params = adapters.inject(random_params(cfg), rules, jax.random.key(1))
-    places = assembly.places(params, cfg, mesh, tx)
+    places = updates.places(params, cfg, mesh, tx)
     trainable, frozen = tree.partition(params, places.mask)
     state = TrainState.create(trainable, tx, jax.random.key(2))
     state = sharding.put(state, places.state)

@@ -19,8 +19,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from jaxpeft.optim.plateau import observe, rate_factor
-from jaxpeft.optim.scheduling import SCHEDULES, make_scale, make_schedule
+from jaxpeft.optim.schedules.plateau import observe, rate_factor
+from jaxpeft.optim.schedules.table import SCHEDULES, make_scale, make_schedule
 
 TARGET = Path(__file__).parents[1] / "docs" / "schedules.png"
 RATE, STEPS, WARMUP, EVERY = 2e-4, 1000, 100, 20

@@ -19,8 +19,10 @@ os.environ.update(XLA_FLAGS=f"{flags} {fast} {count}", JAX_PLATFORMS="cpu")
 
 import jax  # noqa: E402
 
-from jaxpeft import planning, session, sharding  # noqa: E402
-from jaxpeft.collectives import Collective  # noqa: E402
+from jaxpeft.assembly import session  # noqa: E402
+from jaxpeft.devices import sharding  # noqa: E402
+from jaxpeft.plan import planning  # noqa: E402
+from jaxpeft.plan.collectives import Collective  # noqa: E402
 
 SHAPES = "configs/plan_only.yaml"
 METHODS = {"lora": (), "full": ("adapter={method: full}",)}

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from jaxpeft import adapters, hf, kernel, models, optim, tree
-from jaxpeft.step import TrainState, make_train_step
+from jaxpeft.assembly.step import TrainState, make_train_step
 
 LOG = logging.getLogger(__name__)
 STEPS, PARTS, ROWS, LENGTH = 12, 2, 3, 18

@@ -11,7 +11,8 @@ import pytest
 import torch
 import transformers
 
-from jaxpeft import assembly, hf, models, session, tree
+from jaxpeft import hf, models, tree
+from jaxpeft.assembly import session, updates
 
 ROOT = Path(__file__).parents[1]
 STEPS = 1000
@@ -52,7 +53,7 @@ def test_a_recipe_holds(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = ROOT / "configs" / f"{name}.yaml"
     cfg = session.open_config(path)
-    assembly.updates(cfg, STEPS)
+    updates.updates(cfg, STEPS)
     assert cfg.output_dir == f"runs/{name}"
     assert (ROOT / cfg.data.train[0].path).is_file()
     lines = path.read_text().splitlines()

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jaxpeft import errors, launch
+from jaxpeft import errors
+from jaxpeft.devices import launch
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

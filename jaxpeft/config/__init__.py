@@ -17,7 +17,7 @@ from jaxpeft.config.sections import (
     ScheduleSection,
     SourceSection,
 )
-from jaxpeft.config.steps import MeshSection, TrainingSection
+from jaxpeft.config.training import MeshSection, TrainingSection
 
 __all__ = [
     "AdapterSection",

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jaxpeft import strict_yaml
+from jaxpeft.config import strict_yaml
 from jaxpeft.config.base import ComponentSection
 from jaxpeft.config.components import Table, check_call
 from jaxpeft.config.sections import (

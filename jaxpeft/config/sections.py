@@ -23,7 +23,7 @@ from jaxpeft.config.base import (
     Whole,
     as_tuple,
 )
-from jaxpeft.config.steps import ClusterSection, MeshSection, TrainingSection
+from jaxpeft.config.training import ClusterSection, MeshSection, TrainingSection
 
 
 class ModelSection(Section):

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxpeft.data.examples import Examples
 from jaxpeft.data.order import ENDLESS, DrawOrder
-from jaxpeft.data.pack import Plan, pack
+from jaxpeft.data.packing import Plan, pack
 
 # Kept at a time: batches run across an epoch's end, and are made ahead of their use.
 _PLANS = 3

@@ -18,10 +18,11 @@ import numpy as np
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.errors import InputError
 from jaxpeft.flax.forms import Contraction, Convolution, Form, Lookup
-from jaxpeft.hf import layout, peft_config
-from jaxpeft.hf.adapter_folder import writing
-from jaxpeft.hf.modules import PREFIX
-from jaxpeft.hf.peft_save import Adapter, alpha_of, lora_config
+from jaxpeft.hf import layout
+from jaxpeft.hf.peft import config as peft_config
+from jaxpeft.hf.peft.folder import writing
+from jaxpeft.hf.peft.modules import PREFIX
+from jaxpeft.hf.peft.save import Adapter, alpha_of, lora_config
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 
 MOST_PROBLEMS = 10

@@ -4,15 +4,15 @@ from jaxpeft.hf.generation_config import sampling, stop_ids
 from jaxpeft.hf.hub import resolve
 from jaxpeft.hf.identity import fingerprint
 from jaxpeft.hf.load import is_quantized, kept_whole, load
-from jaxpeft.hf.peft_load import load_adapter
-from jaxpeft.hf.peft_save import check_writable, save_adapter
+from jaxpeft.hf.peft.load import load_adapter
+from jaxpeft.hf.peft.save import check_writable, save_adapter
+from jaxpeft.hf.peft.vllm import save_for_vllm
 from jaxpeft.hf.save import save
 from jaxpeft.hf.tokenizer import (
     TOKENIZER_FILES,
     check_vocab,
     load_tokenizer,
 )
-from jaxpeft.hf.vllm import save_for_vllm
 
 __all__ = [
     "TOKENIZER_FILES",

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft import sharding, tree
+from jaxpeft import tree
+from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile

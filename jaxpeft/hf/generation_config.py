@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxpeft.data.render import end_of_turn
 from jaxpeft.errors import InputError
-from jaxpeft.sampling import Sampling
+from jaxpeft.models.sampling import Sampling
 
 NAME = "generation_config.json"
 # What would choose other tokens and is not handled, and the values that say nothing.

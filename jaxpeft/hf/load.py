@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpeft import quant, sharding, tree
+from jaxpeft import quant, tree
+from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.hf import bitsandbytes, checkpoint_index, layout
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile, Tensor

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxpeft import determinism
+from jaxpeft.devices import determinism
 from jaxpeft.kernel import product
 
 BLOCK = 64  # queries at a time where the sequence is short, see `_blocks`

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxpeft import kernel, sharding
+from jaxpeft import kernel
+from jaxpeft.devices import sharding
 from jaxpeft.models import experts, rope
 from jaxpeft.models.spec import NORMS, ModelConfig
 

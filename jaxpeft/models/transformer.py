@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpeft import sharding, stacks
-from jaxpeft.models import rope
+from jaxpeft.devices import sharding
+from jaxpeft.models import rope, stacks
 from jaxpeft.models.attention import Scores, attend, attend_cached
 from jaxpeft.models.layer import Angles, Params, apply_layer, norm
 from jaxpeft.models.spec import ModelConfig

@@ -13,7 +13,6 @@ from jaxpeft.optim.apollo import apollo, apollo_mini
 from jaxpeft.optim.batch_scaling import BATCH_SCALING, scaled_rate
 from jaxpeft.optim.came import came
 from jaxpeft.optim.galore import galore
-from jaxpeft.optim.greedy import scale_by_greedy
 from jaxpeft.optim.grokadamw import grokadamw
 from jaxpeft.optim.lion import lion
 from jaxpeft.optim.lion_8bit import lion_8bit
@@ -29,7 +28,6 @@ from jaxpeft.optim.make import (
     make_parts,
 )
 from jaxpeft.optim.muon import muon
-from jaxpeft.optim.plateau import observe, observes, rate_factor, scale_by_plateau
 from jaxpeft.optim.prodigy import prodigy
 from jaxpeft.optim.quantize_state import quantize_state
 from jaxpeft.optim.rmsprop import rmsprop
@@ -40,7 +38,14 @@ from jaxpeft.optim.schedule_free import (
     schedule_free_radam,
     schedule_free_sgd,
 )
-from jaxpeft.optim.scheduling import SCALES, SCHEDULES, make_schedule
+from jaxpeft.optim.schedules.greedy import scale_by_greedy
+from jaxpeft.optim.schedules.plateau import (
+    observe,
+    observes,
+    rate_factor,
+    scale_by_plateau,
+)
+from jaxpeft.optim.schedules.table import SCALES, SCHEDULES, make_schedule
 from jaxpeft.optim.sgd import sgd
 from jaxpeft.optim.stable_adamw import stable_adamw
 

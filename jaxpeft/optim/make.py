@@ -34,7 +34,7 @@ from jaxpeft.optim.schedule_free import (
     schedule_free_radam,
     schedule_free_sgd,
 )
-from jaxpeft.optim.scheduling import (
+from jaxpeft.optim.schedules.table import (
     SCHEDULES,
     make_scale,
     make_schedule,

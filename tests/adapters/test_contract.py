@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxpeft import adapters, kernel, models, tree
-from jaxpeft.step import TrainState, make_train_step
+from jaxpeft.assembly.step import TrainState, make_train_step
 
 # Settings for each entry of METHODS; a new method adds its line.
 SETTINGS = {

@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from jaxpeft import adapters, hf, models, optim, tree
-from jaxpeft.compiled import build
+from jaxpeft.assembly.step import TrainState, make_train_step
+from jaxpeft.devices.compiled import build
 from jaxpeft.errors import InputError
 from jaxpeft.models import transformer
-from jaxpeft.step import TrainState, make_train_step
 
 STEPS, RATE, DECAY = 10, 5e-3, 0.1
 KEY = jax.random.key(0)

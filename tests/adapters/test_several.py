@@ -9,7 +9,7 @@ import pytest
 
 from jaxpeft import adapters, models, tree
 from jaxpeft.errors import InputError
-from jaxpeft.generation import generate
+from jaxpeft.generate.generation import generate
 from jaxpeft.kernel import axes_of
 from jaxpeft.quant import int8
 

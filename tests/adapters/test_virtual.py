@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from jaxpeft import adapters, models
-from jaxpeft.continuation import Continuation
 from jaxpeft.errors import InputError
-from jaxpeft.generation import generate
-from jaxpeft.sampling import Sampling
+from jaxpeft.generate.continuation import Continuation
+from jaxpeft.generate.generation import generate
+from jaxpeft.models.sampling import Sampling
 
 METHODS = ["prompt_tuning", "prefix_tuning"]
 TOKENS = np.random.default_rng(0).integers(1, 61, (1, 20)).astype(np.int32)

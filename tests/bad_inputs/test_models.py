@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxpeft import cli, session, train
+from jaxpeft import cli, train
+from jaxpeft.assembly import session
 
 UP = "model.layers.1.mlp.up_proj.weight"
 WEIGHTS = "model.safetensors"

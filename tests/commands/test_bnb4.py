@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jaxpeft import forms, hf, kernel, models
+from jaxpeft import hf, kernel, models
+from jaxpeft.export import forms
 from jaxpeft.quant import NF4
 
 COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

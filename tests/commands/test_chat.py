@@ -5,11 +5,11 @@ import itertools
 
 import pytest
 
-from jaxpeft import trained
-from jaxpeft.answering import Question, answers
+from jaxpeft.assembly import trained
 from jaxpeft.data.formats import Conversation
-from jaxpeft.dialogue import Dialogue
-from jaxpeft.sampling import Sampling
+from jaxpeft.generate.answering import Question, answers
+from jaxpeft.generate.dialogue import Dialogue
+from jaxpeft.models.sampling import Sampling
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jaxpeft import session
+from jaxpeft.assembly import session
 
 THEIRS = {
     "model_name_or_path": "org/model",

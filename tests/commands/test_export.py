@@ -10,7 +10,8 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jaxpeft import hf, kernel, models, session
+from jaxpeft import hf, kernel, models
+from jaxpeft.assembly import session
 
 TOKENS = np.random.default_rng(0).integers(5, 4096, (2, 17))
 
@@ -88,7 +89,7 @@ def test_a_model_and_its_adapter_are_a_run_s_equal(finished, tiny, command, tmp_
 
 def test_what_a_merge_changed_is_what_torch_sees(finished, tiny, command, tmp_path):
     """With a base in few bits: its logits before, and those of the merged files."""
-    from jaxpeft import forms
+    from jaxpeft.export import forms
 
     cfg = models.config(tiny)
     run = tmp_path / "run"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxpeft import run, training
+from jaxpeft.assembly import run
+from jaxpeft.train import course
 
 
 @pytest.fixture
@@ -60,13 +61,13 @@ def test_an_absurd_rate_ends_with_nothing_saved_that_is_not_finite(
     trained, monkeypatch, tmp_path
 ):
     saved = []
-    save = training.Checkpoints.save
+    save = course.Checkpoints.save
 
     def seen(self, step, state, extra, **options):
         saved.append(jax.device_get((state.params, state.opt_state)))
         return save(self, step, state, extra, **options)
 
-    monkeypatch.setattr(training.Checkpoints, "save", seen)
+    monkeypatch.setattr(course.Checkpoints, "save", seen)
     done = trained(
         "run",
         **{

@@ -4,9 +4,12 @@ import json
 
 import pytest
 
-from jaxpeft import plan, planning, session, sharding, tree
-from jaxpeft.compiled import build
-from jaxpeft.run import Run
+from jaxpeft import plan, tree
+from jaxpeft.assembly import session
+from jaxpeft.assembly.run import Run
+from jaxpeft.devices import sharding
+from jaxpeft.devices.compiled import build
+from jaxpeft.plan import planning
 
 from .conftest import write_config
 

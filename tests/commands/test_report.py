@@ -7,7 +7,8 @@ import signal
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxpeft import hooks, sinks
+from jaxpeft.rundir import sinks
+from jaxpeft.train import hooks
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import json
 import shutil
 
-from jaxpeft import session
-from jaxpeft.run import Run
+from jaxpeft.assembly import session
+from jaxpeft.assembly.run import Run
 
 from .conftest import write_config
 

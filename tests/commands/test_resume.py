@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from jaxpeft.run_lock import RunLock
+from jaxpeft.rundir.lock import RunLock
 
 # A run with everything on that could make a difference.
 CHANGES = {

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from jaxpeft import joint, joint_step
+from jaxpeft.sweep import joint, joint_step
 
 STEPS = 6
 GRID = {

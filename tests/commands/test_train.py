@@ -11,7 +11,8 @@ from peft import PeftConfig
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
-from jaxpeft import plots, run, session
+from jaxpeft.assembly import run, session
+from jaxpeft.report import plots
 
 
 def masked(tokenizer, turns, max_length):

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpeft.data.pack import pack
+from jaxpeft.data.packing import pack
 
 
 @given(

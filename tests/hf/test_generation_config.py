@@ -9,7 +9,7 @@ from transformers.generation import logits_process as theirs
 
 from jaxpeft import hf
 from jaxpeft.errors import InputError
-from jaxpeft.sampling import Sampling
+from jaxpeft.models.sampling import Sampling
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import transformers
 from jaxpeft import adapters, hf, kernel, models, tree
 from jaxpeft.adapters import LoRA
 from jaxpeft.errors import InputError
-from jaxpeft.hf import peft_config
+from jaxpeft.hf.peft import config as peft_config
 
 Q1 = r"model\.layers\.1\.self_attn\.q_proj"
 WRITTEN_BY_PEFT = {

@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from jaxpeft import adapters, hf, kernel, models, quant, tree
+from jaxpeft.assembly.step import TrainState, make_train_step
 from jaxpeft.errors import InputError
 from jaxpeft.models import is_spec, param_specs
-from jaxpeft.step import TrainState, make_train_step
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3}
 TOKENS = np.random.default_rng(0).integers(0, 61, (2, 16)).astype(np.int32)

@@ -11,7 +11,7 @@ import transformers
 
 from jaxpeft import adapters, hf, kernel, tree
 from jaxpeft.errors import InputError
-from jaxpeft.hf.vllm import uniform
+from jaxpeft.hf.peft.vllm import uniform
 
 
 def inject(params, **rules):

@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from jaxpeft import adapters, hf, models, tree
-from jaxpeft.generation import generate
-from jaxpeft.loss import nll_sum
+from jaxpeft.generate.generation import generate
+from jaxpeft.objectives.token_loss import nll_sum
 
 LOG = logging.getLogger(__name__)
 SIZES = {

@@ -14,7 +14,7 @@ import torch
 from jax.extend.core import jaxprs_in_params
 
 from jaxpeft import models
-from jaxpeft.loss import nll_sum
+from jaxpeft.objectives.token_loss import nll_sum
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -10,7 +10,6 @@ import pytest
 from oracles import quantized, testbed
 
 from jaxpeft import tree
-from jaxpeft.checkpoint import Checkpoints
 from jaxpeft.errors import InputError
 from jaxpeft.optim.adamw import adamw
 from jaxpeft.optim.adamw_4bit import adamw_4bit
@@ -19,6 +18,7 @@ from jaxpeft.optim.lion_8bit import lion_8bit
 from jaxpeft.optim.quantize_state import quantize_state
 from jaxpeft.optim.rule import Layout
 from jaxpeft.quant import Blockwise
+from jaxpeft.rundir.checkpoint import Checkpoints
 
 LOG = logging.getLogger(__name__)
 STEPS = 3

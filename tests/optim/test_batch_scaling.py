@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxpeft import assembly, config, optim, session
+from jaxpeft import config, optim
+from jaxpeft.assembly import session
+from jaxpeft.assembly import updates as assembly
 from jaxpeft.errors import InputError
 
 

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from jaxpeft import optim
-from jaxpeft.checkpoint import Checkpoints
+from jaxpeft.assembly.step import TrainState
 from jaxpeft.errors import InputError
-from jaxpeft.step import TrainState
+from jaxpeft.rundir.checkpoint import Checkpoints
 
 # The rate and the settings at which each solves the problem; a new one adds its line.
 SETTINGS = {

@@ -10,8 +10,8 @@ from oracles.projected import Quiet
 
 from jaxpeft.errors import InputError
 from jaxpeft.optim.grokadamw import grokadamw
-from jaxpeft.optim.plateau import observe, rate_factor
 from jaxpeft.optim.rule import Layout
+from jaxpeft.optim.schedules.plateau import observe, rate_factor
 
 STACKS = Layout(stacked=r"(.*\.)?layers\..*")
 RATE = 1e-3

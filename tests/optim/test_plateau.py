@@ -10,14 +10,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers.optimization import GreedyLR
 
-from jaxpeft.optim.greedy import GreedyState, scale_by_greedy
-from jaxpeft.optim.plateau import (
+from jaxpeft.optim.schedules.greedy import GreedyState, scale_by_greedy
+from jaxpeft.optim.schedules.plateau import (
     PlateauState,
     observe,
     rate_factor,
     scale_by_plateau,
 )
-from jaxpeft.optim.scheduling import make_scale
+from jaxpeft.optim.schedules.table import make_scale
 
 RATE = 2**-10
 PARAMS = {"a": jnp.arange(3.0), "hole": None, "b": jnp.ones((2, 2))}

@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler
 
 from jaxpeft.errors import InputError
 from jaxpeft.optim import schedules
-from jaxpeft.optim.scheduling import SCHEDULES, make_scale, make_schedule
+from jaxpeft.optim.schedules.table import SCHEDULES, make_scale, make_schedule
 
 RATE, STEPS = 3e-4, 40
 

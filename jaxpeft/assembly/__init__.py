@@ -1,0 +1,1 @@
+"""A run put together in memory: model, adapter, updates, step, places."""

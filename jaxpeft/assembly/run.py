@@ -1,0 +1,241 @@
+"""A run before its first step: everything that it works with, and nothing written."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpeft import console, data, hf, optim, tree
+from jaxpeft.assembly import session, summary, updates
+from jaxpeft.assembly.step import TrainState
+from jaxpeft.config import RunConfig
+from jaxpeft.devices import cluster, sharding
+from jaxpeft.errors import InputError
+from jaxpeft.generate.generation import generate
+
+SAMPLE_TOKENS = 96  # of an answer shown before and after training
+
+# Changing these does not make it another run: they decide where, how often and how
+# long it works, not what it computes.
+NOT_IDENTITY = {
+    "model": ("path", "remat"),
+    "training": (
+        "logging_steps",
+        "eval_steps",
+        "save_steps",
+        "save_total_limit",
+        "samples",
+        "report_to",
+        "watchdog_seconds",
+    ),
+}
+# Keys of training that say nothing at these values: to have them, or not yet to have
+# had them in an earlier version, is the same.
+SILENT = {"lr_scaling": "none", "lr_reference_batch_size": None}
+
+
+class Run:
+    """Everything a run works with, prepared without writing anything.
+
+    like: a run of the same model and data, made with `shares`: its weights and examples
+    serve this one too, which may differ in its seed, adapter and optimizer. shares:
+    remember the weights for such runs.
+
+    Raises InputError for whatever is wrong with the configuration, the model, the data
+    or the adapter.
+    """
+
+    def __init__(self, cfg: RunConfig, like: "Run | None" = None, shares: bool = False):
+        self.cfg, self.output = cfg, Path(cfg.output_dir)
+        self.mesh = sharding.make_mesh(**cfg.mesh.model_dump())
+        self.parts = cfg.training.gradient_accumulation_steps
+        micro = cfg.training.batch_size // self.parts
+        session.check_batches(cfg, self.mesh)
+        updates.fused_backward(cfg)  # its complaints need neither model nor data
+        self._open(micro) if like is None else self._take_over(like)
+        session.check_adapter(self.base, cfg.adapter)
+        epochs = cfg.training.num_epochs or 1.0
+        self.steps = cfg.training.max_steps or steps_in(
+            epochs, self.batches.steps_per_epoch
+        )
+        self.updates = updates.updates(cfg, self.steps)
+        if self.updates.follows_evaluation and cfg.training.eval_steps is None:
+            raise InputError(
+                f"schedule.name: found {cfg.schedule.name!r}; it follows the "
+                "evaluation loss, and nothing is evaluated: set data.eval and "
+                "training.eval_steps"
+            )
+        self.tx = self.updates.tx
+        adapter_key, self.key = jax.random.split(jax.random.key(cfg.seed))
+        weights: Any = self.base.load(self.mesh) if like is None else like.weights
+        self.weights = weights if shares else None
+        params = session.add_adapter(weights, cfg.adapter, self.base.cfg, adapter_key)
+        if shares or like is not None:
+            own = set(map(id, jax.tree.leaves(weights)))
+            # True for the arrays that are the base's own, the same in all such runs.
+            self.of_base = jax.tree.map(lambda x: id(x) in own, params)
+        self.places = updates.places(params, self.base.cfg, self.mesh, self.tx)
+        params = sharding.put(params, self.places.params)
+        self.trainable, self.frozen = tree.partition(params, self.places.mask)
+
+    def _open(self, micro: int) -> None:
+        """Opens the model and reads the data."""
+        cfg = self.cfg
+        self.base = session.open_base(cfg.model)
+        session.check_length(cfg, self.base)
+        vocabulary = self.base.cfg.vocab_size
+        self.batches = data.load_train(
+            cfg.data,
+            self.base.tokenizer,
+            batch_size=cfg.training.batch_size,
+            seed=cfg.seed,
+            vocab_size=vocabulary,
+        )
+        self.evaluation = data.load_eval(
+            cfg.data,
+            self.base.tokenizer,
+            batch_size=cfg.data.eval_batch_size or micro,
+            vocab_size=vocabulary,
+        )
+
+    def _take_over(self, like: "Run") -> None:
+        self.base, self.evaluation = like.base, like.evaluation
+        self.batches = like.batches
+        if self.cfg.seed != like.cfg.seed:
+            self.batches = like.batches.reseeded(self.cfg.seed)
+
+    def at_rate(self, learning_rate: float) -> "Run":
+        """The same run, its arrays shared, with another learning rate."""
+        run = copy.copy(self)
+        run.cfg = self.cfg.at_rate(learning_rate)
+        run.updates = updates.updates(run.cfg, run.steps)
+        run.tx = run.updates.tx
+        params = tree.combine(run.trainable, run.frozen)
+        run.places = updates.places(params, run.base.cfg, run.mesh, run.tx)
+        return run
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, on the mesh; takes over the adapters."""
+
+        def create(trainable: Any) -> TrainState:
+            return TrainState.create(trainable, self.tx, self.key)
+
+        # Compiled: each device makes its own part, of which no other holds a copy.
+        made = jax.jit(create, out_shardings=self.places.state, donate_argnums=0)
+        return made(self.trainable)
+
+    def view(self, state: TrainState) -> Any:
+        """The trainable parameters to evaluate and to keep: averaged ones, if any."""
+        return optim.evaluation_params(state.opt_state, state.params)
+
+    def fingerprint(self) -> dict[str, str]:
+        """What a resumed run must share with the one that was saved."""
+        settings = self.cfg.model_dump()
+        settings.pop("output_dir")
+        settings.pop("deterministic")
+        settings.pop("mesh")
+        settings.pop("cluster")
+        settings.pop("data")  # its effect is the batches' own fingerprint
+        for section, keys in NOT_IDENTITY.items():
+            for key in keys:
+                settings[section].pop(key)
+        for key, silent in SILENT.items():
+            if settings["training"][key] == silent:
+                settings["training"].pop(key)
+        state = jax.eval_shape(self.tx.init, self.trainable)
+        if self.evaluation is not None and optim.observes(state):
+            # What is evaluated, and when, then decides what the steps compute.
+            settings["training"]["eval_steps"] = self.cfg.training.eval_steps
+            settings["evaluation"] = self.evaluation.fingerprint
+        return {
+            "config": json.dumps(settings, sort_keys=True),
+            "data": self.batches.fingerprint,
+            "base": hf.fingerprint(self.base.directory),
+        }
+
+    def on_devices(self, batch: data.Batch) -> dict[str, jax.Array]:
+        """A batch on the mesh; segments only where they say something."""
+        names = set(batch) - (set() if self.cfg.data.packing else {"segments"})
+        return sharding.put_batch({name: batch[name] for name in names}, self.mesh)
+
+    def micro_batches(self, batch: data.Batch) -> dict[str, jax.Array]:
+        """A training batch cut for accumulation, (parts, batch / parts, seq)."""
+        cut = {n: x.reshape(self.parts, -1, x.shape[-1]) for n, x in batch.items()}
+        return self.on_devices(cut)
+
+    def answers(self, trainable: Any) -> list[tuple[str, str, str]]:
+        """(prompt, reference, answer) for the first evaluation examples."""
+        source = self.evaluation or self.batches
+        stop = hf.stop_ids(self.base.directory, self.base.tokenizer)
+        tokenizer, room = self.base.tokenizer, self.base.cfg.max_position_embeddings
+        shown = []
+        for index in range(min(self.cfg.training.samples, len(source.examples))):
+            prompt, reference = source.examples.question(index)
+            if len(prompt) < 2 or len(prompt) + SAMPLE_TOKENS > room:
+                continue
+            answer = generate(
+                tree.combine(trainable, self.frozen),
+                self.base.cfg,
+                [prompt],
+                max_new_tokens=SAMPLE_TOKENS,
+                stop=stop,
+            )[0]
+            while reference and reference[-1] in stop:  # an answer ends before it
+                reference = reference[:-1]
+            texts = (tokenizer.decode(t) for t in (reference, answer))
+            prompt_text = tokenizer.decode(prompt, skip_special_tokens=True)
+            shown.append((prompt_text, *texts))
+        return shown
+
+
+def steps_in(epochs: float, steps_per_epoch: float) -> int:
+    """The steps that so many epochs take, a last one begun being taken whole.
+
+    Rounded first: 0.7 epochs of 10 steps are 7, not the 8 of 7.000000000000001.
+    """
+    return max(1, math.ceil(round(epochs * steps_per_epoch, 6)))
+
+
+def describe(run: Run) -> None:
+    """Says what is about to happen: parameters, memory, data, steps."""
+    console.say(f"model: {run.cfg.model.path} ({run.base.cfg.model_type})")
+    params = tree.combine(run.trainable, run.frozen)
+    for line in summary.parameter_table(params, run.trainable):
+        console.say(line)
+    opt_state = jax.eval_shape(run.tx.init, run.trainable)
+    full = run.cfg.adapter.method == session.FULL
+    trains = "trained weights" if full else "adapter"
+    console.say(summary.memory_line(run.frozen, run.trainable, opt_state, trains))
+    if run.base.cfg.activation_dtype:
+        console.say(
+            f"computing in float32: on a CPU that is faster than {run.base.dtype}, "
+            "which only the stored weights have"
+        )
+    if run.mesh.size > 1:
+        mesh = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+        several = cluster.process_count()
+        console.say(
+            f"devices: {run.mesh.size} (mesh: {mesh})"
+            + (f" in {several} processes" if several > 1 else "")
+        )
+    for line in summary.data_lines("training", run.batches.summary()):
+        console.say(line)
+    if run.evaluation is not None:
+        for line in summary.data_lines("evaluation", run.evaluation.summary()):
+            console.say(line)
+    if line := updates.scaling_line(run.cfg):
+        console.say(line)
+    if run.updates.leafwise is not None:
+        console.say("each layer is updated inside the backward pass")
+    elif run.cfg.optimizer.name in optim.FUSED:
+        console.say(
+            f"{run.cfg.optimizer.name} updates after the whole backward pass here; it "
+            "saves memory with adapter.method full and no accumulation"
+        )
+    console.say(
+        f"steps: {run.steps} of {run.cfg.training.batch_size} sequences, "
+        f"{run.batches.epoch(run.steps):.2f} epochs"
+    )

@@ -1,0 +1,109 @@
+"""What is done with a trained model: it is opened and evaluated."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpeft import adapters, data, hf, tree
+from jaxpeft.assembly import session
+from jaxpeft.assembly.session import Base
+from jaxpeft.assembly.step import make_eval_step
+from jaxpeft.config import ModelSection, RunConfig
+from jaxpeft.devices import sharding
+from jaxpeft.devices.compiled import Compiled
+from jaxpeft.errors import InputError
+from jaxpeft.objectives import evaluation
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A base model with its weights and, if it has one, its adapter.
+
+    names: of several adapters, each for requests that choose it (`adapters.choose`);
+    of one alone, or none, there is nothing to choose.
+    """
+
+    base: Base
+    params: Mapping[str, Any]
+    names: tuple[str, ...] = ()
+
+
+def load(
+    run: str | None,
+    model: str | None,
+    adapter: str | None,
+    dtype: str | None,
+    several: Mapping[str, str] | None = None,
+) -> Trained:
+    """A finished run, or a model's folder and perhaps a PEFT adapter for it.
+
+    dtype: of the weights; None: the run's, or float32. several: {name: folder} of
+    adapters for the model, in place of one. Raises InputError for what is missing or
+    does not fit together.
+    """
+    if run is not None:
+        cfg, directory = session.open_run(run)
+        section = cfg.model.model_copy(update={"dtype": dtype} if dtype else {})
+    else:
+        section = ModelSection.model_validate(
+            {"path": model, "dtype": dtype or "float32"}
+        )
+        directory = hf.resolve(adapter) if adapter else None
+    folders = {name: hf.resolve(path) for name, path in (several or {}).items()}
+    base = session.open_base(section)
+    params = _params(base, directory)
+    if not folders:
+        return Trained(base, params)
+    adapted = {
+        name: hf.load_adapter(params, folder, base.cfg)
+        for name, folder in folders.items()
+    }
+    return Trained(base, adapters.several(params, adapted), tuple(folders))
+
+
+def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
+    """The losses over the evaluation data of `cfg`, see `evaluation.losses`.
+
+    adapter: a PEFT adapter's folder; None: the one that the run would continue from,
+    or the base alone.
+    """
+    if not cfg.data.evaluates:
+        raise InputError(
+            "data.eval: missing; name the data to evaluate on, for instance "
+            "'data.eval={path: eval.json, format: alpaca}'"
+        )
+    mesh = sharding.make_mesh(**cfg.mesh.model_dump())
+    base = session.open_base(cfg.model)
+    size = cfg.training.batch_size // cfg.training.gradient_accumulation_steps
+    size = cfg.data.eval_batch_size or size
+    sharding.check_batch(size, mesh, "data.eval_batch_size")
+    batches = data.load_eval(
+        cfg.data,
+        base.tokenizer,
+        batch_size=size,
+        vocab_size=base.cfg.vocab_size,
+    )
+    if adapter is None and cfg.adapter.init_from is not None:
+        adapter = hf.resolve(cfg.adapter.init_from)
+    params = _params(base, adapter, mesh)
+    parts = tree.partition(params, adapters.trainable_mask(params))
+    # Standard output is the result's alone: nobody is told what is compiled.
+    step = Compiled(make_eval_step(base.cfg), "evaluation", lambda text: None)
+    return evaluation.losses(
+        step(*parts, sharding.put_batch(_unpacked(batch), mesh))
+        for batch in batches or ()
+    )
+
+
+def _params(
+    base: Base, adapter: Path | None, mesh: jax.sharding.Mesh | None = None
+) -> dict[str, Any]:
+    params = base.load(mesh)
+    return params if adapter is None else hf.load_adapter(params, adapter, base.cfg)
+
+
+def _unpacked(batch: data.Batch) -> data.Batch:
+    return {name: value for name, value in batch.items() if name != "segments"}

@@ -1,0 +1,160 @@
+"""A training step put together from a configuration, before any array exists."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from jaxpeft import adapters, kernel, models, optim, tree
+from jaxpeft.assembly import session
+from jaxpeft.assembly.fused import make_fused_train_step
+from jaxpeft.assembly.step import TrainState, TrainStep, make_train_step
+from jaxpeft.config import RunConfig
+from jaxpeft.devices import sharding
+from jaxpeft.errors import InputError
+from jaxpeft.models import ModelConfig
+from jaxpeft.optim.rule import Leafwise
+
+
+@dataclass(frozen=True)
+class Updates:
+    """How a run updates what trains.
+
+    parts: what the configuration says of the optimizer. tx: the transformation, its
+    states. leafwise: where layers are updated inside the backward pass. rate: the
+    learning rate of each step. follows_evaluation: whether the schedule wants
+    evaluation losses.
+    """
+
+    parts: optim.Parts
+    tx: optax.GradientTransformation
+    leafwise: Leafwise | None
+    rate: optax.Schedule
+    max_grad_norm: float | None
+    follows_evaluation: bool
+
+    def train_step(self, model: ModelConfig) -> TrainStep:
+        """The step (state, frozen, batch) -> (state, metrics), to be jitted."""
+        if self.leafwise is None:
+            return make_train_step(model, self.tx)
+        return make_fused_train_step(model, self.leafwise, self.max_grad_norm)
+
+
+def updates(cfg: RunConfig, steps: int, rate: optax.Schedule | None = None) -> Updates:
+    """What `optimizer` and `schedule` say, for a run of so many steps.
+
+    rate: the learning rate of each step, in place of theirs. Raises InputError where
+    they do not go together.
+    """
+    fused = fused_backward(cfg)
+    optimizer = {**cfg.optimizer.model_dump(), "learning_rate": learning_rate(cfg)}
+    made = optim.make_parts(optimizer, cfg.schedule.model_dump(), steps, rate)
+    return Updates(
+        parts=made,
+        tx=made.optimizer if fused else made.chain(),
+        leafwise=optim.leafwise(made, cfg.optimizer.name) if fused else None,
+        rate=made.rate,
+        max_grad_norm=cfg.optimizer.max_grad_norm,
+        follows_evaluation=made.scale is not None,
+    )
+
+
+def learning_rate(cfg: RunConfig) -> float:
+    """The schedule's highest rate, at the batch size of the run."""
+    training, given = cfg.training, cfg.optimizer.learning_rate
+    reference = training.lr_reference_batch_size
+    if reference is None:
+        return given
+    rule, size = training.lr_scaling, training.batch_size
+    return optim.scaled_rate(given, rule, size, reference)
+
+
+def scaling_line(cfg: RunConfig) -> str | None:
+    """What came of the rate at another batch size; None where it is as given."""
+    training, given = cfg.training, cfg.optimizer.learning_rate
+    if training.lr_scaling == "none":
+        return None
+    ratio = f"{training.batch_size} / {training.lr_reference_batch_size}"
+    factor = f"sqrt({ratio})" if training.lr_scaling == "sqrt" else ratio
+    return f"learning rate: {given:.4g} x {factor} = {learning_rate(cfg):.4g}"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the arrays of a run lie on its mesh.
+
+    params: of every parameter, adapters beside the weight that they adapt. mask: true
+    where one trains. state: of a `TrainState`.
+    """
+
+    params: Any
+    mask: Any
+    state: TrainState
+
+    @property
+    def frozen(self) -> Any:
+        """Of the parameters that do not train."""
+        return tree.partition(self.params, self.mask)[1]
+
+
+def places(
+    params: Any,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    tx: optax.GradientTransformation,
+) -> Places:
+    """Where everything lies, given the parameters (arrays or shapes), adapters in."""
+    specs = dict(tree.walk(models.param_specs(model)))
+    axes = {
+        name: kernel.axes_of(
+            value,
+            # Virtual tokens are no weight of the model, and are whole everywhere.
+            specs[name].axes if name in specs else (None,) * len(value.shape),
+        )
+        for name, value in tree.walk(params)
+    }
+    placed = sharding.of(mesh, tree.replace(params, axes), params)
+    mask = adapters.trainable_mask(params)
+    trainable, _ = tree.partition(params, mask)
+    theirs, _ = tree.partition(placed, mask)
+    state = jax.eval_shape(
+        lambda p: TrainState.create(p, tx, jax.random.key(0)), trainable
+    )
+    opt_state = sharding.of_state(mesh, state.opt_state, trainable, theirs)
+    whole = jax.tree.map(lambda _: sharding.replicated(mesh), state)
+    return Places(placed, mask, whole.replace(params=theirs, opt_state=opt_state))
+
+
+def fused_backward(cfg: RunConfig) -> bool:
+    """Whether layers are updated inside the backward pass.
+
+    Raises InputError where that was asked for and cannot be.
+    """
+    wanted, full = cfg.training.fused_backward, session.trains_all(cfg.adapter)
+    if wanted is None:
+        wanted = full and cfg.optimizer.name in optim.FUSED
+    if not wanted:
+        return False
+    parts = cfg.training.gradient_accumulation_steps
+    problems = []
+    if cfg.adapter.method == session.FULL and not full:
+        problems.append(
+            "training.fused_backward: found true where a part of the model trains; it "
+            "goes down through layers that all do: remove it, or let everything train"
+        )
+    elif not full:
+        problems.append(
+            f"training.fused_backward: found true with adapter.method "
+            f"{cfg.adapter.method!r}; an adapter's gradients are small: remove it, or "
+            "use method full"
+        )
+    if parts > 1:
+        problems.append(
+            f"training.gradient_accumulation_steps: found {parts}; a backward pass "
+            "that updates each layer as it goes has no gradients to add up: use 1 with "
+            "a smaller batch_size, or training.fused_backward: false"
+        )
+    if problems:
+        raise InputError(*problems)
+    return True

@@ -1,0 +1,188 @@
+"""`python -m jaxpeft.convert_config FILE`: another tool's configuration as ours."""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxpeft import console
+from jaxpeft.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxpeft.convert_config.translate import Draft
+
+STEPS = 1_000_000  # of a run whose length only its data says
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with its arguments; returns the exit code."""
+    args = parse(argv)
+
+    # Imported here, so that --help answers at once.
+    from jaxpeft.convert_config import translate
+
+    keys = read(args.file or args.from_training_arguments)
+    if args.file:
+        source = f"LLaMA-Factory's {args.file}"
+        draft = translate.from_llamafactory(keys, args.devices)
+    else:
+        source = f"transformers' {args.from_training_arguments}"
+        draft = translate.from_training_arguments(
+            keys,
+            read(args.peft) if args.peft else None,
+            devices=args.devices or 1,
+            model=args.model,
+            data=args.data,
+            eval_data=args.eval_data,
+        )
+    text = translate.to_yaml(draft, source, args.out or "FILE")
+    write(text, args.out, args.overwrite)
+    if args.out:
+        for line in report(draft):
+            console.say(line)
+        console.say(f"wrote and verified {args.out}")
+    else:
+        console.write(text)
+        for why, keys in draft.idle.items():
+            console.warn(f"{', '.join(keys)}: says nothing here: {why}")
+        for key, why in draft.missing.items():
+            console.warn(f"{key}: {why}")
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command's arguments; raises InputError for those without sense."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpeft convert_config",
+        description="Translate a configuration of LLaMA-Factory, or the arguments of "
+        "transformers' Trainer, into ours, and list what has no equivalent. What is "
+        "written has been read back and checked.",
+    )
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE", help="LLaMA-Factory's YAML or JSON"
+    )
+    parser.add_argument(
+        "--from-training-arguments",
+        metavar="FILE",
+        help="in its place: what TrainingArguments.to_json_string() gives",
+    )
+    parser.add_argument(
+        "--peft",
+        metavar="FILE",
+        help="beside training arguments: PEFT's adapter_config.json; without it the "
+        "whole model trains",
+    )
+    parser.add_argument(
+        "--model", metavar="PATH", help="beside training arguments: the model"
+    )
+    parser.add_argument(
+        "--data", metavar="FILE", help="beside training arguments: the examples"
+    )
+    parser.add_argument(
+        "--eval-data", metavar="FILE", help="likewise those that evaluate"
+    )
+    parser.add_argument(
+        "--devices",
+        metavar="N",
+        type=int,
+        help="over how many devices the batch was spread (default: 1)",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help="where to write it (default: standard output)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="even if --out is there and differs"
+    )
+    args = parser.parse_args(list(argv))
+    if bool(args.file) == bool(args.from_training_arguments):
+        raise InputError(
+            "convert_config: give one file, LLaMA-Factory's FILE or "
+            "--from-training-arguments FILE"
+        )
+    if args.devices is not None and args.devices < 1:
+        raise InputError(f"--devices: found {args.devices}; give 1 or more")
+    beside = [k for k in ("peft", "model", "data", "eval_data") if getattr(args, k)]
+    if args.file and beside:
+        raise InputError(
+            f"--{beside[0].replace('_', '-')}: goes with --from-training-arguments "
+            "alone; LLaMA-Factory's file says it itself"
+        )
+    if args.out:
+        check_out(args.out, (args.file, args.from_training_arguments, args.peft))
+    return args
+
+
+def check_out(out: str, inputs: Sequence[str | None]) -> None:
+    """Raises InputError where `--out` is a folder, or a file that is translated."""
+    if Path(out).is_dir():
+        raise InputError(f"--out: {out!r} is a folder; name a file in it")
+    for path in filter(os.path.exists, filter(None, inputs)):
+        if os.path.exists(out) and os.path.samefile(path, out):
+            raise InputError(f"--out: {out!r} is what is translated; name another file")
+
+
+def read(path: str) -> Mapping[str, Any]:
+    """The mapping in a YAML or JSON file; raises InputError where there is none."""
+    from jaxpeft.config import strict_yaml
+
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); name an existing file"
+        ) from None
+    return strict_yaml.load(text, path)  # JSON is YAML
+
+
+def write(text: str, out: str | None, overwrite: bool) -> None:
+    """Writes a configuration where it belongs, once a run could be made of it.
+
+    Raises InputError where it could not, and leaves what was there as it was; so it
+    does with another file of that name, unless it is to `overwrite` that.
+    """
+    folder = Path(out).parent if out else Path(tempfile.gettempdir())
+    if not folder.is_dir():
+        raise InputError(f"--out: {str(folder)!r} is not a folder; create it first")
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        path = Path(scratch) / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        verify(path)
+        if not out:
+            return
+        there = Path(out)
+        if there.exists() and not overwrite and there.read_bytes() != path.read_bytes():
+            raise InputError(
+                f"--out: {out!r} is there and differs from what would be written; name "
+                "another file, or give --overwrite"
+            )
+        os.replace(path, out)
+
+
+def verify(path: Path) -> None:
+    """Raises InputError where a configuration is not one that a run accepts."""
+    from jaxpeft.assembly import session, updates
+
+    cfg = session.open_config(path)
+    session.rules(cfg.adapter)
+    updates.updates(cfg, cfg.training.max_steps or STEPS)
+
+
+def report(draft: "Draft") -> list[str]:
+    """What became of their keys, in lines."""
+    lines = []
+    if draft.remarks:
+        lines.append("translated, but not one to one:")
+        lines += [
+            f"  {key}: {remark}"
+            for key, remarks in draft.remarks.items()
+            for remark in remarks
+        ]
+    if draft.idle:
+        lines.append("says nothing here:")
+        lines += [f"  {', '.join(keys)}: {why}" for why, keys in draft.idle.items()]
+    if draft.missing:
+        lines.append("without equivalent:")
+        lines += [f"  {key}: {why}" for key, why in draft.missing.items()]
+    return lines

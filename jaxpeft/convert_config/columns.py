@@ -1,0 +1,135 @@
+"""How LLaMA-Factory describes a record, as our formats and the names of their columns.
+
+By `DatasetAttr.join` and the converters there: a column that `columns` leaves out is
+not read, whatever the file has; without `columns` the three of Alpaca or the
+conversations are.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from jaxpeft.convert_config import files
+from jaxpeft.convert_config.draft import Draft
+
+TEXT_ONLY = (
+    "models here read text alone; take the text part of the data and a text model"
+)
+MEDIA = ("images", "videos", "audios")
+FORMATTINGS = ("alpaca", "sharegpt", "openai")
+# Their key in `columns`: the name in our format.
+COLUMNS = {
+    "alpaca": {
+        "prompt": "instruction",
+        "query": "input",
+        "response": "output",
+        "system": "system",
+        "history": "history",
+    },
+    "sharegpt": {
+        "messages": "conversations",
+        "system": "system",
+        "tools": "tools",
+    },
+    "messages": {"messages": "messages", "tools": "tools"},
+    "text": {"prompt": "text"},
+}
+# What is read there where the description has no `columns`.
+ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
+CONVERSATIONS = {"messages": "conversations"}
+REQUIRED = ("instruction", "output", "conversations", "messages", "text")
+PREFERRED = ("chosen", "rejected")  # columns of preference data, else not looked at
+# The values of a turn's role that we read, by the tag that names another one.
+ROLES: dict[str, dict[str, tuple[str, ...]]] = {
+    "sharegpt": {
+        "user_tag": ("human", "user"),
+        "assistant_tag": ("gpt", "assistant"),
+        "observation_tag": ("observation", "tool"),
+        "function_tag": ("function_call",),
+        "system_tag": ("system",),
+    },
+    "messages": {
+        "user_tag": ("user",),
+        "assistant_tag": ("assistant",),
+        "observation_tag": ("tool",),
+        "function_tag": (),
+        "system_tag": ("system",),
+    },
+}
+
+
+def layout(
+    draft: Draft,
+    place: str,
+    entry: Draft,
+    present: Collection[str] | None,
+    pretraining: bool,
+) -> dict[str, Any]:
+    """`format` and `fields` of the source that a data set's description stands for.
+
+    place: of the data set in their file, for what has no equivalent, which the draft
+    lists; what cannot be trained is refused in the entry. present: the columns that the
+    file has; None: it is not here.
+    """
+    kind = entry.choice("formatting", "alpaca", FORMATTINGS)
+    usual = ALPACA if kind == "alpaca" else CONVERSATIONS
+    read = files.inner({"columns": usual} | entry.keys, "columns")
+    tags = files.inner(entry.keys, "tags")
+    if not all(isinstance(name, str | None) for name in read.values()):
+        entry.refuse("columns", "must name columns of the file")
+        read = usual
+    for medium in MEDIA:
+        if read.get(medium):
+            entry.refuse("columns", f"has {medium}; {TEXT_ONLY}")
+    format_ = "text" if pretraining else _format(kind, read, tags)
+    known = COLUMNS[format_]
+    fields = {ours: read.get(theirs) for theirs, ours in known.items()}
+    if format_ == "alpaca" and not fields["instruction"]:
+        fields |= {"instruction": fields["input"], "input": None}
+    fields |= _turns(draft, place, format_, tags)
+    needed = [name for name in REQUIRED if name in fields and not fields[name]]
+    if needed:
+        draft.lack(f"{place}: columns", f"names none for {' and '.join(needed)}")
+    # The answer is not read in pretraining, there as here.
+    beside = {*known, *PREFERRED, *MEDIA} | ({"response"} if pretraining else set())
+    for theirs in sorted(set(read) - beside):
+        if read[theirs] and (present is None or read[theirs] in present):
+            draft.lack(f"{place}: {theirs}", f"format {format_} reads no such column")
+    named = {
+        name: column
+        for name, column in fields.items()
+        # What the file does not have needs no word that it is not read.
+        if column != name and (column or present is None or name in present)
+        if name not in needed
+    }
+    return {"format": format_} | ({"fields": named} if named else {})
+
+
+def _format(kind: str, read: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
+    """Ours of conversations is `messages` where nothing in them has another name."""
+    if kind == "alpaca":
+        return "alpaca"
+    openai = (tags.get("role_tag"), tags.get("content_tag")) == ("role", "content")
+    for tag, values in ROLES["messages"].items():
+        openai = openai and tags.get(tag) in (None, *values)
+    return "messages" if openai and not read.get("system") else "sharegpt"
+
+
+def _turns(
+    draft: Draft, place: str, format_: str, tags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The columns of a turn; lists the roles that are not read by their name there."""
+    if format_ not in ROLES:
+        return {}
+    for tag, known in ROLES[format_].items():
+        value = tags.get(tag)
+        if value is not None and value not in known:
+            draft.lack(
+                f"{place}: {tag}",
+                f"a role {value!r} is not read; call it {known[0]!r} in the file",
+            )
+    if format_ == "messages":
+        return {}
+    return {
+        "from": tags.get("role_tag") or "from",
+        "value": tags.get("content_tag") or "value",
+    }

@@ -1,0 +1,208 @@
+"""LLaMA-Factory's data sets: names, looked up in `dataset_info.json`, as our sources.
+
+The format of that file: https://github.com/hiyouga/LLaMA-Factory/tree/main/data
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxpeft.convert_config.columns import layout
+from jaxpeft.convert_config.draft import Draft, names
+from jaxpeft.data import sources
+from jaxpeft.errors import InputError, suggest
+
+INFO = "dataset_info.json"
+ELSEWHERE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
+# Keys of a data set's description that are looked at; others are listed.
+SAID = {"file_name", "formatting", "columns", "tags", "num_samples", "ranking", "split"}
+OTHER = {"subset", "folder", "load_from", *ELSEWHERE}
+STRATEGIES = ("concat", "interleave_under", "interleave_over", "interleave_once")
+
+
+def read_sources(draft: Draft, key: str, pretraining: bool) -> list[dict[str, Any]]:
+    """Our sources for the data sets that a key of theirs names, with their weights."""
+    wanted = names(draft.take(key, []))
+    folder = str(draft.take("dataset_dir", "data"))
+    most = draft.whole("max_samples", 0)
+    if draft.given("max_samples") and most < 1:
+        draft.refuse("max_samples", "must be 1 or more")
+    info = _info(draft, folder)
+    found = []
+    for name in wanted:
+        source = _source(draft, key, name, folder, info, pretraining)
+        drawn = source.get("num_samples", 0)
+        if drawn:
+            draft.remark(OURS[key], _DRAWN)
+        if drawn or most:
+            source["max_samples"] = min(n for n in (drawn, most) if n)
+        found.append(source)
+    if key == "dataset":
+        _weigh(draft, found)
+    return [{k: v for k, v in one.items() if k not in _ASIDE} for one in found]
+
+
+_ASIDE = ("num_samples", "size")  # of a source of theirs, no keys of ours
+
+
+OURS = {"dataset": "data.train", "eval_dataset": "data.eval"}
+_DRAWN = (
+    "num_samples draws that many at random there, some of them again where the file "
+    "has fewer; here max_samples takes the first ones, each once an epoch"
+)
+
+
+def _info(draft: Draft, folder: str) -> Mapping[str, Any] | None:
+    """The content of `dataset_info.json`; None where there is none."""
+    path = Path(folder) / INFO
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, Mapping):
+            raise ValueError("holds no JSON object")
+    except ValueError as error:
+        raise InputError(
+            f"{path}: is not valid JSON ({error}); mend the file"
+        ) from None
+    return content
+
+
+def _source(
+    draft: Draft,
+    key: str,
+    name: str,
+    folder: str,
+    info: Mapping[str, Any] | None,
+    pretraining: bool,
+) -> dict[str, Any]:
+    """One data set as our source, with what weighs it beside: `_ASIDE`."""
+    place = f"{key}: {name}"
+    guess = {
+        "path": _guess(folder, name),
+        "format": "text" if pretraining else "alpaca",
+    }
+    if info is None:
+        draft.lack(
+            place,
+            f"{folder}/{INFO} is not there to look it up; {guess['path']!r} is a "
+            "guess: correct path and format, or give dataset_dir",
+        )
+        return guess
+    found = info.get(name)
+    if not isinstance(found, Mapping):
+        draft.refuse(key, f"{name!r} is not in {folder}/{INFO}{suggest(name, info)}")
+        return guess
+    entry = Draft(found)
+    if entry.flag("ranking"):
+        draft.refuse(key, f"{name!r} holds preferences; {PREFERENCES}")
+    unknown = sorted(set(found) - SAID - OTHER)
+    if unknown:
+        draft.lack(f"{place}: {', '.join(unknown)}", "is not a key that is known")
+    if entry.take("split", "train") != "train":
+        draft.lack(f"{place}: split", "the whole file is read; cut it to that part")
+    path = _path(draft, place, name, folder, entry)
+    source: dict[str, Any] = {"path": path}
+    present, source["size"] = _content(path)
+    source |= layout(draft, place, entry, present, pretraining)
+    if path.endswith(".txt"):
+        source.pop("fields", None)  # it has lines, no columns
+    source["num_samples"] = entry.whole("num_samples", 0)
+    draft.refused += [f"{place}: {problem}" for problem in entry.refused]
+    return source
+
+
+PREFERENCES = (
+    "preferences are not learned here; train on the chosen answers, as an ordinary "
+    "data set with stage: sft"
+)
+
+
+def _guess(folder: str, name: str) -> str:
+    """The file that a data set of this name is probably in."""
+    files = [f"{folder}/{name}{suffix}" for suffix in SUFFIXES]
+    return next((file for file in files if Path(file).is_file()), files[0])
+
+
+def _content(path: str) -> tuple[set[str] | None, int]:
+    """The columns of a file's records and their number; (None, 0) if unreadable."""
+    try:
+        rows = [row.value for row in sources.read(path)]
+    except InputError:
+        return None, 0
+    return {name for row in rows if isinstance(row, dict) for name in row}, len(rows)
+
+
+def _path(draft: Draft, place: str, name: str, folder: str, entry: Draft) -> str:
+    remote = [key for key in ELSEWHERE if entry.keys.get(key)]
+    file = entry.take("file_name", name)
+    if not isinstance(file, str):
+        entry.refuse("file_name", "name one file, or a folder of them")
+        file = name
+    path = str(Path(folder) / file)
+    if entry.given("file_name") and not remote:
+        return path
+    where = f"{remote[0]} {entry.keys[remote[0]]}" if remote else "no file_name"
+    draft.lack(
+        place,
+        f"is not on this machine ({where}); fetch it, for instance with `hf download "
+        f"--repo-type dataset`, put a json, jsonl, csv or parquet file or a folder of "
+        f"them at {path!r}, or correct the path",
+    )
+    return path
+
+
+def _weigh(draft: Draft, found: list[dict[str, Any]]) -> None:
+    """Gives several sources the weights of LLaMA-Factory's way to mix them.
+
+    There they are put one after another, so that each counts by its size, or are drawn
+    from in turn, by `interleave_probs` if given. Here a weight is a share of the draws.
+    """
+    strategy = draft.choice("mix_strategy", "concat", STRATEGIES)
+    shares = _shares(draft)
+    if shares and strategy == "concat":
+        draft.refuse("interleave_probs", "goes with a mix_strategy that interleaves")
+    elif shares and len(shares) != len(found):
+        draft.refuse("interleave_probs", f"must be {len(found)}, one for each data set")
+    if len(found) < 2:
+        return
+    if strategy != "concat":
+        for source, share in zip(found, shares or [1.0] * len(found), strict=False):
+            source["weight"] = share
+        draft.remark("data.train", _EPOCHS)
+        return
+    sizes = [_size(source) for source in found]
+    if all(sizes):
+        for source, size in zip(found, sizes, strict=True):
+            source["weight"] = float(size)
+        draft.remark("data.train", "weight: the number of examples in each source")
+    else:
+        draft.lack(
+            "dataset",
+            "sources are drawn from equally here, whatever their sizes, and not all "
+            "files are there to count; give each its number of examples as weight",
+        )
+
+
+_EPOCHS = (
+    "an epoch is as many draws as there are examples; there it ends when the first "
+    "source (interleave_under) or the last one (interleave_over) is used up"
+)
+
+
+def _shares(draft: Draft) -> list[float]:
+    try:
+        return [float(share) for share in names(draft.take("interleave_probs", []))]
+    except ValueError:
+        draft.refuse("interleave_probs", "must be numbers, separated by commas")
+        return []
+
+
+def _size(source: Mapping[str, Any]) -> int:
+    """How many examples a source has there; 0 where it cannot be read."""
+    if source.get("num_samples"):
+        return source["max_samples"]  # drawn again and again where there are fewer
+    size = source.get("size", 0)
+    return min(size, source.get("max_samples", size))

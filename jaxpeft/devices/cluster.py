@@ -1,0 +1,183 @@
+"""Several processes that train together: how they meet, agree and end.
+
+The runtime is JAX's own (`jax.distributed`). What is added here: a failure of one
+process ends all of them soon, with its reason.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxpeft import console
+from jaxpeft.devices.launch import Place
+from jaxpeft.errors import EXIT_INPUT, InputError
+
+# Seconds that a process which fails waits for the others to say what they have to say.
+LAST_WORDS = 5.0
+# Whole accelerators of a TPU machine, whose own metadata knows the rest.
+TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
+
+
+def join(
+    found: Place | None, *, initialization_timeout: int, heartbeat_timeout: int
+) -> bool:
+    """Makes this process one of its run's, if there are several; says whether.
+
+    initialization_timeout: seconds to wait for the others. heartbeat_timeout: seconds
+    after which a process that no longer answers counts as dead, which ends all others.
+    Before anything else of JAX. Raises InputError for an address that cannot be used;
+    where the others do not come, ends the program with the code of one.
+    """
+    if found is None and not _on_tpu():
+        return False
+    settings: dict[str, Any] = {
+        # Its own deadline would abort the program with a stack trace of C++.
+        "initialization_timeout": initialization_timeout + 60,
+        "heartbeat_timeout_seconds": heartbeat_timeout,
+    }
+    if found is not None:
+        settings |= {
+            "coordinator_address": found.coordinator,
+            "num_processes": found.count,
+            "process_id": found.index,
+            "cluster_detection_method": "deactivate",
+        }
+        if found.local_devices is not None:
+            settings["local_device_ids"] = list(found.local_devices)
+    deadline = threading.Timer(
+        initialization_timeout, _give_up, (found, initialization_timeout)
+    )
+    deadline.daemon = True
+    deadline.start()
+    try:
+        jax.distributed.initialize(**settings)
+    except (RuntimeError, ValueError) as error:
+        if found is None:
+            return False  # a TPU machine on its own
+        raise InputError(
+            f"cluster: process {found.index} of {found.count} cannot use "
+            f"{found.coordinator}: {str(error).splitlines()[0]}; choose another "
+            "address or port for --coordinator"
+        ) from None
+    finally:
+        deadline.cancel()
+    if jax.process_count() > 1:
+        console.speak_as(jax.process_index())
+    return jax.process_count() > 1
+
+
+def _give_up(found: Place | None, seconds: int) -> None:
+    """Ends the program: only so can a call of JAX be left that waits for others."""
+    who = "this process"
+    if found is not None:
+        who = f"process {found.index} of {found.count} (at {found.coordinator})"
+    console.error(
+        f"cluster: {who} has not met the others within {seconds} s; see that all are "
+        "started, with the same coordinator and number of processes, and that their "
+        "machines reach that address, or raise cluster.initialization_timeout"
+    )
+    os._exit(EXIT_INPUT)
+
+
+def _on_tpu() -> bool:
+    here = any(Path(device).exists() for device in TPU_DEVICES)
+    return here and importlib.util.find_spec("libtpu") is not None
+
+
+def has_joined() -> bool:
+    """Whether `join` has made this process one of several."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_primary() -> bool:
+    """Whether this is the process that writes what only one may write."""
+    return jax.process_index() == 0
+
+
+def is_shared() -> bool:
+    """Whether the run has several processes."""
+    return jax.process_count() > 1
+
+
+def process_count() -> int:
+    """How many processes the run has."""
+    return jax.process_count()
+
+
+def require_same(values: Mapping[str, Any], remedy: str) -> None:
+    """Raises InputError in every process unless all of them hold the same values.
+
+    values: names and what JSON can hold. The process that differs from process 0 names
+    what differs; the others name the process.
+    """
+    if not is_shared():
+        return
+    mine = json.dumps(dict(values), sort_keys=True).encode()
+    size = int(np.max(multihost_utils.process_allgather(np.int32(len(mine)))))
+    padded = np.frombuffer(mine.ljust(size), np.uint8)
+    texts = np.asarray(multihost_utils.process_allgather(padded))
+    found = [json.loads(row.tobytes()) for row in texts]
+    problems = []
+    for index, other in enumerate(found[1:], 1):
+        names = sorted({*found[0], *other})
+        apart = [n for n in names if found[0].get(n) != other.get(n)]
+        problems += [
+            f"{name}: process {index} has {_short(other.get(name))}, process 0 has "
+            f"{_short(found[0].get(name))}; {remedy}"
+            for name in apart
+        ]
+    if problems:
+        raise InputError(*problems)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process is here."""
+    if is_shared():
+        multihost_utils.sync_global_devices(name)
+
+
+def preempted(step: int) -> bool:
+    """Whether all processes are to save after this step: one was asked to stop.
+
+    Every process asks after every step; JAX agrees on one that all have yet to reach.
+    """
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def leave(code: int, failed: bool) -> None:
+    """Ends this process's part in a run of several.
+
+    An orderly end waits for the others. After a failure they may wait for this process
+    somewhere for ever: unless they come to their own end within some seconds, it ends
+    the program at once with `code`, which the others then notice.
+    """
+    if failed and not _others_end_too():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    jax.distributed.shutdown()
+
+
+def _others_end_too() -> bool:
+    import orbax.checkpoint as ocp
+
+    client = ocp.multihost.get_jax_distributed_client()
+    try:
+        client.wait_at_barrier("jaxpeft-last-words", int(LAST_WORDS * 1000))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

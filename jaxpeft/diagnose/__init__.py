@@ -1,0 +1,52 @@
+"""`python -m jaxpeft.diagnose --run DIR`: what a run's metrics say of its settings."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxpeft import console
+from jaxpeft.errors import InputError
+from jaxpeft.rundir.files import METRICS, SWEEP, read_metrics
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with its arguments; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpeft diagnose",
+        description="What the metrics of a run say of its settings, in plain words "
+        "with the numbers, each with a remedy. The run may still be under way.",
+    )
+    parser.add_argument(
+        "--run", metavar="DIR", required=True, help="the output_dir of a run"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    args = parser.parse_args(list(argv))
+    metrics = Path(args.run) / METRICS
+    if not metrics.is_file():
+        raise InputError(
+            f"--run: {str(metrics)!r} is missing; give "
+            + (
+                "one of the sweep's points/"
+                if (metrics.parent / SWEEP).is_file()
+                else "the output_dir of a training run"
+            )
+        )
+
+    # Imported here, so that --help answers at once.
+    from jaxpeft.diagnose import findings
+    from jaxpeft.train import results
+
+    found = results.findings(Path(args.run))
+    if args.json:
+        console.say(json.dumps([dataclasses.asdict(finding) for finding in found]))
+        return 0
+    for finding in found:
+        console.say(str(finding))
+    logged = len(read_metrics(metrics)[0])
+    if logged < findings.FEWEST:
+        console.say(f"{logged} logged steps are too few to say more")
+    elif not found:
+        console.say(f"nothing to remark in {logged} logged steps")
+    return 0

@@ -1,0 +1,213 @@
+"""A trained model written for other programs: as an adapter, or as a whole model."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpeft import adapters, console, hf, kernel, models, quant, tree
+from jaxpeft.assembly import trained
+from jaxpeft.assembly.trained import Trained
+from jaxpeft.errors import InputError
+from jaxpeft.hf import bitsandbytes
+from jaxpeft.hf.load import DTYPES
+from jaxpeft.quant import NF4
+from jaxpeft.quant.nf4 import BLOCK
+
+NF4_KINDS = ("nf4", "nf4_single")
+
+# On this text a merged model is compared with what it was merged from.
+SAMPLE = (
+    "What will the weather be like in Lisbon tomorrow? Sunny in the morning, with a "
+    "light wind from the west; 21 degrees at most, and rain (3 mm) after 18:30."
+)
+
+
+def export(
+    kind: str,
+    out: str,
+    dtype: str | None = None,
+    *,
+    run: str | None = None,
+    model: str | None = None,
+    adapter: str | None = None,
+) -> str | None:
+    """Writes a run, or a model and its adapter, in one of `FORMS` into a new folder.
+
+    dtype: of merged weights; None: as the run, or the model's folder, stores its base.
+    Returns a line about how near the result is, where it is no exact copy. Raises
+    InputError where the form does not suit, or `out` is not empty or not writable.
+    """
+    target = new_folder(out)
+    if model is not None:
+        found = trained.load(None, model, adapter, _stored(model))
+    else:
+        found = trained.load(run, None, None, None)
+    return FORMS[kind](found, target, dtype)
+
+
+def new_folder(out: str) -> Path:
+    """The path of `--out`; raises InputError where something is there already."""
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"--out: {out!r} exists and is not empty; name a new folder")
+    return target
+
+
+def _peft(found: Trained, target: Path, dtype: str | None) -> None:
+    _require_adapter(found, "peft")
+    hf.save_adapter(found.params, target, found.base.cfg, base=found.base.section.path)
+
+
+def _vllm(found: Trained, target: Path, dtype: str | None) -> None:
+    _require_adapter(found, "vllm")
+    hf.save_for_vllm(found.params, target, found.base.cfg, base=found.base.section.path)
+
+
+def _merged(found: Trained, target: Path, dtype: str | None) -> str | None:
+    if not kernel.nodes(found.params):
+        return _write(lambda: found.params, found, target, dtype)
+    merged = functools.partial(adapters.merge, found.params, dtype)
+    return _write(merged, found, target, dtype, "merging changed")
+
+
+def _bnb4(found: Trained, target: Path, dtype: str | None) -> str | None:
+    dtype = dtype or found.base.dtype
+    stored = functools.partial(_in_4_bits, found, dtype)
+    return _write(stored, found, target, dtype, "storing in 4 bits changed")
+
+
+# What `--to` can be: (trained model, folder, dtype) -> a line to say, or None.
+FORMS: dict[str, Callable[[Trained, Path, str | None], str | None]] = {
+    "peft": _peft,
+    "vllm": _vllm,
+    "merged": _merged,
+    "bnb4": _bnb4,
+}
+
+
+def _write(
+    make: Callable[[], Mapping[str, Any]],
+    found: Trained,
+    target: Path,
+    dtype: str | None,
+    compared: str | None = None,
+) -> str | None:
+    """Writes a whole model; `compared` begins the line about how its logits changed."""
+    base = found.base
+    hf.save(make(), target, base.cfg, dtype=dtype)
+    base.copy_companions(target)
+    if compared is None:
+        return None
+    # What is compared is what stands in the files, in the dtype that it has there.
+    written = hf.load(target, models.config(target), dtype=dtype or base.dtype)
+    before, after = _logits(found, found.params), _logits(found, written)
+    return _difference(compared, before, after)
+
+
+def _in_4_bits(found: Trained, dtype: str) -> dict[str, Any]:
+    """The params with the layers' kernels in nf4, adapters merged into them first.
+
+    Kernels in nf4 without an adapter stay as they are; those that `quantization_skip`
+    names, or that blocks do not divide, stay whole.
+    """
+    bitsandbytes.check(found.base.cfg)
+    section = found.base.section
+    kind = section.quantization if section.quantization in NF4_KINDS else "nf4"
+    whole, quantized = {}, {}
+    nodes = dict(tree.walk(found.params))
+    for path, spec in tree.walk(models.param_specs(found.base.cfg)):
+        wanted = hf.is_quantized(path, spec, section.quantization_skip)
+        if wanted and spec.shape[-2] % BLOCK == 0:
+            quantized[path] = _quantized(nodes[path], kind, dtype)
+            continue
+        whole[path] = nodes[path]
+        if wanted:
+            console.warn(
+                f"{path}: its input of {spec.shape[-2]} is no multiple of {BLOCK}; it "
+                "is stored whole"
+            )
+    if not quantized:
+        raise InputError(
+            f"--to: found 'bnb4'; no kernel of the layers has an input that {BLOCK} "
+            "divides: use --to merged"
+        )
+    # An adapter may change its module's bias, too, wherever its kernel goes.
+    biases = adapters.merged_biases(found.params, dtype)
+    merged = {**adapters.merge(whole, dtype), **biases, **quantized}
+    return tree.replace(found.params, merged)
+
+
+def _quantized(node: Any, kind: str, dtype: str) -> NF4:
+    """A stack of kernels in 4 bits, made a layer at a time."""
+    if isinstance(node, NF4):
+        return node
+    layers = []
+    for layer in range(node.shape[0]):
+        one = kernel.dense(kernel.layer(node, layer))
+        made = quant.KERNELS[kind](one.astype(dtype), dtype)
+        layers.append(jax.tree.map(np.asarray, made))
+    return jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *layers)
+
+
+def _require_adapter(found: Trained, kind: str) -> None:
+    nodes = kernel.nodes(found.params).values()
+    if not any(hasattr(node, "TRAINABLE") for node in nodes):
+        raise InputError(
+            f"--to: found {kind!r}; there is no adapter, the whole model was trained "
+            "or --adapter is missing: use --to merged"
+        )
+
+
+def _stored(model: str) -> str:
+    """The dtype that a model's config.json names; float32 where it names none."""
+    content = models.config(hf.resolve(model)).hf
+    named = str(content.get("dtype") or content.get("torch_dtype") or "float32")
+    return named if named in DTYPES else "float32"
+
+
+def _logits(found: Trained, params: Any) -> np.ndarray:
+    """Those of the sample, computed in float32 so that only the weights differ."""
+    tokens = np.asarray([found.base.tokenizer(SAMPLE)["input_ids"]], np.int32)
+    cfg = dataclasses.replace(found.base.cfg, activation_dtype="float32")
+    forward = jax.jit(lambda params, tokens: models.forward(params, tokens, cfg))
+    return np.asarray(forward(params, tokens), np.float32)[0]
+
+
+def _difference(what: str, before: np.ndarray, after: np.ndarray) -> str:
+    changes = np.abs(after - before)
+    same = np.mean(before.argmax(-1) == after.argmax(-1))
+    return (
+        f"{what} the logits by at most {changes.max():.2g}, on average "
+        f"{changes.mean():.2g}; they reach {np.abs(before).max():.3g}, and the most "
+        f"likely token is the same in {same:.0%} of {len(before)} places"
+    )
+
+
+def combine(
+    model: str,
+    weighted: Sequence[tuple[str, float]],
+    out: str,
+    *,
+    method: str = "cat",
+    r: int | None = None,
+) -> None:
+    """Writes the weighted sum of PEFT adapters over one model as a PEFT adapter.
+
+    weighted: (folder, weight) of each. Otherwise as `adapters.combine`, whose errors
+    it raises, and InputError for `out` as `export` does.
+    """
+    target = new_folder(out)
+    bare = trained.load(None, model, None, _stored(model))
+    adapted = [
+        hf.load_adapter(bare.params, hf.resolve(path), bare.base.cfg)
+        for path, _ in weighted
+    ]
+    weights = [weight for _, weight in weighted]
+    together = adapters.combine(adapted, weights, method=method, r=r)
+    hf.save_adapter(together, target, bare.base.cfg, base=model)

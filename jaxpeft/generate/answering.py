@@ -1,0 +1,156 @@
+"""Questions in words and their answers in words, by a trained model."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from jaxpeft import adapters, hf
+from jaxpeft.assembly.trained import Trained
+from jaxpeft.data.formats import Conversation
+from jaxpeft.data.template import ChatTemplate
+from jaxpeft.errors import InputError, suggest
+from jaxpeft.generate import generation
+from jaxpeft.generate.continuation import Continuation
+from jaxpeft.generate.generation import generate
+from jaxpeft.generate.text_stream import TextStream
+from jaxpeft.models.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one request asks.
+
+    content: a conversation for the chat template, or a text to continue as it is.
+    place: what it is called in messages. adapter: one of the model's names, or "base";
+    None where there is nothing to choose.
+    """
+
+    content: Conversation | str
+    place: str
+    adapter: str | None = None
+
+
+def answers(
+    model: Trained,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    batch_size: int,
+) -> Iterator[str]:
+    """The answers in the order of the questions, special tokens left out.
+
+    They come a batch at a time; what is wrong with any question is said before the
+    first. Raises InputError for that: see `generation.check`, a tokenizer without a
+    chat template, an adapter that is none of the model's.
+    """
+    prompts = encoded(model, questions)
+    places = [question.place for question in questions]
+    generation.check(model.base.cfg, prompts, max_new_tokens, sampling, places)
+    stop = hf.stop_ids(model.base.directory, model.base.tokenizer)
+
+    def batch(start: int) -> list[list[int]]:
+        rows = list(range(start, min(start + batch_size, len(prompts))))
+        missing = min(batch_size, len(prompts)) - len(rows)
+        used = rows + rows[:1] * missing  # so that the last batch needs no own program
+        params = model.params
+        if model.names:
+            chosen = [questions[row].adapter or adapters.BASE for row in used]
+            params = adapters.choose(params, chosen)
+        found = generate(
+            params,
+            model.base.cfg,
+            [prompts[row] for row in used],
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            sampling=sampling,
+            first_request=start,
+        )
+        return found[: len(rows)]
+
+    return (
+        model.base.tokenizer.decode(tokens, skip_special_tokens=True)
+        for start in range(0, len(prompts), batch_size)
+        for tokens in batch(start)
+    )
+
+
+def stream(
+    model: Trained,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+) -> Iterator[Iterator[str]]:
+    """The same answers one after another, each in pieces as its tokens arrive.
+
+    What a prompt has in common with the one before it is not read again. Raises
+    InputError as `answers` does.
+    """
+    prompts = encoded(model, questions)
+    places = [question.place for question in questions]
+    generation.check(model.base.cfg, prompts, max_new_tokens, sampling, places)
+    sequences: dict[str | None, Continuation] = {}
+
+    def pieces(number: int) -> Iterator[str]:
+        name = questions[number].adapter
+        if name not in sequences:
+            sequences.clear()  # one cache at a time
+            sequences[name] = continuation(model, sampling, name)
+        tokens = sequences[name].answer(prompts[number], max_new_tokens, number)
+        return in_pieces(model, tokens)
+
+    return map(pieces, range(len(questions)))
+
+
+def continuation(
+    model: Trained, sampling: Sampling, adapter: str | None = None
+) -> Continuation:
+    """A sequence that the model continues, with one of its adapters."""
+    params = model.params
+    if model.names:
+        params = adapters.choose(params, [adapter or adapters.BASE])
+    stop = hf.stop_ids(model.base.directory, model.base.tokenizer)
+    return Continuation(params, model.base.cfg, stop, sampling)
+
+
+def in_pieces(model: Trained, tokens: Iterator[int]) -> Iterator[str]:
+    """The text of tokens while they arrive, see `TextStream`."""
+    text = TextStream(model.base.tokenizer)
+    for token in tokens:
+        if piece := text.push(token):
+            yield piece
+    if piece := text.end():
+        yield piece
+
+
+def encoded(model: Trained, questions: Sequence[Question]) -> list[list[int]]:
+    """The tokens that the model is to continue for each question."""
+    tokenizer, prompts = model.base.tokenizer, {}
+    _check_adapters(model, questions)
+    contents = [question.content for question in questions]
+    talks = {i: c for i, c in enumerate(contents) if isinstance(c, Conversation)}
+    if talks:
+        template, places = ChatTemplate(tokenizer), [questions[i].place for i in talks]
+        prepared = template.prepare(list(talks.values()), places)
+        texts = template.render(prepared, places, prompt=True)
+        found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        prompts.update(zip(talks, found, strict=True))
+    texts = {i: c for i, c in enumerate(contents) if isinstance(c, str)}
+    if texts:
+        found = tokenizer(list(texts.values()))["input_ids"]
+        prompts.update(zip(texts, found, strict=True))
+    return [prompts[i] for i in range(len(questions))]
+
+
+def _check_adapters(model: Trained, questions: Sequence[Question]) -> None:
+    """Raises InputError for questions whose adapter is not there."""
+    known = [*model.names, adapters.BASE] if model.names else []
+    problems = []
+    for question in questions:
+        name = question.adapter
+        if name is None or name in known:
+            continue
+        remedy = suggest(name, known) or "; load adapters with --adapter NAME=DIR"
+        problems.append(f"{question.place}: adapter: {name!r} is none of them{remedy}")
+    if problems:
+        raise InputError(*problems)

@@ -1,0 +1,1 @@
+"""Adapters on disk, as PEFT and vLLM read and write them."""

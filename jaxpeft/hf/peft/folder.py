@@ -1,0 +1,41 @@
+"""The two files of an adapter's folder, written together or not at all."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpeft.errors import NumericsError
+from jaxpeft.hf import layout, safetensors_file
+from jaxpeft.hf.peft import config as peft_config
+from jaxpeft.hf.replacing import replacing
+
+
+@contextmanager
+def writing(
+    directory: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
+) -> Iterator[Path]:
+    """The folder's files as they will be, to be verified before they replace others.
+
+    Raises InputError where the folder is unwritable, NumericsError where a weight is
+    not finite.
+    """
+    for key, values in tensors.items():
+        if not layout.is_finite(values):
+            raise NumericsError(
+                f"{key} holds NaN or infinity: the training diverged; export an "
+                "earlier checkpoint"
+            )
+    with replacing(directory) as partial:
+        safetensors_file.write(
+            partial / peft_config.WEIGHTS,
+            {key: (values.dtype, values.shape) for key, values in tensors.items()},
+            tensors.__getitem__,
+            {"format": "pt"},
+        )
+        text = json.dumps(config, indent=2) + "\n"
+        (partial / peft_config.CONFIG).write_text(text, encoding="utf-8")
+        yield partial

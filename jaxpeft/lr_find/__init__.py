@@ -1,0 +1,61 @@
+"""`python -m jaxpeft.lr_find --config FILE`: which learning rate to train with."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxpeft import cli, console
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with its arguments; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpeft lr_find",
+        description="Learning-rate range test: a few of the run's own steps while the "
+        "rate rises from --start to --stop, and the rate that the losses suggest. It "
+        "leaves no other trace than lr_find.json, lr_find.jsonl and lr_find.png.",
+    )
+    cli.config_arguments(parser)
+    parser.add_argument("--start", type=float, default=1e-6, help="default: 1e-6")
+    parser.add_argument("--stop", type=float, default=1e-1, help="default: 1e-1")
+    parser.add_argument(
+        "--steps",
+        metavar="N",
+        type=int,
+        help="default: one pass over the data, from 50 to 100",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where to write; where a run is, in its lr_find/ (default: output_dir)",
+    )
+    cli.process_arguments(parser)
+    args = parser.parse_intermixed_args(list(argv))
+    place = cli.place(args)
+
+    # Imported here, so that --help answers at once.
+    from jaxpeft.assembly import session
+    from jaxpeft.devices import cluster, determinism
+    from jaxpeft.lr_find import ramp
+
+    cfg = session.open_config(args.config, args.overrides)
+    if cfg.deterministic:
+        determinism.require()
+    cluster.join(place, **cfg.cluster.model_dump())
+    ramp.check(args.start, args.stop, args.steps)
+    output = Path(args.out or cfg.output_dir)
+    if (output / session.CONFIG).exists():
+        output = output / "lr_find"
+    run = ramp.prepare(cfg)
+    curve = ramp.range_test(
+        run, start=args.start, stop=args.stop, steps=args.steps, keep=False
+    )
+    if cluster.is_primary():
+        ramp.write_lines(curve, output)  # also where nothing can be suggested
+    found = ramp.conclude(curve, cfg)
+    if cluster.is_primary():
+        found.write(output, f"learning-rate range test, {cfg.optimizer.name}")
+    for line in found.describe():
+        console.say(line)
+    console.say(f"plot: {output / ramp.PLOT}")
+    return 0

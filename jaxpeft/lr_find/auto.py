@@ -1,0 +1,36 @@
+"""`optimizer.learning_rate: auto`: a range test chooses the rate, once for a run."""
+
+from pathlib import Path
+
+from jaxpeft import console
+from jaxpeft.assembly import session
+from jaxpeft.assembly.run import Run
+from jaxpeft.config import RunConfig
+from jaxpeft.lr_find import ramp
+from jaxpeft.lr_find.ramp import Found
+
+
+def open_run(cfg: RunConfig, resumes: bool) -> tuple[Run, Found | None]:
+    """(the run, its learning rate a number; the range test that chose it, if any).
+
+    A rate that is a number stays. A run that `resumes` from a checkpoint takes the rate
+    that its config.yaml recorded. Any other has its rate chosen by a range test on the
+    run's own arrays: one base is loaded, and what trains is held twice meanwhile. Where
+    the whole model trains, it is loaded anew instead.
+    """
+    if not cfg.optimizer.is_auto:
+        return Run(cfg), None
+    record = Path(cfg.output_dir) / session.CONFIG
+    if resumes and record.is_file():
+        section = session.open_config(record).optimizer
+        return Run(cfg.at_rate(section.learning_rate)), None
+    whole = cfg.adapter.method == session.FULL
+    run = ramp.prepare(cfg)
+    console.say("optimizer.learning_rate: auto, by a range test before training")
+    found = ramp.conclude(ramp.range_test(run, keep=not whole), cfg)
+    for line in found.describe():
+        console.say(line)
+    if not whole:
+        return run.at_rate(found.suggestion), found
+    del run  # before the model comes a second time
+    return Run(cfg.at_rate(found.suggestion)), found

@@ -1,0 +1,219 @@
+"""The learning-rate range test (Smith, 2017): a short run whose rate only rises.
+
+The configured step, at the configured batch size, with a rate that grows by the same
+factor from step to step. It starts where a run would, and leaves that run untouched.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxpeft import console, tree
+from jaxpeft.assembly import updates as assembly
+from jaxpeft.assembly.run import Run
+from jaxpeft.assembly.step import TrainState
+from jaxpeft.config import RunConfig
+from jaxpeft.devices.compiled import Compiled
+from jaxpeft.errors import InputError
+from jaxpeft.lr_find import curve as range_curve
+from jaxpeft.lr_find.curve import Curve
+from jaxpeft.rundir.files import finite
+
+START, STOP, STEPS = 1e-6, 1e-1, 100
+FEWEST = 10  # steps of which a curve can be made
+SURE = 50  # with fewer the noise of single batches moves what is suggested
+LINES, FOUND, PLOT = "lr_find.jsonl", "lr_find.json", "lr_find.png"
+FILES = LINES, FOUND, PLOT
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a range test found.
+
+    rates: those that each rule of `range_curve` names. suggestion: the rate to write
+    into the configuration: one of them, over `factor`, by which `training.lr_scaling`
+    multiplies what stands there. settings: what the test was made with.
+    """
+
+    curve: Curve
+    rates: dict[str, float]
+    suggestion: float
+    settings: dict[str, Any]
+    factor: float = 1.0
+
+    def describe(self) -> list[str]:
+        """Lines for a person; the last one goes into the YAML."""
+        lines = [
+            f"{rate:.1e}  {range_curve.RULES[rule]}"
+            + ("  <- suggested" if rule == range_curve.SUGGESTED else "")
+            for rule, rate in self.rates.items()
+        ]
+        if not self.curve.diverged:
+            lines.append(
+                f"the loss did not diverge up to {self.curve.rates[-1]:.1e}, where the "
+                "test ended: the best rate may be higher; try a higher --stop"
+            )
+        if self.curve.steps < SURE:
+            lines.append(
+                f"{self.curve.steps} steps are few: expect the suggestion to be right "
+                f"within a factor of 3; with --steps {STEPS} it is surer"
+            )
+        if self.factor != 1:
+            lines.append(
+                "the line below is the suggested rate over "
+                f"{self.factor:g}, by which training.lr_scaling multiplies it"
+            )
+        return [*lines, f"optimizer: {{learning_rate: {self.suggestion:g}}}"]
+
+    def write(self, directory: Path, title: str) -> None:
+        """Writes lr_find.jsonl, lr_find.json and lr_find.png."""
+        write_lines(self.curve, directory)
+        found = {
+            "suggestion": self.suggestion,
+            "rule": range_curve.SUGGESTED,
+            "candidates": self.rates,
+            "diverged": self.curve.diverged,
+            "settings": self.settings,
+        }
+        (directory / FOUND).write_text(json.dumps(found, indent=2) + "\n")
+        range_curve.plot(self.curve, self.rates, directory / PLOT, title)
+
+
+def write_lines(curve: Curve, directory: Path) -> None:
+    """Writes lr_find.jsonl, a line for each step."""
+    directory.mkdir(parents=True, exist_ok=True)
+    columns = zip(curve.rates, curve.losses, curve.smoothed, strict=True)
+    with (directory / LINES).open("w") as file:
+        for step, (rate, loss, smoothed) in enumerate(columns, 1):
+            line = {
+                "step": step,
+                "learning_rate": float(rate),
+                "loss": finite(float(loss)),
+                "smoothed": finite(float(smoothed)),
+            }
+            file.write(json.dumps(line) + "\n")
+
+
+def conclude(curve: Curve, cfg: RunConfig) -> Found:
+    """What a range test with this configuration suggests.
+
+    Raises InputError where the loss never fell.
+    """
+    rates = range_curve.candidates(curve)
+    settings = {
+        "start": float(curve.rates[0]),
+        "end": float(curve.rates[-1]),
+        "steps": curve.steps,
+        "optimizer": cfg.optimizer.name,
+        "method": cfg.adapter.method,
+        "batch_size": cfg.training.batch_size,
+        "seed": cfg.seed,
+    }
+    factor = assembly.learning_rate(cfg.at_rate(1.0))
+    suggestion = range_curve.suggestion(rates, factor)
+    return Found(curve, rates, suggestion, settings, factor)
+
+
+def prepare(cfg: RunConfig) -> Run:
+    """A run for a range test alone: its rate stands for the one to be found.
+
+    Raises InputError for optimizers without a rate to look for, before anything is
+    read.
+    """
+    assembly.updates(cfg, FEWEST, exponential(START, STOP, FEWEST))
+    return Run(cfg.at_rate(1.0))
+
+
+def exponential(start: float, stop: float, steps: int) -> optax.Schedule:
+    """step -> rate, from `start` at step 0 to `stop` at step `steps - 1`."""
+    growth = math.log(stop / start) / (steps - 1)
+
+    def rate(count: Any) -> jax.Array:
+        return start * jnp.exp(growth * jnp.asarray(count, jnp.float32))
+
+    return rate
+
+
+def range_test(
+    run: Run,
+    *,
+    start: float = START,
+    stop: float = STOP,
+    steps: int | None = None,
+    keep: bool = True,
+) -> Curve:
+    """The training losses of `run`'s own steps while the learning rate rises.
+
+    steps: None for one pass over the data, from 50 to 100. keep: whether `run` stays as
+    it is, which holds what trains twice; otherwise it is used up. Ends before `stop`
+    where the loss diverges. Raises InputError for ranges that make no sense.
+    """
+    check(start, stop, steps)
+    steps = steps or _one_pass(run)
+    console.say(f"range test: {steps} steps, learning rate {start:g} to {stop:g}")
+    rate = exponential(start, stop, steps)
+    updates = assembly.updates(run.cfg, steps, rate)
+    state = _initial_state(run, updates.tx, keep)
+    step = Compiled(
+        updates.train_step(run.base.cfg),
+        "step of the range test",
+        console.say,
+        carries=True,
+        mesh=run.mesh,
+    )
+    losses: list[float] = []
+    for i, batch in zip(range(steps), run.batches.iterate(), strict=False):
+        state, metrics = step(state, run.frozen, run.micro_batches(batch))
+        losses.append(float(metrics["loss"]))
+        ended = range_curve.diverged(losses, steps)
+        if ended or (i + 1) % max(1, steps // 10) == 0:
+            console.say(
+                f"range test {i + 1}/{steps}  lr {np.asarray(rate(i)):.2e}"
+                f"  loss {losses[-1]:.4f}{'  diverged' if ended else ''}"
+            )
+        if ended:
+            break
+    rates = [np.asarray(rate(i)) for i in range(len(losses))]
+    return Curve(np.asarray(rates), np.asarray(losses), steps)
+
+
+def _initial_state(
+    run: Run, tx: optax.GradientTransformation, keep: bool
+) -> TrainState:
+    params = tree.combine(run.trainable, run.frozen)
+    places = assembly.places(params, run.base.cfg, run.mesh, tx)
+
+    def create(trainable: Any) -> TrainState:
+        # Copies: the steps overwrite what they are given.
+        trainable = jax.tree.map(jnp.copy, trainable) if keep else trainable
+        return TrainState.create(trainable, tx, run.key)
+
+    donated = () if keep else (0,)
+    made = jax.jit(create, out_shardings=places.state, donate_argnums=donated)
+    return made(run.trainable)
+
+
+def _one_pass(run: Run) -> int:
+    """One pass over the data, within what makes a good curve and costs little."""
+    return min(STEPS, max(SURE, math.floor(run.batches.steps_per_epoch)))
+
+
+def check(start: float, stop: float, steps: int | None) -> None:
+    """Raises InputError for a range that makes no sense."""
+    problems = []
+    if not 0 < start < stop < math.inf:
+        problems.append(
+            f"--start, --stop: found {start:g} and {stop:g}; the first must be above 0 "
+            f"and below the second, as in --start {START:g} --stop {STOP:g}"
+        )
+    if steps is not None and steps < FEWEST:
+        problems.append(f"--steps: found {steps}; give {FEWEST} or more")
+    if problems:
+        raise InputError(*problems)

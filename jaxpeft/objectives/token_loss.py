@@ -1,0 +1,164 @@
+"""Next-token cross-entropy over large vocabularies, a part of the sequence at once."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+
+from jaxpeft.devices import sharding
+
+CHUNK_LOGITS = 2**21  # float32 logits alive at once, on each part of a batch: 8 MiB
+
+
+class TokenSums(NamedTuple):
+    """Sums over the supervised tokens of a batch; divide by `count` for means."""
+
+    nll: Array  # () float32, negative log likelihood in nats
+    correct: Array  # () float32, tokens whose logit is the largest
+    count: Array  # () float32
+
+
+def token_sums(
+    hidden: Array, head: Any, targets: Array, supervised: Array
+) -> TokenSums:
+    """Loss and accuracy summed over supervised tokens.
+
+    hidden: (batch, seq, d); head: a kernel (d, vocab); targets: (batch, seq) int32;
+    supervised: (batch, seq) bool. Logits exist for a part of the sequence at a time,
+    in float32, and only as far as any row has supervised tokens: prompts and padding
+    cost nothing. Not differentiable in a useful amount of memory: see `nll_sum`.
+    """
+
+    def sums(rows: tuple, head: Any) -> TokenSums:
+        chunks = _chunks(head, _supervised_first(rows[-1]), *rows)
+
+        def body(total: TokenSums, chunk: tuple) -> tuple[TokenSums, None]:
+            def add() -> TokenSums:
+                return jax.tree.map(jnp.add, total, _chunk_sums(head, *chunk))
+
+            return jax.lax.cond(jnp.any(chunk[-1]), add, lambda: total), None
+
+        zero = TokenSums(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+        return jax.lax.scan(body, zero, chunks)[0]
+
+    rows = (hidden, targets, supervised)
+    return sharding.on_each_part(lambda *args: (sums(*args), ()), rows, head)[0]
+
+
+@jax.custom_vjp
+def nll_sum(hidden: Array, head: Any, targets: Array, supervised: Array) -> Array:
+    """Negative log likelihood in nats summed over the supervised tokens, () float32.
+
+    Arguments as for `token_sums`. The gradient of each chunk is formed beside its
+    logits in the forward pass, so that the logits are computed once and never kept.
+    """
+    return token_sums(hidden, head, targets, supervised).nll
+
+
+def _nll_forward(hidden: Any, head: Any, targets: Any, supervised: Any) -> tuple:
+    # The leaves say whether a gradient is wanted: a frozen head costs none.
+    leaves, treedef = jax.tree.flatten(head, is_leaf=lambda x: hasattr(x, "perturbed"))
+    wanted = [leaf.perturbed for leaf in leaves]
+
+    def rebuild(leaves: list) -> Any:
+        return treedef.unflatten(leaves)
+
+    def gradients(rows: tuple, leaves: list) -> tuple:
+        """(loss, its gradient by the wanted leaves), and that by the hidden states."""
+        order = _supervised_first(rows[-1])
+        chunks = _chunks(rebuild(leaves), order, *rows)
+
+        def body(carry: tuple, chunk: tuple) -> tuple:
+            h, target, mask = chunk
+
+            def loss(h: Array, trained: list) -> Array:
+                values = iter(trained)
+                head = rebuild(
+                    [
+                        next(values) if w else x
+                        for x, w in zip(leaves, wanted, strict=True)
+                    ]
+                )
+                return _chunk_sums(head, h, target, mask).nll
+
+            def add() -> tuple:
+                value, grads = jax.value_and_grad(loss, argnums=(0, 1))(h, trained)
+                dh, dtrained = grads
+                return jax.tree.map(jnp.add, carry, (value, dtrained)), dh
+
+            return jax.lax.cond(jnp.any(mask), add, lambda: (carry, jnp.zeros_like(h)))
+
+        trained = [x for x, w in zip(leaves, wanted, strict=True) if w]
+        zero = [jnp.zeros(x.shape, jnp.float32) for x in trained]
+        total, dh = jax.lax.scan(body, (jnp.zeros((), jnp.float32), zero), chunks)
+        dh = _unchunk(dh, rows[0].shape)
+        # A permutation's inverse gathers: XLA's scatter-add would be slower.
+        return total, _permuted(dh, jnp.argsort(order, axis=1))
+
+    rows = (hidden.value, targets.value, supervised.value)
+    values = [leaf.value for leaf in leaves]
+    (nll, dhead), dh = sharding.on_each_part(gradients, rows, values)
+    trained = [x for x, w in zip(values, wanted, strict=True) if w]
+    dtrained = iter(g.astype(x.dtype) for g, x in zip(dhead, trained, strict=True))
+    dhead = rebuild([next(dtrained) if w else None for w in wanted])
+    return nll, (dh, dhead)
+
+
+def _nll_backward(residuals: tuple, cotangent: Any) -> tuple:
+    if isinstance(cotangent, SymbolicZero):
+        return None, None, None, None
+    dh, dhead = jax.tree.map(lambda g: (g * cotangent).astype(g.dtype), residuals)
+    return dh, dhead, None, None
+
+
+nll_sum.defvjp(_nll_forward, _nll_backward, symbolic_zeros=True)
+
+
+def _chunk_sums(head: Any, hidden: Array, targets: Array, mask: Array) -> TokenSums:
+    logits = (hidden @ head).astype(jnp.float32)  # (batch, chunk, vocab)
+    at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    nll = jax.nn.logsumexp(logits, axis=-1) - at_target
+    hit = jnp.argmax(logits, axis=-1) == targets
+    return TokenSums(
+        nll=jnp.sum(jnp.where(mask, nll, 0.0)),
+        correct=jnp.sum(hit & mask).astype(jnp.float32),
+        count=jnp.sum(mask).astype(jnp.float32),
+    )
+
+
+def _supervised_first(mask: Array) -> Array:
+    """For each row the places of the sequence, the supervised ones first, in order."""
+    return jnp.argsort(~mask, axis=1, stable=True)
+
+
+def _permuted(x: Array, order: Array) -> Array:
+    """`x` (batch, seq, ...) with the sequence of each row in another order."""
+    order = order.reshape(*order.shape, *(1,) * (x.ndim - 2))
+    return jnp.take_along_axis(x, order, axis=1)
+
+
+def _chunks(head: Any, order: Array, hidden: Array, *others: Array) -> tuple:
+    """The arrays in `order`, cut along the sequence, which no mesh axis splits.
+
+    Each becomes (chunks, batch, n, ...); the sequence is padded to a whole number of
+    chunks with unsupervised places.
+    """
+    batch, seq, _ = hidden.shape
+    length = max(1, min(seq, CHUNK_LOGITS // (batch * head.shape[-1])))
+    count = -(-seq // length)
+    length = -(-seq // count)
+
+    def cut(x: Array) -> Array:
+        x = _permuted(x, order)
+        x = jnp.pad(x, [(0, 0), (0, count * length - seq)] + [(0, 0)] * (x.ndim - 2))
+        x = x.reshape(batch, count, length, *x.shape[2:])
+        return jnp.moveaxis(x, 1, 0)
+
+    return tuple(cut(x) for x in (hidden, *others))
+
+
+def _unchunk(x: Array, shape: tuple[int, ...]) -> Array:
+    batch, seq, width = shape
+    return jnp.moveaxis(x, 0, 1).reshape(batch, -1, width)[:, :seq]

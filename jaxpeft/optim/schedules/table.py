@@ -1,0 +1,123 @@
+"""From the schedule section of a configuration to a learning rate."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+
+from jaxpeft import config
+from jaxpeft.optim import schedules
+from jaxpeft.optim.schedules import resolve_warmup
+from jaxpeft.optim.schedules.greedy import scale_by_greedy
+from jaxpeft.optim.schedules.plateau import scale_by_plateau
+
+__all__ = ["SCALES", "SCHEDULES", "make_scale", "make_schedule", "resolve_warmup"]
+
+# Schedules that the evaluation loss steers, and what multiplies the updates for them.
+SCALES: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "reduce_lr_on_plateau": scale_by_plateau,
+    "greedy": scale_by_greedy,
+}
+
+
+def _steered(name: str, meaning: str) -> Callable[..., optax.Schedule]:
+    """The schedule that goes with a scale: constant, with the scale's own settings."""
+    scale = SCALES[name]
+
+    def schedule(
+        learning_rate: float, total_steps: int, warmup_steps: int = 0, **own: Any
+    ) -> optax.Schedule:
+        scale(**own, learning_rate=learning_rate)  # refuses what makes no sense
+        return schedules.constant(learning_rate, total_steps, warmup_steps)
+
+    # The scale's signature is the schema of its keys, here as there.
+    common = inspect.signature(schedules.constant, eval_str=True)
+    taken = inspect.signature(scale, eval_str=True).parameters.values()
+    keys = [
+        p.replace(kind=p.KEYWORD_ONLY) for p in taken if p.name not in common.parameters
+    ]
+    signature = common.replace(parameters=[*common.parameters.values(), *keys])
+    vars(schedule).update(__signature__=signature)
+    schedule.__name__ = schedule.__qualname__ = name
+    schedule.__doc__ = meaning
+    return schedule
+
+
+# name -> callable; what it takes besides `given` are its keys in the configuration.
+# The names are transformers'; "step" is torch's StepLR and MultiStepLR.
+SCHEDULES = config.Table(
+    entries={
+        "constant": schedules.constant,
+        "linear": schedules.linear,
+        "cosine": schedules.cosine,
+        "cosine_with_restarts": schedules.cosine_with_restarts,
+        "cosine_with_min_lr": schedules.cosine_with_min_lr,
+        "cosine_warmup_with_min_lr": schedules.cosine_warmup_with_min_lr,
+        "polynomial": schedules.polynomial,
+        "inverse_sqrt": schedules.inverse_sqrt,
+        "warmup_stable_decay": schedules.warmup_stable_decay,
+        "step": schedules.step,
+        "reduce_lr_on_plateau": _steered(
+            "reduce_lr_on_plateau",
+            "The rate, after a warmup if there is one, times a factor that falls when "
+            "the evaluation loss does not.",
+        ),
+        "greedy": _steered(
+            "greedy",
+            "The rate, after a warmup if there is one, times a factor that rises while "
+            "the evaluation loss falls, and falls when it does not.",
+        ),
+    },
+    aliases={
+        "constant_with_warmup": "constant",
+        "linear_with_warmup": "linear",
+        "warmup_linear": "linear",
+        "cosine_with_warmup": "cosine",
+        "warmup_cosine": "cosine",
+        "cosine_with_hard_restarts": "cosine_with_restarts",
+        "polynomial_decay": "polynomial",
+        "wsd": "warmup_stable_decay",
+        "step_lr": "step",
+        "multi_step_lr": "step",
+        "reduce_on_plateau": "reduce_lr_on_plateau",
+        "plateau": "reduce_lr_on_plateau",
+        "greedy_lr": "greedy",
+    },
+    given={"learning_rate", "total_steps", "warmup_steps"},
+)
+
+
+def make_schedule(
+    learning_rate: float, schedule: Mapping[str, Any], total_steps: int
+) -> optax.Schedule:
+    """The schedule that a `schedule` section describes: step (from 0) -> rate.
+
+    schedule: `name`, `warmup_ratio` or `warmup_steps`, and the schedule's own keys. Of
+    one that the evaluation loss steers it is the rate without that, see `make_scale`.
+    Raises InputError for unknown names and keys and for values that make no sense.
+    """
+    section = config.parse_section("schedule", schedule, SCHEDULES)
+    warmup = resolve_warmup(total_steps, section.warmup_steps, section.warmup_ratio)
+    return config.build(
+        SCHEDULES,
+        section,
+        learning_rate=learning_rate,
+        total_steps=total_steps,
+        warmup_steps=warmup,
+    )
+
+
+def make_scale(
+    schedule: Mapping[str, Any], learning_rate: float
+) -> optax.GradientTransformation | None:
+    """What comes after the optimizer, where the evaluation loss steers the rate.
+
+    Its state waits for `plateau.observe`. None for any other schedule. Takes and raises
+    what `make_schedule` does.
+    """
+    section = config.parse_section("schedule", schedule, SCHEDULES)
+    scale = SCALES.get(section.name)
+    if scale is None:
+        return None
+    return scale(**section.options, learning_rate=learning_rate)

@@ -1,0 +1,204 @@
+"""`python -m jaxpeft.plan --config FILE`: what a run needs, before anything runs."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaxpeft import cli, console
+from jaxpeft.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxpeft.plan.planning import Plan
+
+GIB = 2**30
+HEADROOM = 0.92  # of a device's memory; the runtime and the allocator need the rest
+SIMULATED = "--xla_force_host_platform_device_count="
+# Their code is never run: only the plan of its memory counts.
+FAST_COMPILES = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with its arguments; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpeft plan",
+        description="What a training run needs on each device, from config.json and "
+        "the compiled step alone: no weights are read, no data, and no step is taken. "
+        "Works for devices that are not there.",
+    )
+    cli.config_arguments(parser)
+    parser.add_argument(
+        "--devices",
+        metavar="N",
+        type=int,
+        help="plan for so many, there or not (default: those of this machine)",
+    )
+    parser.add_argument(
+        "--device-memory",
+        metavar="GB",
+        type=float,
+        help="of one device, in GB of 10^9 bytes; says whether the run fits, and what "
+        "to change if not (default: what the devices here report)",
+    )
+    parser.add_argument(
+        "--platform",
+        choices=("cpu", "gpu", "tpu"),
+        help="what the devices are, there or not (default: those of this machine; gpu "
+        "where there are not so many)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--in-child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_intermixed_args(list(argv))
+    if args.devices is not None and args.devices < 1:
+        raise InputError(f"--devices: found {args.devices}; give 1 or more")
+    memory = args.device_memory
+    if memory is not None and not memory > 0:
+        raise InputError(f"--device-memory: found {memory}; give a number of GB")
+
+    # Imported here, so that --help answers at once.
+    import jax
+
+    from jaxpeft.assembly import session
+    from jaxpeft.devices import sharding
+    from jaxpeft.plan import planning
+
+    def reopen(more: Sequence[str]) -> Any:
+        return session.open_config(args.config, [*args.overrides, *more])
+
+    cfg = reopen(())
+    others = args.devices not in (None, jax.device_count())
+    others = others or args.platform not in (None, jax.default_backend())
+    if not args.in_child and others:
+        return _in_child(args.devices or jax.device_count(), list(argv))
+    how = {"simulated": args.in_child, "like": args.platform or "gpu"}
+    mesh = sharding.make_mesh(**cfg.mesh.model_dump())
+    found = planning.plan(cfg, mesh, **how)
+    if memory is None and not args.in_child:
+        memory = _reported_memory(jax.devices()[0])
+    room = None if memory is None else memory * 1e9
+    if not args.json:
+        for line in lines(found, room):
+            console.say(line)
+    advice = []
+    if room is not None and not _fits(found, room):
+        usable = HEADROOM * room
+        for one in planning.advise(reopen, found, mesh, usable, **how):
+            advice.append(one)
+            if not args.json:
+                console.say(f"  {_gib(one.plan.total)} with {' '.join(one.overrides)}")
+        if not args.json:
+            console.say(_verdict(advice[-1].plan if advice else found, room))
+    if args.json:
+        console.say(json.dumps(as_json(found, room, advice)))
+    return 0
+
+
+def lines(plan: "Plan", room: float | None) -> list[str]:
+    """The plan in words. room: bytes of a device, if known."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    share = plan.trainable / plan.parameters
+    parts = {
+        "weights": plan.weights,
+        "adapters": plan.adapters,
+        "optimizer state": plan.optimizer,
+        "batch": plan.batch,
+        "activations": plan.activations,
+        "temporaries": plan.temporaries,
+        "total": plan.total,
+    }
+    text = [
+        f"devices: {plan.devices} (mesh: {mesh})"
+        + (", simulated" if plan.simulated else ""),
+        f"parameters: {plan.parameters:,}, of them trainable {plan.trainable:,} "
+        f"({share:.2%})",
+        "memory of a device at the fullest moment of a step:",
+        *(f"  {name:<16}{_gib(size):>12}" for name, size in parts.items()),
+        *_undivided(plan),
+        f"matrix products of a step: {plan.flops / 1e12:,.2f} TFLOP, "
+        f"{plan.flops / 1e12 / plan.devices:,.2f} a device",
+    ]
+    if plan.sent:
+        text.append("a device sends in a step:")
+        text += [f"  {kind:<16}{_gib(n):>14}" for kind, n in plan.sent.items()]
+    else:
+        text.append("devices send each other nothing")
+    if room is None:
+        text.append("whether it fits: name the memory of a device, --device-memory GB")
+    elif _fits(plan, room):
+        text.append(
+            f"fits: {plan.total / 1e9:,.2f} GB, {plan.total / room:.0%} of the "
+            f"{room / 1e9:,.1f} GB of a device"
+        )
+    else:
+        text.append(
+            f"does not fit: {plan.total / 1e9:,.2f} GB of the {room / 1e9:,.1f} GB of "
+            f"a device, of which the runtime needs {1 - HEADROOM:.0%}. What would help:"
+        )
+    return text
+
+
+def _undivided(plan: "Plan") -> list[str]:
+    if not plan.whole:
+        return []
+    names = ", ".join(name.removesuffix(".kernel") for name in plan.whole[:3])
+    more = f" and {len(plan.whole) - 3} more" if len(plan.whole) > 3 else ""
+    return [
+        f"  whole on every device, since the mesh does not divide them: {names}{more}; "
+        "choose other sizes"
+    ]
+
+
+def as_json(plan: "Plan", room: float | None, advice: Sequence[Any]) -> dict[str, Any]:
+    """The plan as JSON can hold it; sizes in bytes."""
+    names = "parameters trainable weights adapters optimizer batch activations".split()
+    names += "temporaries total flops sent mesh devices simulated whole".split()
+    found: dict[str, Any] = {name: getattr(plan, name) for name in names}
+    found["fits"] = None if room is None else _fits(plan, room)
+    found["advice"] = [
+        {
+            "overrides": list(one.overrides),
+            "total": one.plan.total,
+            "fits": None if room is None else _fits(one.plan, room),
+        }
+        for one in advice
+    ]
+    return found
+
+
+def _fits(plan: "Plan", room: float) -> bool:
+    return plan.fits(HEADROOM * room)
+
+
+def _verdict(plan: "Plan", room: float) -> str:
+    if _fits(plan, room):
+        return "The last line fits."
+    return (
+        "Nothing of this is enough: take more devices or larger ones, a smaller model, "
+        "shorter sequences, or fewer trained parameters."
+    )
+
+
+def _in_child(devices: int, argv: list[str]) -> int:
+    """The same command where so many CPU devices stand for those that are not here."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILES} {SIMULATED}{devices}"
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxpeft.plan", *argv, "--in-child"],
+        env={**os.environ, "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"},
+    )
+    return done.returncode
+
+
+def _reported_memory(device: Any) -> float | None:
+    """The GB of a device of this machine, where it says."""
+    stats = device.memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    return limit / 1e9 if limit else None
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.1f} MiB"

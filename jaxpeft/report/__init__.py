@@ -1,0 +1,42 @@
+"""`python -m jaxpeft.report`: the page about a run or a sweep, written again."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxpeft import console
+from jaxpeft.errors import InputError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with its arguments; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpeft report",
+        description="Write report.html and the picture of a run or of a sweep again, "
+        "also while it is under way or after it died. The page needs no network.",
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", metavar="DIR", help="the output_dir of a run")
+    which.add_argument("--sweep", metavar="DIR", help="the directory of a sweep")
+    args = parser.parse_args(list(argv))
+    directory = Path(args.run or args.sweep)
+    if not directory.is_dir():
+        raise InputError(
+            f"{str(directory)!r} is no directory; name the output_dir of a run or sweep"
+        )
+
+    # Imported here, so that --help answers at once.
+    from jaxpeft.report import pages, plots
+    from jaxpeft.rundir import files
+    from jaxpeft.train import results
+
+    if args.run:
+        remarks = list(map(str, results.findings(directory)))
+        page = pages.write_run(directory, remarks)
+        picture = directory / files.PLOT
+        plots.plot_losses(directory / files.METRICS, picture, str(directory))
+    else:
+        page, picture = pages.write_sweep(directory), directory / files.SWEEP_PLOT
+        plots.plot_sweep(files.read_sweep(directory), picture, str(directory))
+    console.say(f"wrote {page} and {picture.name}")
+    return 0

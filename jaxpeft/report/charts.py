@@ -1,0 +1,149 @@
+"""What the script of a page draws: curves of few enough points, with their units."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxpeft.report import plots
+from jaxpeft.rundir.files import finite, values
+
+MOST = 1500  # points of a curve in a page; a screen shows no more
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve: x and y of one length; `smooth` beside y where noise would hide it.
+
+    best: the index of a point to mark. points: whether each has a dot. color: its
+    number; None: its place among the curves. line: whether one joins the dots.
+    """
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    smooth: np.ndarray | None = None
+    points: bool = False
+    best: int | None = None
+    color: int | None = None
+    line: bool = True
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over one axis. Units stand in the titles of the axes and at values."""
+
+    title: str
+    y_label: str
+    series: list[Series]
+    x_label: str = plots.STEP
+    x_log: bool = False
+    y_log: bool = False
+
+    def data(self) -> dict[str, Any]:
+        """As JSON holds it: null for what is not finite."""
+        return {
+            "title": self.title,
+            "xLabel": self.x_label,
+            "yLabel": self.y_label,
+            "xLog": self.x_log,
+            "yLog": self.y_log,
+            "series": [
+                {"color": at if one.color is None else one.color, **_series_data(one)}
+                for at, one in enumerate(self.series)
+            ],
+        }
+
+
+def run_charts(training: list[dict], evaluation: list[dict]) -> list[Chart]:
+    """The charts of a run, without those that would be empty."""
+    charts = [
+        Chart("Loss", plots.LOSS, _losses(training, evaluation)),
+        Chart("Learning rate", plots.RATE, _curves(training, learning_rate="rate")),
+        Chart(
+            "Norms of gradient and update",
+            "global L2 norm (no unit)",
+            _curves(training, grad_norm="gradient", update_norm="update"),
+            y_log=True,
+        ),
+        Chart(
+            "Evaluation accuracy",
+            "share of tokens predicted (0 to 1)",
+            _curves(evaluation, eval_accuracy="accuracy"),
+        ),
+        Chart(
+            "Speed", "tokens per second", _curves(training, tokens_per_second="speed")
+        ),
+    ]
+    return [chart for chart in charts if chart.series]
+
+
+def _losses(training: list[dict], evaluation: list[dict]) -> list[Series]:
+    series = []
+    if training:
+        losses = values(training, "loss")
+        steps, smooth = values(training, "step"), plots.smoothed(losses)
+        series.append(Series("training", steps, losses, smooth))
+    if evaluation:
+        steps, losses = values(evaluation, "step"), values(evaluation, "eval_loss")
+        best = int(np.nanargmin(losses)) if np.isfinite(losses).any() else None
+        series.append(Series("evaluation", steps, losses, points=True, best=best))
+    return series
+
+
+def _curves(lines: list[dict], **names: str) -> list[Series]:
+    """A curve for each key that any line has a number for."""
+    steps = values(lines, "step")
+    curves = {name: values(lines, key) for key, name in names.items()}
+    return [
+        Series(name, steps, y, points=len(y) <= 40)
+        for name, y in curves.items()
+        if np.isfinite(y).any()
+    ]
+
+
+def _series_data(series: Series) -> dict[str, Any]:
+    kept = thinned(series.y, MOST)
+    smooth = None if series.smooth is None else _numbers(series.smooth[kept])
+    best = series.best
+    return {
+        "name": series.name,
+        "x": _numbers(series.x[kept]),
+        "y": _numbers(series.y[kept]),
+        "smooth": smooth,
+        "points": series.points and len(kept) <= 100,
+        "line": series.line,
+        "best": None
+        if best is None
+        else [float(series.x[best]), float(series.y[best])],
+    }
+
+
+def thinned(y: np.ndarray, most: int) -> np.ndarray:
+    """Indices of at most `most` values that keep every peak: extremes of equal parts.
+
+    The first and the last are among them. A part without a finite value keeps one of
+    its own, so that gaps stay gaps.
+    """
+    if len(y) <= most:
+        return np.arange(len(y))
+    kept = {0, len(y) - 1}
+    for part in np.array_split(np.arange(len(y)), most // 2 - 1):
+        known = part[np.isfinite(y[part])]
+        if len(known):
+            kept |= {known[np.argmin(y[known])], known[np.argmax(y[known])]}
+        else:
+            kept.add(part[0])
+    return np.asarray(sorted(int(at) for at in kept))
+
+
+def _numbers(array: np.ndarray) -> list[float | int | None]:
+    """Numbers of six digits, whole ones as such; null for what is not finite."""
+    return [_number(value) for value in array.tolist()]
+
+
+def _number(value: float) -> float | int | None:
+    known = finite(value)
+    if known is None or not known.is_integer() or abs(known) > 2**53:
+        return None if known is None else float(f"{known:.6g}")
+    return int(known)

@@ -1,0 +1,72 @@
+"""A page from its template: texts escaped, style and script inside, nothing fetched."""
+
+import base64
+import functools
+import hashlib
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+TEMPLATES = resources.files(__package__) / "templates"
+
+
+def write(path: Path, template: str, **content: Any) -> None:
+    """Writes a page, moved into place so that a browser never reads half of it.
+
+    `charts` of the content, a list of objects for `charts.js`, goes in as JSON.
+    """
+    charts = script_data(content.pop("charts"))
+    style, script = _asset("page.css"), _asset("charts.js")
+    html = (
+        _environment()
+        .get_template(template)
+        .render(
+            **content,
+            charts=Markup(charts),
+            style=Markup(style),
+            script=Markup(script),
+            policy=_policy(style, script),
+        )
+    )
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(html, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def script_data(content: Any) -> str:
+    """JSON that can stand inside a script element: no `<` can end or open one."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _policy(style: str, script: str) -> str:
+    """A Content-Security-Policy under which nothing is fetched or run but ours."""
+    return (
+        f"default-src 'none'; style-src '{_digest(style)}'; "
+        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _asset(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

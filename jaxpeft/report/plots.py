@@ -1,0 +1,196 @@
+"""The pictures of a run and of a sweep: losses and learning rates over the steps."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpeft.rundir.files import METRICS, Point, Sweep, read_metrics, values
+
+LOSS, STEP, RATE = "loss (nats per token)", "step (updates)", "rate (per update)"
+FACTOR = 5.0  # values that span it are drawn on a logarithmic axis
+SEED = "seed"
+
+
+def plot_losses(metrics: Path, target: Path, title: str) -> None:
+    """Draws `metrics.jsonl` to a PNG: both losses above, the learning rate below.
+
+    The best evaluation is marked where there are several.
+    """
+    pyplot = _pyplot()
+    training, evaluation = read_metrics(metrics)
+    figure, (top, bottom) = pyplot.subplots(
+        2, 1, sharex=True, figsize=(8, 6), height_ratios=(3, 1), layout="constrained"
+    )
+    steps, losses = values(training, "step"), values(training, "loss")
+    if len(steps):
+        top.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1)
+        top.plot(steps, smoothed(losses), color="tab:blue", label="training, smoothed")
+    if evaluation:
+        _plot_evaluations(top, evaluation)
+    top.set_title(title)
+    top.set_ylabel(LOSS)
+    top.grid(alpha=0.3)
+    if len(steps) or evaluation:
+        top.legend()
+    bottom.plot(steps, values(training, "learning_rate"), color="tab:green")
+    bottom.set_ylabel(f"learning {RATE}")
+    bottom.set_xlabel(STEP)
+    bottom.grid(alpha=0.3)
+    figure.savefig(target, dpi=120)
+    pyplot.close(figure)
+
+
+def _plot_evaluations(axes: Any, lines: list[dict]) -> None:
+    steps, losses = values(lines, "step"), values(lines, "eval_loss")
+    axes.plot(
+        *(steps, losses), color="tab:orange", marker="o", ms=4, label="evaluation"
+    )
+    best = best_evaluation(lines)
+    if best is not None:
+        step, loss = best
+        axes.plot(
+            *(step, loss),
+            linestyle="",
+            color="tab:red",
+            marker="*",
+            ms=12,
+            label=f"best evaluation: {loss:.4f} at step {step}",
+        )
+
+
+def best_evaluation(lines: list[dict]) -> tuple[int, float] | None:
+    """(step, loss) of the lowest evaluation loss, the first of equal ones; or None."""
+    losses = values(lines, "eval_loss")
+    if not np.isfinite(losses).any():
+        return None
+    at = int(np.nanargmin(losses))
+    return int(lines[at]["step"]), float(losses[at])
+
+
+def plot_sweep(sweep: Sweep, target: Path, title: str) -> None:
+    """Draws a sweep to a PNG: what came out over the first axis, and all the curves."""
+    pyplot = _pyplot()
+    outcome = outcomes(sweep)
+    width, columns = (13, 2) if outcome.key else (8, 1)
+    figure, axes = pyplot.subplots(
+        1, columns, figsize=(width, 5.5), layout="constrained", squeeze=False
+    )
+    figure.suptitle(title)
+    right = axes[0, -1]
+    if outcome.key:
+        _plot_outcomes(axes[0, 0], sweep, outcome)
+    for rank, point in enumerate(sweep.points):
+        training, evaluation = read_metrics(point.directory / METRICS)
+        if sweep.measure == "evaluation":
+            steps, losses = values(evaluation, "step"), values(evaluation, "eval_loss")
+        else:
+            steps, losses = values(training, "step"), values(training, "loss")
+            losses = smoothed(losses)
+        color = pyplot.get_cmap("tab20")(rank % 20)
+        right.plot(steps, losses, marker="o", ms=3, color=color, label=point.name)
+    right.set_xlabel(STEP)
+    right.set_ylabel(f"{sweep.measure} {LOSS}")
+    right.grid(alpha=0.3)
+    if 0 < len(sweep.points) <= 30:
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        right.legend(fontsize="x-small", title="best first", **beside)
+    figure.savefig(target, dpi=120)
+    pyplot.close(figure)
+
+
+def _plot_outcomes(axes: Any, sweep: Sweep, outcome: "Outcomes") -> None:
+    key = outcome.key
+    for name, points in outcome.lines.items():
+        where = [point.values[key] for point in points]
+        losses = [point.loss for point in points]
+        style = "-" if outcome.joined else ""
+        label = name or "all points"
+        axes.plot(where, losses, linestyle=style, marker="o", label=label)
+    if outcome.logarithmic:
+        axes.set_xscale("log")
+    axes.set_xlabel(axis_label(key))
+    axes.set_ylabel(f"final {sweep.measure} {LOSS}")
+    axes.grid(alpha=0.3)
+    if 1 < len(outcome.lines) <= 16:
+        axes.legend(fontsize="small")
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What came out of a sweep over one of its keys: "" where none has numbers.
+
+    lines: the points along it, for each choice of the other keys, or all of them where
+    a search has drawn those. joined: whether a line through them says anything.
+    """
+
+    key: str
+    lines: dict[str, list[Point]]
+    joined: bool
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether the values lie so far apart that their logarithms show more."""
+        points = [point for line in self.lines.values() for point in line]
+        numbers = [point.values[self.key] for point in points]
+        if not numbers or min(numbers) <= 0:
+            return False
+        return bool(max(numbers) >= FACTOR * min(numbers))
+
+
+def outcomes(sweep: Sweep) -> Outcomes:
+    """The points over the first key that has numbers; a seed is the last choice."""
+    keys = sorted(sweep.axes, key=lambda key: key == SEED)
+    known = (k for k in keys if all(_number(p.values.get(k)) for p in sweep.points))
+    key = next(known, "")
+    joined = all(isinstance(axis, list) for axis in sweep.axes.values())
+    lines: dict[str, list[Point]] = defaultdict(list)
+    for point in sweep.points if key else ():
+        others = [f"{_short(k)}={v}" for k, v in point.values.items() if k != key]
+        lines[" ".join(others) if joined else ""].append(point)
+    ordered = {
+        name: sorted(lines[name], key=lambda point: point.values[key])
+        for name in sorted(lines)
+    }
+    return Outcomes(key, ordered, joined)
+
+
+def axis_label(key: str) -> str:
+    """The name of a configuration key at an axis, with its unit where it has one."""
+    rate = _short(key) == "learning_rate"
+    return f"{key} (per update)" if rate else key
+
+
+def smoothed(losses: np.ndarray) -> np.ndarray:
+    """A debiased exponential average over about a twentieth of the points.
+
+    NaN and infinities are passed over; before the first finite value it is NaN.
+    """
+    keep = 1 - 1 / max(1.0, len(losses) / 20)
+    average, weight, out = 0.0, 0.0, []
+    for value in losses:
+        if np.isfinite(value):
+            average = keep * average + (1 - keep) * value
+            weight = keep * weight + (1 - keep)
+        out.append(average / weight if weight else np.nan)
+    return np.asarray(out)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
+
+
+def _pyplot() -> Any:
+    """Imported where a picture is drawn: it takes most of a second."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

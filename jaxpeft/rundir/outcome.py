@@ -1,0 +1,117 @@
+"""What came of a run, for people and programs: samples.json and summary.json."""
+
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpeft.report.plots import best_evaluation
+from jaxpeft.rundir.files import (
+    METRICS,
+    SAMPLES,
+    SUMMARY,
+    finite,
+    read_json,
+    read_metrics,
+    values,
+    write_json,
+)
+
+Answers = Sequence[tuple[str, str, str]]  # prompt, reference, answer
+
+
+def keep_before(directory: Path, answers: Answers) -> None:
+    """Writes `samples.json` with the answers that the untrained model gave."""
+    rows = [
+        {"prompt": prompt, "reference": reference, "before": answer, "after": None}
+        for prompt, reference, answer in answers
+    ]
+    write_json(directory / SAMPLES, rows)
+
+
+def keep_after(directory: Path, answers: Answers) -> None:
+    """Puts the trained model's answers into `samples.json`, beside those before.
+
+    They are found by their prompt, so that a run that was resumed, perhaps with another
+    number of samples, keeps what was said before its first step; null: nothing was.
+    """
+    earlier = {
+        row["prompt"]: row["before"] for row in read_json(directory / SAMPLES) or ()
+    }
+    rows = [
+        {
+            "prompt": prompt,
+            "reference": reference,
+            "before": earlier.get(prompt),
+            "after": answer,
+        }
+        for prompt, reference, answer in answers
+    ]
+    write_json(directory / SAMPLES, rows)
+
+
+def keep_summary(
+    directory: Path,
+    *,
+    steps: int,
+    seconds: float,
+    parameters: int,
+    trainable: int,
+    stopped_early: bool,
+) -> dict[str, Any]:
+    """Writes `summary.json` from these and the metrics of the run; returns it.
+
+    Seconds are those of steps, compilation, evaluation and saving; tokens per second
+    those of steps alone. Losses are in nats per token; null where there is none.
+    """
+    training, evaluation = read_metrics(directory / METRICS)
+    losses = [finite(line["eval_loss"]) for line in evaluation]
+    best_step, best = best_evaluation(evaluation) or (None, None)
+    memory, memory_of = peak_memory()
+    summary = {
+        "steps": steps,
+        "stopped_early": stopped_early,
+        "seconds": round(seconds, 3),
+        "tokens": int(training[-1]["tokens"]) if training else 0,
+        "tokens_per_second": finite(_speed(training)),
+        "peak_memory_bytes": memory,
+        "peak_memory_of": memory_of,
+        "parameters": parameters,
+        "trainable": trainable,
+        "train_loss": finite(training[-1]["loss"]) if training else None,
+        "eval_loss_before": losses[0]
+        if losses and evaluation[0]["step"] == 0
+        else None,
+        "eval_loss_after": losses[-1] if losses else None,
+        "best_eval_loss": best,
+        "best_step": best_step,
+    }
+    write_json(directory / SUMMARY, summary)
+    return summary
+
+
+def peak_memory() -> tuple[int, str]:
+    """(bytes, whose): the largest use so far of a "device", or of this "process".
+
+    Devices that do not count, such as CPUs, leave the process's resident memory.
+    """
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    if peaks:
+        return int(max(peaks)), "device"
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident * (1 if sys.platform == "darwin" else 1024), "process"
+
+
+def _speed(training: list[dict]) -> float | None:
+    """Tokens per second over all logged steps: the tokens over the sum of times."""
+    tokens = np.diff(values(training, "tokens"), prepend=0)
+    speeds = values(training, "tokens_per_second")
+    known = np.isfinite(tokens) & (speeds > 0)
+    if not known.any():
+        return None
+    return round(float(tokens[known].sum() / (tokens / speeds)[known].sum()), 1)

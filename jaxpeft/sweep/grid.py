@@ -1,0 +1,124 @@
+"""The points of a sweep: which values each has, and which can train together."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxpeft import optim
+from jaxpeft.config import RunConfig, strict_yaml
+from jaxpeft.errors import InputError
+
+Values = dict[str, Any]
+
+
+def axes(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """{key: its values} of texts such as `optimizer.learning_rate=1e-5,3e-5`.
+
+    Each value is what it would be in a configuration file; one that holds commas itself
+    stands in brackets or quotes. Raises InputError for all that is wrong.
+    """
+    found: dict[str, list[Any]] = {}
+    problems = []
+    for text in texts:
+        key, equals, listed = text.partition("=")
+        try:
+            values = strict_yaml.parse_scalar(f"[{listed}]", f"--grid {key}")
+        except InputError as error:
+            problems += error.problems
+            continue
+        if not equals or not key or not values:
+            problems.append(f"--grid {text}: write section.key=value,value,...")
+        elif key in found:
+            problems.append(f"--grid {key}: is given twice; name all values at once")
+        elif len(set(map(_text, values))) < len(values):
+            problems.append(f"--grid {text}: names a value twice; remove one")
+        else:
+            found[key] = values
+    if "output_dir" in found:
+        problems.append("--grid output_dir: each point has its own; use --out DIR")
+    if problems:
+        raise InputError(*problems)
+    return found
+
+
+def points(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
+    """Every combination of the values, the last axis changing fastest."""
+    return [dict(zip(axes, combined)) for combined in itertools.product(*axes.values())]
+
+
+def name(values: Values) -> str:
+    """What a point is called: `learning_rate=0.001 seed=1`, with four digits."""
+    short = {key.rsplit(".", 1)[-1] for key in values}
+    whole = len(short) < len(values)  # two keys of different sections end alike
+    return " ".join(
+        f"{key if whole else key.rsplit('.', 1)[-1]}={_short(value)}"
+        for key, value in values.items()
+    )
+
+
+def overrides(values: Values) -> list[str]:
+    """The values as the command line would give them, `section.key=value`."""
+    return [f"{key}={_text(value)}" for key, value in values.items()]
+
+
+def together(
+    configs: Sequence[RunConfig], devices: int, at_once: int | None
+) -> list[list[int]]:
+    """The numbers of the points, in groups that one program can train.
+
+    at_once: the largest group; None: as many as there are where an adapter trains, and
+    one at a time where the whole model does, of which each point has a copy.
+    """
+    groups: dict[str, list[int]] = {}
+    for number, cfg in enumerate(configs):
+        groups.setdefault(_program(cfg, number, devices), []).append(number)
+    found = []
+    for numbers in groups.values():
+        size = at_once or (1 if _is_full(configs[numbers[0]]) else len(numbers))
+        found += [numbers[i : i + size] for i in range(0, len(numbers), size)]
+    return sorted(found)
+
+
+def _program(cfg: RunConfig, number: int, devices: int) -> str:
+    """What points of one program must have in common, as text."""
+    if not _can_share(cfg, devices):
+        return str(number)
+    settings = cfg.model_dump(mode="json")
+    del settings["output_dir"], settings["seed"]
+    settings["adapter"].pop("lora_alpha", None)
+    optimizer, schedule = settings["optimizer"], settings["schedule"]
+    optimizer.pop("weight_decay", None)
+    # A schedule that evaluations steer keeps its rate among its settings.
+    if schedule["name"] not in optim.SCALES:
+        optimizer.pop("learning_rate")
+        # And what averages warms up by itself.
+        if optimizer["name"] not in optim.SCHEDULE_FREE:
+            del settings["schedule"]
+    return json.dumps(settings, sort_keys=True)
+
+
+def _can_share(cfg: RunConfig, devices: int) -> bool:
+    """Whether a run can be one of several in a program: see `joint`."""
+    fused = cfg.training.fused_backward
+    if fused is None:
+        fused = _is_full(cfg) and cfg.optimizer.name in optim.FUSED
+    section = cfg.optimizer
+    own_rate = section.is_auto or section.name == "prodigy"
+    return devices == 1 and not fused and not own_rate
+
+
+def _is_full(cfg: RunConfig) -> bool:
+    return cfg.adapter.method == "full"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else _text(value)
+
+
+def _text(value: Any) -> str:
+    """A value as YAML in one line; numbers as short as they can be."""
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,177 @@
+"""The programs of several runs over one frozen base, and the arrays that they take.
+
+What is each run's own is stacked along a new first axis, "the points"; what they share
+is not.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxpeft import optim, tree
+from jaxpeft.assembly import step
+from jaxpeft.assembly.run import Run
+from jaxpeft.assembly.step import TrainState
+from jaxpeft.models import ModelConfig
+from jaxpeft.optim.rule import Leafwise
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The numbers in which the optimizers of several runs differ, as arrays.
+
+    parts: the first run's optimizer. arrays: `rates` (runs, steps + 1) float32, of
+    every update, and where they differ `decays` (runs,) float32.
+    """
+
+    parts: optim.Parts
+    arrays: dict[str, Array]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> "Tuning":
+        rules = [_rule(run.updates.parts) for run in runs]
+        steps = jnp.arange(runs[0].steps + 1)
+        arrays = {"rates": jnp.stack([_rates(r.learning_rate, steps) for r in rules])}
+        decays = [rule.weight_decay for rule in rules]
+        if len(set(decays)) > 1:
+            arrays["decays"] = jnp.asarray(decays, jnp.float32)
+        return cls(runs[0].updates.parts, arrays)
+
+    def transformation(self, own: dict[str, Array]) -> optax.GradientTransformation:
+        """The chain of one run, whose numbers are `own`, without their first axis."""
+        rule = _rule(self.parts)
+        tuned = rule.tuned(
+            lambda count: own["rates"][count], own.get("decays", rule.weight_decay)
+        )
+        return self.parts._replace(optimizer=tuned.transformation()).chain()
+
+
+def _rule(parts: optim.Parts) -> Leafwise:
+    assert parts.leafwise is not None  # as `grid.together` has seen to
+    return parts.leafwise
+
+
+def _rates(learning_rate: Any, steps: Array) -> Array:
+    if not callable(learning_rate):
+        return jnp.full(steps.shape, learning_rate, jnp.float32)
+    return jax.jit(jax.vmap(learning_rate))(steps).astype(jnp.float32)
+
+
+def frozen(runs: Sequence[Run]) -> tuple[Any, Any]:
+    """(the arrays of the base, those of the adapters stacked), holes in both."""
+
+    def parts(run: Run) -> tuple[Any, Any]:
+        params = tree.combine(run.trainable, run.frozen)
+        trains = run.places.mask
+        shared = jax.tree.map(lambda of, t: of and not t, run.of_base, trains)
+        own = jax.tree.map(lambda of, t: not of and not t, run.of_base, trains)
+        return tree.partition(params, shared)[0], tree.partition(params, own)[0]
+
+    return parts(runs[0])[0], stacked([parts(run)[1] for run in runs])
+
+
+def stacked(trees: Sequence[Any]) -> Any:
+    """The trees as one, with a new first axis, in the structure of the first one.
+
+    Theirs may differ in what files say of an adapter, such as `lora_alpha`, and no
+    step looks at.
+    """
+    leaves = zip(*(jax.tree.leaves(tree) for tree in trees))
+    return jax.tree.unflatten(jax.tree.structure(trees[0]), map(jnp.stack, leaves))
+
+
+def at(index: Any) -> Callable[[Any], Any]:
+    """Takes the part of one point from a stacked leaf."""
+    return lambda x: x[index]
+
+
+@jax.jit
+def chosen(where: Array, new: Any, old: Any) -> Any:
+    """Of each point the new values where `where` (points,) is true, else the old."""
+
+    def choose(x: Array, y: Array) -> Array:
+        return jnp.where(where.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
+
+    return jax.tree.map(choose, new, old)
+
+
+def side_by_side() -> bool:
+    """Whether the points are one batch of the step's operations, or take turns in it.
+
+    Where products are bound by memory or by launching them, a batch is faster. On a CPU
+    it is not: the activations of all points do not fit into its caches.
+    """
+    return jax.default_backend() != "cpu"
+
+
+def _over_points(function: Callable, *arguments: Any) -> Any:
+    """The function of each point's part of the arguments, its results stacked."""
+    if side_by_side():
+        return jax.vmap(function)(*arguments)
+    return jax.lax.map(lambda parts: function(*parts), arguments)
+
+
+def make_create(tuning: Tuning) -> Callable:
+    """create(trainable, keys, numbers) -> the states before the first step.
+
+    All stacked. numbers: `tuning.arrays`, which the compiled program does not hold.
+    """
+
+    def create(trainable: Any, keys: Array, numbers: Any) -> TrainState:
+        def one(params: Any, key: Array, own: Any) -> TrainState:
+            return TrainState.create(params, tuning.transformation(own), key)
+
+        return jax.vmap(one)(trainable, keys, numbers)
+
+    return create
+
+
+def make_step(model: ModelConfig, tuning: Tuning, same_data: bool) -> Callable:
+    """take(states, shared, own, numbers, active, batch) -> (states, metrics).
+
+    states, own, numbers and the metrics are stacked; the state of a point where
+    `active` (points,) is false stays as it is. same_data: `batch` is one for all, else
+    stacked too.
+    """
+
+    def take(
+        states: TrainState,
+        shared: Any,
+        own: Any,
+        numbers: Any,
+        active: Array,
+        batch: Any,
+    ) -> tuple[TrainState, Any]:
+        def one(
+            state: TrainState, own: Any, number: Any, runs: Array, batch: Any
+        ) -> tuple[TrainState, Any]:
+            one_step = step.make_train_step(model, tuning.transformation(number))
+            new, metrics = one_step(state, tree.combine(own, shared), batch)
+            kept = jax.tree.map(lambda x, y: jnp.where(runs, x, y), new, state)
+            return kept, metrics
+
+        points = (states, own, numbers, active)
+        if same_data:
+            return _over_points(functools.partial(one, batch=batch), *points)
+        return _over_points(one, *points, batch)
+
+    return take
+
+
+def make_eval_step(model: ModelConfig) -> Callable:
+    """evaluate(trained, shared, own, batch) -> the sums of each point, stacked."""
+    one_step = step.make_eval_step(model)
+
+    def evaluate(trained: Any, shared: Any, own: Any, batch: Any) -> Any:
+        def one(trained: Any, own: Any) -> Any:
+            return one_step(trained, tree.combine(own, shared), batch)
+
+        return _over_points(one, trained, own)
+
+    return evaluate

@@ -1,0 +1,382 @@
+"""A sweep: runs from one configuration, in a directory that can be gone on with."""
+
+import csv
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpeft import console, tree
+from jaxpeft.assembly import session
+from jaxpeft.config import RunConfig
+from jaxpeft.errors import InputError, NumericsError
+from jaxpeft.report import pages, plots
+from jaxpeft.rundir import files
+from jaxpeft.sweep import grid, joint
+from jaxpeft.train import course
+
+TABLE, POINTS, GROUPS = "sweep.csv", "points", "groups"
+WAITING = "waiting"
+SEED = "seed"
+NEAR = 0.05  # of a space: what a search drew there is at its end
+LAST_LINES = 10  # whose mean is the training loss of a point
+
+
+@dataclass
+class Point:
+    """One run of a sweep.
+
+    values: of the keys that the sweep changes. status: "waiting", "running", "done",
+    "stopped early" or "diverged". Losses are in nats per token, None where there is
+    none: the last evaluation, the lowest one and its step, and the mean of the last
+    logged training losses. seconds: of the program that trained it, over the number of
+    points that it trained. turn: points added together have the same, and no program
+    trains points of several turns, so that a sweep that grew goes on as it began.
+    """
+
+    name: str
+    directory: str
+    values: dict[str, Any]
+    status: str = WAITING
+    eval_loss: float | None = None
+    best_eval_loss: float | None = None
+    best_step: int | None = None
+    train_loss: float | None = None
+    seconds: float | None = None
+    turn: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return self.status not in (WAITING, joint.RUNNING)
+
+
+@dataclass
+class Sweep:
+    """The points of a sweep and where they are written.
+
+    Raises InputError where the directory holds another sweep, or anything else.
+    """
+
+    source: str
+    overrides: Sequence[str]
+    directory: Path
+    axes: dict[str, Any]
+    at_once: int | None = None
+    points: list[Point] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.base = session.open_config(self.source, self.overrides)
+        settings = self.base.model_dump(mode="json")
+        settings.pop("output_dir")
+        self._asked = {"settings": settings, "axes": self.axes}
+        path = self.directory / files.SWEEP
+        if path.is_file():
+            try:
+                self._go_on(files.read_json(path))
+            except (TypeError, KeyError, AttributeError) as error:
+                raise InputError(
+                    f"{path}: found no sweep that can be gone on with; name another "
+                    "directory with --out, or remove this one"
+                ) from error
+        elif self.directory.is_dir() and any(self.directory.iterdir()):
+            raise InputError(
+                f"--out: {str(self.directory)!r} is not empty and holds no sweep; name "
+                "another directory"
+            )
+
+    def add(self, choices: Sequence[dict[str, Any]]) -> list[Point]:
+        """Further points, which wait; those that a grid has already are not added."""
+        turn = 1 + max((point.turn for point in self.points), default=-1)
+        known = [point.values for point in self.points]
+        added = []
+        for values in choices:
+            if self.is_grid and values in known:
+                continue
+            place = f"{POINTS}/{len(self.points) + len(added):02}"
+            added.append(Point(grid.name(values), place, values, turn=turn))
+        self.points += added
+        return added
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the axes name values, and not spaces to draw from."""
+        return all(isinstance(axis, list) for axis in self.axes.values())
+
+    def configurations(self, points: Sequence[Point]) -> list[RunConfig]:
+        """What each point trains; raises InputError for all that is wrong with any."""
+        found, problems = [], []
+        for point in points:
+            own = [*grid.overrides(point.values), f"output_dir={self._output(point)}"]
+            try:
+                cfg = session.open_config(self.source, [*self.overrides, *own])
+            except InputError as error:
+                problems += [f"{point.name}: {text}" for text in error.problems]
+            else:
+                found.append(cfg)
+        if problems:
+            raise InputError(*problems)
+        return found
+
+    def train(self, points: Sequence[Point]) -> None:
+        """Trains those that have not ended, together where one program can."""
+        left = [point for point in points if not point.ended]
+        configs = self.configurations(left)
+        for turn in sorted({point.turn for point in left}):
+            at = [n for n, point in enumerate(left) if point.turn == turn]
+            ours = [configs[n] for n in at]
+            for numbers in grid.together(ours, jax.device_count(), self.at_once):
+                self._train_group(
+                    [left[at[n]] for n in numbers], [ours[n] for n in numbers]
+                )
+
+    def ranking(self) -> list[Point]:
+        """The points that have ended, best first; those that diverged last."""
+        ended = [point for point in self.points if point.ended]
+        return sorted(ended, key=lambda p: (p.status == joint.DIVERGED, self.score(p)))
+
+    def score(self, point: Point) -> float:
+        """What a point is judged by, the lower the better; infinity for no number."""
+        if self.judged_by == "train_loss":
+            value = point.train_loss
+        elif self.base.training.keeps_best:
+            value = point.best_eval_loss
+        else:
+            value = point.eval_loss
+        return math.inf if value is None or math.isnan(value) else value
+
+    @property
+    def judged_by(self) -> str:
+        """The column that ranks: the evaluation loss where there is one."""
+        if not self.base.data.evaluates:
+            return "train_loss"
+        return "best_eval_loss" if self.base.training.keeps_best else "eval_loss"
+
+    def save(self) -> None:
+        """Writes how the points stand, and the table of those that have ended."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        state = {
+            "base_config": self.source,
+            **self._asked,
+            "judged_by": self.judged_by,
+            "remarks": [*over_seeds(self), *advice(self)] if self.ranking() else [],
+            "points": [asdict(point) for point in self.points],
+        }
+        files.write_json(self.directory / files.SWEEP, state)
+        rows = [
+            {"rank": rank, **point.values, **_results(point)}
+            for rank, point in enumerate(self.ranking(), 1)
+        ]
+        if rows:
+            path = self.directory / TABLE
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+
+    def draw(self) -> None:
+        """Draws the picture and writes the page of the points so far."""
+        found = files.read_sweep(self.directory)
+        picture = self.directory / files.SWEEP_PLOT
+        plots.plot_sweep(found, picture, str(self.directory))
+        pages.write_sweep(self.directory)
+
+    def _train_group(self, group: list[Point], configs: list[RunConfig]) -> None:
+        """Trains points together, and takes down what came of them."""
+        for point in group:
+            point.status = joint.RUNNING
+        self.save()
+        start = time.monotonic()
+        self._take_steps(group, configs)
+        for point in group:
+            point.seconds = round((time.monotonic() - start) / len(group), 1)
+            self._read(point)
+        self.save()
+
+    def _take_steps(self, group: list[Point], configs: list[RunConfig]) -> None:
+        numbers = [point.directory.rsplit("/", 1)[-1] for point in group]
+        if len(group) == 1:
+            console.say(f"point {numbers[0]}: {group[0].name}")
+            group[0].status = _alone(configs[0])
+            return
+        console.say(f"{len(group)} points in one program:")
+        for number, point in zip(numbers, group):
+            console.say(f"  {number}  {point.name}")
+        shared = self.directory / GROUPS / numbers[0]
+        for point, status in zip(group, joint.train(configs, shared, console.say)):
+            point.status = status
+
+    def _go_on(self, found: dict[str, Any]) -> None:
+        """Takes over the points of the sweep that the directory holds.
+
+        A grid may have got further values: its points are added to those.
+        """
+        points = [Point(**point) for point in found["points"]]
+        begun = any((self._output(p) / files.METRICS).exists() for p in points)
+        axes = found["axes"]
+        if _further(axes, self.axes):
+            self.axes = self._asked["axes"] = {
+                key: [*values, *(x for x in self.axes[key] if x not in values)]
+                for key, values in axes.items()
+            }
+            found = {**found, "axes": self.axes}
+        then, now = (
+            {**_flat(x["settings"]), **_flat(x["axes"])} for x in (found, self._asked)
+        )
+        changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        if changed and not begun:
+            return  # it came to nothing: nothing is lost by another
+        if changed:
+            raise InputError(
+                f"--out: {str(self.directory)!r} holds a sweep with other settings "
+                f"({', '.join(changed[:5])}); name another directory, or "
+                "repeat that sweep's command to go on with it"
+            )
+        self.points = points
+
+    def _output(self, point: Point) -> Path:
+        return self.directory / point.directory
+
+    def _read(self, point: Point) -> None:
+        """Takes the losses of a point from its metrics."""
+        path = self._output(point) / files.METRICS
+        if not path.is_file():
+            return
+        lines, evaluations = files.read_metrics(path)
+        last = [line["loss"] for line in lines[-LAST_LINES:]]
+        point.train_loss = files.finite(sum(last) / len(last)) if last else None
+        if evaluations:
+            point.eval_loss = files.finite(evaluations[-1]["eval_loss"])
+        trained = [
+            e for e in evaluations if e["step"] and math.isfinite(e["eval_loss"])
+        ]
+        if trained:
+            best = min(trained, key=lambda line: line["eval_loss"])
+            point.best_eval_loss, point.best_step = best["eval_loss"], best["step"]
+
+
+def lines(sweep: Sweep) -> list[str]:
+    """The table of the points that have ended, best first, in lines."""
+    keys = list(dict.fromkeys(key for point in sweep.points for key in point.values))
+    head = ("rank", *(key.rsplit(".", 1)[-1] for key in keys))
+    head += ("eval loss", "lowest", "at step", f"train loss, last {LAST_LINES}")
+    head += ("s, its share", "status", "point")
+    rows: list[tuple[str, ...]] = [head]
+    for rank, point in enumerate(sweep.ranking(), 1):
+        results = _results(point)
+        values = [_short(point.values.get(key)) for key in keys]
+        rows.append((str(rank), *values, *(_short(results[n]) for n in results)))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths))
+        for row in rows
+    ]
+
+
+def over_seeds(sweep: Sweep) -> list[str]:
+    """Mean and spread over the seeds, best first, where points differ by seed alone."""
+    groups: dict[str, list[float]] = {}
+    for point in sweep.ranking():
+        others = {key: v for key, v in point.values.items() if key != SEED}
+        if SEED in point.values and others and sweep.is_grid:
+            groups.setdefault(grid.name(others), []).append(sweep.score(point))
+    several = {name: scores for name, scores in groups.items() if len(scores) > 1}
+    rows = sorted((sum(s) / len(s), name, s) for name, s in several.items())
+    return [
+        f"{name}: {mean:.4f} on average over {len(scores)} seeds, "
+        f"from {min(scores):.4f} to {max(scores):.4f}"
+        for mean, name, scores in rows
+        if math.isfinite(mean)
+    ]
+
+
+def advice(sweep: Sweep) -> list[str]:
+    """What to do with the result: the best point, and where the grid is too small."""
+    ranked = [point for point in sweep.ranking() if math.isfinite(sweep.score(point))]
+    if not ranked:
+        return ["no point has a finite loss: lower optimizer.learning_rate"]
+    best = ranked[0]
+    text = [
+        f"best: {best.name}, {sweep.judged_by} {sweep.score(best):.4f} nats per token",
+        "train it again: python -m jaxpeft.train --config "
+        f"{sweep.source} {' '.join([*sweep.overrides, *grid.overrides(best.values)])}",
+    ]
+    for key, axis in sweep.axes.items():
+        at, ends = best.values[key], _ends(key, axis)
+        for end, word in zip(ends, ("smaller", "larger")):
+            if at == end or _is_near(at, end, ends, axis):
+                text.append(
+                    f"{key}: the best value, {_short(at)}, is at the end of what was "
+                    f"tried; try {word} ones"
+                    + (": the same command goes on from here" if sweep.is_grid else "")
+                )
+    return text
+
+
+def _ends(key: str, axis: Any) -> tuple[float, ...]:
+    """(lowest, highest) value of a key; () where these are no ends of a scale."""
+    if isinstance(axis, dict):
+        return (axis["low"], axis["high"]) if "low" in axis else ()
+    if key == SEED or len(axis) < 3 or not all(map(_is_number, axis)):
+        return ()
+    return min(axis), max(axis)
+
+
+def _is_near(value: float, end: float, ends: tuple[float, ...], axis: Any) -> bool:
+    """Whether what a search has drawn lies at an end of its space, or next to it."""
+    if not isinstance(axis, dict):
+        return False
+    along = math.log if axis["kind"] == "log" else float
+    apart = abs(along(value) - along(end))
+    return apart < NEAR * (along(ends[1]) - along(ends[0]))
+
+
+def _further(then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two grids are over the same keys, however many values each has."""
+    lists = all(isinstance(axis, list) for axis in [*then.values(), *now.values()])
+    return lists and set(then) == set(now)
+
+
+def _alone(cfg: RunConfig) -> str:
+    """Trains one point as `train` would; returns how it ended."""
+    try:
+        course.train(cfg)
+    except NumericsError as error:
+        console.warn(str(error))
+        return joint.DIVERGED
+    summary = files.read_json(Path(cfg.output_dir) / files.SUMMARY) or {}
+    return joint.STOPPED if summary.get("stopped_early") else joint.DONE
+
+
+def _results(point: Point) -> dict[str, Any]:
+    """The columns of a point's results, in the table's order."""
+    return {
+        name: getattr(point, name)
+        for name in (
+            *("eval_loss", "best_eval_loss", "best_step", "train_loss"),
+            *("seconds", "status", "directory"),
+        )
+    }
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return (
+            f"{value:.4g}"
+            if abs(value) < 0.1
+            else f"{value:.4f}".rstrip("0").rstrip(".")
+        )
+    return "-" if value is None else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value) for key, value in tree.walk(settings)}

@@ -1,0 +1,103 @@
+"""The files that a run leaves in its directory, from its first step to its page."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpeft import config, hf, tree
+from jaxpeft.assembly import session, summary
+from jaxpeft.assembly.run import Run
+from jaxpeft.assembly.session import ADAPTER, CONFIG, FULL, MODEL
+from jaxpeft.devices import cluster
+from jaxpeft.diagnose import findings as diagnosis
+from jaxpeft.errors import InputError
+from jaxpeft.report import pages, plots
+from jaxpeft.rundir import environment, outcome, sinks
+from jaxpeft.rundir.files import METRICS, PLOT, read_lines
+from jaxpeft.train import hooks
+
+
+def begin(run: Run, first: int, fingerprint: Mapping[str, str]) -> None:
+    """Writes the configuration, and what the steps after `first` are made with."""
+    (run.output / CONFIG).write_text(config.to_yaml(run.cfg))
+    if first < run.steps:
+        found = environment.collect(
+            seed=run.cfg.seed,
+            deterministic=run.cfg.deterministic,
+            fingerprint=fingerprint,
+        )
+        environment.record(run.output / environment.ENVIRONMENT, found, first)
+
+
+def open_metrics(run: Run, resumed_at: int | None) -> hooks.MetricsFile:
+    """The run's `metrics.jsonl` and its sinks; of several processes one has them."""
+    if not cluster.is_primary():
+        return hooks.MetricsFile(None, resumed_at)
+    settings = run.cfg.model_dump(mode="json")
+    also = sinks.open_all(run.cfg.training.report_to, run.output, settings, resumed_at)
+    return hooks.MetricsFile(run.output / METRICS, resumed_at, also)
+
+
+def write_trained(run: Run, trained: Any) -> str:
+    """Writes what a run trained; returns the folder's name in the run directory.
+
+    trained: the trainable parameters. Every process takes part; the first one writes.
+    """
+    if run.cfg.adapter.method == FULL:
+        whole = tree.combine(trained, run.frozen)
+        hf.save(whole, run.output / MODEL, run.base.cfg)
+        if cluster.is_primary():
+            run.base.copy_companions(run.output / MODEL)
+        return MODEL
+    # What the other processes hold of it comes first: the first writes it alone.
+    trained_here = jax.tree.map(tree.to_host, trained)
+    params = tree.combine(trained_here, run.frozen)
+    if cluster.is_primary():
+        hf.save_adapter(
+            params, run.output / ADAPTER, run.base.cfg, base=run.cfg.model.path
+        )
+    return ADAPTER
+
+
+def conclude(
+    run: Run,
+    trained: Any,
+    answers: Sequence[tuple[str, str, str]],
+    *,
+    steps: int,
+    seconds: float,
+) -> list[str]:
+    """Writes plot, samples, summary and page of a run that has ended.
+
+    answers: see `Run.answers`, of the trained model. Returns what there is to remark
+    about the run, the most important first.
+    """
+    metrics = run.output / METRICS
+    plots.plot_losses(metrics, run.output / PLOT, str(run.output))
+    parameters, trainable = summary.parameter_counts(
+        tree.combine(trained, run.frozen), trained
+    )
+    outcome.keep_after(run.output, answers)
+    outcome.keep_summary(
+        run.output,
+        steps=steps,
+        seconds=seconds,
+        parameters=parameters,
+        trainable=trainable,
+        stopped_early=steps < run.steps,
+    )
+    remarks = list(map(str, findings(run.output)))
+    pages.write_run(run.output, remarks)
+    return remarks
+
+
+def findings(directory: Path) -> list[diagnosis.Finding]:
+    """What the metrics in a run directory say of its settings."""
+    settings = diagnosis.Settings()
+    # Of another version's configuration the curves still say what they can.
+    with contextlib.suppress(InputError):
+        settings = diagnosis.Settings.of(session.open_config(directory / CONFIG))
+    return diagnosis.diagnose(read_lines(directory / METRICS), settings)

@@ -1,0 +1,62 @@
+"""`deterministic: true` before, after and against what the environment says."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxpeft.devices import determinism
+from jaxpeft.errors import InputError
+from jaxpeft.models import attention
+
+FLAG = "--xla_gpu_deterministic_ops=true"
+
+
+@pytest.mark.parametrize("before", ["", "--xla_dump_disable_metadata=true"])
+def test_xla_is_told_before_it_starts(before):
+    """XLA ends a program whose flags it does not know."""
+    code = (
+        "import os, jax; from jaxpeft import determinism; determinism.require(); "
+        "determinism.require(); print(os.environ['XLA_FLAGS']); "
+        "print(jax.numpy.ones(3).sum())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": before, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.stdout.split() == [*before.split(), FLAG, "3.0"], done.stderr
+
+
+def test_where_it_is_too_late(monkeypatch):
+    jax.devices()
+    monkeypatch.setenv("XLA_FLAGS", "")
+    determinism.require()  # a CPU needs nothing
+    assert os.environ["XLA_FLAGS"] == ""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(InputError, match=f"too late; start.*{FLAG}"):
+        determinism.require()
+    monkeypatch.setenv("XLA_FLAGS", FLAG)
+    determinism.require()
+
+
+def test_an_environment_that_says_the_opposite(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
+    assert not determinism.is_required()
+    with pytest.raises(InputError, match="deterministic: found true.*=false"):
+        determinism.require()
+
+
+@pytest.mark.parametrize("flags", ["", FLAG])
+def test_attention_of_cudnn_is_left_out(flags, monkeypatch):
+    q = np.zeros((1, 4, 2, 8), jax.numpy.bfloat16)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "_attend_cudnn", lambda *_: "cuDNN's")
+    monkeypatch.setattr(attention, "_blockwise", lambda *_: q.reshape(1, 2, 1, 4, 8))
+    found = attention.attend(q, q, q, None)
+    assert isinstance(found, str) is (flags == "")

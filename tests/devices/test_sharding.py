@@ -1,0 +1,137 @@
+"""The mesh and the places of arrays on it, on devices that need not exist."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from jaxpeft import models, optim
+from jaxpeft.devices import sharding
+from jaxpeft.errors import InputError
+
+
+def devices(count):
+    return [
+        SimpleNamespace(id=i, platform="cpu", process_index=0) for i in range(count)
+    ]
+
+
+def mesh_of(data=1, fsdp=1, tensor=1):
+    return AbstractMesh((data, fsdp, tensor), sharding.AXES)
+
+
+SHAPES = {
+    "what is left": ({}, (8, 1, 1)),
+    "fsdp": ({"fsdp": 4}, (2, 4, 1)),
+    "tensor": ({"tensor": 2}, (4, 1, 2)),
+    "all given": ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
+    "rest to fsdp": ({"data": 1, "fsdp": -1, "tensor": 4}, (1, 2, 4)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_sizes_of_a_mesh(name, monkeypatch):
+    sizes, expected = SHAPES[name]
+    made = {}
+    monkeypatch.setattr(
+        sharding, "Mesh", lambda grid, axes, **_: made.update(grid=grid, axes=axes)
+    )
+    sharding.make_mesh(**sizes, devices=devices(8))
+    assert made["grid"].shape == expected and made["axes"] == sharding.AXES
+    assert [d.id for d in made["grid"].flat] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"data": 3}, {"fsdp": 3}, {"data": 2, "tensor": 2}, {"tensor": 16}]
+)
+def test_sizes_that_do_not_fit_are_refused_with_both_numbers(sizes):
+    with pytest.raises(InputError) as caught:
+        sharding.make_mesh(**sizes, devices=devices(8))
+    (found,) = caught.value.problems
+    needed = int(np.prod(list(sizes.values())))
+    assert found.startswith("mesh: ")
+    open_ended = "data" not in sizes  # -1 by default, what is left
+    wanted = f"a multiple of {needed}" if open_ended else str(needed)
+    assert f"needs {wanted} devices" in found and "there are 8" in found
+
+
+def test_one_device_is_a_mesh():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    batch = {"tokens": np.arange(12).reshape(1, 3, 4)}
+    placed = sharding.put_batch(batch, mesh)
+    np.testing.assert_array_equal(placed["tokens"], batch["tokens"])
+    assert placed["tokens"].sharding.spec == PartitionSpec(None, ("data", "fsdp"), None)
+    whole = sharding.replicated(mesh)
+    assert whole.is_fully_replicated
+
+
+PLACES = {
+    "both split": (("layers", "embed", "mlp"), (3, 8, 12), (None, "fsdp", "tensor")),
+    "one does not divide": (("layers", "embed", "mlp"), (3, 8, 9), (None, "fsdp")),
+    "neither divides": (("embed", "heads"), (7, 9), ()),
+    "vocabulary": (("vocab", "embed"), (10, 8), ("tensor", "fsdp")),
+    "no axis": ((None, "mlp"), (4, 4), (None, "tensor")),
+    "unknown axis": (("rank", "mlp"), (4, 4), (None, "tensor")),
+    "nothing": ((), (), ()),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_what_does_not_divide_is_replicated(name):
+    axes, shape, expected = PLACES[name]
+    spec = tuple(sharding.named(mesh_of(2, 4, 2), axes, shape).spec)
+    padded = expected + (None,) * (len(shape) - len(expected))
+    assert spec + (None,) * (len(shape) - len(spec)) == padded
+
+
+def test_axes_and_shape_must_agree_in_number():
+    with pytest.raises(ValueError):
+        sharding.named(mesh_of(), ("embed",), (2, 3))
+
+
+def test_every_weight_of_a_model_has_its_place(llama):
+    mesh, specs = mesh_of(1, 2, 2), models.param_specs(llama.cfg)
+    axes = jax.tree.map(lambda s: s.axes, specs, is_leaf=models.is_spec)
+    places = sharding.of(mesh, axes, models.shapes(llama.cfg, "float32"))
+    layers = places["model"]["layers"]
+    assert layers["self_attn"]["q_proj"]["kernel"].spec == PartitionSpec(
+        None, "fsdp", "tensor"
+    )
+    assert layers["mlp"]["down_proj"]["kernel"].spec == PartitionSpec(
+        None, "tensor", "fsdp"
+    )
+    assert places["lm_head"]["kernel"].spec == PartitionSpec("fsdp", None)  # 61 % 2
+
+
+def test_a_state_of_codes_is_split_like_its_parameter():
+    mesh = mesh_of(1, 2, 4)
+    shapes = {"whole": (3, 512, 2048), "short": (3, 512, 200), "vector": (3, 8)}
+    axes = {
+        "whole": ("layers", "embed", "mlp"),
+        "short": ("layers", "embed", "mlp"),
+        "vector": ("layers", "embed"),
+    }
+    params = {n: jax.ShapeDtypeStruct(s, "float32") for n, s in shapes.items()}
+    placed = {n: sharding.named(mesh, axes[n], s) for n, s in shapes.items()}
+    tx = optim.adamw_8bit(1e-3, layout=optim.Layout(stacked=".*"))
+    state = jax.eval_shape(tx.init, params)
+    found = sharding.of_state(mesh, state, params, placed)
+    split, whole = PartitionSpec(None, "fsdp", "tensor"), PartitionSpec()
+    for moment in found.leaves["whole"]:
+        assert (moment.codes.spec, moment.scales.spec) == (split, split)
+    for moment in found.leaves["short"]:  # its blocks are those of the flat layer
+        assert (moment.codes.spec, moment.scales.spec) == (split, whole)
+    assert found.leaves["vector"].mu.spec == PartitionSpec(None, "fsdp")
+    assert found.count.spec == whole
+
+
+def test_batches_must_divide_with_the_nearest_that_do():
+    mesh = mesh_of(2, 4, 2)
+    sharding.check_batch(16, mesh, "training.batch_size")
+    with pytest.raises(InputError, match="training.batch_size: 20.*8 dev.*16 or 24"):
+        sharding.check_batch(20, mesh, "training.batch_size")
+    with pytest.raises(InputError, match="such as 8"):
+        sharding.check_batch(3, mesh, "training.batch_size")

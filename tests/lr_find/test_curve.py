@@ -1,0 +1,100 @@
+"""What a range test's curve says, on curves whose answers are known."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxpeft.errors import InputError
+from jaxpeft.lr_find import curve as range_curve
+from jaxpeft.lr_find.curve import Curve
+
+STEPS = 400
+
+
+def valley(rates, steepest=1e-3, bottom=1e-2):
+    """A loss that falls around `steepest`, from 5 to 2, and rises beyond `bottom`."""
+    down = 1 / (1 + np.exp(-6 * np.log10(rates / steepest)))
+    up = np.maximum(0, np.log10(rates / bottom))
+    return 5 - 3 * down + 2 * up**2
+
+
+@pytest.fixture(scope="module")
+def curve():
+    rates = np.geomspace(1e-6, 1e-1, STEPS)
+    return Curve(rates, valley(rates), STEPS)
+
+
+def test_averages_are_the_weighted_sums_of_their_definition():
+    losses = np.random.default_rng(0).normal(3, 1, 60)
+    keep = 1 - 10 / 60
+    expected = [
+        np.average(losses[: i + 1], weights=keep ** np.arange(i, -1, -1))
+        for i in range(60)
+    ]
+    np.testing.assert_allclose(range_curve.averages(losses, 60), expected, rtol=1e-12)
+
+
+def test_averages_of_a_constant_are_that_constant_from_the_first():
+    np.testing.assert_allclose(range_curve.averages([2.5] * 20, 100), 2.5, rtol=1e-12)
+
+
+def test_the_candidates_are_where_the_curve_falls_fastest_and_where_it_is_lowest(curve):
+    found = range_curve.candidates(curve)
+    # The averages lag behind by no more than the tenth of the range they look back.
+    lag = (1e-1 / 1e-6) ** 0.1
+    assert 1e-3 <= found["steepest"] <= 1e-3 * lag
+    assert 1e-2 <= 10 * found["tenth"] <= 1e-2 * lag
+    middle = math.sqrt(found["steepest"] * 10 * found["tenth"])
+    assert found["between"] == pytest.approx(middle)
+
+
+def test_the_candidates_do_not_depend_on_how_many_steps_the_range_has(curve):
+    rates = np.geomspace(1e-6, 1e-1, 100)
+    short = range_curve.candidates(Curve(rates, valley(rates), 100))
+    for rule, rate in range_curve.candidates(curve).items():
+        assert short[rule] == pytest.approx(rate, rel=0.15), rule
+
+
+def test_an_explosion_moves_no_candidate_by_more_than_a_step(curve):
+    end = int(np.argmin(curve.smoothed)) + 5
+    losses = np.append(curve.losses[:end], 60.0)
+    exploded = Curve(curve.rates[: end + 1], losses, STEPS)
+    assert exploded.diverged
+    assert range_curve.candidates(exploded) == pytest.approx(
+        range_curve.candidates(curve), rel=0.03
+    )
+
+
+def test_noise_is_no_divergence_and_a_climb_is():
+    noise = np.random.default_rng(1)
+    flat = list(noise.normal(4.0, 0.4, 100))
+    assert not any(range_curve.diverged(flat[:i], 100) for i in range(1, 101))
+    climbing = [*flat, *np.linspace(4, 9, 15)]
+    assert range_curve.diverged(climbing, 100)
+    assert range_curve.diverged([4.0, math.nan], 100)
+    assert range_curve.diverged([4.0, math.inf], 100)
+
+
+@pytest.mark.parametrize(
+    ("losses", "remedy"),
+    [
+        (np.full(100, 4.0), "a higher --stop"),
+        (np.append(np.full(20, 4.0), 40.0), "a lower --start"),
+        (np.array([np.nan]), "a lower --start"),
+    ],
+    ids=["flat", "diverging at once", "not finite at once"],
+)
+def test_nothing_is_suggested_where_nothing_fell(losses, remedy):
+    rates = np.geomspace(1e-6, 1e-1, 100)[: len(losses)]
+    with pytest.raises(InputError, match=remedy):
+        range_curve.candidates(Curve(rates, losses, 100))
+
+
+def test_the_plot_is_a_picture(curve, tmp_path):
+    rates = range_curve.candidates(curve)
+    range_curve.plot(curve, rates, tmp_path / "curve.png", "a valley")
+    with Image.open(tmp_path / "curve.png") as image:
+        colors = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)
+        assert image.size[0] > 600 and len(colors) > 50

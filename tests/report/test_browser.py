@@ -1,0 +1,169 @@
+"""Pages in a real browser: what a reader sees and can do, with no request made."""
+
+import json
+import os
+import shutil
+
+import pytest
+from selenium import webdriver
+
+from jaxpeft.report import pages
+
+FLAGS = """--headless=new --no-sandbox --disable-gpu --no-first-run --disable-sync
+--disable-background-networking --disable-component-update --disable-quic
+--disable-dev-shm-usage --window-size=1200,900""".split()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A Chromium that notes what its pages say and ask for."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    binary = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("needs chromium and chromium-driver (apt-get install them)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
+        options.add_argument(flag)
+    logs = {"browser": "ALL", "performance": "ALL"}
+    options.set_capability("goog:loggingPrefs", logs)
+    service = webdriver.ChromeService(executable_path=driver, log_output=os.devnull)
+    opened = webdriver.Chrome(options=options, service=service)
+    yield opened
+    opened.quit()
+
+
+@pytest.fixture
+def visit(browser):
+    """visit(path): opens it; afterwards it has complained and asked for nothing."""
+    opened = []
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
+
+    def go(path):
+        opened.append(path.as_uri())
+        browser.get(opened[-1])
+        return browser
+
+    yield go
+    assert browser.get_log("browser") == []
+    events = [
+        json.loads(e["message"])["message"] for e in browser.get_log("performance")
+    ]
+    asked = [e["params"]["request"]["url"] for e in events if _is_request(e)]
+    assert set(asked) == set(opened)
+
+
+def _is_request(event):
+    """Whether a page asked for something; its own pages and pictures do not count."""
+    if event["method"] != "Network.requestWillBeSent":
+        return False
+    url = event["params"]["request"]["url"]
+    return not url.startswith(("chrome:", "data:"))
+
+
+def find(page, selector):
+    return page.find_elements("css selector", selector)
+
+
+def hover(page, selector, share):
+    """Moves the pointer over an element, `share` of its width from the left."""
+    from selenium.webdriver import ActionChains
+
+    (target,) = find(page, selector)
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", target)
+    right = round((share - 0.5) * target.size["width"])
+    ActionChains(page).move_to_element_with_offset(target, right, 0).perform()
+
+
+def test_a_curve_says_its_values_under_the_pointer(make_run, visit):
+    page = visit(pages.write_run(make_run("one")))
+    hover(page, ".chart:first-child svg", 0.999)
+    text = find(page, ".chart:first-child .tooltip")[0].text
+    assert text.splitlines()[0] == "step (updates): 40"
+    assert "evaluation: 2.1" in text
+    assert "unsmoothed 2.6" in text
+    assert text.splitlines()[-1] == "loss (nats per token)"
+    find(page, ".chart:first-child input[name=smooth]")[0].click()
+    hover(page, ".chart:first-child svg", 0.999)
+    text = find(page, ".chart:first-child .tooltip")[0].text
+    assert "training: 2.6" in text and "unsmoothed" not in text
+
+
+def test_the_legend_hides_a_curve_and_shows_it_again(make_run, visit):
+    page = visit(pages.write_run(make_run("one")))
+    assert len(find(page, ".chart:first-child .curve:not(.faint)")) == 2
+    button = find(page, ".chart:first-child .legend button")[1]
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    assert len(find(page, ".chart:first-child .curve:not(.faint)")) == 1
+    hover(page, ".chart:first-child svg", 0.5)
+    assert "evaluation" not in find(page, ".chart:first-child .tooltip")[0].text
+    button.click()
+    assert len(find(page, ".chart:first-child .curve:not(.faint)")) == 2
+
+
+def test_an_axis_can_be_logarithmic(make_run, visit):
+    page = visit(pages.write_run(make_run("one")))
+    curve = ".chart:first-child .curve:not(.faint)"
+    before = find(page, curve)[0].get_attribute("d")
+    find(page, ".chart:first-child input[name=log]")[0].click()
+    assert find(page, curve)[0].get_attribute("d") not in ("", before)
+
+
+def test_every_axis_has_a_title_with_its_unit(make_run, visit):
+    page = visit(pages.write_run(make_run("one")))
+    charts = find(page, ".chart")
+    assert len(charts) == 5
+    for chart in charts:
+        titles = chart.find_elements("css selector", ".x-label, .y-label")
+        assert [t.text for t in titles][0] == "step (updates)"
+        assert titles[1].text
+
+
+def test_texts_from_data_run_nothing(make_run, visit):
+    run = make_run("one")
+    page = visit(pages.write_run(run))
+    assert page.execute_script("return window.hit") is None
+    sample = json.loads((run / "samples.json").read_text())[0]
+    assert find(page, ".sample pre")[0].text == sample["prompt"]
+
+
+def test_light_and_dark(make_run, visit):
+    page = visit(pages.write_run(make_run("one")))
+    colors = []
+    for _ in range(2):
+        body = find(page, "body")[0]
+        colors.append(body.value_of_css_property("background-color"))
+        find(page, "#theme")[0].click()
+    assert colors[0] != colors[1]
+
+
+def test_a_narrow_window_scrolls_only_downward(make_run, sweep, visit, browser):
+    browser.set_window_size(500, 900)
+    for path in (pages.write_run(make_run("one")), pages.write_sweep(sweep)):
+        page = visit(path)
+        widths = "return [document.documentElement.scrollWidth, window.innerWidth]"
+        found, room = page.execute_script(widths)
+        assert found <= room
+    browser.set_window_size(1200, 900)
+
+
+def test_a_sweep_leads_to_the_pages_of_its_points(sweep, visit):
+    pages.write_run(sweep / "points" / "02")
+    page = visit(pages.write_sweep(sweep))
+    hover(page, ".chart:first-child svg", 0.5)
+    lines = find(page, ".chart:first-child .tooltip")[0].text.splitlines()
+    assert lines[0] == "optimizer.learning_rate (per update): 1e-4"
+    assert set(lines[1:3]) == {"seed=1: 1.01", "seed=2: 1.02"}
+    (link,) = find(page, ".results a")
+    assert link.get_attribute("href") == (sweep / "points/02/report.html").as_uri()
+
+
+def test_a_run_with_nothing_logged_says_so(make_run, visit):
+    run = make_run("one", summary=False)
+    (run / "metrics.jsonl").write_text("")
+    page = visit(pages.write_run(run))
+    assert find(page, "#empty")[0].text == "Nothing has been logged yet."

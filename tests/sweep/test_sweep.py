@@ -1,0 +1,190 @@
+"""The points of a sweep: their names, groups, order, and what is said of them."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+
+from jaxpeft.assembly import session
+from jaxpeft.errors import InputError
+from jaxpeft.sweep import grid
+from jaxpeft.sweep import sweep as sweeping
+
+CONFIG = {
+    "output_dir": "runs/none",
+    "model": {"path": "nowhere", "dtype": "float32"},
+    "data": {"train": {"path": "train.json"}, "eval": {"path": "eval.json"}},
+}
+RATE = "optimizer.learning_rate"
+
+
+@pytest.fixture
+def config(tmp_path):
+    """config(**changes): a configuration file; nothing that it names is opened."""
+
+    def write(**changes):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({**CONFIG, **changes}))
+        return str(path)
+
+    return write
+
+
+def test_values_are_read_as_in_a_file():
+    found = grid.axes(["a.b=1e-4,3e-4", "c=[q_proj, v_proj],all-linear", "d=true,null"])
+    assert found == {
+        "a.b": [1e-4, 3e-4],
+        "c": [["q_proj", "v_proj"], "all-linear"],
+        "d": [True, None],
+    }
+    assert [
+        grid.name(values) for values in grid.points({"a.b": [1e-4], "d": [1, 2]})
+    ] == [
+        "b=0.0001 d=1",
+        "b=0.0001 d=2",
+    ]
+    # Keys of two sections that end alike are told apart.
+    assert grid.name({"adapter.r": 1, "other.r": 2}) == "adapter.r=1 other.r=2"
+
+
+def test_overrides_give_back_the_very_values(config):
+    values = {RATE: 1.2345678901234e-4, "seed": 7, "adapter.target_modules": ["q_proj"]}
+    cfg = session.open_config(config(), grid.overrides(values))
+    assert cfg.optimizer.learning_rate == values[RATE]
+    assert (cfg.seed, cfg.adapter.target_modules) == (7, ["q_proj"])
+
+
+@pytest.mark.parametrize(
+    "changes, points, groups",
+    [
+        ({}, [{RATE: 1e-4}, {RATE: 2e-4}, {"seed": 3}, {"adapter.lora_alpha": 2}], 1),
+        ({}, [{"schedule.name": "linear"}, {"schedule.warmup_steps": 3}], 1),
+        ({}, [{"adapter.r": 4}, {"adapter.r": 8}], 2),
+        ({}, [{"training.batch_size": 4}, {"training.batch_size": 8}], 2),
+        (
+            {"optimizer": {"name": "prodigy", "learning_rate": 1.0}},
+            [{"seed": 1}] * 2,
+            2,
+        ),
+        ({"optimizer": {"learning_rate": "auto"}}, [{"seed": 1}, {"seed": 2}], 2),
+        ({"schedule": {"name": "greedy"}}, [{RATE: 1e-4}, {RATE: 2e-4}], 2),
+        ({"schedule": {"name": "greedy"}}, [{"seed": 1}, {"seed": 2}], 1),
+        ({"adapter": {"method": "full"}}, [{"seed": 1}, {"seed": 2}], 2),
+        (
+            {"adapter": {"method": "full"}, "optimizer": {"name": "adalomo"}},
+            [{"seed": 1}, {"seed": 2}],
+            2,
+        ),
+    ],
+)
+def test_points_share_a_program_where_only_numbers_differ(
+    config, changes, points, groups
+):
+    path = config(**changes)
+    configs = [session.open_config(path, grid.overrides(p)) for p in points]
+    found = grid.together(configs, 1, None)
+    assert len(found) == groups
+    assert sorted(n for numbers in found for n in numbers) == list(range(len(points)))
+    # On several devices every point trains alone.
+    assert len(grid.together(configs, 8, None)) == len(points)
+
+
+def test_at_once_bounds_the_groups(config):
+    path = config(adapter={"method": "full"})
+    configs = [session.open_config(path, [f"seed={n}"]) for n in range(5)]
+    assert grid.together(configs, 1, 2) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.fixture
+def sweep(config, tmp_path):
+    """A sweep of three rates and two seeds that has ended, whose best rate is last."""
+    axes = {RATE: [1e-4, 1e-3, 1e-2], "seed": [1, 2]}
+    made = sweeping.Sweep(config(), (), tmp_path / "sweep", axes)
+    for point in made.add(grid.points(axes)):
+        point.status, point.train_loss = "done", 1.0
+        point.eval_loss = 2.0 - 10 * point.values[RATE] + 0.01 * point.values["seed"]
+    made.points[0].status = "diverged"
+    made.points[1].eval_loss = None
+    return made
+
+
+def test_the_best_come_first_and_the_diverged_last(sweep):
+    names = [point.name for point in sweep.ranking()]
+    assert names[0] == "learning_rate=0.01 seed=1"
+    assert names[-2:] == ["learning_rate=0.0001 seed=2", "learning_rate=0.0001 seed=1"]
+    table = sweeping.lines(sweep)
+    assert len(table) == 7 and "diverged" in table[-1]
+    assert len({len(line) for line in table}) == 1  # aligned
+
+
+def test_seeds_are_taken_together(sweep):
+    best, other = sweeping.over_seeds(sweep)
+    assert best == (
+        "learning_rate=0.01: 1.9150 on average over 2 seeds, from 1.9100 to 1.9200"
+    )
+    assert other.startswith("learning_rate=0.001: 2.0050")
+
+
+def test_a_best_value_at_the_end_of_its_grid_is_told(sweep):
+    advice = sweeping.advice(sweep)
+    assert "learning_rate=0.01 seed=1, eval_loss 1.9100" in advice[0]
+    assert advice[1].endswith("optimizer.learning_rate=0.01 seed=1")
+    assert advice[2].startswith(
+        f"{RATE}: the best value, 0.01, is at the end of what was tried; try larger"
+    )
+    assert len(advice) == 3  # seeds are no scale
+
+
+def test_a_directory_keeps_its_sweep(sweep, config, tmp_path):
+    sweep.save()
+    again = sweeping.Sweep(config(), (), sweep.directory, sweep.axes)
+    assert again.points == sweep.points
+    stored = json.loads((sweep.directory / "sweep.json").read_text())
+    assert stored["points"] == [dataclasses.asdict(point) for point in sweep.points]
+    # Nothing was trained yet: it may become another.
+    other = sweeping.Sweep(config(), ["data.max_length=9"], sweep.directory, sweep.axes)
+    assert other.points == []
+    for point in sweep.points:
+        folder = sweep.directory / point.directory
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").touch()
+    with pytest.raises(InputError, match=r"other settings \(data.max_length\)"):
+        sweeping.Sweep(config(), ["data.max_length=9"], sweep.directory, sweep.axes)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").touch()
+    with pytest.raises(InputError, match="is not empty and holds no sweep"):
+        sweeping.Sweep(config(), (), other, sweep.axes)
+    with pytest.raises(InputError, match=r"other settings \(.*adapter.r"):
+        sweeping.Sweep(config(), (), sweep.directory, {"adapter.r": [1, 2]})
+    for damage in ("[]", "{", '{"points": []}'):
+        (sweep.directory / "sweep.json").write_text(damage)
+        with pytest.raises(InputError, match="no sweep that can be gone on with"):
+            sweeping.Sweep(config(), (), sweep.directory, sweep.axes)
+
+
+def test_a_grid_can_get_further_values(sweep, config):
+    sweep.save()
+    axes = {RATE: [1e-2, 3e-2], "seed": [1, 2]}
+    grown = sweeping.Sweep(config(), (), sweep.directory, axes)
+    assert grown.axes[RATE] == [1e-4, 1e-3, 1e-2, 3e-2]
+    added = grown.add(grid.points(axes))
+    assert [point.values[RATE] for point in added] == [3e-2, 3e-2]
+    assert [point.directory for point in added] == ["points/06", "points/07"]
+    assert grown.points[:6] == sweep.points
+    assert {point.turn for point in added} == {1}
+    assert not grown.add(grid.points(axes))
+
+
+def test_what_a_search_found_at_the_end_of_its_space_is_told(config, tmp_path):
+    space = {"kind": "log", "low": 1e-4, "high": 1e-2}
+    made = sweeping.Sweep(config(), (), tmp_path / "sweep", {RATE: space})
+    rates = [2e-4, 9e-3, 1.23456789e-3]
+    for point, loss in zip(made.add([{RATE: rate} for rate in rates]), (3, 1, 2)):
+        point.status, point.eval_loss = "done", float(loss)
+    assert [point.name for point in made.points][2] == "learning_rate=0.001235"
+    told = sweeping.advice(made)[-1]
+    assert "0.009, is at the end of what was tried; try larger ones" in told
+    made.points[1].eval_loss = 9.0
+    assert len(sweeping.advice(made)) == 2
