@@ -24,12 +24,12 @@ def main(argv: Sequence[str]) -> int:
         raise InputError("give one of --run DIR and --config FILE")
 
     # Imported here, so that --help answers at once.
-    from jaxpeft.assembly import session, trained
+    from jaxpeft.assembly import configuration, trained
 
     if args.run:
-        cfg, adapter = session.open_run(args.run, args.overrides)
+        cfg, adapter = configuration.open_run(args.run, args.overrides)
     else:
-        cfg, adapter = session.open_config(args.config, args.overrides), None
+        cfg, adapter = configuration.open_config(args.config, args.overrides), None
     result = trained.evaluate(cfg, adapter)
     if args.json:
         console.say(json.dumps(result))

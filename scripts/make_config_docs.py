@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from jaxpeft.assembly.session import TABLES
+from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.config.components import Table, described
 from jaxpeft.config.sections import SECTIONS, RunConfig, SourceSection
 

@@ -25,7 +25,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from jaxpeft import adapters, models, optim, tree  # noqa: E402
-from jaxpeft.assembly import session, updates  # noqa: E402
+from jaxpeft.assembly import configuration  # noqa: E402
+from jaxpeft.assembly.places import make_places  # noqa: E402
 from jaxpeft.assembly.step import TrainState, make_train_step  # noqa: E402
 from jaxpeft.devices import sharding  # noqa: E402
 from jaxpeft.devices.compiled import build  # noqa: E402
@@ -88,7 +89,7 @@ def losses(method: str, mesh: Any, steps: int) -> np.ndarray:
     settings = {"learning_rate": RATE, "max_grad_norm": 1.0, **section}
     tx = optim.make(settings, {"name": "constant"}, 100)
     params = adapters.inject(random_params(cfg), rules, jax.random.key(1))
-    places = updates.places(params, cfg, mesh, tx)
+    places = make_places(params, cfg, mesh, tx)
     trainable, frozen = tree.partition(params, places.mask)
     state = TrainState.create(trainable, tx, jax.random.key(2))
     state = sharding.put(state, places.state)
@@ -126,7 +127,7 @@ def traffic(method: str, sizes: dict[str, int]) -> dict[str, Any]:
     overrides = [*LARGE, f"adapter={json.dumps(rules)}"]
     overrides += [f"optimizer.{key}={value}" for key, value in section.items()]
     overrides += [f"mesh.{axis}={sizes.get(axis, 1)}" for axis in sharding.AXES]
-    cfg = session.open_config(SHAPES, overrides)
+    cfg = configuration.open_config(SHAPES, overrides)
     found = planning.plan(cfg, sharding.make_mesh(**sizes), simulated=True)
     names = ("kept", "weights", "adapters", "optimizer", "activations", "temporaries")
     figures: dict[str, Any] = {name: getattr(found, name) for name in names}

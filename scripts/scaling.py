@@ -19,7 +19,7 @@ os.environ.update(XLA_FLAGS=f"{flags} {fast} {count}", JAX_PLATFORMS="cpu")
 
 import jax  # noqa: E402
 
-from jaxpeft.assembly import session  # noqa: E402
+from jaxpeft.assembly import configuration  # noqa: E402
 from jaxpeft.devices import sharding  # noqa: E402
 from jaxpeft.plan import planning  # noqa: E402
 from jaxpeft.plan.collectives import Collective  # noqa: E402
@@ -37,7 +37,7 @@ def planned(method: str, sizes: dict[str, int], *overrides: str) -> planning.Pla
     """The plan of Llama shapes on so many of the simulated devices."""
     total = sizes["data"] * sizes["fsdp"] * sizes["tensor"]
     mesh = [f"mesh.{axis}={size}" for axis, size in sizes.items()]
-    cfg = session.open_config(SHAPES, [*overrides, *METHODS[method], *mesh])
+    cfg = configuration.open_config(SHAPES, [*overrides, *METHODS[method], *mesh])
     devices = sharding.make_mesh(**sizes, devices=jax.devices()[:total])
     return planning.plan(cfg, devices, simulated=True, like="gpu")
 

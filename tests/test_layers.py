@@ -9,54 +9,23 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "jaxpeft"
 
-# Lowest first. A module imports from the lines above its own alone, never from its
-# own line; a package stands for all its modules.
-LAYERS = (
-    # 0: the language's own library, jax, numpy and pydantic
-    ("errors", "console", "tree", "manifest", "huge_pages"),
-    (
-        "run_files",
-        "strict_yaml",
-        "kernel",
-        "run_lock",
-        "interrupt",
-        "collectives",
-        "flops",
-    ),
-    ("determinism",),
-    ("config", "launch"),
-    ("cluster",),
-    # 1: where arrays lie, and how they are stored
-    ("sharding", "stacks", "quant", "sampling", "text_stream"),
-    # 2: siblings that do not know each other
-    ("adapters", "models", "optim", "data"),
-    # 3: models and adapters meet files, losses and steps
-    ("hf", "checkpoint", "loss", "compiled"),
-    ("step", "evaluation"),
-    ("fused",),
-    # 4: a run and what is done with its result
-    ("generation", "plots", "range_curve", "progress", "loop", "summary", "sinks"),
-    ("stopping", "environment", "outcome"),
-    ("continuation", "hooks", "session", "flax", "reports", "diagnosis"),
-    ("trained", "assembly", "convert"),
-    ("answering",),
-    ("dialogue", "prompts", "run", "planning", "forms"),
-    ("range_test", "grid", "results", "joint_step"),
-    ("auto_rate",),
-    ("training",),
-    ("joint",),
-    ("sweeping",),
-    ("search",),
-    # 5: commands
-    ("cli",),
-    ("model_arguments",),
-    (
-        *("train", "chat", "evaluate", "generate", "export", "combine", "plan"),
-        *("lr_find", "sweep", "diagnose", "report", "convert_config"),
-        "__main__",
-    ),
+# The storeys of the house, lowest first. A room (a folder, or a file of the package's
+# own) imports from the storeys below its own alone, never from its neighbours.
+STOREYS = (
+    # foundations, used everywhere
+    ("errors", "console", "tree"),
+    ("kernel", "config", "devices"),
+    # libraries
+    ("adapters", "models", "quant", "data", "objectives", "rundir", "cli"),
+    ("hf", "optim"),
+    ("flax", "assembly"),
+    # commands
+    ("lr_find", "plan", "diagnose", "generate", "export", "convert_config", "evaluate"),
+    ("report", "chat", "combine"),
+    ("train",),
+    ("sweep", "__main__"),
 )
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}
 
 # They run code that stands in a file, or are the reference that we do without.
 BANNED = {"torch", "pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
@@ -86,24 +55,24 @@ def imported(path: Path) -> Iterator[str]:
                 yield whole if whole in MODULES else str(node.module)
 
 
-def component(name: str) -> str:
-    """The module or package directly under jaxpeft that a module belongs to."""
+def room(name: str) -> str:
+    """The folder or file directly under jaxpeft that a module belongs to."""
     return name.split(".")[1]
 
 
-def test_every_module_has_its_layer():
-    found = {component(name) for name in MODULES if "." in name}
-    assert found - set(LEVEL) == set(), "give these a line of LAYERS"
+def test_every_room_has_its_storey():
+    found = {room(name) for name in MODULES if "." in name}
+    assert found - set(LEVEL) == set(), "give these a place in STOREYS"
     assert set(LEVEL) - found == set(), "these are gone"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if "." in name])
 def test_imports_point_downward(name):
-    own = component(name)
+    own = room(name)
     for other in imported(MODULES[name]):
-        if not other.startswith("jaxpeft.") or component(other) == own:
+        if not other.startswith("jaxpeft.") or room(other) == own:
             continue
-        below, above = LEVEL.get(component(other), 99), LEVEL.get(own, -1)
+        below, above = LEVEL.get(room(other), 99), LEVEL.get(own, -1)
         assert below < above, f"{name} imports {other}"
 
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from jaxpeft import hf, models, tree
-from jaxpeft.assembly import session, updates
+from jaxpeft.assembly import configuration, updates
 
 ROOT = Path(__file__).parents[1]
 STEPS = 1000
@@ -52,7 +52,7 @@ def test_shapes_have_the_parameters_of_the_published_models(shape):
 def test_a_recipe_holds(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = ROOT / "configs" / f"{name}.yaml"
-    cfg = session.open_config(path)
+    cfg = configuration.open_config(path)
     updates.updates(cfg, STEPS)
     assert cfg.output_dir == f"runs/{name}"
     assert (ROOT / cfg.data.train[0].path).is_file()
@@ -128,7 +128,7 @@ def test_the_text_part_of_gemma_3_is_taken_out_as_its_recipes_say(
 @pytest.mark.parametrize("name", [n for n in RECIPES if n.endswith("lora")])
 def test_what_trains_is_as_stated(name):
     """The trainable count of the table, from shapes alone."""
-    cfg = session.open_config(ROOT / "configs" / f"{name}.yaml")
+    cfg = configuration.open_config(ROOT / "configs" / f"{name}.yaml")
     model = models.config(
         ROOT / "configs" / "shapes" / plan_recipes.SHAPES[plan_recipes.model_of(name)]
     )

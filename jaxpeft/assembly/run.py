@@ -8,15 +8,15 @@ from typing import Any
 
 import jax
 
-from jaxpeft import console, data, hf, optim, tree
-from jaxpeft.assembly import session, summary, updates
+from jaxpeft import data, hf, optim, tree
+from jaxpeft.assembly import updates
+from jaxpeft.assembly.adapter import add_adapter, check_adapter
+from jaxpeft.assembly.base import check_length, open_base
+from jaxpeft.assembly.places import check_batches, make_places
 from jaxpeft.assembly.step import TrainState
 from jaxpeft.config import RunConfig
-from jaxpeft.devices import cluster, sharding
+from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
-from jaxpeft.generate.generation import generate
-
-SAMPLE_TOKENS = 96  # of an answer shown before and after training
 
 # Changing these does not make it another run: they decide where, how often and how
 # long it works, not what it computes.
@@ -53,10 +53,10 @@ class Run:
         self.mesh = sharding.make_mesh(**cfg.mesh.model_dump())
         self.parts = cfg.training.gradient_accumulation_steps
         micro = cfg.training.batch_size // self.parts
-        session.check_batches(cfg, self.mesh)
+        check_batches(cfg, self.mesh)
         updates.fused_backward(cfg)  # its complaints need neither model nor data
         self._open(micro) if like is None else self._take_over(like)
-        session.check_adapter(self.base, cfg.adapter)
+        check_adapter(self.base, cfg.adapter)
         epochs = cfg.training.num_epochs or 1.0
         self.steps = cfg.training.max_steps or steps_in(
             epochs, self.batches.steps_per_epoch
@@ -72,20 +72,20 @@ class Run:
         adapter_key, self.key = jax.random.split(jax.random.key(cfg.seed))
         weights: Any = self.base.load(self.mesh) if like is None else like.weights
         self.weights = weights if shares else None
-        params = session.add_adapter(weights, cfg.adapter, self.base.cfg, adapter_key)
+        params = add_adapter(weights, cfg.adapter, self.base.cfg, adapter_key)
         if shares or like is not None:
             own = set(map(id, jax.tree.leaves(weights)))
             # True for the arrays that are the base's own, the same in all such runs.
             self.of_base = jax.tree.map(lambda x: id(x) in own, params)
-        self.places = updates.places(params, self.base.cfg, self.mesh, self.tx)
+        self.places = make_places(params, self.base.cfg, self.mesh, self.tx)
         params = sharding.put(params, self.places.params)
         self.trainable, self.frozen = tree.partition(params, self.places.mask)
 
     def _open(self, micro: int) -> None:
         """Opens the model and reads the data."""
         cfg = self.cfg
-        self.base = session.open_base(cfg.model)
-        session.check_length(cfg, self.base)
+        self.base = open_base(cfg.model)
+        check_length(cfg, self.base)
         vocabulary = self.base.cfg.vocab_size
         self.batches = data.load_train(
             cfg.data,
@@ -114,7 +114,7 @@ class Run:
         run.updates = updates.updates(run.cfg, run.steps)
         run.tx = run.updates.tx
         params = tree.combine(run.trainable, run.frozen)
-        run.places = updates.places(params, run.base.cfg, run.mesh, run.tx)
+        run.places = make_places(params, run.base.cfg, run.mesh, run.tx)
         return run
 
     def initial_state(self) -> TrainState:
@@ -166,30 +166,6 @@ class Run:
         cut = {n: x.reshape(self.parts, -1, x.shape[-1]) for n, x in batch.items()}
         return self.on_devices(cut)
 
-    def answers(self, trainable: Any) -> list[tuple[str, str, str]]:
-        """(prompt, reference, answer) for the first evaluation examples."""
-        source = self.evaluation or self.batches
-        stop = hf.stop_ids(self.base.directory, self.base.tokenizer)
-        tokenizer, room = self.base.tokenizer, self.base.cfg.max_position_embeddings
-        shown = []
-        for index in range(min(self.cfg.training.samples, len(source.examples))):
-            prompt, reference = source.examples.question(index)
-            if len(prompt) < 2 or len(prompt) + SAMPLE_TOKENS > room:
-                continue
-            answer = generate(
-                tree.combine(trainable, self.frozen),
-                self.base.cfg,
-                [prompt],
-                max_new_tokens=SAMPLE_TOKENS,
-                stop=stop,
-            )[0]
-            while reference and reference[-1] in stop:  # an answer ends before it
-                reference = reference[:-1]
-            texts = (tokenizer.decode(t) for t in (reference, answer))
-            prompt_text = tokenizer.decode(prompt, skip_special_tokens=True)
-            shown.append((prompt_text, *texts))
-        return shown
-
 
 def steps_in(epochs: float, steps_per_epoch: float) -> int:
     """The steps that so many epochs take, a last one begun being taken whole.
@@ -197,45 +173,3 @@ def steps_in(epochs: float, steps_per_epoch: float) -> int:
     Rounded first: 0.7 epochs of 10 steps are 7, not the 8 of 7.000000000000001.
     """
     return max(1, math.ceil(round(epochs * steps_per_epoch, 6)))
-
-
-def describe(run: Run) -> None:
-    """Says what is about to happen: parameters, memory, data, steps."""
-    console.say(f"model: {run.cfg.model.path} ({run.base.cfg.model_type})")
-    params = tree.combine(run.trainable, run.frozen)
-    for line in summary.parameter_table(params, run.trainable):
-        console.say(line)
-    opt_state = jax.eval_shape(run.tx.init, run.trainable)
-    full = run.cfg.adapter.method == session.FULL
-    trains = "trained weights" if full else "adapter"
-    console.say(summary.memory_line(run.frozen, run.trainable, opt_state, trains))
-    if run.base.cfg.activation_dtype:
-        console.say(
-            f"computing in float32: on a CPU that is faster than {run.base.dtype}, "
-            "which only the stored weights have"
-        )
-    if run.mesh.size > 1:
-        mesh = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
-        several = cluster.process_count()
-        console.say(
-            f"devices: {run.mesh.size} (mesh: {mesh})"
-            + (f" in {several} processes" if several > 1 else "")
-        )
-    for line in summary.data_lines("training", run.batches.summary()):
-        console.say(line)
-    if run.evaluation is not None:
-        for line in summary.data_lines("evaluation", run.evaluation.summary()):
-            console.say(line)
-    if line := updates.scaling_line(run.cfg):
-        console.say(line)
-    if run.updates.leafwise is not None:
-        console.say("each layer is updated inside the backward pass")
-    elif run.cfg.optimizer.name in optim.FUSED:
-        console.say(
-            f"{run.cfg.optimizer.name} updates after the whole backward pass here; it "
-            "saves memory with adapter.method full and no accumulation"
-        )
-    console.say(
-        f"steps: {run.steps} of {run.cfg.training.batch_size} sequences, "
-        f"{run.batches.epoch(run.steps):.2f} epochs"
-    )

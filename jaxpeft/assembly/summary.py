@@ -7,8 +7,12 @@ from typing import Any
 
 import jax
 
-from jaxpeft import kernel, tree
+from jaxpeft import console, kernel, optim, tree
+from jaxpeft.assembly import updates
+from jaxpeft.assembly.adapter import FULL
+from jaxpeft.assembly.run import Run
 from jaxpeft.data import Summary
+from jaxpeft.devices import cluster
 
 MIB = 2**20
 
@@ -96,3 +100,45 @@ def _count(value: Any) -> int:
 def _bytes(value: Any) -> int:
     arrays = [x for x in jax.tree.leaves(value) if hasattr(x, "dtype")]
     return tree.nbytes(arrays)
+
+
+def describe(run: Run) -> None:
+    """Says what is about to happen: parameters, memory, data, steps."""
+    console.say(f"model: {run.cfg.model.path} ({run.base.cfg.model_type})")
+    params = tree.combine(run.trainable, run.frozen)
+    for line in parameter_table(params, run.trainable):
+        console.say(line)
+    opt_state = jax.eval_shape(run.tx.init, run.trainable)
+    full = run.cfg.adapter.method == FULL
+    trains = "trained weights" if full else "adapter"
+    console.say(memory_line(run.frozen, run.trainable, opt_state, trains))
+    if run.base.cfg.activation_dtype:
+        console.say(
+            f"computing in float32: on a CPU that is faster than {run.base.dtype}, "
+            "which only the stored weights have"
+        )
+    if run.mesh.size > 1:
+        mesh = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+        several = cluster.process_count()
+        console.say(
+            f"devices: {run.mesh.size} (mesh: {mesh})"
+            + (f" in {several} processes" if several > 1 else "")
+        )
+    for line in data_lines("training", run.batches.summary()):
+        console.say(line)
+    if run.evaluation is not None:
+        for line in data_lines("evaluation", run.evaluation.summary()):
+            console.say(line)
+    if line := updates.scaling_line(run.cfg):
+        console.say(line)
+    if run.updates.leafwise is not None:
+        console.say("each layer is updated inside the backward pass")
+    elif run.cfg.optimizer.name in optim.FUSED:
+        console.say(
+            f"{run.cfg.optimizer.name} updates after the whole backward pass here; it "
+            "saves memory with adapter.method full and no accumulation"
+        )
+    console.say(
+        f"steps: {run.steps} of {run.cfg.training.batch_size} sequences, "
+        f"{run.batches.epoch(run.steps):.2f} epochs"
+    )

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from jaxpeft import adapters, data, hf, tree
-from jaxpeft.assembly import session
-from jaxpeft.assembly.session import Base
+from jaxpeft.assembly import configuration
+from jaxpeft.assembly.base import Base, open_base
 from jaxpeft.assembly.step import make_eval_step
 from jaxpeft.config import ModelSection, RunConfig
 from jaxpeft.devices import sharding
@@ -45,7 +45,7 @@ def load(
     does not fit together.
     """
     if run is not None:
-        cfg, directory = session.open_run(run)
+        cfg, directory = configuration.open_run(run)
         section = cfg.model.model_copy(update={"dtype": dtype} if dtype else {})
     else:
         section = ModelSection.model_validate(
@@ -53,7 +53,7 @@ def load(
         )
         directory = hf.resolve(adapter) if adapter else None
     folders = {name: hf.resolve(path) for name, path in (several or {}).items()}
-    base = session.open_base(section)
+    base = open_base(section)
     params = _params(base, directory)
     if not folders:
         return Trained(base, params)
@@ -76,7 +76,7 @@ def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
             "'data.eval={path: eval.json, format: alpaca}'"
         )
     mesh = sharding.make_mesh(**cfg.mesh.model_dump())
-    base = session.open_base(cfg.model)
+    base = open_base(cfg.model)
     size = cfg.training.batch_size // cfg.training.gradient_accumulation_steps
     size = cfg.data.eval_batch_size or size
     sharding.check_batch(size, mesh, "data.eval_batch_size")

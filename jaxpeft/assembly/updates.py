@@ -1,17 +1,14 @@
-"""A training step put together from a configuration, before any array exists."""
+"""How a run updates what trains: optimizer, schedule and the step that uses them."""
 
 from dataclasses import dataclass
-from typing import Any
 
-import jax
 import optax
 
-from jaxpeft import adapters, kernel, models, optim, tree
-from jaxpeft.assembly import session
+from jaxpeft import optim
+from jaxpeft.assembly import adapter
 from jaxpeft.assembly.fused import make_fused_train_step
-from jaxpeft.assembly.step import TrainState, TrainStep, make_train_step
+from jaxpeft.assembly.step import TrainStep, make_train_step
 from jaxpeft.config import RunConfig
-from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
 from jaxpeft.models import ModelConfig
 from jaxpeft.optim.rule import Leafwise
@@ -80,65 +77,19 @@ def scaling_line(cfg: RunConfig) -> str | None:
     return f"learning rate: {given:.4g} x {factor} = {learning_rate(cfg):.4g}"
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the arrays of a run lie on its mesh.
-
-    params: of every parameter, adapters beside the weight that they adapt. mask: true
-    where one trains. state: of a `TrainState`.
-    """
-
-    params: Any
-    mask: Any
-    state: TrainState
-
-    @property
-    def frozen(self) -> Any:
-        """Of the parameters that do not train."""
-        return tree.partition(self.params, self.mask)[1]
-
-
-def places(
-    params: Any,
-    model: ModelConfig,
-    mesh: jax.sharding.Mesh,
-    tx: optax.GradientTransformation,
-) -> Places:
-    """Where everything lies, given the parameters (arrays or shapes), adapters in."""
-    specs = dict(tree.walk(models.param_specs(model)))
-    axes = {
-        name: kernel.axes_of(
-            value,
-            # Virtual tokens are no weight of the model, and are whole everywhere.
-            specs[name].axes if name in specs else (None,) * len(value.shape),
-        )
-        for name, value in tree.walk(params)
-    }
-    placed = sharding.of(mesh, tree.replace(params, axes), params)
-    mask = adapters.trainable_mask(params)
-    trainable, _ = tree.partition(params, mask)
-    theirs, _ = tree.partition(placed, mask)
-    state = jax.eval_shape(
-        lambda p: TrainState.create(p, tx, jax.random.key(0)), trainable
-    )
-    opt_state = sharding.of_state(mesh, state.opt_state, trainable, theirs)
-    whole = jax.tree.map(lambda _: sharding.replicated(mesh), state)
-    return Places(placed, mask, whole.replace(params=theirs, opt_state=opt_state))
-
-
 def fused_backward(cfg: RunConfig) -> bool:
     """Whether layers are updated inside the backward pass.
 
     Raises InputError where that was asked for and cannot be.
     """
-    wanted, full = cfg.training.fused_backward, session.trains_all(cfg.adapter)
+    wanted, full = cfg.training.fused_backward, adapter.trains_all(cfg.adapter)
     if wanted is None:
         wanted = full and cfg.optimizer.name in optim.FUSED
     if not wanted:
         return False
     parts = cfg.training.gradient_accumulation_steps
     problems = []
-    if cfg.adapter.method == session.FULL and not full:
+    if cfg.adapter.method == adapter.FULL and not full:
         problems.append(
             "training.fused_backward: found true where a part of the model trains; it "
             "goes down through layers that all do: remove it, or let everything train"

@@ -162,10 +162,11 @@ def write(text: str, out: str | None, overwrite: bool) -> None:
 
 def verify(path: Path) -> None:
     """Raises InputError where a configuration is not one that a run accepts."""
-    from jaxpeft.assembly import session, updates
+    from jaxpeft.assembly import configuration, updates
+    from jaxpeft.assembly.adapter import rules_of
 
-    cfg = session.open_config(path)
-    session.rules(cfg.adapter)
+    cfg = configuration.open_config(path)
+    rules_of(cfg.adapter)
     updates.updates(cfg, cfg.training.max_steps or STEPS)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jaxpeft.assembly.session import TABLES
+from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.config import strict_yaml
 from jaxpeft.convert_config.draft import Draft, names
 from jaxpeft.errors import InputError, suggest

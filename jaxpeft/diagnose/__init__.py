@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxpeft import console
+from jaxpeft.diagnose import findings
 from jaxpeft.errors import InputError
-from jaxpeft.rundir.files import METRICS, SWEEP, read_metrics
+from jaxpeft.rundir.files import METRICS
+from jaxpeft.rundir.metrics import read_metrics
+from jaxpeft.rundir.sweep_files import SWEEP
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,10 +38,8 @@ def main(argv: Sequence[str]) -> int:
         )
 
     # Imported here, so that --help answers at once.
-    from jaxpeft.diagnose import findings
-    from jaxpeft.train import results
 
-    found = results.findings(Path(args.run))
+    found = findings.of_run(Path(args.run))
     if args.json:
         console.say(json.dumps([dataclasses.asdict(finding) for finding in found]))
         return 0

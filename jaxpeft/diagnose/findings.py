@@ -4,7 +4,7 @@ A pure function of the lines of `metrics.jsonl`. Each finding names what was see
 numbers, and the setting to change, with its number. A healthy run gives none.
 """
 
-import json
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from jaxpeft import optim
+from jaxpeft.assembly import configuration
 from jaxpeft.config import RunConfig
-from jaxpeft.train.loop import Moment
+from jaxpeft.errors import InputError
+from jaxpeft.rundir.files import CONFIG, METRICS
+from jaxpeft.rundir.metrics import read_lines
 
 Line = Mapping[str, Any]
 
@@ -146,40 +149,6 @@ def diagnose(
     if "flat" in kinds:  # a rate that does nothing need not fall
         found = [finding for finding in found if finding.kind != "rate at the end"]
     return [*broken, *found]
-
-
-class Watch:
-    """A hook that notes what is newly found, a line at a time and once for each kind.
-
-    It reads `metrics` after every `every`-th step, and of it only what is new.
-    """
-
-    def __init__(
-        self,
-        metrics: Path,
-        settings: Settings,
-        note: Callable[[str], None],
-        every: int,
-    ):
-        self._metrics, self._settings = metrics, settings
-        self._note, self._every = note, every
-        self._lines: list[Line] = []
-        self._position = 0
-        self._noted: set[str] = set()
-
-    def __call__(self, moment: Moment) -> None:
-        if moment.step % self._every:
-            return
-        with self._metrics.open() as file:
-            file.seek(self._position)
-            text = file.read()
-            self._position = file.tell()
-        self._lines += map(json.loads, text.splitlines())
-        for finding in diagnose(self._lines, self._settings, ended=False):
-            if finding.kind not in self._noted:
-                self._noted.add(finding.kind)
-                self._note(f"step {moment.step}: {finding}")
-                return
 
 
 def _curves(sound: Sequence[Line], lines: Sequence[Line], given: Settings) -> _Curves:
@@ -380,3 +349,12 @@ def _number(line: Line, key: str) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return float(value)
+
+
+def of_run(directory: Path) -> list[Finding]:
+    """What the metrics in a run directory say of its settings."""
+    settings = Settings()
+    # Of another version's configuration the curves still say what they can.
+    with contextlib.suppress(InputError):
+        settings = Settings.of(configuration.open_config(directory / CONFIG))
+    return diagnose(read_lines(directory / METRICS), settings)

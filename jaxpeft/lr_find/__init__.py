@@ -34,17 +34,18 @@ def main(argv: Sequence[str]) -> int:
     place = cli.place(args)
 
     # Imported here, so that --help answers at once.
-    from jaxpeft.assembly import session
+    from jaxpeft.assembly import configuration
     from jaxpeft.devices import cluster, determinism
     from jaxpeft.lr_find import ramp
+    from jaxpeft.rundir.files import CONFIG
 
-    cfg = session.open_config(args.config, args.overrides)
+    cfg = configuration.open_config(args.config, args.overrides)
     if cfg.deterministic:
         determinism.require()
     cluster.join(place, **cfg.cluster.model_dump())
     ramp.check(args.start, args.stop, args.steps)
     output = Path(args.out or cfg.output_dir)
-    if (output / session.CONFIG).exists():
+    if (output / CONFIG).exists():
         output = output / "lr_find"
     run = ramp.prepare(cfg)
     curve = ramp.range_test(

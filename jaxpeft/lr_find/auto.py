@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from jaxpeft import console
-from jaxpeft.assembly import session
+from jaxpeft.assembly import configuration
+from jaxpeft.assembly.adapter import FULL
 from jaxpeft.assembly.run import Run
 from jaxpeft.config import RunConfig
 from jaxpeft.lr_find import ramp
 from jaxpeft.lr_find.ramp import Found
+from jaxpeft.rundir.files import CONFIG
 
 
 def open_run(cfg: RunConfig, resumes: bool) -> tuple[Run, Found | None]:
@@ -20,11 +22,11 @@ def open_run(cfg: RunConfig, resumes: bool) -> tuple[Run, Found | None]:
     """
     if not cfg.optimizer.is_auto:
         return Run(cfg), None
-    record = Path(cfg.output_dir) / session.CONFIG
+    record = Path(cfg.output_dir) / CONFIG
     if resumes and record.is_file():
-        section = session.open_config(record).optimizer
+        section = configuration.open_config(record).optimizer
         return Run(cfg.at_rate(section.learning_rate)), None
-    whole = cfg.adapter.method == session.FULL
+    whole = cfg.adapter.method == FULL
     run = ramp.prepare(cfg)
     console.say("optimizer.learning_rate: auto, by a range test before training")
     found = ramp.conclude(ramp.range_test(run, keep=not whole), cfg)

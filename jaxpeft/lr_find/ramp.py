@@ -17,6 +17,7 @@ import optax
 
 from jaxpeft import console, tree
 from jaxpeft.assembly import updates as assembly
+from jaxpeft.assembly.places import make_places
 from jaxpeft.assembly.run import Run
 from jaxpeft.assembly.step import TrainState
 from jaxpeft.config import RunConfig
@@ -188,7 +189,7 @@ def _initial_state(
     run: Run, tx: optax.GradientTransformation, keep: bool
 ) -> TrainState:
     params = tree.combine(run.trainable, run.frozen)
-    places = assembly.places(params, run.base.cfg, run.mesh, tx)
+    places = make_places(params, run.base.cfg, run.mesh, tx)
 
     def create(trainable: Any) -> TrainState:
         # Copies: the steps overwrite what they are given.

@@ -63,12 +63,12 @@ def main(argv: Sequence[str]) -> int:
     # Imported here, so that --help answers at once.
     import jax
 
-    from jaxpeft.assembly import session
+    from jaxpeft.assembly import configuration
     from jaxpeft.devices import sharding
     from jaxpeft.plan import planning
 
     def reopen(more: Sequence[str]) -> Any:
-        return session.open_config(args.config, [*args.overrides, *more])
+        return configuration.open_config(args.config, [*args.overrides, *more])
 
     cfg = reopen(())
     others = args.devices not in (None, jax.device_count())

@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft import adapters, hf, models, tree
-from jaxpeft.assembly import session, updates
+from jaxpeft.assembly import updates
+from jaxpeft.assembly.adapter import FULL, rules_of
+from jaxpeft.assembly.base import as_stored, base_shapes, model_config
+from jaxpeft.assembly.places import check_batches, make_places
+from jaxpeft.assembly.step import TrainState
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import sharding
 from jaxpeft.devices.compiled import build
@@ -83,7 +87,7 @@ def plan(
     then float32 throughout, and activations and temporaries are counted at that
     dtype's size. Raises InputError as a run would.
     """
-    session.check_batches(cfg, mesh)
+    check_batches(cfg, mesh)
     step = _Step(cfg, mesh, widened=simulated and like != "cpu")
     jaxpr, program = step.build()
     memory = program.memory_analysis()
@@ -92,7 +96,7 @@ def plan(
     temporaries = max(0, memory.temp_size_in_bytes - activations)
     frozen, trainable = _on_a_device(step.frozen), _on_a_device(step.state.params)
     full = not jax.tree.leaves(step.frozen)
-    in_place = cfg.adapter.method == session.FULL
+    in_place = cfg.adapter.method == FULL
     trains = tree.count(step.state.params)
     return Plan(
         mesh=dict(mesh.shape),
@@ -172,10 +176,10 @@ def _changes(cfg: RunConfig, devices: int) -> Iterator[tuple[str, ...]]:
     parts = cfg.training.batch_size // devices
     if cfg.training.gradient_accumulation_steps < parts:
         yield (f"training.gradient_accumulation_steps={parts}",)
-    if cfg.optimizer.name == "adamw" and cfg.adapter.method == session.FULL:
+    if cfg.optimizer.name == "adamw" and cfg.adapter.method == FULL:
         yield ("optimizer.name=adamw_8bit",)
     yield (f"data.max_length={cfg.data.max_length // 2}",)
-    if cfg.adapter.method == session.FULL:
+    if cfg.adapter.method == FULL:
         yield ("adapter.method=lora",)
 
 
@@ -185,8 +189,8 @@ class _Step:
     def __init__(self, cfg: RunConfig, mesh: jax.sharding.Mesh, widened: bool):
         self.mesh, section = mesh, cfg.model
         directory = hf.resolve(section.path)
-        model = session.model_config(section, directory)
-        section = session.as_stored(section, directory, model)
+        model = model_config(section, directory)
+        section = as_stored(section, directory, model)
         cfg = cfg.model_copy(update={"model": section})
         if cfg.optimizer.is_auto:
             cfg = cfg.at_rate(1.0)  # memory is the same at any rate
@@ -205,18 +209,18 @@ class _Step:
 
     def _arrays(self, cfg: RunConfig, model: ModelConfig, dtype: str) -> tuple:
         """(state, frozen) as shapes, and how many parameters the base has."""
-        rules, names = session.rules(cfg.adapter), models.module_names(model)
-        base = session.shapes(cfg.model, model, dtype)
+        rules, names = rules_of(cfg.adapter), models.module_names(model)
+        base = base_shapes(cfg.model, model, dtype)
         params = jax.eval_shape(
             lambda base, key: adapters.inject(base, rules, key, names),
             base,
             jax.random.key(0),
         )
         tx = self.updates.tx
-        places = updates.places(params, model, self.mesh, tx)
+        places = make_places(params, model, self.mesh, tx)
         trainable, frozen = tree.partition(params, places.mask)
         state = jax.eval_shape(
-            lambda p: updates.TrainState.create(p, tx, jax.random.key(0)), trainable
+            lambda p: TrainState.create(p, tx, jax.random.key(0)), trainable
         )
         return (
             _placed(state, places.state),

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxpeft import console
+from jaxpeft.diagnose import findings
 from jaxpeft.errors import InputError
+from jaxpeft.rundir import sweep_files
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,15 +30,14 @@ def main(argv: Sequence[str]) -> int:
     # Imported here, so that --help answers at once.
     from jaxpeft.report import pages, plots
     from jaxpeft.rundir import files
-    from jaxpeft.train import results
 
     if args.run:
-        remarks = list(map(str, results.findings(directory)))
+        remarks = list(map(str, findings.of_run(directory)))
         page = pages.write_run(directory, remarks)
         picture = directory / files.PLOT
         plots.plot_losses(directory / files.METRICS, picture, str(directory))
     else:
-        page, picture = pages.write_sweep(directory), directory / files.SWEEP_PLOT
-        plots.plot_sweep(files.read_sweep(directory), picture, str(directory))
+        page, picture = pages.write_sweep(directory), directory / sweep_files.SWEEP_PLOT
+        plots.plot_sweep(sweep_files.read_sweep(directory), picture, str(directory))
     console.say(f"wrote {page} and {picture.name}")
     return 0

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxpeft.report import plots
-from jaxpeft.rundir.files import finite, values
+from jaxpeft.rundir.files import finite
+from jaxpeft.rundir.metrics import values
 
 MOST = 1500  # points of a curve in a page; a screen shows no more
 

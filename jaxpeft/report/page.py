@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-TEMPLATES = resources.files(__package__) / "templates"
+TEMPLATES = resources.files("jaxpeft.report") / "templates"
 
 
 def write(path: Path, template: str, **content: Any) -> None:

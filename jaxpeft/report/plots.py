@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxpeft.rundir.files import METRICS, Point, Sweep, read_metrics, values
+from jaxpeft.rundir.files import METRICS
+from jaxpeft.rundir.metrics import best_evaluation, read_metrics, values
+from jaxpeft.rundir.sweep_files import PointRecord, SweepRecord
 
 LOSS, STEP, RATE = "loss (nats per token)", "step (updates)", "rate (per update)"
 FACTOR = 5.0  # values that span it are drawn on a logarithmic axis
@@ -61,16 +63,7 @@ def _plot_evaluations(axes: Any, lines: list[dict]) -> None:
         )
 
 
-def best_evaluation(lines: list[dict]) -> tuple[int, float] | None:
-    """(step, loss) of the lowest evaluation loss, the first of equal ones; or None."""
-    losses = values(lines, "eval_loss")
-    if not np.isfinite(losses).any():
-        return None
-    at = int(np.nanargmin(losses))
-    return int(lines[at]["step"]), float(losses[at])
-
-
-def plot_sweep(sweep: Sweep, target: Path, title: str) -> None:
+def plot_sweep(sweep: SweepRecord, target: Path, title: str) -> None:
     """Draws a sweep to a PNG: what came out over the first axis, and all the curves."""
     pyplot = _pyplot()
     outcome = outcomes(sweep)
@@ -101,7 +94,7 @@ def plot_sweep(sweep: Sweep, target: Path, title: str) -> None:
     pyplot.close(figure)
 
 
-def _plot_outcomes(axes: Any, sweep: Sweep, outcome: "Outcomes") -> None:
+def _plot_outcomes(axes: Any, sweep: SweepRecord, outcome: "Outcomes") -> None:
     key = outcome.key
     for name, points in outcome.lines.items():
         where = [point.values[key] for point in points]
@@ -127,7 +120,7 @@ class Outcomes:
     """
 
     key: str
-    lines: dict[str, list[Point]]
+    lines: dict[str, list[PointRecord]]
     joined: bool
 
     @property
@@ -140,13 +133,13 @@ class Outcomes:
         return bool(max(numbers) >= FACTOR * min(numbers))
 
 
-def outcomes(sweep: Sweep) -> Outcomes:
+def outcomes(sweep: SweepRecord) -> Outcomes:
     """The points over the first key that has numbers; a seed is the last choice."""
     keys = sorted(sweep.axes, key=lambda key: key == SEED)
     known = (k for k in keys if all(_number(p.values.get(k)) for p in sweep.points))
     key = next(known, "")
     joined = all(isinstance(axis, list) for axis in sweep.axes.values())
-    lines: dict[str, list[Point]] = defaultdict(list)
+    lines: dict[str, list[PointRecord]] = defaultdict(list)
     for point in sweep.points if key else ():
         others = [f"{_short(k)}={v}" for k, v in point.values.items() if k != key]
         lines[" ".join(others) if joined else ""].append(point)

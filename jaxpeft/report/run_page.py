@@ -8,18 +8,17 @@ from typing import Any
 from jaxpeft.errors import InputError
 from jaxpeft.report import page, wording
 from jaxpeft.report.charts import run_charts
-from jaxpeft.report.plots import best_evaluation
 from jaxpeft.rundir.files import (
     ENVIRONMENT,
     METRICS,
     REPORT,
     SAMPLES,
     SUMMARY,
-    SWEEP,
     finite,
     read_json,
-    read_metrics,
 )
+from jaxpeft.rundir.metrics import best_evaluation, read_metrics
+from jaxpeft.rundir.sweep_files import SWEEP
 
 CONFIG = "config.yaml"
 SAMPLE_PARTS = ("prompt", "reference", "before", "after")

@@ -7,8 +7,10 @@ import numpy as np
 
 from jaxpeft.report import page, plots, wording
 from jaxpeft.report.charts import Chart, Series
-from jaxpeft.rundir.files import METRICS, REPORT, Point, Sweep, read_metrics, read_sweep
-from jaxpeft.rundir.files import values as numbers
+from jaxpeft.rundir.files import METRICS, REPORT
+from jaxpeft.rundir.metrics import read_metrics
+from jaxpeft.rundir.metrics import values as numbers
+from jaxpeft.rundir.sweep_files import PointRecord, SweepRecord, read_sweep
 
 LOSSES = ("eval_loss", "best_eval_loss", "train_loss")
 
@@ -39,14 +41,14 @@ def write_sweep(directory: Path) -> Path:
     return target
 
 
-def _state(sweep: Sweep) -> str:
+def _state(sweep: SweepRecord) -> str:
     ended = [
         p for p in sweep.points if p.row.get("status") not in ("waiting", "running")
     ]
     return f"{len(ended)} of {len(sweep.points)} points have ended"
 
 
-def _row(sweep: Sweep, point: Point, keys: list[str]) -> dict[str, Any]:
+def _row(sweep: SweepRecord, point: PointRecord, keys: list[str]) -> dict[str, Any]:
     relative = point.directory.relative_to(sweep.directory) / REPORT
     seconds = point.row.get("seconds")
     return {
@@ -63,7 +65,7 @@ def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _outcomes(sweep: Sweep) -> Chart:
+def _outcomes(sweep: SweepRecord) -> Chart:
     found = plots.outcomes(sweep)
     series = [
         Series(
@@ -84,7 +86,7 @@ def _outcomes(sweep: Sweep) -> Chart:
     )
 
 
-def _curves(sweep: Sweep) -> list[Chart]:
+def _curves(sweep: SweepRecord) -> list[Chart]:
     evaluations, trainings = [], []
     for rank, point in enumerate(sweep.points):
         training, evaluation = read_metrics(point.directory / METRICS)

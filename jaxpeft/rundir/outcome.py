@@ -9,17 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpeft.report.plots import best_evaluation
 from jaxpeft.rundir.files import (
     METRICS,
     SAMPLES,
     SUMMARY,
     finite,
     read_json,
-    read_metrics,
-    values,
     write_json,
 )
+from jaxpeft.rundir.metrics import best_evaluation, read_metrics, values
 
 Answers = Sequence[tuple[str, str, str]]  # prompt, reference, answer
 

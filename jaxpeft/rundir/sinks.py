@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from jaxpeft import console
 from jaxpeft.errors import InputError
-from jaxpeft.rundir.files import METRICS, read_json, read_metrics, write_json
+from jaxpeft.rundir.files import METRICS, read_json, write_json
+from jaxpeft.rundir.metrics import read_metrics
 
 SINKS_FILE = "sinks.json"
 PROJECT = "jaxpeft"  # of services that sort runs into projects

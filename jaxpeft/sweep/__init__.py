@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxpeft import cli, console
 from jaxpeft.errors import InputError
+from jaxpeft.rundir import sweep_files
 
 TRIALS = 20
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     _check(args)
 
     # Imported here, so that --help answers at once.
-    from jaxpeft.assembly import session
+    from jaxpeft.assembly import configuration
     from jaxpeft.devices import determinism
     from jaxpeft.rundir import files, sinks
     from jaxpeft.rundir.lock import RunLock
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxpeft.sweep import sweep as sweeping
 
     axes = search.spaces(args.space) if args.search else grid.axes(args.grid)
-    base = session.open_config(args.config, args.overrides)
+    base = configuration.open_config(args.config, args.overrides)
     if base.deterministic:
         determinism.require()
     sinks.require(base.training.report_to)
@@ -94,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     for tell in (sweeping.lines, sweeping.over_seeds, sweeping.advice):
         for line in tell(sweep):
             console.say(line)
-    for name in (sweeping.TABLE, files.SWEEP_PLOT, files.REPORT):
+    for name in (sweeping.TABLE, sweep_files.SWEEP_PLOT, files.REPORT):
         console.say(str(directory / name))
     return 0
 

@@ -29,8 +29,9 @@ from jaxpeft.errors import Preempted
 from jaxpeft.objectives import evaluation
 from jaxpeft.rundir import outcome
 from jaxpeft.rundir.checkpoint import Checkpoints
+from jaxpeft.rundir.metrics import MetricsFile
 from jaxpeft.sweep import joint_step
-from jaxpeft.train import course, hooks, results
+from jaxpeft.train import course, hooks, results, samples
 from jaxpeft.train.interrupt import Interrupt, Watchdog
 from jaxpeft.train.loop import Moment
 from jaxpeft.train.progress import Pace, Quiet
@@ -45,7 +46,7 @@ class Point:
 
     run: Run
     log: hooks.Log
-    file: hooks.MetricsFile
+    file: MetricsFile
     stopping: Stopping
     status: str = RUNNING
 
@@ -165,7 +166,7 @@ class _Together:
             seed = point.run.cfg.seed
             if seed not in said:
                 self.watchdog.pet(hooks.SAVE_GRACE)
-                said[seed] = point.run.answers(self._trained(number))
+                said[seed] = samples.answers(point.run, self._trained(number))
             outcome.keep_before(point.run.output, said[seed])
 
     def _take(self, batches: Sequence[data.Batch]) -> None:
@@ -304,7 +305,7 @@ class _Together:
         trained, answers = self._trained(number), []
         if point.status != DIVERGED:
             results.write_trained(run, trained)
-            answers = run.answers(trained)
+            answers = samples.answers(run, trained)
         steps = int(self.state.step[number])
         results.conclude(run, trained, answers, steps=steps, seconds=self.seconds)
         return point.status

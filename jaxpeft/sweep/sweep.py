@@ -12,11 +12,12 @@ from typing import Any
 import jax
 
 from jaxpeft import console, tree
-from jaxpeft.assembly import session
+from jaxpeft.assembly import configuration
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError, NumericsError
 from jaxpeft.report import pages, plots
-from jaxpeft.rundir import files
+from jaxpeft.rundir import files, sweep_files
+from jaxpeft.rundir.metrics import read_metrics
 from jaxpeft.sweep import grid, joint
 from jaxpeft.train import course
 
@@ -71,11 +72,11 @@ class Sweep:
     points: list[Point] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.base = session.open_config(self.source, self.overrides)
+        self.base = configuration.open_config(self.source, self.overrides)
         settings = self.base.model_dump(mode="json")
         settings.pop("output_dir")
         self._asked = {"settings": settings, "axes": self.axes}
-        path = self.directory / files.SWEEP
+        path = self.directory / sweep_files.SWEEP
         if path.is_file():
             try:
                 self._go_on(files.read_json(path))
@@ -114,7 +115,7 @@ class Sweep:
         for point in points:
             own = [*grid.overrides(point.values), f"output_dir={self._output(point)}"]
             try:
-                cfg = session.open_config(self.source, [*self.overrides, *own])
+                cfg = configuration.open_config(self.source, [*self.overrides, *own])
             except InputError as error:
                 problems += [f"{point.name}: {text}" for text in error.problems]
             else:
@@ -167,7 +168,7 @@ class Sweep:
             "remarks": [*over_seeds(self), *advice(self)] if self.ranking() else [],
             "points": [asdict(point) for point in self.points],
         }
-        files.write_json(self.directory / files.SWEEP, state)
+        files.write_json(self.directory / sweep_files.SWEEP, state)
         rows = [
             {"rank": rank, **point.values, **_results(point)}
             for rank, point in enumerate(self.ranking(), 1)
@@ -181,8 +182,8 @@ class Sweep:
 
     def draw(self) -> None:
         """Draws the picture and writes the page of the points so far."""
-        found = files.read_sweep(self.directory)
-        picture = self.directory / files.SWEEP_PLOT
+        found = sweep_files.read_sweep(self.directory)
+        picture = self.directory / sweep_files.SWEEP_PLOT
         plots.plot_sweep(found, picture, str(self.directory))
         pages.write_sweep(self.directory)
 
@@ -247,7 +248,7 @@ class Sweep:
         path = self._output(point) / files.METRICS
         if not path.is_file():
             return
-        lines, evaluations = files.read_metrics(path)
+        lines, evaluations = read_metrics(path)
         last = [line["loss"] for line in lines[-LAST_LINES:]]
         point.train_loss = files.finite(sum(last) / len(last)) if last else None
         if evaluations:

@@ -33,11 +33,11 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_PREEMPTED))
 
     # Imported here, so that --help answers at once.
-    from jaxpeft.assembly import session
+    from jaxpeft.assembly import configuration
     from jaxpeft.devices import cluster, determinism
     from jaxpeft.train import course
 
-    cfg = session.open_config(args.config, args.overrides)
+    cfg = configuration.open_config(args.config, args.overrides)
     if cfg.deterministic:
         determinism.require()  # before the devices are looked for
     cluster.join(place, **cfg.cluster.model_dump())

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxpeft import console, data, tree
-from jaxpeft.assembly.run import Run, describe
-from jaxpeft.assembly.session import ADAPTER, MODEL
+from jaxpeft.assembly.run import Run
 from jaxpeft.assembly.step import TrainState, make_eval_step
+from jaxpeft.assembly.summary import describe
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import cluster, determinism
 from jaxpeft.devices.compiled import Compiled
@@ -20,9 +20,10 @@ from jaxpeft.lr_find.ramp import FILES
 from jaxpeft.objectives import evaluation
 from jaxpeft.rundir import outcome, sinks
 from jaxpeft.rundir.checkpoint import Checkpoints
-from jaxpeft.rundir.files import METRICS, PLOT, REPORT, read_metrics
+from jaxpeft.rundir.files import ADAPTER, METRICS, MODEL, PLOT, REPORT
 from jaxpeft.rundir.lock import LOCK, RunLock
-from jaxpeft.train import hooks, results
+from jaxpeft.rundir.metrics import read_metrics
+from jaxpeft.train import hooks, results, samples, watch
 from jaxpeft.train.interrupt import SIGNALS, Interrupt, Watchdog
 from jaxpeft.train.loop import fit
 from jaxpeft.train.progress import make_progress
@@ -180,16 +181,16 @@ class _Steps:
     def _before(self, state: TrainState) -> None:
         if self.evaluate is not None:
             self.evaluate.run(0, state)
-        answers = self.run.answers(self.run.view(state))
+        answers = samples.answers(self.run, self.run.view(state))
         if cluster.is_primary():
             outcome.keep_before(self.run.output, answers)
         for prompt, _, answer in answers:
             console.say(f"before training\n  prompt: {_short(prompt)}")
             console.say(f"  answer: {_short(answer)}")
 
-    def _watch(self) -> findings.Watch:
+    def _watch(self) -> watch.Watch:
         training = self.run.cfg.training
-        return findings.Watch(
+        return watch.Watch(
             self.run.output / METRICS,
             findings.Settings.of(self.run.cfg),
             self.progress.note,
@@ -239,7 +240,7 @@ def _finish(
     """Writes what the state `kept` learned, plot and report; says what came of it."""
     trained = run.view(kept)
     result = results.write_trained(run, trained)
-    answers, digest = run.answers(trained), tree.digest(state)
+    answers, digest = samples.answers(run, trained), tree.digest(state)
     if not cluster.is_primary():
         return
     remarks = results.conclude(

@@ -1,12 +1,8 @@
 """What happens beside the steps: log, evaluation, checkpoints, ends of a run."""
 
 import dataclasses
-import json
-import math
-import os
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,61 +11,14 @@ import optax
 from jaxpeft import optim
 from jaxpeft.assembly.step import TrainState
 from jaxpeft.errors import NumericsError, Preempted
-from jaxpeft.rundir import sinks
 from jaxpeft.rundir.checkpoint import Checkpoints
+from jaxpeft.rundir.metrics import MetricsFile
 from jaxpeft.train.interrupt import Watchdog
 from jaxpeft.train.loop import Moment
 from jaxpeft.train.progress import Progress
 from jaxpeft.train.stopping import Stopping
 
 SAVE_GRACE = 600.0  # seconds that a compilation or a save may take before it is a hang
-
-
-class MetricsFile:
-    """`metrics.jsonl`: a line of JSON an entry, written through at once.
-
-    JSON has no NaN and no infinity: null stands for them. Resuming at a step drops the
-    lines after it, which the steps to come write anew. Without a path it writes
-    nothing: of several processes one alone does. The sinks get each entry too.
-    """
-
-    def __init__(
-        self,
-        path: Path | None,
-        resumed_at: int | None,
-        also: Sequence[sinks.Guarded] = (),
-    ):
-        self._file, self._also = None, also
-        if path is None:
-            return
-        kept = []
-        if resumed_at is not None and path.exists():
-            for line in path.read_text().splitlines(keepends=True):
-                # A killed process may have left half a line, always the last one.
-                if line.endswith("\n") and json.loads(line)["step"] <= resumed_at:
-                    kept.append(line)
-        # Moved into place, so that a kill right here cannot cost the lines kept.
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(kept))
-        os.replace(partial, path)
-        self._file = path.open("a")
-
-    def write(self, entry: dict[str, Any]) -> None:
-        """Appends an entry."""
-        if self._file is None:
-            return
-        finite = {k: v if math.isfinite(v) else None for k, v in entry.items()}
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
-        for sink in self._also:
-            sink.write(finite)
-
-    def close(self) -> None:
-        """Closes the file and the sinks."""
-        if self._file is not None:
-            self._file.close()
-        for sink in self._also:
-            sink.close()
 
 
 class Log:

@@ -1,23 +1,20 @@
 """The files that a run leaves in its directory, from its first step to its page."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxpeft import config, hf, tree
-from jaxpeft.assembly import session, summary
+from jaxpeft.assembly import summary
+from jaxpeft.assembly.adapter import FULL
 from jaxpeft.assembly.run import Run
-from jaxpeft.assembly.session import ADAPTER, CONFIG, FULL, MODEL
 from jaxpeft.devices import cluster
-from jaxpeft.diagnose import findings as diagnosis
-from jaxpeft.errors import InputError
+from jaxpeft.diagnose import findings
 from jaxpeft.report import pages, plots
 from jaxpeft.rundir import environment, outcome, sinks
-from jaxpeft.rundir.files import METRICS, PLOT, read_lines
-from jaxpeft.train import hooks
+from jaxpeft.rundir.files import ADAPTER, CONFIG, METRICS, MODEL, PLOT
+from jaxpeft.rundir.metrics import MetricsFile
 
 
 def begin(run: Run, first: int, fingerprint: Mapping[str, str]) -> None:
@@ -32,13 +29,13 @@ def begin(run: Run, first: int, fingerprint: Mapping[str, str]) -> None:
         environment.record(run.output / environment.ENVIRONMENT, found, first)
 
 
-def open_metrics(run: Run, resumed_at: int | None) -> hooks.MetricsFile:
+def open_metrics(run: Run, resumed_at: int | None) -> MetricsFile:
     """The run's `metrics.jsonl` and its sinks; of several processes one has them."""
     if not cluster.is_primary():
-        return hooks.MetricsFile(None, resumed_at)
+        return MetricsFile(None, resumed_at)
     settings = run.cfg.model_dump(mode="json")
     also = sinks.open_all(run.cfg.training.report_to, run.output, settings, resumed_at)
-    return hooks.MetricsFile(run.output / METRICS, resumed_at, also)
+    return MetricsFile(run.output / METRICS, resumed_at, also)
 
 
 def write_trained(run: Run, trained: Any) -> str:
@@ -89,15 +86,6 @@ def conclude(
         trainable=trainable,
         stopped_early=steps < run.steps,
     )
-    remarks = list(map(str, findings(run.output)))
+    remarks = list(map(str, findings.of_run(run.output)))
     pages.write_run(run.output, remarks)
     return remarks
-
-
-def findings(directory: Path) -> list[diagnosis.Finding]:
-    """What the metrics in a run directory say of its settings."""
-    settings = diagnosis.Settings()
-    # Of another version's configuration the curves still say what they can.
-    with contextlib.suppress(InputError):
-        settings = diagnosis.Settings.of(session.open_config(directory / CONFIG))
-    return diagnosis.diagnose(read_lines(directory / METRICS), settings)

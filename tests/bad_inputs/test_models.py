@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxpeft import cli, train
-from jaxpeft.assembly import session
+from jaxpeft.assembly import configuration
 
 UP = "model.layers.1.mlp.up_proj.weight"
 WEIGHTS = "model.safetensors"
@@ -191,5 +191,5 @@ def test_the_run_that_is_spoilt_above_is_a_good_one(place, capfd):
     arguments = [*place.write(), "optimizer.learning_rate=1e-4"]
     assert cli.run(train.main, arguments) == 0, capfd.readouterr().err
     assert not [name for name in sys.modules if "evil" in name]
-    resolved = session.open_config(place.folder / "run" / "config.yaml")
+    resolved = configuration.open_config(place.folder / "run" / "config.yaml")
     assert resolved.optimizer.learning_rate == 1e-4

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jaxpeft.assembly import session
+from jaxpeft.assembly import configuration
 
 THEIRS = {
     "model_name_or_path": "org/model",
@@ -28,7 +28,7 @@ def test_without_a_file_the_yaml_goes_to_standard_output(command, theirs, tmp_pa
     done = command("convert_config", theirs)
     assert done.code == 0
     (tmp_path / "ours.yaml").write_text(done.out)
-    assert session.open_config(tmp_path / "ours.yaml").output_dir == "runs/theirs"
+    assert configuration.open_config(tmp_path / "ours.yaml").output_dir == "runs/theirs"
     # What has no equivalent is told apart from it.
     assert "warning: neftune_noise_alpha: " in done.err
     assert "warning: use_unsloth: says nothing here: how the step" in done.err

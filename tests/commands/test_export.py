@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jaxpeft import hf, kernel, models
-from jaxpeft.assembly import session
+from jaxpeft.assembly import configuration
 
 TOKENS = np.random.default_rng(0).integers(5, 4096, (2, 17))
 
@@ -19,7 +19,7 @@ TOKENS = np.random.default_rng(0).integers(5, 4096, (2, 17))
 @pytest.fixture(scope="module")
 def ours(finished):
     """Logits of the run's adapter over its base, computed here."""
-    cfg, adapter = session.open_run(finished)
+    cfg, adapter = configuration.open_run(finished)
     model = models.config(cfg.model.path)
     params = hf.load_adapter(hf.load(cfg.model.path, model), adapter, model)
     return np.asarray(models.forward(params, TOKENS, model))

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from jaxpeft import optim
-from jaxpeft.assembly import session
+from jaxpeft.assembly import configuration
 from jaxpeft.errors import InputError
 from jaxpeft.lr_find import ramp
 
@@ -47,7 +47,7 @@ def test_it_takes_the_steps_of_the_run(changes, trained, metrics, tmp_path):
     optimizer = {**changes.get("optimizer", {}), "learning_rate": rate}
     changes = {**changes, "optimizer": optimizer, "training.max_steps": 10}
     assert trained("run", **changes).code == 0
-    cfg = session.open_config(tmp_path / "run.yaml", ["output_dir=unused"])
+    cfg = configuration.open_config(tmp_path / "run.yaml", ["output_dir=unused"])
     curve = ramp.range_test(ramp.prepare(cfg), start=rate, stop=rate * NEARLY, steps=10)
     there = [line["loss"] for line in metrics(tmp_path / "run")[0]]
     np.testing.assert_allclose(curve.losses, there, rtol=1e-5)

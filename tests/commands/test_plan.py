@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxpeft import plan, tree
-from jaxpeft.assembly import session
+from jaxpeft.assembly import configuration
 from jaxpeft.assembly.run import Run
 from jaxpeft.devices import sharding
 from jaxpeft.devices.compiled import build
@@ -48,7 +48,7 @@ def test_a_plan_is_what_the_run_then_uses(method, planned, settings, tmp_path):
     changes = {"data.packing": True, **METHODS[method]}
     found = planned(**changes)
     path = write_config(tmp_path / "run.yaml", settings(**changes))
-    run = Run(session.open_config(path, [f"output_dir={tmp_path / 'run'}"]))
+    run = Run(configuration.open_config(path, [f"output_dir={tmp_path / 'run'}"]))
     sizes = {"weights": tree.nbytes(run.frozen), "parameters": tree.count(run.frozen)}
     state = run.initial_state()
     batch = run.micro_batches(run.batches[0])
@@ -135,7 +135,7 @@ def test_nothing_is_read_but_the_shapes(settings, tiny, tmp_path):
     (bare / "config.json").write_bytes((tiny / "config.json").read_bytes())
     changes = {"model.path": str(bare), "data.train": {"path": "no such file.json"}}
     path = write_config(tmp_path / "bare.yaml", settings(**changes))
-    cfg = session.open_config(path, ["output_dir=x"])
+    cfg = configuration.open_config(path, ["output_dir=x"])
     found = planning.plan(cfg, sharding.make_mesh(), simulated=False)
     assert found.parameters > 0 and not (tmp_path / "x").exists()
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from jaxpeft.assembly import session
+from jaxpeft.assembly import configuration
 from jaxpeft.assembly.run import Run
 
 from .conftest import write_config
@@ -46,7 +46,7 @@ def test_the_same_again(trained, tmp_path):
 
 def test_new_keys_leave_an_older_runs_fingerprint_as_it_was(settings, tmp_path):
     path = write_config(tmp_path / "run.yaml", settings())
-    run = Run(session.open_config(path, [f"output_dir={tmp_path / 'run'}"]))
+    run = Run(configuration.open_config(path, [f"output_dir={tmp_path / 'run'}"]))
     named = json.loads(run.fingerprint()["config"])
     assert "deterministic" not in named
     assert not {key for key in named["training"] if key.startswith("lr_")}

@@ -27,7 +27,8 @@ CHANGES = {
 # Sends itself a signal right after step 13, when step 10 is sealed.
 CHILD = """
 import os, signal, sys
-from jaxpeft import cli, hooks, train
+from jaxpeft import cli, train
+from jaxpeft.train import hooks
 
 save = hooks.Save.__call__
 

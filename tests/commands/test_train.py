@@ -11,7 +11,7 @@ from peft import PeftConfig
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
-from jaxpeft.assembly import run, session
+from jaxpeft.assembly import configuration, run
 from jaxpeft.report import plots
 
 
@@ -111,7 +111,7 @@ def test_the_learning_rate_is_that_of_transformers_schedule(finished, metrics):
 
 def test_tokens_count_every_token_but_padding(finished, metrics, records, conversation):
     tokenizer = AutoTokenizer.from_pretrained(
-        session.open_config(finished / "config.yaml").model.path
+        configuration.open_config(finished / "config.yaml").model.path
     )
     sizes = [len(masked(tokenizer, conversation(r), 128)[0]) for r in records[:48]]
     drawn = np.resize(sizes, 100).reshape(25, 4).sum(axis=1)
@@ -123,10 +123,10 @@ def test_the_resolved_configuration_repeats_the_run(
     finished, metrics, command, tmp_path
 ):
     path = str(finished / "config.yaml")
-    resolved = session.open_config(path)
+    resolved = configuration.open_config(path)
     written = yaml.safe_load((finished / "config.yaml").read_text())
     assert written["training"]["max_nonfinite_steps"] == 10
-    assert resolved.model_dump() == session.open_config(path).model_dump()
+    assert resolved.model_dump() == configuration.open_config(path).model_dump()
     done = command(
         "train", "--config", path, f"output_dir={tmp_path / 'again'}", "seed=42"
     )

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from jaxpeft import cli, convert_config
-from jaxpeft.assembly import session
+from jaxpeft.assembly import configuration
 from jaxpeft.config import RunConfig
 
 
@@ -42,7 +42,7 @@ def convert(tmp_path, capfd) -> Callable[..., Converted]:
             convert_config.main,
             [*first, "--out", str(ours), "--overwrite", *map(str, arguments)],
         )
-        cfg = session.open_config(ours) if ours.exists() else None
+        cfg = configuration.open_config(ours) if ours.exists() else None
         written = ours.read_text() if ours.exists() else ""
         return Converted(code, *capfd.readouterr(), cfg, written)
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from jaxpeft.assembly.session import TABLES
+from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.config import RunConfig
 from jaxpeft.config.sections import SECTIONS
 from jaxpeft.convert_config import peft_config, trainer

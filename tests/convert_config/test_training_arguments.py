@@ -27,7 +27,8 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from jaxpeft import optim
-from jaxpeft.assembly import session, updates
+from jaxpeft.assembly import updates
+from jaxpeft.assembly.adapter import rules_of
 from jaxpeft.convert_config.optimizers import OPTIMIZERS, SCHEDULES
 
 
@@ -451,7 +452,7 @@ def test_peft_s_configs_become_the_adapter(name, arguments, convert, value, tmp_
     assert (done.code, done.err) == (0, "")
     assert "without equivalent" not in done.out
     assert {key: value(done.cfg, key) for key in expected} == expected
-    session.rules(done.cfg.adapter)
+    rules_of(done.cfg.adapter)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "mistral", "gpt2"])

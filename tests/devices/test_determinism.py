@@ -19,7 +19,8 @@ FLAG = "--xla_gpu_deterministic_ops=true"
 def test_xla_is_told_before_it_starts(before):
     """XLA ends a program whose flags it does not know."""
     code = (
-        "import os, jax; from jaxpeft import determinism; determinism.require(); "
+        "import os, jax; from jaxpeft.devices import determinism; "
+        "determinism.require(); "
         "determinism.require(); print(os.environ['XLA_FLAGS']); "
         "print(jax.numpy.ones(3).sum())"
     )

@@ -8,6 +8,7 @@ import pytest
 from jaxpeft.diagnose import findings
 from jaxpeft.diagnose.findings import Settings
 from jaxpeft.train.loop import Moment
+from jaxpeft.train.watch import Watch
 
 STEPS = np.arange(10, 1001, 10)
 PEAK = 3e-4
@@ -161,7 +162,7 @@ def test_little_is_said_of_little():
 
 def test_a_watch_notes_each_kind_once_and_one_at_a_time(tmp_path):
     path, notes = tmp_path / "metrics.jsonl", []
-    watch = findings.Watch(path, Settings(), notes.append, every=100)
+    watch = Watch(path, Settings(), notes.append, every=100)
     seen = []
     with path.open("w") as file:
         for line in run(OVERTURNED, evaluations=OVERFITTED):

@@ -139,7 +139,8 @@ def run_alone(script: str, *arguments: str, devices: int = 1) -> str:
 
 ON_A_MESH = """
 import sys, jax, numpy as np
-from jaxpeft import hf, models, sharding
+from jaxpeft import hf, models
+from jaxpeft.devices import sharding
 
 mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2)
 whole_model = lambda spec: sharding.replicated(mesh)

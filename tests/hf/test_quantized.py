@@ -153,7 +153,8 @@ def test_unknown_storage_is_refused(base, cfg):
 
 ON_A_MESH = """
 import sys, jax, numpy as np
-from jaxpeft import hf, models, sharding
+from jaxpeft import hf, models
+from jaxpeft.devices import sharding
 
 mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2)
 cfg = models.config(sys.argv[1])

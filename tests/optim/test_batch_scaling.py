@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxpeft import config, optim
-from jaxpeft.assembly import session
+from jaxpeft.assembly import configuration
 from jaxpeft.assembly import updates as assembly
 from jaxpeft.errors import InputError
 
@@ -20,7 +20,7 @@ def parsed(tmp_path):
             "data": {"train": {"path": "train.json"}},
             "schedule": {"name": "constant"},
         }
-        return config.parse({**needed, **sections}, tables=session.TABLES)
+        return config.parse({**needed, **sections}, tables=configuration.TABLES)
 
     return parse
 
@@ -44,7 +44,7 @@ def test_the_rate_of_every_step_is_scaled_and_said(rule, size, factor, said, par
     np.testing.assert_allclose(updates.rate(3), 2e-4 * factor, rtol=1e-6)
     assert assembly.scaling_line(cfg) == said
     # What a run writes is what was given, and reads back the same.
-    again = config.parse(cfg.model_dump(), tables=session.TABLES)
+    again = config.parse(cfg.model_dump(), tables=configuration.TABLES)
     assert again == cfg and again.optimizer.learning_rate == 2e-4
 
 

@@ -7,7 +7,7 @@ from matplotlib import pyplot
 
 from jaxpeft import cli, report
 from jaxpeft.report import plots
-from jaxpeft.rundir import files
+from jaxpeft.rundir import files, sweep_files
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_picture_of_a_sweep_without_numbers_or_results_is_drawn(tmp_path, draw
     }
     content = {"axes": {"optimizer.name": ["lion"]}, "points": [point]}
     files.write_json(tmp_path / "sweep.json", content)
-    sweep = files.read_sweep(tmp_path)
+    sweep = sweep_files.read_sweep(tmp_path)
     plots.plot_sweep(sweep, tmp_path / "sweep.png", "empty")
     (only,) = drawn[0].axes
     assert only.get_xlabel() == "step (updates)"

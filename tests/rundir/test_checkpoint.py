@@ -226,7 +226,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 from pathlib import Path
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
-from jaxpeft.checkpoint import Checkpoints
+from jaxpeft.rundir.checkpoint import Checkpoints
 
 mesh = jax.make_mesh((2,), ("fsdp",))
 on = lambda *axes: NamedSharding(mesh, P(*axes))

@@ -182,7 +182,7 @@ TRAIN = """
 import sys
 from pathlib import Path
 import jax, jax.numpy as jnp
-from jaxpeft.checkpoint import Checkpoints
+from jaxpeft.rundir.checkpoint import Checkpoints
 
 checkpoints = Checkpoints(Path(sys.argv[1]), save_total_limit=2, fingerprint={})
 state = {"step": jnp.int32(0), "x": jnp.zeros((64, 1024)), "hole": None}

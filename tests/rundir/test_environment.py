@@ -32,8 +32,8 @@ def test_secrets_are_left_out_of_the_command():
 
 
 def test_a_command_of_the_package_can_be_repeated():
-    package = Path(environment.__file__).parent
-    argv = [str(package / "sweep.py"), "--grid", "seed=1,2"]
+    package = Path(environment.__file__).parents[1]
+    argv = [str(package / "sweep" / "__main__.py"), "--grid", "seed=1,2"]
     assert environment.command(argv) == "python -m jaxpeft.sweep --grid seed=1,2"
     assert environment.command([str(package / "__main__.py")]) == "python -m jaxpeft"
 

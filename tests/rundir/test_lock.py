@@ -14,7 +14,7 @@ from jaxpeft.rundir.lock import LOCK, RunLock
 HOLD = """
 import sys
 from pathlib import Path
-from jaxpeft.run_lock import RunLock
+from jaxpeft.rundir.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     sys.stdout.write("held")
     sys.stdout.flush()

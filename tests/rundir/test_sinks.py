@@ -8,7 +8,7 @@ import pytest
 from jaxpeft.errors import InputError
 from jaxpeft.rundir import sinks
 from jaxpeft.rundir.files import read_json
-from jaxpeft.train import hooks
+from jaxpeft.rundir.metrics import MetricsFile
 
 CONFIG = {"seed": 1, "optimizer": {"learning_rate": 1e-4}}
 
@@ -24,7 +24,7 @@ def evaluate(step):
 def take(output, name, lines, first=None):
     """One process of a run: it writes lines, and its sinks get them."""
     also = sinks.open_all([name], output, CONFIG, first)
-    file = hooks.MetricsFile(output / "metrics.jsonl", first, also)
+    file = MetricsFile(output / "metrics.jsonl", first, also)
     for line in lines:
         file.write(line)
     file.close()

@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 
-from jaxpeft.assembly import session
+from jaxpeft.assembly import configuration
 from jaxpeft.errors import InputError
 from jaxpeft.sweep import grid
 from jaxpeft.sweep import sweep as sweeping
@@ -50,7 +50,7 @@ def test_values_are_read_as_in_a_file():
 
 def test_overrides_give_back_the_very_values(config):
     values = {RATE: 1.2345678901234e-4, "seed": 7, "adapter.target_modules": ["q_proj"]}
-    cfg = session.open_config(config(), grid.overrides(values))
+    cfg = configuration.open_config(config(), grid.overrides(values))
     assert cfg.optimizer.learning_rate == values[RATE]
     assert (cfg.seed, cfg.adapter.target_modules) == (7, ["q_proj"])
 
@@ -82,7 +82,7 @@ def test_points_share_a_program_where_only_numbers_differ(
     config, changes, points, groups
 ):
     path = config(**changes)
-    configs = [session.open_config(path, grid.overrides(p)) for p in points]
+    configs = [configuration.open_config(path, grid.overrides(p)) for p in points]
     found = grid.together(configs, 1, None)
     assert len(found) == groups
     assert sorted(n for numbers in found for n in numbers) == list(range(len(points)))
@@ -92,7 +92,7 @@ def test_points_share_a_program_where_only_numbers_differ(
 
 def test_at_once_bounds_the_groups(config):
     path = config(adapter={"method": "full"})
-    configs = [session.open_config(path, [f"seed={n}"]) for n in range(5)]
+    configs = [configuration.open_config(path, [f"seed={n}"]) for n in range(5)]
     assert grid.together(configs, 1, 2) == [[0, 1], [2, 3], [4]]
 
 

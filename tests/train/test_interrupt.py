@@ -63,7 +63,7 @@ def test_another_thread_may_use_it():
 def test_sigterm_lets_a_process_end_in_order():
     child = run("""
 import sys, time
-from jaxpeft.interrupt import Interrupt
+from jaxpeft.train.interrupt import Interrupt
 with Interrupt() as stop:
     sys.stdout.write("ready")
     sys.stdout.flush()
@@ -81,7 +81,7 @@ sys.exit(75)
 def test_the_watchdog_ends_a_hang_with_124_and_shows_where():
     child = run("""
 import threading, time
-from jaxpeft.interrupt import Watchdog
+from jaxpeft.train.interrupt import Watchdog
 
 def hanging_step():
     time.sleep(60)
@@ -101,7 +101,7 @@ hanging_step()
 def test_grace_stop_and_none_let_a_process_live():
     child = run("""
 import time
-from jaxpeft.interrupt import Watchdog
+from jaxpeft.train.interrupt import Watchdog
 with Watchdog(0.1):
     pass
 disabled = Watchdog(None)
@@ -121,7 +121,7 @@ disabled.stop()
 def test_a_grace_ends_with_the_next_sign_of_life():
     child = run("""
 import time
-from jaxpeft.interrupt import Watchdog
+from jaxpeft.train.interrupt import Watchdog
 watchdog = Watchdog(0.1)
 watchdog.pet(grace=60)
 time.sleep(0.2)
@@ -135,7 +135,7 @@ time.sleep(60)
 def test_a_suspended_process_gets_its_time_again():
     child = run("""
 import sys, time
-from jaxpeft.interrupt import Watchdog
+from jaxpeft.train.interrupt import Watchdog
 watchdog = Watchdog(1.0)
 sys.stdout.write("ready")
 sys.stdout.flush()

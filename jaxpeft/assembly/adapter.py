@@ -1,0 +1,119 @@
+"""The adapter that a configuration asks for, on the params of a base."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jaxpeft import adapters, hf, kernel, models, tree
+from jaxpeft.assembly.base import Base
+from jaxpeft.config import AdapterSection
+from jaxpeft.errors import InputError
+from jaxpeft.models import ModelConfig
+
+FULL = "full"
+
+
+TARGETS = "target_modules"
+
+
+WHAT_TRAINS = (
+    TARGETS,
+    "exclude_modules",
+    "layers_to_transform",
+    "modules_to_save",
+    "bias",
+)
+
+
+def check_adapter(base: Base, section: AdapterSection) -> None:
+    """Raises InputError if the adapter does not fit, before any weight is read."""
+    if section.method == FULL and section.init_from is not None:
+        raise InputError(
+            f"adapter.init_from: found {section.init_from!r} beside method full, which "
+            "has no adapter; remove it, or merge that adapter first (jaxpeft export)"
+        )
+    if section.method == FULL and base.section.quantization != "none":
+        raise InputError(
+            f"model.quantization: found {base.section.quantization!r} with "
+            "adapter.method full; few bits cannot train: use none, or an adapter"
+        )
+    if section.init_from is None:
+        inject = functools.partial(
+            adapters.inject,
+            rules=rules_of(section),
+            names=models.module_names(base.cfg),
+        )
+        params = jax.eval_shape(
+            lambda params, key: inject(params, key=key),
+            base.shapes(),
+            jax.random.key(0),
+        )
+        hf.check_writable(params, base.cfg)
+
+
+def add_adapter(
+    params: Mapping[str, Any], section: AdapterSection, cfg: ModelConfig, key: jax.Array
+) -> dict[str, Any]:
+    """The params with a new adapter, or with the one of `init_from`.
+
+    What the configuration says of an adapter to continue from (`r`, `lora_alpha`,
+    `target_modules`) must agree with it; what it does not say is the adapter's own.
+    """
+    names = models.module_names(cfg)
+    if section.init_from is None:
+        return adapters.inject(params, rules_of(section), key, names)
+    patterns = {"rank_pattern", "alpha_pattern"}
+    shaping = {"r", "lora_alpha", "use_rslora", *patterns} & set(section.options)
+    given = {TARGETS} & section.model_fields_set
+    given |= {name for name in WHAT_TRAINS[1:] if _says_something(section, name)}
+    if shaping or given:
+        zeros = {**rules_of(section), "init_lora_weights": "zero"}
+        params = adapters.inject(params, zeros, key, names)
+    params = hf.load_adapter(params, hf.resolve(section.init_from), cfg)
+    dropout = section.options.get("lora_dropout")
+    if dropout is None:
+        return dict(params)
+    changes = {
+        name: dataclasses.replace(node, dropout=dropout)
+        for name, node in kernel.nodes(params).items()
+        if hasattr(node, "dropout")
+    }
+    return tree.replace(params, changes)
+
+
+def _says_something(section: AdapterSection, name: str) -> bool:
+    return getattr(section, name) != AdapterSection.model_fields[name].default
+
+
+def trains_all(section: AdapterSection) -> bool:
+    """Whether every weight of the base trains: method full, and no part of it named."""
+    named = any(_says_something(section, name) for name in WHAT_TRAINS)
+    given = any(value is not None for value in section.options.values())
+    return section.method == FULL and not named and not given
+
+
+def rules_of(section: AdapterSection) -> dict[str, Any]:
+    """What `adapters.inject` takes, of a section: its method's keys, and those given.
+
+    Raises InputError where keys of an adapter are given beside a method without one.
+    """
+    given = {
+        name: getattr(section, name)
+        for name in WHAT_TRAINS
+        if name in section.model_fields_set
+    }
+    useless = ("bias",) if section.method == FULL else WHAT_TRAINS[1:]
+    idle = [n for n in given if n in useless and _says_something(section, n)]
+    if section.method in adapters.WITHOUT and idle:
+        raise InputError(
+            f"adapter.{idle[0]}: found {given[idle[0]]!r} with method "
+            f"{section.method}, which has no use for it; remove it, or use lora"
+        )
+    if section.method == FULL:
+        given.pop("bias", None)
+    elif section.method in adapters.WITHOUT:
+        given = {}
+    return {"method": section.method, **given, **section.options}

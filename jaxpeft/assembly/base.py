@@ -1,0 +1,128 @@
+"""A base model and its tokenizer, opened as a configuration says."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpeft import hf, models, quant, tree
+from jaxpeft.config import ModelSection, RunConfig
+from jaxpeft.errors import InputError, suggest
+from jaxpeft.models import ModelConfig, stored
+
+# What goes along with a model's weights: how it generates, and its tokenizer.
+COMPANIONS = ("generation_config.json", *hf.TOKENIZER_FILES)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model before its weights are read."""
+
+    directory: Path
+    cfg: ModelConfig
+    tokenizer: Any
+    section: ModelSection
+
+    @property
+    def dtype(self) -> str:
+        """That the weights are stored in, or in place of which they are quantized."""
+        return self.section.dtype
+
+    def load(self, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
+        """The weights, on the mesh by their logical axes."""
+        kind = self.section.quantization
+        return hf.load(
+            self.directory,
+            self.cfg,
+            dtype=self.dtype,
+            mesh=mesh,
+            quantization=None if kind == "none" else kind,
+            skip=self.section.quantization_skip,
+        )
+
+    def shapes(self) -> dict[str, Any]:
+        """The weights' shapes alone."""
+        return base_shapes(self.section, self.cfg, self.dtype)
+
+    def copy_companions(self, target: Path) -> None:
+        """Copies to `target` what belongs to the model beside its weights."""
+        for name in COMPANIONS:
+            if (self.directory / name).is_file():
+                shutil.copy(self.directory / name, target / name)
+
+
+def open_base(section: ModelSection) -> Base:
+    """Opens a model's config and tokenizer; raises InputError for what is wrong."""
+    directory = hf.resolve(section.path)
+    cfg = model_config(section, directory)
+    section = as_stored(section, directory, cfg)
+    tokenizer = hf.load_tokenizer(directory)
+    hf.check_vocab(tokenizer, cfg)
+    return Base(directory, cfg, tokenizer, section)
+
+
+def as_stored(section: ModelSection, directory: Path, cfg: ModelConfig) -> ModelSection:
+    """The section, with the quantization of a checkpoint that is stored in few bits.
+
+    Raises InputError where the section wants another.
+    """
+    kind = stored.quantization(cfg.hf)
+    if kind is None:
+        return section
+    stored.check(kind, section.quantization)
+    changes = {"quantization": kind, "quantization_skip": hf.kept_whole(directory, cfg)}
+    return section.model_copy(update=changes)
+
+
+def model_config(section: ModelSection, directory: Path) -> ModelConfig:
+    """The hyperparameters in a model's folder, and how the section says to run it.
+
+    On a CPU the activations are float32 whatever the weights are stored in: products
+    of 16-bit numbers are slower there, and no memory would be saved.
+    """
+    widened = jax.default_backend() == "cpu" and section.dtype != "float32"
+    return models.config(
+        directory,
+        remat=section.remat,
+        activation_dtype="float32" if widened else None,
+    )
+
+
+def base_shapes(section: ModelSection, cfg: ModelConfig, dtype: str) -> dict[str, Any]:
+    """The shapes of a model's weights, quantized ones as the section says.
+
+    Raises InputError for a module to leave out that is none, and for matrices that
+    cannot be quantized so.
+    """
+    whole = models.shapes(cfg, dtype)
+    if section.quantization == "none":
+        return whole
+    specs = dict(tree.walk(models.param_specs(cfg)))
+    modules = {path.rsplit(".", 2)[-2] for path, spec in specs.items() if spec.stacked}
+    unknown = [name for name in section.quantization_skip if name not in modules]
+    if unknown:
+        raise InputError(
+            *(
+                f"model.quantization_skip: {name!r} is no module of the layers"
+                + suggest(name, sorted(modules))
+                for name in unknown
+            )
+        )
+    changes = {
+        path: quant.shapes(section.quantization, spec.shape, dtype)
+        for path, spec in specs.items()
+        if hf.is_quantized(path, spec, section.quantization_skip)
+    }
+    return tree.replace(whole, changes)
+
+
+def check_length(cfg: RunConfig, base: Base) -> None:
+    """Raises InputError where examples could be longer than the model's context."""
+    context = base.cfg.max_position_embeddings
+    if cfg.data.max_length > context:
+        raise InputError(
+            f"data.max_length: found {cfg.data.max_length}; the model's context is "
+            f"{context} tokens (config.json: max_position_embeddings); use at most that"
+        )

@@ -1,0 +1,49 @@
+"""A configuration, opened and checked against all that it can choose from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxpeft import adapters, config, optim
+from jaxpeft.assembly.adapter import FULL
+from jaxpeft.config import RunConfig
+from jaxpeft.errors import InputError
+from jaxpeft.rundir.files import ADAPTER, CONFIG, MODEL
+
+TABLES = {
+    "adapter": adapters.TABLE,
+    "optimizer": optim.OPTIMIZERS,
+    "schedule": optim.SCHEDULES,
+}
+
+
+def open_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in a file, checked against all that it can choose from."""
+    return config.load(path, overrides, TABLES)
+
+
+def open_run(
+    directory: str | Path, overrides: Sequence[str] = ()
+) -> tuple[RunConfig, Path | None]:
+    """The configuration of a run directory and the folder of its trained adapter.
+
+    After full fine-tuning there is no adapter, and the configuration's base model is
+    the one that was trained. Raises InputError where the directory holds no run, or
+    one that has not ended.
+    """
+    directory = Path(directory)
+    path = directory / CONFIG
+    if not path.is_file():
+        raise InputError(
+            f"--run: {str(path)!r} is missing; give the output_dir of a training run"
+        )
+    cfg = open_config(path, overrides)
+    result = directory / (MODEL if cfg.adapter.method == FULL else ADAPTER)
+    if not result.is_dir():
+        raise InputError(
+            f"--run: {str(result)!r} is missing: the run has not ended; repeat its "
+            "training command to finish it"
+        )
+    if cfg.adapter.method != FULL:
+        return cfg, result
+    trained = cfg.model.model_copy(update={"path": str(result)})
+    return cfg.model_copy(update={"model": trained}), None

@@ -1,0 +1,76 @@
+"""Where the arrays of a run lie on its mesh."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from jaxpeft import adapters, kernel, models, tree
+from jaxpeft.assembly.step import TrainState
+from jaxpeft.config import RunConfig
+from jaxpeft.devices import sharding
+from jaxpeft.errors import InputError
+from jaxpeft.models import ModelConfig
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the arrays of a run lie on its mesh.
+
+    params: of every parameter, adapters beside the weight that they adapt. mask: true
+    where one trains. state: of a `TrainState`.
+    """
+
+    params: Any
+    mask: Any
+    state: TrainState
+
+    @property
+    def frozen(self) -> Any:
+        """Of the parameters that do not train."""
+        return tree.partition(self.params, self.mask)[1]
+
+
+def make_places(
+    params: Any,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    tx: optax.GradientTransformation,
+) -> Places:
+    """Where everything lies, given the parameters (arrays or shapes), adapters in."""
+    specs = dict(tree.walk(models.param_specs(model)))
+    axes = {
+        name: kernel.axes_of(
+            value,
+            # Virtual tokens are no weight of the model, and are whole everywhere.
+            specs[name].axes if name in specs else (None,) * len(value.shape),
+        )
+        for name, value in tree.walk(params)
+    }
+    placed = sharding.of(mesh, tree.replace(params, axes), params)
+    mask = adapters.trainable_mask(params)
+    trainable, _ = tree.partition(params, mask)
+    theirs, _ = tree.partition(placed, mask)
+    state = jax.eval_shape(
+        lambda p: TrainState.create(p, tx, jax.random.key(0)), trainable
+    )
+    opt_state = sharding.of_state(mesh, state.opt_state, trainable, theirs)
+    whole = jax.tree.map(lambda _: sharding.replicated(mesh), state)
+    return Places(placed, mask, whole.replace(params=theirs, opt_state=opt_state))
+
+
+def check_batches(cfg: RunConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises InputError where the devices of the mesh cannot share a batch evenly."""
+    parts = cfg.training.gradient_accumulation_steps
+    devices, size = mesh.shape["data"] * mesh.shape["fsdp"], cfg.training.batch_size
+    step = devices * parts
+    if size % step:
+        near = f"{size // step * step} or " if size > step else ""
+        raise InputError(
+            f"training.batch_size: found {size}; {devices} devices (mesh data x fsdp) "
+            f"times {parts} gradient_accumulation_steps do not divide it; use {near}"
+            f"{size // step * step + step}"
+        )
+    if cfg.data.eval_batch_size is not None:
+        sharding.check_batch(cfg.data.eval_batch_size, mesh, "data.eval_batch_size")

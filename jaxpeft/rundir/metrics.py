@@ -1,0 +1,114 @@
+"""`metrics.jsonl`: written by a run under way, read at any time of its life."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxpeft.errors import InputError
+
+
+class Listener(Protocol):
+    """What gets each entry too, such as a `sinks.Guarded`."""
+
+    def write(self, entry: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsFile:
+    """`metrics.jsonl`: a line of JSON an entry, written through at once.
+
+    JSON has no NaN and no infinity: null stands for them. Resuming at a step drops the
+    lines after it, which the steps to come write anew. Without a path it writes
+    nothing: of several processes one alone does. The sinks get each entry too.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        resumed_at: int | None,
+        also: Sequence[Listener] = (),
+    ):
+        self._file, self._also = None, also
+        if path is None:
+            return
+        kept = []
+        if resumed_at is not None and path.exists():
+            for line in path.read_text().splitlines(keepends=True):
+                # A killed process may have left half a line, always the last one.
+                if line.endswith("\n") and json.loads(line)["step"] <= resumed_at:
+                    kept.append(line)
+        # Moved into place, so that a kill right here cannot cost the lines kept.
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, path)
+        self._file = path.open("a")
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Appends an entry."""
+        if self._file is None:
+            return
+        finite = {k: v if math.isfinite(v) else None for k, v in entry.items()}
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+        for sink in self._also:
+            sink.write(finite)
+
+    def close(self) -> None:
+        """Closes the file and the sinks."""
+        if self._file is not None:
+            self._file.close()
+        for sink in self._also:
+            sink.close()
+
+
+def read_metrics(path: Path) -> tuple[list[dict], list[dict]]:
+    """(training lines, evaluation lines) of a `metrics.jsonl`, see `read_lines`."""
+    lines = read_lines(path)
+    training = [line for line in lines if "loss" in line]
+    return training, [line for line in lines if "eval_loss" in line]
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a `metrics.jsonl`, null read as NaN.
+
+    A file that is not there has none, and a last line without its end, which a run may
+    be writing, does not count. Raises InputError for any other line that is no object.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = []
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        if line.endswith("\n") and line.strip():
+            lines.append(_entry(path, number, line))
+    return lines
+
+
+def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+        int(entry["step"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}, line {number}: found {line.strip()[:60]!r}, which is no JSON "
+            "object with a step; delete the line"
+        ) from error
+    return {key: math.nan if v is None else v for key, v in entry.items()}
+
+
+def values(lines: list[dict], key: str) -> np.ndarray:
+    """One number a line, float64; NaN where a line lacks it."""
+    return np.asarray([line.get(key, math.nan) for line in lines], float)
+
+
+def best_evaluation(lines: list[dict]) -> tuple[int, float] | None:
+    """(step, loss) of the lowest evaluation loss, the first of equal ones; or None."""
+    losses = values(lines, "eval_loss")
+    if not np.isfinite(losses).any():
+        return None
+    at = int(np.nanargmin(losses))
+    return int(lines[at]["step"]), float(losses[at])

@@ -1,0 +1,75 @@
+"""What stands in the directory of a sweep, read at any time of its life."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxpeft.errors import InputError
+from jaxpeft.rundir.files import read_json
+
+SWEEP, SWEEP_PLOT = "sweep.json", "sweep.png"
+
+
+@dataclass(frozen=True)
+class PointRecord:
+    """One run of a sweep, and the loss that it ended with: NaN if it has none."""
+
+    name: str
+    directory: Path
+    values: dict[str, Any]
+    loss: float
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """A `sweep.json`: its axes as they were given, its points best first.
+
+    measure: "evaluation", or "training" where no point has been evaluated. remarks:
+    what the sweep's end said of them.
+    """
+
+    directory: Path
+    axes: dict[str, Any]
+    points: tuple[PointRecord, ...]
+    measure: str
+    remarks: tuple[str, ...] = ()
+
+
+def read_sweep(directory: Path) -> SweepRecord:
+    """The sweep in a directory; points without a loss stand last, in their order.
+
+    Raises InputError where there is no `sweep.json`, or not one of a sweep.
+    """
+    path = directory / SWEEP
+    if not path.is_file():
+        raise InputError(
+            f"{str(directory)!r} holds no {SWEEP}; name the directory of a sweep"
+        )
+    content = read_json(path)
+    try:
+        rows = [dict(row) for row in content["points"]]
+        evaluated = any(row.get("eval_loss") is not None for row in rows)
+        likely = "eval_loss" if evaluated or not rows else "train_loss"
+        key = content.get("judged_by", likely)
+        points = [_point(directory, row, key) for row in rows]
+        axes = dict(content.get("axes", {}))
+        remarks = tuple(map(str, content.get("remarks", ())))
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: found no object with points, each with its name and directory; "
+            "run the sweep again, which writes it anew"
+        ) from error
+    points.sort(key=lambda point: (math.isnan(point.loss), point.loss))
+    measure = "training" if key == "train_loss" else "evaluation"
+    return SweepRecord(directory, axes, tuple(points), measure, remarks)
+
+
+def _point(directory: Path, row: dict[str, Any], key: str) -> PointRecord:
+    judged = None if row.get("status") == "diverged" else row.get(key)
+    loss = math.nan if judged is None else float(judged)
+    values = dict(row.get("values", {}))
+    return PointRecord(
+        str(row["name"]), directory / row["directory"], values, loss, row
+    )
