@@ -3,10 +3,18 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxpeft import cli, console
 from jaxpeft.errors import InputError
+
+# What a figure is called, and how it is written; others go by their own names.
+FIGURES = {
+    "eval_loss": ("loss", "{:.4f} nats per token"),
+    "eval_perplexity": ("perplexity", "{:.4f}"),
+    "eval_accuracy": ("token accuracy", "{:.2%}"),
+    "eval_tokens": ("tokens", "{:,}"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,11 +42,16 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         console.say(json.dumps(result))
         return 0
-    console.say(f"loss            {result['eval_loss']:.4f} nats per token")
-    console.say(f"perplexity      {result['eval_perplexity']:.4f}")
-    console.say(f"token accuracy  {result['eval_accuracy']:.2%}")
-    console.say(f"tokens          {result['eval_tokens']:,}")
+    for line in lines(result):
+        console.say(line)
     return 0
+
+
+def lines(result: Mapping[str, float]) -> list[str]:
+    """A report of an objective, a line for each figure."""
+    named = [(*FIGURES.get(n, (n.removeprefix("eval_"), "{:.4f}")), n) for n in result]
+    width = max(len(name) for name, _, _ in named)
+    return [f"{name:<{width}}  {form.format(result[n])}" for name, form, n in named]
 
 
 if __name__ == "__main__":

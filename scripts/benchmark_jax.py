@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 
 import jaxpeft  # noqa: E402
 from jaxpeft import adapters, hf, models, optim, quant, tree  # noqa: E402
-from jaxpeft.assembly.step import TrainState, make_train_step  # noqa: E402
+from jaxpeft.assembly.step import Frozen, TrainState, make_train_step  # noqa: E402
 from jaxpeft.models import ModelConfig, ParamSpec  # noqa: E402
 
 
@@ -100,7 +100,7 @@ def main() -> None:
 
     def step() -> float:
         nonlocal state
-        state, metrics = train_step(state, frozen, batch)
+        state, metrics = train_step(state, Frozen(frozen), batch)
         jax.block_until_ready(state)
         return float(metrics["loss"])
 

@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 from jaxpeft import adapters, models, optim, tree  # noqa: E402
 from jaxpeft.assembly import configuration  # noqa: E402
 from jaxpeft.assembly.places import make_places  # noqa: E402
-from jaxpeft.assembly.step import TrainState, make_train_step  # noqa: E402
+from jaxpeft.assembly.step import Frozen, TrainState, make_train_step  # noqa: E402
 from jaxpeft.devices import sharding  # noqa: E402
 from jaxpeft.devices.compiled import build  # noqa: E402
 from jaxpeft.plan import planning  # noqa: E402
@@ -100,11 +100,11 @@ def losses(method: str, mesh: Any, steps: int) -> np.ndarray:
         if step is None:
             step = build(
                 make_train_step(cfg, tx),
-                (state, frozen, batch),
+                (state, Frozen(frozen), batch),
                 carries=True,
                 mesh=mesh,
             )[1]
-        state, metrics = step(state, frozen, batch)
+        state, metrics = step(state, Frozen(frozen), batch)
         found.append(float(metrics["loss"]))
     return np.array(found)
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from jaxpeft import adapters, hf, kernel, models, optim, tree
-from jaxpeft.assembly.step import TrainState, make_train_step
+from jaxpeft.assembly.step import Frozen, TrainState, make_train_step
 
 LOG = logging.getLogger(__name__)
 STEPS, PARTS, ROWS, LENGTH = 12, 2, 3, 18
@@ -117,7 +117,7 @@ def here(folder, batches):
             "positions": places,
             "segments": inside.astype(np.int32),
         }
-        state, metrics = step(state, frozen, batch)
+        state, metrics = step(state, Frozen(frozen), batch)
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["grad_norm"]))
     after = tree.combine(state.params, frozen)

@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxpeft import adapters, config, optim
+from jaxpeft import adapters, config, objectives, optim
 from jaxpeft.assembly.adapter import FULL
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
+from jaxpeft.objectives import Objective
 from jaxpeft.rundir.files import ADAPTER, CONFIG, MODEL
 
 TABLES = {
     "adapter": adapters.TABLE,
     "optimizer": optim.OPTIMIZERS,
     "schedule": optim.SCHEDULES,
+    "objective": objectives.TABLE,
 }
 
 
@@ -47,3 +49,8 @@ def open_run(
         return cfg, result
     trained = cfg.model.model_copy(update={"path": str(result)})
     return cfg.model_copy(update={"model": trained}), None
+
+
+def objective(cfg: RunConfig) -> Objective:
+    """What a run minimises, as its section `objective` says."""
+    return config.build(objectives.TABLE, cfg.objective)

@@ -14,23 +14,31 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxpeft import models
-from jaxpeft.assembly.step import Batch, Metrics, TrainState, TrainStep
+from jaxpeft.assembly.step import (
+    SFT,
+    Batch,
+    Frozen,
+    Metrics,
+    TrainState,
+    TrainStep,
+)
 from jaxpeft.models import ModelConfig
-from jaxpeft.objectives import token_loss
+from jaxpeft.objectives import Objective
 from jaxpeft.optim.rule import Context, Leafwise, Place, Tensor
 
 
 class _Forward(NamedTuple):
     """A forward pass, and how to go back through its two ends.
 
-    value: () float32, the mean loss. inputs: (layers, batch, seq, hidden), what each
-    layer read. block: one layer. top: the gradients of what stands above the layers,
-    and of the last layer's output. bottom: from the gradient of the first layer's
-    input, and that of the head where it is tied, to that of the embedding.
+    value: () float32, the mean loss. figures: its weight and metrics. inputs: (layers,
+    batch, seq, hidden), what each layer read. block: one layer. top: the gradients of
+    what stands above the layers, and of the last layer's output. bottom: from the
+    gradient of the first layer's input, and that of the head where it is tied, to that
+    of the embedding.
     """
 
     value: Array
-    count: Array
+    figures: Metrics
     inputs: Array
     block: Callable[[Array, Any, Array], Array]
     top: dict[str, Any]
@@ -39,22 +47,26 @@ class _Forward(NamedTuple):
 
 
 def make_fused_train_step(
-    cfg: ModelConfig, leafwise: Leafwise, max_grad_norm: float | None = None
+    cfg: ModelConfig,
+    leafwise: Leafwise,
+    max_grad_norm: float | None = None,
+    objective: Objective = SFT,
 ) -> TrainStep:
     """The function (state, frozen, batch) -> (state, metrics), for full fine-tuning.
 
     It computes what `step.make_train_step` does without accumulation. Batch leaves
-    are (1, batch, seq); `frozen` holds nothing. With `max_grad_norm` the backward pass
+    are (1, batch, seq); `frozen` holds nothing, and `objective` reads the last hidden
+    states alone (`from_hidden`). With `max_grad_norm` the backward pass
     runs twice, first for the norm alone. A step whose loss or norm is not finite
     changes nothing; without `max_grad_norm` the layers above the first gradient that
     is not finite are already updated by then.
     """
 
     def train_step(
-        state: TrainState, frozen: Any, batch: Batch
+        state: TrainState, frozen: Frozen, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         micro = {name: leaf[0] for name, leaf in batch.items()}
-        run = _forward(state.params, micro, cfg)
+        run = _forward(state.params, micro, cfg, objective)
         factor, finite = jnp.ones((), jnp.float32), jnp.isfinite(run.value)
         backward = _Backward(run, state, leafwise)
         if max_grad_norm is not None:
@@ -68,9 +80,11 @@ def make_fused_train_step(
     return train_step
 
 
-def _forward(params: Any, micro: Batch, cfg: ModelConfig) -> _Forward:
+def _forward(
+    params: Any, micro: Batch, cfg: ModelConfig, objective: Objective
+) -> _Forward:
     weights, tied = params["model"], "lm_head" not in params
-    tokens, mask = micro["tokens"], micro["supervised"]
+    tokens = micro["tokens"]
     block = models.make_block(cfg, micro["positions"], micro.get("segments"))
     x, embed_back = jax.vjp(
         lambda w: models.embed(w, tokens, micro["positions"], cfg),
@@ -82,13 +96,18 @@ def _forward(params: Any, micro: Batch, cfg: ModelConfig) -> _Forward:
 
     numbered = weights["layers"], jnp.arange(cfg.num_hidden_layers)
     last, inputs = jax.lax.scan(layer, x, numbered)
-    count = jnp.maximum(jnp.sum(mask).astype(jnp.float32), 1.0)
+    assert objective.from_hidden is not None  # as `updates` has seen to
+    of_hidden = objective.from_hidden
 
-    def loss_of(last: Array, norm: Any, head: Array) -> Array:
-        hidden = models.norm(last, norm, cfg)
-        return token_loss.nll_sum(hidden, head, micro["targets"], mask) / count
+    def loss_of(last: Array, norm: Any, head: Array) -> tuple[Array, Any]:
+        loss = of_hidden(models.norm(last, norm, cfg), head, micro)
+        weight = jnp.where(loss.weight > 0, loss.weight, 1.0)
+        means = {name: x / n for name, (x, n) in loss.metrics.items()}
+        return loss.total / weight, {**means, "weight": weight}
 
-    value, back = jax.vjp(loss_of, last, weights["norm"], models.head(params, cfg))
+    value, back, figures = jax.vjp(
+        loss_of, last, weights["norm"], models.head(params, cfg), has_aux=True
+    )
     dlast, dnorm, dhead = back(jnp.ones((), jnp.float32))
     if cfg.logit_softcap is not None:
         dhead = dhead.kernel
@@ -100,7 +119,7 @@ def _forward(params: Any, micro: Batch, cfg: ModelConfig) -> _Forward:
             grads = {**grads, "embedding": grads["embedding"] + dhead.T}
         return grads
 
-    return _Forward(value, count, inputs, block, top, dlast, bottom)
+    return _Forward(value, figures, inputs, block, top, dlast, bottom)
 
 
 class _Backward:
@@ -275,7 +294,7 @@ def _next_state(
     return new_state, {
         "loss": run.value,
         **norms,
-        "supervised": run.count,
+        **run.figures,
         "skipped_in_row": in_row,
     }
 

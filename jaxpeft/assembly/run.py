@@ -9,11 +9,17 @@ from typing import Any
 import jax
 
 from jaxpeft import data, hf, optim, tree
-from jaxpeft.assembly import updates
+from jaxpeft.assembly import configuration, updates
 from jaxpeft.assembly.adapter import add_adapter, check_adapter
 from jaxpeft.assembly.base import check_length, open_base
 from jaxpeft.assembly.places import check_batches, make_places
-from jaxpeft.assembly.step import TrainState
+from jaxpeft.assembly.step import (
+    EvalStep,
+    Frozen,
+    TrainState,
+    TrainStep,
+    make_eval_step,
+)
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
@@ -54,6 +60,7 @@ class Run:
         self.parts = cfg.training.gradient_accumulation_steps
         micro = cfg.training.batch_size // self.parts
         check_batches(cfg, self.mesh)
+        self.objective = configuration.objective(cfg)
         updates.fused_backward(cfg)  # its complaints need neither model nor data
         self._open(micro) if like is None else self._take_over(like)
         check_adapter(self.base, cfg.adapter)
@@ -79,6 +86,7 @@ class Run:
             self.of_base = jax.tree.map(lambda x: id(x) in own, params)
         self.places = make_places(params, self.base.cfg, self.mesh, self.tx)
         params = sharding.put(params, self.places.params)
+        self.held = self.objective.held(params)
         self.trainable, self.frozen = tree.partition(params, self.places.mask)
 
     def _open(self, micro: int) -> None:
@@ -87,14 +95,14 @@ class Run:
         self.base = open_base(cfg.model)
         check_length(cfg, self.base)
         vocabulary = self.base.cfg.vocab_size
-        self.batches = data.load_train(
+        self.batches = self.objective.load_train(
             cfg.data,
             self.base.tokenizer,
             batch_size=cfg.training.batch_size,
             seed=cfg.seed,
             vocab_size=vocabulary,
         )
-        self.evaluation = data.load_eval(
+        self.evaluation = self.objective.load_eval(
             cfg.data,
             self.base.tokenizer,
             batch_size=cfg.data.eval_batch_size or micro,
@@ -131,6 +139,19 @@ class Run:
         """The trainable parameters to evaluate and to keep: averaged ones, if any."""
         return optim.evaluation_params(state.opt_state, state.params)
 
+    @property
+    def fixed(self) -> Frozen:
+        """What the steps are given and leave as it is."""
+        return Frozen(self.frozen, self.held)
+
+    def train_step(self) -> TrainStep:
+        """The run's step (state, fixed, batch) -> (state, metrics), to be jitted."""
+        return self.updates.train_step(self.base.cfg, self.objective)
+
+    def eval_step(self) -> EvalStep:
+        """(trainable, fixed, batch) -> the objective's sums, to be jitted."""
+        return make_eval_step(self.base.cfg, self.objective)
+
     def fingerprint(self) -> dict[str, str]:
         """What a resumed run must share with the one that was saved."""
         settings = self.cfg.model_dump()
@@ -145,6 +166,8 @@ class Run:
         for key, silent in SILENT.items():
             if settings["training"][key] == silent:
                 settings["training"].pop(key)
+        if settings["objective"] == {"name": "sft"}:  # as before there were others
+            settings.pop("objective")
         state = jax.eval_shape(self.tx.init, self.trainable)
         if self.evaluation is not None and optim.observes(state):
             # What is evaluated, and when, then decides what the steps compute.

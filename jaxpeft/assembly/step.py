@@ -1,7 +1,7 @@
 """The training step and the evaluation step: pure functions, jitted by the caller."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,13 @@ import optax
 from flax import struct
 from jax import Array
 
-from jaxpeft import kernel, models, tree
+from jaxpeft import tree
 from jaxpeft.models import ModelConfig
-from jaxpeft.objectives import token_loss as loss
-from jaxpeft.objectives.token_loss import TokenSums
+from jaxpeft.objectives import Objective, sft
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
+SFT = sft()
 
 
 @struct.dataclass
@@ -50,62 +50,71 @@ class TrainState:
         )
 
 
-TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
-EvalStep = Callable[[Any, Any, Batch], TokenSums]
+TrainStep = Callable[[TrainState, "Frozen", Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Any, "Frozen", Batch], Any]
 
 
-def make_train_step(cfg: ModelConfig, tx: optax.GradientTransformation) -> TrainStep:
-    """The function (state, frozen, batch) -> (state, metrics).
+class Frozen(NamedTuple):
+    """What does not change while training.
 
-    Batch leaves are (accumulation, batch, seq). The gradient is that of the summed
-    token losses of all micro-batches, divided once by the number of supervised
-    tokens: the same step at any accumulation. A step whose gradient is not finite
-    changes nothing but the counters.
-
-    Metrics: `loss` (mean over supervised tokens, nats), `grad_norm` (global, before
-    clipping), `update_norm` (global, of what is added to the parameters),
-    `supervised` (tokens), `skipped_in_row`.
+    params: the params tree, `None` where something trains. held: what the objective
+    keeps besides, such as a reference.
     """
 
-    def token_loss(
-        trainable: Any, frozen: Any, micro: Batch, key: Array
-    ) -> tuple[Array, Array]:
-        params = kernel.with_dropout(tree.combine(trainable, frozen), key)
-        hidden = models.hidden_states(
-            params,
-            micro["tokens"],
-            cfg,
-            positions=micro["positions"],
-            segments=micro.get("segments"),
-        )
-        head, mask = models.head(params, cfg), micro["supervised"]
-        nll = loss.nll_sum(hidden, head, micro["targets"], mask)
-        return nll, jnp.sum(mask).astype(jnp.float32)
+    params: Any
+    held: Any = ()
 
-    gradient = jax.value_and_grad(token_loss, has_aux=True)
+
+def make_train_step(
+    cfg: ModelConfig,
+    tx: optax.GradientTransformation,
+    objective: Objective = SFT,
+) -> TrainStep:
+    """The function (state, frozen, batch) -> (state, metrics).
+
+    Batch leaves are (accumulation, batch, ...). The gradient is that of the summed
+    losses of all micro-batches, divided once by their summed weights (with sft the
+    number of supervised tokens): the same step at any accumulation. A step whose
+    gradient is not finite changes nothing but the counters.
+
+    Metrics: `loss` (with sft the mean over supervised tokens, nats), `grad_norm`
+    (global, before clipping), `update_norm` (global, of what is added to the
+    parameters), `weight`, `skipped_in_row`, and those of the objective.
+    """
+
+    def loss_of(trainable: Any, frozen: Frozen, micro: Batch, key: Array) -> tuple:
+        params = tree.combine(trainable, frozen.params)
+        loss = objective.loss(params, frozen.held, micro, cfg, key)
+        return loss.total, (loss.weight, dict(loss.metrics))
+
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
     tx = optax.with_extra_args_support(tx)
 
     def train_step(
-        state: TrainState, frozen: Any, batch: Batch
+        state: TrainState, frozen: Frozen, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(state.key, state.step)
 
-        def accumulate(total: Any, numbered: tuple[Array, Batch]) -> tuple[Any, None]:
-            index, micro = numbered
+        def sums_of(index: Array, micro: Batch) -> Any:
             key = jax.random.fold_in(step_key, index)
-            (nll, count), grads = gradient(state.params, frozen, micro, key)
-            return jax.tree.map(jnp.add, total, (grads, nll, count)), None
+            (total, rest), grads = gradient(state.params, frozen, micro, key)
+            return grads, total, *rest
 
-        zero = jnp.zeros((), jnp.float32)
-        start = (jax.tree.map(jnp.zeros_like, state.params), zero, zero)
-        parts = batch["tokens"].shape[0]
+        def accumulate(total: Any, numbered: tuple[Array, Batch]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, sums_of(*numbered)), None
+
+        numbers = jnp.arange(batch["tokens"].shape[0])
+        first = jax.tree.map(lambda x: x[0], (numbers, batch))
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(sums_of, *first))
         # Sum, then divide once: micro-batches hold unequal numbers of target tokens.
-        (grads, nll, count), _ = jax.lax.scan(
-            accumulate, start, (jnp.arange(parts), batch)
+        (grads, total, weight, figures), _ = jax.lax.scan(
+            accumulate, zeros, (numbers, batch)
         )
-        count = jnp.maximum(count, 1.0)
-        grads = jax.tree.map(lambda g: g / count, grads)
-        return _apply(state, tx, grads, nll / count, count)
+        weight = jnp.where(weight > 0, weight, 1.0)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        new_state, metrics = _apply(state, tx, grads, total / weight)
+        means = {name: x / n for name, (x, n) in figures.items()}
+        return new_state, {**metrics, "weight": weight, **means}
 
     return train_step
 
@@ -115,7 +124,6 @@ def _apply(
     tx: optax.GradientTransformationExtraArgs,
     grads: Any,
     value: Array,
-    count: Array,
 ) -> tuple[TrainState, Metrics]:
     """One update, or none where the loss or the gradient is not finite."""
     norm = optax.tree.norm(grads)
@@ -140,7 +148,6 @@ def _apply(
         "loss": value,
         "grad_norm": norm,
         "update_norm": chosen(_norm(updates), jnp.zeros((), jnp.float32)),
-        "supervised": count,
         "skipped_in_row": in_row,
     }
 
@@ -149,22 +156,14 @@ def _norm(updates: Any) -> Array:
     return optax.tree.norm(jax.tree.map(lambda u: u.astype(jnp.float32), updates))
 
 
-def make_eval_step(cfg: ModelConfig) -> EvalStep:
-    """The function (trainable, frozen, batch) -> sums over the supervised tokens.
+def make_eval_step(cfg: ModelConfig, objective: Objective = SFT) -> EvalStep:
+    """The function (trainable, frozen, batch) -> the objective's sums over the batch.
 
-    Batch leaves are (batch, seq). Nothing drops, nothing is kept but three sums.
+    Batch leaves are (batch, ...). Nothing drops, and nothing is kept but the sums.
     """
 
-    def eval_step(trainable: Any, frozen: Any, batch: Batch) -> TokenSums:
-        params = tree.combine(trainable, frozen)
-        hidden = models.hidden_states(
-            params,
-            batch["tokens"],
-            cfg,
-            positions=batch["positions"],
-            segments=batch.get("segments"),
-        )
-        head = models.head(params, cfg)
-        return loss.token_sums(hidden, head, batch["targets"], batch["supervised"])
+    def eval_step(trainable: Any, frozen: Frozen, batch: Batch) -> Any:
+        params = tree.combine(trainable, frozen.params)
+        return objective.sums(params, frozen.held, batch, cfg)
 
     return eval_step

@@ -10,7 +10,7 @@ import jax
 from jaxpeft import adapters, data, hf, tree
 from jaxpeft.assembly import configuration
 from jaxpeft.assembly.base import Base, open_base
-from jaxpeft.assembly.step import make_eval_step
+from jaxpeft.assembly.step import Frozen, make_eval_step
 from jaxpeft.config import ModelSection, RunConfig
 from jaxpeft.devices import sharding
 from jaxpeft.devices.compiled import Compiled
@@ -65,7 +65,7 @@ def load(
 
 
 def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
-    """The losses over the evaluation data of `cfg`, see `evaluation.losses`.
+    """The losses over the evaluation data of `cfg`, see `Objective.report`.
 
     adapter: a PEFT adapter's folder; None: the one that the run would continue from,
     or the base alone.
@@ -80,7 +80,8 @@ def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
     size = cfg.training.batch_size // cfg.training.gradient_accumulation_steps
     size = cfg.data.eval_batch_size or size
     sharding.check_batch(size, mesh, "data.eval_batch_size")
-    batches = data.load_eval(
+    objective = configuration.objective(cfg)
+    batches = objective.load_eval(
         cfg.data,
         base.tokenizer,
         batch_size=size,
@@ -89,12 +90,17 @@ def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
     if adapter is None and cfg.adapter.init_from is not None:
         adapter = hf.resolve(cfg.adapter.init_from)
     params = _params(base, adapter, mesh)
-    parts = tree.partition(params, adapters.trainable_mask(params))
+    trainable, frozen = tree.partition(params, adapters.trainable_mask(params))
+    fixed = Frozen(frozen, objective.held(params))
     # Standard output is the result's alone: nobody is told what is compiled.
-    step = Compiled(make_eval_step(base.cfg), "evaluation", lambda text: None)
-    return evaluation.losses(
-        step(*parts, sharding.put_batch(_unpacked(batch), mesh))
-        for batch in batches or ()
+    eval_step = make_eval_step(base.cfg, objective)
+    step = Compiled(eval_step, "evaluation", lambda text: None)
+    return evaluation.figures(
+        objective,
+        (
+            step(trainable, fixed, sharding.put_batch(_unpacked(batch), mesh))
+            for batch in batches or ()
+        ),
     )
 
 

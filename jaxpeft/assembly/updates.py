@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import optax
 
 from jaxpeft import optim
-from jaxpeft.assembly import adapter
+from jaxpeft.assembly import adapter, configuration
 from jaxpeft.assembly.fused import make_fused_train_step
 from jaxpeft.assembly.step import TrainStep, make_train_step
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.models import ModelConfig
+from jaxpeft.objectives import Objective
 from jaxpeft.optim.rule import Leafwise
 
 
@@ -31,11 +32,13 @@ class Updates:
     max_grad_norm: float | None
     follows_evaluation: bool
 
-    def train_step(self, model: ModelConfig) -> TrainStep:
+    def train_step(self, model: ModelConfig, objective: Objective) -> TrainStep:
         """The step (state, frozen, batch) -> (state, metrics), to be jitted."""
         if self.leafwise is None:
-            return make_train_step(model, self.tx)
-        return make_fused_train_step(model, self.leafwise, self.max_grad_norm)
+            return make_train_step(model, self.tx, objective)
+        return make_fused_train_step(
+            model, self.leafwise, self.max_grad_norm, objective
+        )
 
 
 def updates(cfg: RunConfig, steps: int, rate: optax.Schedule | None = None) -> Updates:
@@ -83,8 +86,9 @@ def fused_backward(cfg: RunConfig) -> bool:
     Raises InputError where that was asked for and cannot be.
     """
     wanted, full = cfg.training.fused_backward, adapter.trains_all(cfg.adapter)
+    of_hidden = configuration.objective(cfg).from_hidden is not None
     if wanted is None:
-        wanted = full and cfg.optimizer.name in optim.FUSED
+        wanted = full and of_hidden and cfg.optimizer.name in optim.FUSED
     if not wanted:
         return False
     parts = cfg.training.gradient_accumulation_steps
@@ -99,6 +103,12 @@ def fused_backward(cfg: RunConfig) -> bool:
             f"training.fused_backward: found true with adapter.method "
             f"{cfg.adapter.method!r}; an adapter's gradients are small: remove it, or "
             "use method full"
+        )
+    if not of_hidden:
+        problems.append(
+            "training.fused_backward: found true with objective.name "
+            f"{cfg.objective.name!r}, which needs more than one pass through the "
+            "model: remove it"
         )
     if parts > 1:
         problems.append(

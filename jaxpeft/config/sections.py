@@ -277,6 +277,12 @@ class ScheduleSection(ComponentSection):
         return self
 
 
+class ObjectiveSection(ComponentSection):
+    """What a step minimises. The other keys are the objective's own."""
+
+    name: Text = Field(default="sft", description="sft")
+
+
 class RunConfig(Section):
     """Everything that a run depends on."""
 
@@ -288,6 +294,7 @@ class RunConfig(Section):
     )
     model: ModelSection
     adapter: AdapterSection = Field(default_factory=AdapterSection)
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     data: DataSection
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)
@@ -319,6 +326,7 @@ class RunConfig(Section):
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelSection,
     "adapter": AdapterSection,
+    "objective": ObjectiveSection,
     "data": DataSection,
     "optimizer": OptimizerSection,
     "schedule": ScheduleSection,

@@ -163,7 +163,7 @@ def range_test(
     updates = assembly.updates(run.cfg, steps, rate)
     state = _initial_state(run, updates.tx, keep)
     step = Compiled(
-        updates.train_step(run.base.cfg),
+        updates.train_step(run.base.cfg, run.objective),
         "step of the range test",
         console.say,
         carries=True,
@@ -171,7 +171,7 @@ def range_test(
     )
     losses: list[float] = []
     for i, batch in zip(range(steps), run.batches.iterate(), strict=False):
-        state, metrics = step(state, run.frozen, run.micro_batches(batch))
+        state, metrics = step(state, run.fixed, run.micro_batches(batch))
         losses.append(float(metrics["loss"]))
         ended = range_curve.diverged(losses, steps)
         if ended or (i + 1) % max(1, steps // 10) == 0:

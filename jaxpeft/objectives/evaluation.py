@@ -1,29 +1,29 @@
-"""Loss, perplexity and accuracy over a data set, from sums that are streamed."""
+"""The figures of an evaluation, from sums that are streamed."""
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxpeft.objectives.token_loss import TokenSums
+from jaxpeft.objectives.objective import Objective
 
 
-def losses(sums: Iterable[TokenSums]) -> dict[str, float]:
-    """The means over all supervised tokens of the batches.
+def figures(objective: Objective, sums: Iterable[Any]) -> dict[str, float]:
+    """What `objective` reports of a data set.
 
-    `eval_loss` in nats per token, `eval_perplexity` = exp of it, `eval_accuracy`
-    (share of tokens whose logit is the largest), `eval_tokens`.
+    Args:
+        objective: whose `sums` they are.
+        sums: a tree of () float32 for each batch, perhaps still being computed.
+
+    Returns:
+        {name: figure}, `eval_loss` among them.
     """
     # All batches are started before the first result is waited for.
-    nll, correct, count = (
-        math.fsum(float(np.asarray(jax.device_get(value))) for value in values)
-        for values in zip(*list(sums))
+    started = list(sums)
+    totals = jax.tree.map(
+        lambda *parts: math.fsum(float(np.asarray(jax.device_get(x))) for x in parts),
+        *started,
     )
-    loss = nll / count
-    return {
-        "eval_loss": loss,
-        "eval_perplexity": math.exp(min(loss, 700.0)),
-        "eval_accuracy": correct / count,
-        "eval_tokens": int(count),
-    }
+    return objective.report(totals)

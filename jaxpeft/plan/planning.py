@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft import adapters, hf, models, tree
-from jaxpeft.assembly import updates
+from jaxpeft.assembly import configuration, updates
 from jaxpeft.assembly.adapter import FULL, rules_of
 from jaxpeft.assembly.base import as_stored, base_shapes, model_config
 from jaxpeft.assembly.places import check_batches, make_places
-from jaxpeft.assembly.step import TrainState
+from jaxpeft.assembly.step import Frozen, TrainState
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import sharding
 from jaxpeft.devices.compiled import build
@@ -197,6 +197,7 @@ class _Step:
         dtype = section.dtype
         # What is compiled in float32 for want of a device that computes in 16 bits.
         self.share = jnp.dtype(dtype).itemsize / 4 if widened else 1.0
+        self.objective = configuration.objective(cfg)
         self.updates = updates.updates(cfg, cfg.training.max_steps or STEPS)
         self.state, self.frozen, self.base = self._arrays(cfg, model, dtype)
         self.model, self._compiled_as = model, (self.state, self.frozen)
@@ -224,29 +225,33 @@ class _Step:
         )
         return (
             _placed(state, places.state),
-            _placed(frozen, places.frozen),
+            Frozen(_placed(frozen, places.frozen), self._held(params)),
             tree.count(models.shapes(model, dtype)),
         )
 
+    def _held(self, params: Any) -> Any:
+        """What the objective keeps, as shapes; whole everywhere at the worst."""
+        whole = sharding.replicated(self.mesh)
+        held = jax.eval_shape(self.objective.held, params)
+        return jax.tree.map(lambda x: x.update(sharding=whole), held)
+
     def _batch(self, size: tuple[int, int, int], packing: bool) -> dict[str, Any]:
-        kinds = {"tokens": "int32", "targets": "int32", "positions": "int32"}
-        kinds |= {"supervised": "bool"} | ({"segments": "int32"} if packing else {})
-        place = sharding.of_batch(self.mesh, len(size))
-        return {
-            name: jax.ShapeDtypeStruct(size, kind, sharding=place)
-            for name, kind in kinds.items()
-        }
+        shapes = self.objective.batch_shapes(size, packing)
+        return jax.tree.map(
+            lambda x: x.update(sharding=sharding.of_batch(self.mesh, len(x.shape))),
+            shapes,
+        )
 
     def build(self) -> tuple[Any, Any]:
         """(jaxpr, program) of the step."""
-        function = self.updates.train_step(self.model)
+        function = self.updates.train_step(self.model, self.objective)
         arguments = (*self._compiled_as, self.batch)
         return build(function, arguments, carries=True, mesh=self.mesh)
 
     def activations(self, jaxpr: Any) -> int:
         """Bytes on a device that the layers keep for the backward pass."""
         parts, kept = self.mesh.shape["data"] * self.mesh.shape["fsdp"], 0
-        layers = tree.combine(self.state.params, self.frozen)["model"]["layers"]
+        layers = tree.combine(self.state.params, self.frozen.params)["model"]["layers"]
         # Those of the forward pass come first.
         forward = stacks.lengths(layers, self.model.num_hidden_layers)
         for scan in _scans(jaxpr.jaxpr):

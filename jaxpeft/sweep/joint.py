@@ -111,7 +111,7 @@ class _Together:
         self.settings, self.steps = self.first.cfg.training, self.first.steps
         self.same_data = len({run.cfg.seed for run in runs}) == 1
         self.tuning = joint_step.Tuning.of(runs)
-        self.shared, self.own = joint_step.frozen(runs)
+        self.shared, self.own = joint_step.fixed(runs)
         self.state = self._initial_state()
         self.best = None
         if self.settings.keeps_best:
@@ -124,9 +124,11 @@ class _Together:
         ]
         self.done = int(self.state.step.max())
         mesh, model = self.first.mesh, self.first.base.cfg
-        step = joint_step.make_step(model, self.tuning, self.same_data)
+        step = joint_step.make_step(
+            model, self.tuning, self.first.objective, self.same_data
+        )
         self.step = Compiled(step, "step", tell, carries=True, mesh=mesh)
-        evaluate = joint_step.make_eval_step(model)
+        evaluate = joint_step.make_eval_step(model, self.first.objective)
         self.eval_step = Compiled(evaluate, "evaluation", tell, mesh=mesh)
         self.view = jax.jit(jax.vmap(self.first.view))
         self.slice = jax.jit(
@@ -264,7 +266,10 @@ class _Together:
             [self.eval_step(trained, self.shared, self.own, b) for b in batches]
         )
         found = [
-            evaluation.losses(jax.tree.map(joint_step.at(number), one) for one in sums)
+            evaluation.figures(
+                self.first.objective,
+                (jax.tree.map(joint_step.at(number), one) for one in sums),
+            )
             for number in range(len(self.points))
         ]
         return found, trained

@@ -17,8 +17,9 @@ from jax import Array
 from jaxpeft import optim, tree
 from jaxpeft.assembly import step
 from jaxpeft.assembly.run import Run
-from jaxpeft.assembly.step import TrainState
+from jaxpeft.assembly.step import Frozen, TrainState
 from jaxpeft.models import ModelConfig
+from jaxpeft.objectives import Objective
 from jaxpeft.optim.rule import Leafwise
 
 
@@ -63,17 +64,22 @@ def _rates(learning_rate: Any, steps: Array) -> Array:
     return jax.jit(jax.vmap(learning_rate))(steps).astype(jnp.float32)
 
 
-def frozen(runs: Sequence[Run]) -> tuple[Any, Any]:
-    """(the arrays of the base, those of the adapters stacked), holes in both."""
+def fixed(runs: Sequence[Run]) -> tuple[Any, Frozen]:
+    """(the arrays of the base, what is each run's own stacked), holes in both."""
 
-    def parts(run: Run) -> tuple[Any, Any]:
+    def parts(run: Run) -> tuple[Any, Frozen]:
         params = tree.combine(run.trainable, run.frozen)
         trains = run.places.mask
         shared = jax.tree.map(lambda of, t: of and not t, run.of_base, trains)
         own = jax.tree.map(lambda of, t: not of and not t, run.of_base, trains)
-        return tree.partition(params, shared)[0], tree.partition(params, own)[0]
+        theirs = Frozen(tree.partition(params, own)[0], run.held)
+        return tree.partition(params, shared)[0], theirs
 
     return parts(runs[0])[0], stacked([parts(run)[1] for run in runs])
+
+
+def _whole(own: Frozen, shared: Any) -> Frozen:
+    return own._replace(params=tree.combine(own.params, shared))
 
 
 def stacked(trees: Sequence[Any]) -> Any:
@@ -132,7 +138,9 @@ def make_create(tuning: Tuning) -> Callable:
     return create
 
 
-def make_step(model: ModelConfig, tuning: Tuning, same_data: bool) -> Callable:
+def make_step(
+    model: ModelConfig, tuning: Tuning, objective: Objective, same_data: bool
+) -> Callable:
     """take(states, shared, own, numbers, active, batch) -> (states, metrics).
 
     states, own, numbers and the metrics are stacked; the state of a point where
@@ -149,10 +157,11 @@ def make_step(model: ModelConfig, tuning: Tuning, same_data: bool) -> Callable:
         batch: Any,
     ) -> tuple[TrainState, Any]:
         def one(
-            state: TrainState, own: Any, number: Any, runs: Array, batch: Any
+            state: TrainState, own: Frozen, number: Any, runs: Array, batch: Any
         ) -> tuple[TrainState, Any]:
-            one_step = step.make_train_step(model, tuning.transformation(number))
-            new, metrics = one_step(state, tree.combine(own, shared), batch)
+            tx = tuning.transformation(number)
+            one_step = step.make_train_step(model, tx, objective)
+            new, metrics = one_step(state, _whole(own, shared), batch)
             kept = jax.tree.map(lambda x, y: jnp.where(runs, x, y), new, state)
             return kept, metrics
 
@@ -164,13 +173,13 @@ def make_step(model: ModelConfig, tuning: Tuning, same_data: bool) -> Callable:
     return take
 
 
-def make_eval_step(model: ModelConfig) -> Callable:
+def make_eval_step(model: ModelConfig, objective: Objective) -> Callable:
     """evaluate(trained, shared, own, batch) -> the sums of each point, stacked."""
-    one_step = step.make_eval_step(model)
+    one_step = step.make_eval_step(model, objective)
 
     def evaluate(trained: Any, shared: Any, own: Any, batch: Any) -> Any:
-        def one(trained: Any, own: Any) -> Any:
-            return one_step(trained, tree.combine(own, shared), batch)
+        def one(trained: Any, own: Frozen) -> Any:
+            return one_step(trained, _whole(own, shared), batch)
 
         return _over_points(one, trained, own)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxpeft import console, data, tree
 from jaxpeft.assembly.run import Run
-from jaxpeft.assembly.step import TrainState, make_eval_step
+from jaxpeft.assembly.step import TrainState
 from jaxpeft.assembly.summary import describe
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import cluster, determinism
@@ -106,11 +106,8 @@ class _Steps:
         self.progress = make_progress(run.steps, first)
         self.file = results.open_metrics(run, first if self.resumed else None)
         note, mesh = self.progress.note, run.mesh
-        train_step = run.updates.train_step(run.base.cfg)
-        self.step = Compiled(train_step, "step", note, carries=True, mesh=mesh)
-        self.eval_step = Compiled(
-            make_eval_step(run.base.cfg), "evaluation", note, mesh=mesh
-        )
+        self.step = Compiled(run.train_step(), "step", note, carries=True, mesh=mesh)
+        self.eval_step = Compiled(run.eval_step(), "evaluation", note, mesh=mesh)
         self.log = hooks.Log(
             self.file,
             self.progress,
@@ -173,7 +170,7 @@ class _Steps:
         if self.step.is_new(micro):
             self.watchdog.pet(hooks.SAVE_GRACE)
         start, compiled = time.monotonic(), self.step.seconds
-        result = self.step(state, self.run.frozen, micro)
+        result = self.step(state, self.run.fixed, micro)
         if self.step.seconds > compiled:
             self.log.paused(time.monotonic() - start)
         return result
@@ -230,8 +227,8 @@ class _Steps:
         self.watchdog.pet(hooks.SAVE_GRACE)
         trainable = self.run.view(state)
         batches = map(self.run.on_devices, self.run.evaluation or ())
-        frozen = self.run.frozen
-        return evaluation.losses(self.eval_step(trainable, frozen, b) for b in batches)
+        sums = (self.eval_step(trainable, self.run.fixed, b) for b in batches)
+        return evaluation.figures(self.run.objective, sums)
 
 
 def _finish(

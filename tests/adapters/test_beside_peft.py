@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from jaxpeft import adapters, hf, models, tree
-from jaxpeft.assembly.step import TrainState, make_train_step
+from jaxpeft.assembly.step import Frozen, TrainState, make_train_step
 
 LOG = logging.getLogger(__name__)
 STEPS, RATE = 10, 5e-3
@@ -136,7 +136,7 @@ def train_here(params, cfg):
     }
     losses = []
     for _ in range(STEPS):
-        state, metrics = step(state, frozen, batch)
+        state, metrics = step(state, Frozen(frozen), batch)
         losses.append(float(metrics["loss"]))
     return np.array(losses), tree.combine(state.params, frozen)
 

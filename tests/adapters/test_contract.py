@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxpeft import adapters, kernel, models, tree
-from jaxpeft.assembly.step import TrainState, make_train_step
+from jaxpeft.assembly.step import Frozen, TrainState, make_train_step
 
 # Settings for each entry of METHODS; a new method adds its line.
 SETTINGS = {
@@ -182,7 +182,7 @@ def test_only_masked_leaves_move_in_a_step(injected, llama):
     trainable, frozen = tree.partition(params, mask)
     tx = optax.adam(1e-3)
     step = jax.jit(make_train_step(llama.cfg, tx))
-    state, metrics = step(TrainState.create(trainable, tx, KEY), frozen, BATCH)
+    state, metrics = step(TrainState.create(trainable, tx, KEY), Frozen(frozen), BATCH)
     after = tree.combine(state.params, frozen)
     for (name, new), old, trains in zip(
         tree.named_leaves(after), jax.tree.leaves(before), jax.tree.leaves(mask)

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from jaxpeft import adapters, hf, models, optim, tree
-from jaxpeft.assembly.step import TrainState, make_train_step
+from jaxpeft.assembly.step import Frozen, TrainState, make_train_step
 from jaxpeft.devices.compiled import build
 from jaxpeft.errors import InputError
 from jaxpeft.models import transformer
@@ -117,7 +117,7 @@ def train_here(params, cfg):
     step, state, frozen = begin(params, cfg)
     losses = []
     for _ in range(STEPS):
-        state, metrics = step(state, frozen, batch())
+        state, metrics = step(state, Frozen(frozen), batch())
         losses.append(float(metrics["loss"]))
     return np.array(losses), state, frozen
 
@@ -174,7 +174,8 @@ def test_frozen_layers_cost_no_gradient_and_no_copy(here):
 
     def temporaries(rules):
         step, state, frozen = begin(inject(rules, (cfg, whole)), cfg)
-        _, program = build(step, (state, frozen, batch()), carries=True, mesh=None)
+        arguments = (state, Frozen(frozen), batch())
+        _, program = build(step, arguments, carries=True, mesh=None)
         trained = tree.nbytes(state.params)
         return program.memory_analysis().temp_size_in_bytes / trained, trained
 

@@ -13,7 +13,7 @@ import pytest
 
 from jaxpeft import models, optim
 from jaxpeft.assembly.fused import make_fused_train_step
-from jaxpeft.assembly.step import TrainState, make_train_step
+from jaxpeft.assembly.step import Frozen, TrainState, make_train_step
 from jaxpeft.optim.make import STACKED, decayed
 from jaxpeft.optim.rule import Layout
 
@@ -55,7 +55,7 @@ def taken(step, tx, params, batches):
     """(state, metrics of each step), the state's arrays fresh ones."""
     state = TrainState.create(jax.tree.map(jnp.array, params), tx, KEY)
     step, seen = jax.jit(step), []
-    frozen = jax.tree.map(lambda _: None, params)
+    frozen = Frozen(jax.tree.map(lambda _: None, params))
     for batch in batches:
         state, metrics = step(state, frozen, batch)
         seen.append(metrics)
@@ -153,7 +153,7 @@ def test_the_gradients_of_the_layers_never_exist_at_once():
     params = models.shapes(cfg, "float32")
     tx = RULES["adalomo"]()
     batch = batch_of(64, batch=1, seq=16)
-    frozen = jax.tree.map(lambda _: None, params)
+    frozen = Frozen(jax.tree.map(lambda _: None, params))
 
     def temporaries(step):
         state = jax.eval_shape(lambda p: TrainState.create(p, tx, KEY), params)

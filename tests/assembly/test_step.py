@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from jaxpeft import adapters, tree
-from jaxpeft.assembly.step import TrainState, make_eval_step, make_train_step
+from jaxpeft.assembly.step import Frozen, TrainState, make_eval_step, make_train_step
 from jaxpeft.data import Examples, collate
 
 LOG = logging.getLogger(__name__)
@@ -78,7 +78,8 @@ def parts(model):
 def gradient(step, parts, batch):
     """(gradient tree, metrics) of one step of descent."""
     trainable, frozen = parts
-    state, metrics = step(TrainState.create(trainable, DESCENT, KEY), frozen, batch)
+    start = TrainState.create(trainable, DESCENT, KEY)
+    state, metrics = step(start, Frozen(frozen), batch)
     return jax.tree.map(lambda a, b: np.array(a) - b, trainable, state.params), metrics
 
 
@@ -122,19 +123,19 @@ def test_packing_gives_the_same_loss_and_gradient(step, parts, examples, whole):
     assert packed["segments"].max() == 3
     found, metrics = gradient(step, parts, accumulated(packed, 1))
     agree("packed", found, whole[0])
-    total, expected = (m["loss"] * m["supervised"] for m in (metrics, whole[1]))
+    total, expected = (m["loss"] * m["weight"] for m in (metrics, whole[1]))
     np.testing.assert_allclose(total, expected, rtol=1e-5)
-    assert metrics["supervised"] == whole[1]["supervised"]
+    assert metrics["weight"] == whole[1]["weight"]
 
 
 def test_metrics_are_what_they_say(model, parts, unpacked, whole):
     found, metrics = whole
-    assert metrics["supervised"] == unpacked["supervised"].sum()
+    assert metrics["weight"] == unpacked["supervised"].sum()
     norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(found)))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
     # Descent at a rate of 1 moves by the gradient.
     np.testing.assert_allclose(metrics["update_norm"], norm, rtol=1e-4)
-    sums = jax.jit(make_eval_step(model.cfg))(*parts, unpacked)
+    sums = jax.jit(make_eval_step(model.cfg))(parts[0], Frozen(parts[1]), unpacked)
     np.testing.assert_allclose(sums.nll / sums.count, metrics["loss"], rtol=1e-5)
 
 
@@ -149,16 +150,16 @@ def test_a_gradient_that_is_not_finite_is_skipped(adam_step, parts, unpacked):
     norm = {"scale": frozen["model"]["norm"]["scale"].at[0].set(jnp.inf)}
     broken = {**frozen, "model": {**frozen["model"], "norm": norm}}
     batch = accumulated(unpacked, 1)
-    state, _ = step(adam_state(parts), frozen, batch)
+    state, _ = step(adam_state(parts), Frozen(frozen), batch)
     kept = [tree.digest(part) for part in (state.params, state.opt_state)]
     for in_row in (1, 2):
-        state, metrics = step(state, broken, batch)
+        state, metrics = step(state, Frozen(broken), batch)
         assert not np.isfinite(metrics["loss"])
         assert metrics["skipped_in_row"] == in_row == state.skipped
         assert metrics["update_norm"] == 0
         assert [tree.digest(p) for p in (state.params, state.opt_state)] == kept
     assert state.step == 3  # the batches are consumed all the same
-    state, metrics = step(state, frozen, batch)
+    state, metrics = step(state, Frozen(frozen), batch)
     assert metrics["skipped_in_row"] == 0 and state.skipped == 2
     assert tree.digest(state.params) != kept[0]
     assert np.isfinite(metrics["loss"])
@@ -185,7 +186,8 @@ def dropping(model, unpacked):
     def loss(chosen=(1, 1), **changes):
         shown = batch["supervised"] & np.array(chosen, bool)[:, None, None]
         state = start.replace(**changes)
-        return float(step(state, frozen, {**batch, "supervised": shown})[1]["loss"])
+        micro = {**batch, "supervised": shown}
+        return float(step(state, Frozen(frozen), micro)[1]["loss"])
 
     return loss
 

@@ -52,8 +52,8 @@ def test_a_plan_is_what_the_run_then_uses(method, planned, settings, tmp_path):
     sizes = {"weights": tree.nbytes(run.frozen), "parameters": tree.count(run.frozen)}
     state = run.initial_state()
     batch = run.micro_batches(run.batches[0])
-    step = run.updates.train_step(run.base.cfg)
-    _, program = build(step, (state, run.frozen, batch), carries=True, mesh=run.mesh)
+    step = run.train_step()
+    _, program = build(step, (state, run.fixed, batch), carries=True, mesh=run.mesh)
     memory = program.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + new

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from jaxpeft import adapters, hf, kernel, models, quant, tree
-from jaxpeft.assembly.step import TrainState, make_train_step
+from jaxpeft.assembly.step import Frozen, TrainState, make_train_step
 from jaxpeft.errors import InputError
 from jaxpeft.models import is_spec, param_specs
 
@@ -83,7 +83,7 @@ def test_a_lora_over_it_trains_and_merges(kind, base, cfg):
     }
     state, losses = TrainState.create(trainable, tx, jax.random.key(1)), []
     for _ in range(8):
-        state, metrics = step(state, frozen, batch)
+        state, metrics = step(state, Frozen(frozen), batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.8 * losses[0]
     params = tree.combine(state.params, frozen)
@@ -121,7 +121,7 @@ def step_bytes(kind, layers):
         name: jax.ShapeDtypeStruct((1, 1, 8), kind) for name, kind in kinds.items()
     }
     step = jax.jit(make_train_step(cfg, tx), donate_argnums=0)
-    compiled = step.lower(state, frozen, batch).compile()
+    compiled = step.lower(state, Frozen(frozen), batch).compile()
     size = 2 * sum(math.prod(shape) for shape in stacks.values())
     return compiled.memory_analysis().temp_size_in_bytes, size
 

@@ -4,12 +4,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpeft.objectives.evaluation import losses
+from jaxpeft.objectives import sft
+from jaxpeft.objectives.evaluation import figures
 from jaxpeft.objectives.token_loss import TokenSums
 
 
 def sums(nll, correct, count):
     return TokenSums(*(jnp.float32(x) for x in (nll, correct, count)))
+
+
+def losses(parts):
+    return figures(sft(), parts)
 
 
 def test_means_are_over_tokens_not_batches():

@@ -1,0 +1,85 @@
+"""What an objective is: everything about a run that depends on what it minimises.
+
+An objective is a record of functions. What most of them share, batches of rows of
+tokens, is what a new one has when it says nothing else.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxpeft import data
+from jaxpeft.models import ModelConfig
+
+Micro = Mapping[str, Array]
+Shape = tuple[int, ...]
+
+
+class Loss(NamedTuple):
+    """What a micro-batch adds to the loss of its step.
+
+    The step's loss is the sum of all `total` over the sum of all `weight`, so that it
+    is the same however a batch is cut for accumulation and over devices.
+    """
+
+    total: Array  # () float32
+    weight: Array  # () float32, such as the number of supervised tokens
+    # Further figures for the log, each as (sum, weight), () float32.
+    metrics: Mapping[str, tuple[Array, Array]] = {}
+
+
+def row_shapes(shape: Shape, packing: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a batch of rows of tokens, see `data.batches`.
+
+    Args:
+        shape: of each array, such as (accumulation, batch, seq).
+        packing: whether a row holds several examples, which `segments` number.
+
+    Returns:
+        {name: its shape and dtype}.
+    """
+    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "positions": jnp.int32}
+    kinds |= {"supervised": jnp.bool_} | ({"segments": jnp.int32} if packing else {})
+    return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
+
+
+def nothing(params: Any) -> Any:
+    """What an objective without a reference holds: an empty tree."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a training step minimises, and what an evaluation reports.
+
+    Attributes:
+        loss: (params, held, micro-batch, model, key) -> Loss. params: of the whole
+            model, adapters in. key: for dropout (`kernel.with_dropout`).
+        sums: (params, held, batch, model) -> a tree of () float32, sums over the batch
+            that `report` divides. Nothing drops.
+        report: their totals over all batches -> {name: figure}; `eval_loss` is among
+            them, the lower the better.
+        in_words: that report in a line for a person.
+        from_hidden: (hidden, head, micro-batch) -> Loss, of objectives whose loss reads
+            nothing but the last hidden states (batch, seq, hidden) of one forward pass
+            and the head; the fused backward pass needs it. None: it does more.
+        held: params -> what it keeps frozen besides the base, such as a reference; made
+            before the first step, and given to `loss` and `sums`.
+        load_train, load_eval: as `data.load_train` and `data.load_eval`.
+        batch_shapes: (shape, packing) -> the arrays of a batch. Every batch has
+            `tokens`, and `segments` while it is still on the host: 0 is padding.
+    """
+
+    loss: Callable[[Any, Any, Micro, ModelConfig, Array], Loss]
+    sums: Callable[[Any, Any, Micro, ModelConfig], Any]
+    report: Callable[[Any], dict[str, float]]
+    in_words: Callable[[Mapping[str, float]], str]
+    from_hidden: Callable[[Array, Any, Micro], Loss] | None = None
+    held: Callable[[Any], Any] = nothing
+    load_train: Callable[..., data.Batches] = data.load_train
+    load_eval: Callable[..., data.EvalBatches | None] = data.load_eval
+    batch_shapes: Callable[[Shape, bool], dict[str, jax.ShapeDtypeStruct]] = row_shapes

@@ -1,0 +1,81 @@
+"""Supervised fine-tuning: the next token's cross-entropy over what is to be learned."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxpeft import kernel, models
+from jaxpeft.models import ModelConfig
+from jaxpeft.objectives import token_loss
+from jaxpeft.objectives.objective import Loss, Micro, Objective
+from jaxpeft.objectives.token_loss import TokenSums
+
+
+def sft() -> Objective:
+    """Next-token cross-entropy in nats, the mean over a step's supervised tokens."""
+    return Objective(
+        loss=loss,
+        sums=sums,
+        report=report,
+        in_words=in_words,
+        from_hidden=from_hidden,
+    )
+
+
+def loss(params: Any, held: Any, micro: Micro, model: ModelConfig, key: Array) -> Loss:
+    """The summed token losses of a micro-batch, and its number of supervised tokens."""
+    params = kernel.with_dropout(params, key)
+    hidden = last_hidden(params, micro, model)
+    return from_hidden(hidden, models.head(params, model), micro)
+
+
+def from_hidden(hidden: Array, head: Any, micro: Micro) -> Loss:
+    """The same of last hidden states (batch, seq, hidden) and a head."""
+    mask = micro["supervised"]
+    nll = token_loss.nll_sum(hidden, head, micro["targets"], mask)
+    return Loss(nll, jnp.sum(mask).astype(jnp.float32))
+
+
+def sums(params: Any, held: Any, batch: Micro, model: ModelConfig) -> TokenSums:
+    """Loss and accuracy of a batch, summed over its supervised tokens."""
+    hidden = last_hidden(params, batch, model)
+    head = models.head(params, model)
+    return token_loss.token_sums(hidden, head, batch["targets"], batch["supervised"])
+
+
+def report(totals: tuple[float, float, float]) -> dict[str, float]:
+    """The means over all supervised tokens.
+
+    Returns:
+        `eval_loss` in nats per token, `eval_perplexity`, exp of it, `eval_accuracy`,
+        the share of tokens whose logit is the largest, and `eval_tokens`.
+    """
+    nll, correct, count = totals  # a `TokenSums`
+    mean = nll / count
+    return {
+        "eval_loss": mean,
+        "eval_perplexity": math.exp(min(mean, 700.0)),
+        "eval_accuracy": correct / count,
+        "eval_tokens": int(count),
+    }
+
+
+def in_words(report: Mapping[str, float]) -> str:
+    """Loss and token accuracy."""
+    return (
+        f"loss {report['eval_loss']:.4f}, token accuracy {report['eval_accuracy']:.1%}"
+    )
+
+
+def last_hidden(params: Any, batch: Micro, model: ModelConfig) -> Array:
+    """The model's last hidden states of a batch of rows, (batch, seq, hidden)."""
+    return models.hidden_states(
+        params,
+        batch["tokens"],
+        model,
+        positions=batch["positions"],
+        segments=batch.get("segments"),
+    )
