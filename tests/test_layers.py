@@ -16,8 +16,8 @@ STOREYS = (
     ("errors", "console", "tree"),
     ("kernel", "config", "devices"),
     # libraries
-    ("adapters", "models", "quant", "data", "objectives", "rundir", "cli"),
-    ("hf", "optim"),
+    ("adapters", "models", "quant", "data", "rundir", "cli"),
+    ("hf", "optim", "objectives"),
     ("flax", "assembly"),
     # commands
     ("lr_find", "plan", "diagnose", "generate", "export", "convert_config", "evaluate"),

@@ -20,6 +20,7 @@ from jaxpeft.rundir import files, sweep_files
 from jaxpeft.rundir.metrics import read_metrics
 from jaxpeft.sweep import grid, joint
 from jaxpeft.train import course
+from jaxpeft.train.standing import DIVERGED, DONE, RUNNING, STOPPED
 
 TABLE, POINTS, GROUPS = "sweep.csv", "points", "groups"
 WAITING = "waiting"
@@ -54,7 +55,7 @@ class Point:
     @property
     def ended(self) -> bool:
         """Whether nothing is left to do for it."""
-        return self.status not in (WAITING, joint.RUNNING)
+        return self.status not in (WAITING, RUNNING)
 
 
 @dataclass
@@ -139,7 +140,7 @@ class Sweep:
     def ranking(self) -> list[Point]:
         """The points that have ended, best first; those that diverged last."""
         ended = [point for point in self.points if point.ended]
-        return sorted(ended, key=lambda p: (p.status == joint.DIVERGED, self.score(p)))
+        return sorted(ended, key=lambda p: (p.status == DIVERGED, self.score(p)))
 
     def score(self, point: Point) -> float:
         """What a point is judged by, the lower the better; infinity for no number."""
@@ -190,7 +191,7 @@ class Sweep:
     def _train_group(self, group: list[Point], configs: list[RunConfig]) -> None:
         """Trains points together, and takes down what came of them."""
         for point in group:
-            point.status = joint.RUNNING
+            point.status = RUNNING
         self.save()
         start = time.monotonic()
         self._take_steps(group, configs)
@@ -349,9 +350,9 @@ def _alone(cfg: RunConfig) -> str:
         course.train(cfg)
     except NumericsError as error:
         console.warn(str(error))
-        return joint.DIVERGED
+        return DIVERGED
     summary = files.read_json(Path(cfg.output_dir) / files.SUMMARY) or {}
-    return joint.STOPPED if summary.get("stopped_early") else joint.DONE
+    return STOPPED if summary.get("stopped_early") else DONE
 
 
 def _results(point: Point) -> dict[str, Any]:

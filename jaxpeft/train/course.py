@@ -1,45 +1,282 @@
-"""Training from the first step, or the one to continue from, to the adapter."""
+"""The course of a run, or of several at once: open, restore, step, evaluate, save.
+
+A run alone is the case of one: `train` is its beginning and its end, and a sweep brings
+another program and other words.
+"""
 
 import contextlib
-import functools
-import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxpeft import console, data, tree
-from jaxpeft.assembly.run import Run
-from jaxpeft.assembly.step import TrainState
+from jaxpeft import console, tree
 from jaxpeft.assembly.summary import describe
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import cluster, determinism
-from jaxpeft.devices.compiled import Compiled
 from jaxpeft.diagnose import findings
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, NumericsError
 from jaxpeft.lr_find import auto
 from jaxpeft.lr_find.ramp import FILES
-from jaxpeft.objectives import evaluation
-from jaxpeft.rundir import outcome, sinks
+from jaxpeft.rundir import sinks
 from jaxpeft.rundir.checkpoint import Checkpoints
 from jaxpeft.rundir.files import ADAPTER, METRICS, MODEL, PLOT, REPORT
 from jaxpeft.rundir.lock import LOCK, RunLock
 from jaxpeft.rundir.metrics import read_metrics
-from jaxpeft.train import hooks, results, samples, watch
+from jaxpeft.train import hooks, results, samples
 from jaxpeft.train.interrupt import SIGNALS, Interrupt, Watchdog
 from jaxpeft.train.loop import fit
-from jaxpeft.train.progress import make_progress
-from jaxpeft.train.stopping import Stopping
+from jaxpeft.train.program import Alone, Program
+from jaxpeft.train.progress import Progress, make_progress
+from jaxpeft.train.standing import DONE, Standing, active, stand_all
+from jaxpeft.train.watch import Watch
 
 CHECKPOINTS = "checkpoints"
+
+
+class Guards(NamedTuple):
+    """What a course is kept safe by: what it saves, who may stop it, and a hang."""
+
+    checkpoints: Checkpoints
+    interrupt: Interrupt
+    watchdog: Watchdog
+
+
+class Ended(NamedTuple):
+    """How a course ended. seconds: since its first step, in all starts."""
+
+    standings: list[Standing]
+    seconds: float
 
 
 def train(cfg: RunConfig, *, resume: str = "auto") -> None:
     """Trains as `cfg` says, continuing where the output directory holds a checkpoint.
 
-    resume: "auto"; "never", which demands an empty or absent directory; "anyway",
-    which continues although configuration, data or base have changed.
-    Raises InputError, NumericsError or Preempted, which the command turns into its
-    exit code.
+    Args:
+        cfg: the configuration.
+        resume: "auto"; "never", which demands an empty or absent directory; "anyway",
+            which continues although configuration, data or base have changed.
+
+    Raises:
+        InputError, NumericsError, Preempted: which the command turns into its exit
+            code.
     """
+    _check(cfg, resume)
+    resumes = any((Path(cfg.output_dir) / CHECKPOINTS).glob("[0-9]*"))
+    # Before any of them can write there.
+    cluster.wait_for_all("output_dir checked")
+    run, chosen = auto.open_run(cfg, resumes)
+    fingerprint = run.fingerprint()
+    cluster.require_same(fingerprint, "give all the same files")
+    describe(run)
+
+    def begin(first: int) -> None:
+        results.begin(run, first, fingerprint)
+        if chosen is not None:
+            chosen.write(run.output, str(run.output))
+
+    primary = cluster.is_primary()
+    lock = RunLock(run.output) if primary else contextlib.nullcontext()
+    with lock, guarded(run.output / CHECKPOINTS, run.cfg, fingerprint) as guards:
+        guards.watchdog.pet(hooks.SAVE_GRACE)
+        program = Alone(run)
+        ended = follow(
+            program,
+            guards,
+            make_progress,
+            begin=begin if primary else lambda first: None,
+            give_up=_raise,
+            anyway=resume == "anyway",
+        )
+    _finish(program, ended)
+
+
+@contextlib.contextmanager
+def guarded(
+    folder: Path,
+    cfg: RunConfig,
+    fingerprint: dict[str, str],
+    save_total_limit: int | None = None,
+) -> Iterator[Guards]:
+    """The guards of a course whose checkpoints stand in `folder`.
+
+    Args:
+        folder: of the checkpoints.
+        cfg: says how many are kept, and how long a hang may last.
+        fingerprint: what a continued course must share with the one that was saved.
+        save_total_limit: in place of the configuration's.
+    """
+    limit = save_total_limit or cfg.training.save_total_limit
+    with (
+        Checkpoints(
+            folder, save_total_limit=limit, fingerprint=fingerprint
+        ) as checkpoints,
+        Interrupt(() if cluster.is_shared() else SIGNALS) as interrupt,
+        Watchdog(cfg.training.watchdog_seconds) as watchdog,
+    ):
+        yield Guards(checkpoints, interrupt, watchdog)
+
+
+def follow(
+    program: Program,
+    guards: Guards,
+    show: Callable[[int, int], Progress],
+    *,
+    begin: Callable[[int], None],
+    give_up: Callable[[Standing, str], None],
+    anyway: bool = False,
+) -> Ended:
+    """Takes the steps of a program's runs, from the first, or the one to continue from.
+
+    Args:
+        program: their steps, before the first one.
+        guards: see `guarded`.
+        show: (steps, steps taken) -> the display.
+        begin: called with the steps taken before anything else is written.
+        give_up: called with a run whose steps are not finite, and what was seen.
+        anyway: continue although the fingerprint differs.
+
+    Returns:
+        How each run stands, and the seconds that it took. `program.trained` is then
+        what each has trained.
+    """
+    checkpoints, _, watchdog = guards
+    restored = checkpoints.restore(program.saved, check_fingerprint=not anyway)
+    program.saved, note = restored or (program.saved, {})
+    first, last = program.done, program.runs[0].steps
+    begin(first)
+    standings = stand_all(program.runs, note, first)
+    display = show(last, first)
+    program.begin(display.note)
+    log, evaluate, save = _hooks(program, standings, display, guards, note)
+    try:
+        if note:
+            display.note(
+                f"continuing after step {first}"
+                if active(standings).any() and first < last
+                else f"finished after step {first}: nothing is left to train"
+            )
+        else:
+            for hook in evaluate:
+                hook.run(0)
+            samples.before(program, watchdog)
+        limit = program.runs[0].cfg.training.max_nonfinite_steps
+        abort = hooks.Abort(standings, give_up, limit=limit, last=last)
+        log.restart()
+        fit(
+            program,
+            standings,
+            [abort, log, *evaluate, *_watch(standings, display), save],
+            last=last,
+            before_compiling=lambda: watchdog.pet(hooks.SAVE_GRACE),
+        )
+    finally:
+        display.close()
+        for standing in standings:
+            standing.file.close()
+    checkpoints.wait()
+    _settle(program, standings, checkpoints)
+    return Ended(standings, log.seconds)
+
+
+def _hooks(
+    program: Program,
+    standings: Sequence[Standing],
+    display: Progress,
+    guards: Guards,
+    note: Mapping[str, Any],
+) -> tuple[hooks.Log, list[hooks.Evaluate], hooks.Save]:
+    """The log, the evaluation if there is something to evaluate on, and the saves."""
+    checkpoints, interrupt, watchdog = guards
+    training, last = program.runs[0].cfg.training, program.runs[0].steps
+    log = hooks.Log(
+        *(program, standings, display),
+        every=training.logging_steps,
+        last=last,
+        seconds=note.get("seconds", 0.0),
+    )
+    evaluate = hooks.Evaluate(
+        *(program, standings, log, display, watchdog),
+        every=training.eval_steps,
+        last=last,
+    )
+    save = hooks.Save(
+        *(program, standings, log, checkpoints),
+        lambda step: _asked_to_stop(interrupt, step),
+        watchdog,
+        every=training.save_steps,
+        last=last,
+        keeps_best=training.keeps_best,
+    )
+    evaluates = program.runs[0].evaluation is not None
+    return log, [evaluate] if evaluates else [], save
+
+
+def _settle(
+    program: Program, standings: Sequence[Standing], checkpoints: Checkpoints
+) -> None:
+    """After the last step: how each run ended, and which parameters are its result."""
+    for one in standings:
+        one.status = DONE if one.runs else one.status
+    keeps = program.runs[0].cfg.training.keeps_best
+    best = [one.stopping.best_step if keeps else None for one in standings]
+    program.settle(best, checkpoints)
+
+
+def _watch(standings: Sequence[Standing], display: Progress) -> list[Watch]:
+    """Of a run alone what is newly found in its curves is said at once."""
+    if len(standings) > 1 or not cluster.is_primary():
+        return []
+    cfg = standings[0].run.cfg
+    training = cfg.training
+    return [
+        Watch(
+            standings[0].run.output / METRICS,
+            findings.Settings.of(cfg),
+            display.note,
+            every=training.eval_steps or 10 * training.logging_steps,
+        )
+    ]
+
+
+def _raise(standing: Standing, seen: str) -> None:
+    raise NumericsError(seen)
+
+
+def _finish(program: Alone, ended: Ended) -> None:
+    """Writes what the run learned, plot and report; says what came of it."""
+    run, state = program.run, program.saved
+    trained, stopping = program.trained(0), ended.standings[0].stopping
+    result = results.write_trained(run, trained)
+    answers, digest = samples.answers(run, trained), tree.digest(state)
+    if not cluster.is_primary():
+        return
+    steps = int(state.step)
+    remarks = results.conclude(
+        run, trained, answers, steps=steps, seconds=ended.seconds
+    )
+    samples.say_after(answers)
+    _, evaluations = read_metrics(run.output / METRICS)
+    if evaluations:
+        losses = [line["eval_loss"] for line in evaluations]
+        console.say(f"evaluation loss: {losses[0]:.4f} before, {losses[-1]:.4f} after")
+    written = steps if program.kept is None else int(program.kept.step)
+    if run.cfg.training.keeps_best and stopping.best_step == written:
+        console.say(
+            f"lowest evaluation loss: {stopping.best:.4f} after step {written}, whose "
+            f"{result} is written"
+        )
+    for remark in remarks[:1]:
+        console.say(remark)  # jaxpeft diagnose tells the others
+    if int(state.skipped):
+        console.warn(f"{int(state.skipped)} steps had no finite gradient: skipped")
+    console.say(f"state after step {steps}: {digest}")
+    made = ((result, result), ("plot", PLOT), ("metrics", METRICS))
+    for name, path in (*made, ("report", REPORT)):
+        console.say(f"{name + ':':<9}{run.output / path}")
+
+
+def _check(cfg: RunConfig, resume: str) -> None:
+    """What can be wrong before anything is opened; the same in every process."""
     if cfg.deterministic:
         determinism.require()
     cluster.require_same(
@@ -48,221 +285,6 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
     )
     sinks.require(cfg.training.report_to)
     check_output(Path(cfg.output_dir), resume)
-    resumes = any((Path(cfg.output_dir) / CHECKPOINTS).glob("[0-9]*"))
-    # Before any of them can write there.
-    cluster.wait_for_all("output_dir checked")
-    run, found = auto.open_run(cfg, resumes)
-    cfg = run.cfg
-    fingerprint = run.fingerprint()
-    cluster.require_same(fingerprint, "give all the same files")
-    describe(run)
-    primary = cluster.is_primary()
-    with (
-        RunLock(run.output) if primary else contextlib.nullcontext(),
-        Checkpoints(
-            run.output / CHECKPOINTS,
-            save_total_limit=cfg.training.save_total_limit,
-            fingerprint=fingerprint,
-        ) as checkpoints,
-        Interrupt(() if cluster.is_shared() else SIGNALS) as interrupt,
-        Watchdog(cfg.training.watchdog_seconds) as watchdog,
-    ):
-        watchdog.pet(hooks.SAVE_GRACE)
-        state = run.initial_state()
-        restored = checkpoints.restore(state, check_fingerprint=resume != "anyway")
-        state, extra = restored or (state, {})
-        first = int(state.step)
-        if primary:
-            results.begin(run, first, fingerprint)
-            if found is not None:
-                found.write(run.output, str(run.output))
-        steps = _Steps(run, first, extra, checkpoints, interrupt, watchdog)
-        state = steps.take_all(state)
-        checkpoints.wait()
-        kept = steps.kept(state)
-    _finish(run, state, kept, steps.stopping, steps.seconds)
-
-
-class _Steps:
-    """The steps of a run, from a restored state or the first one to the last."""
-
-    def __init__(
-        self,
-        run: Run,
-        first: int,
-        extra: dict[str, Any],
-        checkpoints: Checkpoints,
-        interrupt: Interrupt,
-        watchdog: Watchdog,
-    ):
-        training = run.cfg.training
-        self.run, self.first, self.resumed = run, first, bool(extra)
-        self.watchdog, self.checkpoints = watchdog, checkpoints
-        self.stopping = Stopping(
-            training.early_stopping_patience, training.early_stopping_threshold
-        )
-        self.stopping.restore(extra)
-        self._earlier, self._start = extra.get("seconds", 0.0), time.monotonic()
-        self.progress = make_progress(run.steps, first)
-        self.file = results.open_metrics(run, first if self.resumed else None)
-        note, mesh = self.progress.note, run.mesh
-        self.step = Compiled(run.train_step(), "step", note, carries=True, mesh=mesh)
-        self.eval_step = Compiled(run.eval_step(), "evaluation", note, mesh=mesh)
-        self.log = hooks.Log(
-            self.file,
-            self.progress,
-            run.updates.rate,
-            run.batches.epoch,
-            every=training.logging_steps,
-            last=run.steps,
-            tokens=extra.get("tokens", 0),
-        )
-        self.evaluate = self._evaluation_hook() if run.evaluation else None
-        self.save = hooks.Save(
-            checkpoints,
-            self._position,
-            functools.partial(_asked_to_stop, interrupt),
-            watchdog,
-            self.stopping,
-            every=training.save_steps,
-            last=run.steps,
-            keeps_best=training.keeps_best,
-        )
-
-    def take_all(self, state: TrainState) -> TrainState:
-        """Takes them; says what the untrained model does where they begin anew."""
-        limit = self.run.cfg.training.max_nonfinite_steps
-        abort = hooks.abort_on_nonfinite(limit, self.run.steps)
-        evaluate = [self.evaluate] if self.evaluate else []
-        watch = [self._watch()] if cluster.is_primary() else []
-        try:
-            if self.resumed:
-                ended = self.stopping.exhausted or self.first == self.run.steps
-                self.progress.note(
-                    f"finished after step {self.first}: nothing is left to train"
-                    if ended
-                    else f"continuing after step {self.first}"
-                )
-            else:
-                self._before(state)
-            if self.stopping.exhausted:
-                return state  # it had stopped early, and was saved
-            self.log.restart()
-            return fit(
-                self._take,
-                state,
-                self.run.batches.iterate(self.first),
-                [abort, self.log, *evaluate, *watch, self.save],
-                first=self.first,
-                last=self.run.steps,
-            )
-        finally:
-            self.progress.close()
-            self.file.close()
-
-    @property
-    def seconds(self) -> float:
-        """The time that the run has taken since its first step, in all its starts."""
-        return self._earlier + time.monotonic() - self._start
-
-    def _take(self, state: TrainState, batch: data.Batch) -> tuple[TrainState, Any]:
-        micro = self.run.micro_batches(batch)
-        if self.step.is_new(micro):
-            self.watchdog.pet(hooks.SAVE_GRACE)
-        start, compiled = time.monotonic(), self.step.seconds
-        result = self.step(state, self.run.fixed, micro)
-        if self.step.seconds > compiled:
-            self.log.paused(time.monotonic() - start)
-        return result
-
-    def _before(self, state: TrainState) -> None:
-        if self.evaluate is not None:
-            self.evaluate.run(0, state)
-        answers = samples.answers(self.run, self.run.view(state))
-        if cluster.is_primary():
-            outcome.keep_before(self.run.output, answers)
-        for prompt, _, answer in answers:
-            console.say(f"before training\n  prompt: {_short(prompt)}")
-            console.say(f"  answer: {_short(answer)}")
-
-    def _watch(self) -> watch.Watch:
-        training = self.run.cfg.training
-        return watch.Watch(
-            self.run.output / METRICS,
-            findings.Settings.of(self.run.cfg),
-            self.progress.note,
-            every=training.eval_steps or 10 * training.logging_steps,
-        )
-
-    def _position(self) -> dict[str, Any]:
-        """What a checkpoint notes beside the state."""
-        return {
-            "tokens": self.log.tokens,
-            "seconds": self.seconds,
-            **self.stopping.position(),
-        }
-
-    def _evaluation_hook(self) -> hooks.Evaluate:
-        return hooks.Evaluate(
-            self._losses,
-            self.file,
-            self.log,
-            self.progress,
-            self.stopping,
-            every=self.run.cfg.training.eval_steps,
-            last=self.run.steps,
-        )
-
-    def kept(self, state: TrainState) -> TrainState:
-        """The state whose parameters are the run's result: the last, or the best."""
-        best = self.stopping.best_step
-        if not self.run.cfg.training.keeps_best or best in (None, int(state.step)):
-            return state
-        found = self.checkpoints.restore_step(best, state)
-        if found is None:
-            console.warn("the parameters of the last step are written in its place")
-        return found or state
-
-    def _losses(self, state: TrainState) -> dict[str, float]:
-        self.watchdog.pet(hooks.SAVE_GRACE)
-        trainable = self.run.view(state)
-        batches = map(self.run.on_devices, self.run.evaluation or ())
-        sums = (self.eval_step(trainable, self.run.fixed, b) for b in batches)
-        return evaluation.figures(self.run.objective, sums)
-
-
-def _finish(
-    run: Run, state: TrainState, kept: TrainState, stopping: Stopping, seconds: float
-) -> None:
-    """Writes what the state `kept` learned, plot and report; says what came of it."""
-    trained = run.view(kept)
-    result = results.write_trained(run, trained)
-    answers, digest = samples.answers(run, trained), tree.digest(state)
-    if not cluster.is_primary():
-        return
-    remarks = results.conclude(
-        run, trained, answers, steps=int(state.step), seconds=seconds
-    )
-    for prompt, reference, answer in answers:
-        console.say(f"after training\n  prompt: {_short(prompt)}")
-        console.say(f"  answer: {_short(answer)}\n  reference: {_short(reference)}")
-    _, evaluations = read_metrics(run.output / METRICS)
-    if evaluations:
-        losses = [line["eval_loss"] for line in evaluations]
-        console.say(f"evaluation loss: {losses[0]:.4f} before, {losses[-1]:.4f} after")
-    if run.cfg.training.keeps_best and stopping.best_step == int(kept.step):
-        console.say(
-            f"lowest evaluation loss: {stopping.best:.4f} after step "
-            f"{int(kept.step)}, whose {result} is written"
-        )
-    for remark in remarks[:1]:
-        console.say(remark)  # jaxpeft diagnose tells the others
-    if int(state.skipped):
-        console.warn(f"{int(state.skipped)} steps had no finite gradient: skipped")
-    console.say(f"state after step {int(state.step)}: {digest}")
-    made = ((result, result), ("plot", PLOT), ("metrics", METRICS))
-    for name, path in (*made, ("report", REPORT)):
-        console.say(f"{name + ':':<9}{run.output / path}")
 
 
 def check_output(output: Path, resume: str) -> None:
@@ -292,8 +314,3 @@ def _asked_to_stop(interrupt: Interrupt, step: int) -> str:
     if cluster.is_shared():
         return "SIGTERM" if cluster.preempted(step) else ""
     return interrupt.signal.name if interrupt.signal else ""
-
-
-def _short(text: str, most: int = 300) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[:most] + " ..."

@@ -1,45 +1,53 @@
-"""What happens beside the steps: log, evaluation, checkpoints, ends of a run."""
+"""What happens beside the steps: log, evaluation, checkpoints, ends of a run.
 
-import dataclasses
+Each hook serves one run as it serves several that one program trains.
+"""
+
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
-import optax
 
 from jaxpeft import optim
 from jaxpeft.assembly.step import TrainState
-from jaxpeft.errors import NumericsError, Preempted
+from jaxpeft.errors import Preempted
 from jaxpeft.rundir.checkpoint import Checkpoints
-from jaxpeft.rundir.metrics import MetricsFile
 from jaxpeft.train.interrupt import Watchdog
 from jaxpeft.train.loop import Moment
+from jaxpeft.train.program import Program
 from jaxpeft.train.progress import Progress
-from jaxpeft.train.stopping import Stopping
+from jaxpeft.train.standing import STOPPED, Standing, active, positions
 
 SAVE_GRACE = 600.0  # seconds that a compilation or a save may take before it is a hang
+# Of every step; what else it has are the objective's own figures.
+OF_EVERY_STEP = {"loss", "grad_norm", "update_norm", "weight", "skipped_in_row"}
 
 
 class Log:
-    """Writes a line for every `every`-th step; `tokens` counts from the run's start."""
+    """Writes a line for every `every`-th step, and keeps the time."""
 
     def __init__(
         self,
-        file: MetricsFile,
+        program: Program,
+        standings: Sequence[Standing],
         progress: Progress,
-        schedule: optax.Schedule,
-        epoch: Callable[[int], float],
         *,
         every: int,
         last: int,
-        tokens: int,
+        seconds: float = 0.0,
     ):
-        self._file, self._progress, self._schedule = file, progress, schedule
-        self._epoch, self._every, self._last = epoch, every, last
-        self.tokens = tokens
-        self._since, self._window = time.monotonic(), 0
-        self._paused = 0.0
+        self._program, self._standings, self._progress = program, standings, progress
+        self._every, self._last = every, last
+        self._earlier, self._start = seconds, time.monotonic()
+        self._window = [0] * len(standings)
+        self.restart()
+
+    @property
+    def seconds(self) -> float:
+        """The time since the first step, in all starts, that the runs have shared."""
+        return self._earlier + time.monotonic() - self._start
 
     def restart(self) -> None:
         """All the time up to now was no training."""
@@ -50,132 +58,168 @@ class Log:
         self._paused += seconds
 
     def __call__(self, moment: Moment) -> None:
-        self.tokens += moment.tokens
-        self._window += moment.tokens
+        self.paused(moment.compiling)
+        for number, standing in enumerate(self._standings):
+            if standing.runs:
+                standing.tokens += moment.tokens[number]
+                self._window[number] += moment.tokens[number]
         self._progress.advance(moment.step)
-        if not self.is_due(moment.step):
+        if moment.step % self._every and moment.step not in (1, self._last):
             return
-        loss = float(moment.metrics["loss"])  # waits for the step
+        values = jax.device_get(moment.metrics)  # waits for the step
         elapsed = time.monotonic() - self._since - self._paused
-        line = {
-            "step": moment.step,
-            "loss": loss,
-            "learning_rate": self.rate(moment.state, moment.step),
-            "grad_norm": float(moment.metrics["grad_norm"]),
-            "update_norm": float(moment.metrics["update_norm"]),
-            "tokens": self.tokens,
-            "tokens_per_second": round(self._window / max(elapsed, 1e-9), 1),
-            "epoch": round(self._epoch(moment.step), 4),
+        lines = [
+            self._line(number, moment.step, values, elapsed)
+            for number in range(len(self._standings))
+        ]
+        for standing, line in zip(self._standings, lines, strict=True):
+            if standing.runs:
+                standing.file.write(line)
+        self._progress.log(moment.step, lines)
+        self.restart()
+        self._window = [0] * len(lines)
+
+    def _line(
+        self, number: int, step: int, values: dict[str, Any], elapsed: float
+    ) -> dict[str, float]:
+        standing = self._standings[number]
+        own = {name: float(np.atleast_1d(x)[number]) for name, x in values.items()}
+        return {
+            "step": step,
+            "loss": own["loss"],
+            "learning_rate": rate(standing, self._program.state(number), step),
+            "grad_norm": own["grad_norm"],
+            "update_norm": own["update_norm"],
+            **{name: own[name] for name in own if name not in OF_EVERY_STEP},
+            "tokens": standing.tokens,
+            "tokens_per_second": round(self._window[number] / max(elapsed, 1e-9), 1),
+            "epoch": round(standing.run.batches.epoch(step), 4),
         }
-        self._file.write(line)
-        self._progress.log(moment.step, line)
-        self._since, self._window, self._paused = time.monotonic(), 0, 0.0
 
-    def is_due(self, step: int) -> bool:
-        """Whether this step gets a line; of others only the tokens are counted."""
-        return step % self._every == 0 or step in (1, self._last)
 
-    def rate(self, state: TrainState, step: int) -> float:
-        """The learning rate of a step, as evaluations have left it."""
-        updates = max(0, step - 1 - int(state.skipped))
-        factor = optim.rate_factor(state.opt_state)
-        return float(np.asarray(self._schedule(updates))) * float(np.asarray(factor))
+def rate(standing: Standing, state: TrainState, step: int) -> float:
+    """The learning rate of a step, as evaluations have left it."""
+    updates = max(0, step - 1 - int(state.skipped))
+    factor = optim.rate_factor(state.opt_state)
+    given = standing.run.updates.rate(updates)
+    return float(np.asarray(given)) * float(np.asarray(factor))
 
 
 class Evaluate:
-    """Evaluates after every `every`-th step and the last one; keeps the newest losses.
+    """Evaluates after every `every`-th step and the last one.
 
-    It ends the run where `stopping` says so.
+    Writes the figures, lets schedules follow them, and ends the runs whose patience is
+    at its end.
     """
 
     def __init__(
         self,
-        evaluate: Callable[[TrainState], dict[str, float]],
-        file: MetricsFile,
+        program: Program,
+        standings: Sequence[Standing],
         log: Log,
         progress: Progress,
-        stopping: Stopping,
+        watchdog: Watchdog,
         *,
         every: int | None,
         last: int,
     ):
-        self._evaluate, self._file, self._log = evaluate, file, log
-        self._progress, self._every, self._last = progress, every, last
-        self.stopping = stopping
-        self.newest: dict[str, float] | None = None
+        self._program, self._standings, self._log = program, standings, log
+        self._progress, self._watchdog = progress, watchdog
+        self._every, self._last = every, last
 
     def __call__(self, moment: Moment) -> bool:
-        if not self.is_due(moment.step):
+        due = self._every is not None and moment.step % self._every == 0
+        if not due and moment.step != self._last:
             return False
-        newest = self.run(moment.step, moment.state)
-        # Some schedules lower the rate by this loss; what is saved knows of it.
-        state = moment.state
-        opt_state = optim.observe(state.opt_state, newest["eval_loss"])
-        moment.state = dataclasses.replace(state, opt_state=opt_state)
-        if optim.observes(opt_state):
-            rates = [self._log.rate(s, moment.step) for s in (state, moment.state)]
-            if rates[0] != rates[1]:
-                self._progress.note(
-                    "by the evaluation losses the learning rate goes from "
-                    f"{rates[0]:.2e} to {rates[1]:.2e}"
-                )
-        self.stopping.observe(moment.step, newest["eval_loss"])
-        if self.stopping.exhausted and moment.step != self._last:
-            self._progress.note(self.stopping.verdict(moment.step))
-        return self.stopping.exhausted
-
-    def is_due(self, step: int) -> bool:
-        """Whether this step is one to evaluate after."""
-        due = self._every is not None and step % self._every == 0
-        return due or step == self._last
-
-    def run(self, step: int, state: TrainState) -> dict[str, float]:
-        """Evaluates, and writes the line of `step`; returns the losses."""
-        start = time.monotonic()
-        self.newest = self._evaluate(state)
-        self._file.write({"step": step, **self.newest})
-        self._progress.note(
-            f"evaluation after step {step}: loss {self.newest['eval_loss']:.4f}, "
-            f"token accuracy {self.newest['eval_accuracy']:.1%}"
+        runs = active(self._standings)
+        losses = [figures["eval_loss"] for figures in self.run(moment.step)]
+        improved = np.array(
+            [
+                runs[number] and one.stopping.observe(moment.step, losses[number])
+                for number, one in enumerate(self._standings)
+            ]
         )
+        before = self._rates(moment.step)
+        self._program.observe(losses, improved, runs)
+        for number, now in enumerate(self._rates(moment.step)):
+            if now != before[number]:
+                self._note(
+                    number,
+                    "by the evaluation losses the learning rate goes from "
+                    f"{before[number]:.2e} to {now:.2e}",
+                )
+        for number, one in enumerate(self._standings):
+            if one.runs and one.stopping.exhausted and moment.step != self._last:
+                one.status = STOPPED
+                self._note(number, one.stopping.verdict(moment.step))
+        return not active(self._standings).any()
+
+    def run(self, step: int) -> list[dict[str, float]]:
+        """Evaluates, and writes the line of `step`; returns each run's figures."""
+        start = time.monotonic()
+        self._watchdog.pet(SAVE_GRACE)
+        found = self._program.evaluate()
+        for one, figures in zip(self._standings, found, strict=True):
+            if one.runs:
+                one.file.write({"step": step, **figures})
+        if len(found) == 1:
+            said = self._standings[0].run.objective.in_words(found[0])
+        else:
+            said = "losses " + "  ".join(f"{one['eval_loss']:.4f}" for one in found)
+        self._progress.note(f"evaluation after step {step}: {said}")
         self._log.paused(time.monotonic() - start)
-        return self.newest
+        return found
+
+    def _rates(self, step: int) -> list[float]:
+        """Of each run whose schedule follows evaluations."""
+        return [
+            rate(one, self._program.state(number), step)
+            for number, one in enumerate(self._standings)
+            if one.run.updates.follows_evaluation
+        ]
+
+    def _note(self, number: int, text: str) -> None:
+        several = len(self._standings) > 1
+        name = f"{self._standings[number].run.output.name}: " if several else ""
+        self._progress.note(name + text)
 
 
 class Save:
     """Saves every `every`-th step, and the last; at once when asked to stop.
 
     asked_to_stop: given the step, what asked to stop after it; empty if nothing did.
-    stopping: also saves the step that it ends the run after. keeps_best: also saves
-    each step that is the best so far, which then stays whatever is deleted.
+    keeps_best: also saves each step that is the best so far, which then stays whatever
+    is deleted, where the program finds it in a checkpoint.
     """
 
     def __init__(
         self,
+        program: Program,
+        standings: Sequence[Standing],
+        log: Log,
         checkpoints: Checkpoints,
-        extra: Callable[[], dict[str, Any]],
         asked_to_stop: Callable[[int], str],
         watchdog: Watchdog,
-        stopping: Stopping,
         *,
         every: int,
         last: int,
         keeps_best: bool = False,
     ):
-        self._checkpoints, self._extra = checkpoints, extra
-        self._asked_to_stop, self._stopping = asked_to_stop, stopping
-        self._keeps_best = keeps_best
+        self._program, self._standings, self._log = program, standings, log
+        self._checkpoints, self._asked_to_stop = checkpoints, asked_to_stop
         self._watchdog, self._every, self._last = watchdog, every, last
+        self._keeps_best = keeps_best and program.saves_best
 
     def __call__(self, moment: Moment) -> None:
         asked, best = self._asked_to_stop(moment.step), None
-        ends = moment.step == self._last or self._stopping.exhausted
+        ends = moment.step == self._last or not active(self._standings).any()
         if self._keeps_best:
-            best = self._stopping.best_step
+            best = self._standings[0].stopping.best_step
         due = moment.step % self._every == 0 or moment.step == best
         if asked or due or ends:
             self._watchdog.pet(SAVE_GRACE)
-            self._checkpoints.save(moment.step, moment.state, self._extra(), keep=best)
+            note = {"seconds": self._log.seconds, **positions(self._standings)}
+            self._checkpoints.save(moment.step, self._program.saved, note, keep=best)
         if asked and not ends:
             self._checkpoints.wait()
             raise Preempted(
@@ -185,27 +229,41 @@ class Save:
         self._watchdog.pet()
 
 
-def abort_on_nonfinite(limit: int, last: int) -> Callable[[Moment], None]:
-    """A hook that ends the run when over `limit` steps in a row were not finite.
+class Abort:
+    """Gives a run up when over `limit` steps in a row were not finite.
 
     Such steps leave the state as it was (a fused one without clipping may have updated
     layers above the first bad gradient), so that nothing non-finite is ever saved. It
     looks at the step before the newest: asking after that one would make the host wait.
     Only of the run's `last` step there is no later moment to ask.
     """
-    before: list[Moment] = []
 
-    def hook(moment: Moment) -> None:
-        before.append(moment)
-        while len(before) > (moment.step != last):
-            earlier = before.pop(0)
-            in_row = int(earlier.metrics["skipped_in_row"])
-            if in_row > limit:
-                raise NumericsError(
-                    f"step {earlier.step}: the loss or gradient was not finite in "
-                    f"{in_row} steps in a row, and training.max_nonfinite_steps is "
-                    f"{limit}; lower optimizer.learning_rate, use dtype float32 or "
-                    "bfloat16, or look at the data of these steps"
+    def __init__(
+        self,
+        standings: Sequence[Standing],
+        give_up: Callable[[Standing, str], None],
+        *,
+        limit: int,
+        last: int,
+    ):
+        self._standings, self._give_up = standings, give_up
+        self._limit, self._last = limit, last
+        self._waiting: list[tuple[int, Any]] = []
+
+    def __call__(self, moment: Moment) -> bool:
+        self._waiting.append((moment.step, moment.metrics["skipped_in_row"]))
+        while len(self._waiting) > (moment.step != self._last):
+            self._look(*self._waiting.pop(0))
+        return not active(self._standings).any()
+
+    def _look(self, step: int, skipped: Any) -> None:
+        in_rows = np.atleast_1d(np.asarray(skipped))
+        for standing, in_row in zip(self._standings, in_rows, strict=True):
+            if standing.runs and in_row > self._limit:
+                self._give_up(
+                    standing,
+                    f"step {step}: the loss or gradient was not finite in {in_row} "
+                    f"steps in a row, and training.max_nonfinite_steps is "
+                    f"{self._limit}; lower optimizer.learning_rate, use dtype float32 "
+                    "or bfloat16, or look at the data of these steps",
                 )
-
-    return hook

@@ -1,54 +1,79 @@
-"""The training loop: draw a batch, take a step, tell the hooks."""
+"""The training loop: draw batches, take a step, tell the hooks."""
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from jaxpeft.assembly.step import Metrics, TrainState
-from jaxpeft.data import Batch
+from jaxpeft import data
+from jaxpeft.assembly.step import Metrics
+from jaxpeft.train.program import Program
+from jaxpeft.train.standing import Standing, active
 
 
-@dataclass
+@dataclass(frozen=True)
 class Moment:
-    """What a hook sees after a step: `step` counts from 1.
+    """What a hook sees after a step.
 
-    A hook may put another `state` in: the hooks after it and the next step get that.
+    Attributes:
+        step: its number, from 1.
+        metrics: of the step, () or (runs,), still on the device.
+        tokens: in the batch of each run, padding left out.
+        compiling: seconds that the step took if it had to be compiled first, else 0.
     """
 
     step: int
-    state: TrainState
     metrics: Metrics
-    tokens: int  # in the batch, padding left out
+    tokens: Sequence[int]
+    compiling: float = 0.0
 
 
-# Returns whether the run should end after this step.
+# Returns whether the course should end after this step.
 Hook = Callable[[Moment], bool | None]
 
 
 def fit(
-    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
-    state: TrainState,
-    batches: Iterable[Batch],
+    program: Program,
+    standings: Sequence[Standing],
     hooks: Sequence[Hook],
     *,
-    first: int,
     last: int,
-) -> TrainState:
-    """Takes the steps after `first` up to `last`, or until a hook ends the run.
+    before_compiling: Callable[[], None] = lambda: None,
+) -> None:
+    """Takes the steps of `program` up to `last`, or until a hook ends them.
 
-    step: (state, batch) -> (state, metrics), the state donated. batches: from batch
-    `first` on. Every hook sees every step, in order, also one that ends the run.
+    Every hook sees every step, in order, also one that ends the course.
+
+    Args:
+        program: whose state says how many are taken already.
+        standings: of its runs; those that have ended keep their state.
+        hooks: called after each step.
+        last: the number of the last step.
+        before_compiling: called before a step that will take longer.
     """
-    for done, batch in enumerate(batches, first + 1):
-        if done > last:
+    first = program.done
+    for done, batches in enumerate(program.iterate(first), first + 1):
+        if done > last or not active(standings).any():
             break
-        state, metrics = step(state, batch)
-        tokens = int(np.count_nonzero(batch["segments"]))
-        moment = Moment(done, state, metrics, tokens)
+        arrays = program.on_devices(batches)
+        if program.is_new(arrays):
+            before_compiling()
+        start, compiled = time.monotonic(), program.compiling
+        metrics = program.take(arrays, active(standings))
+        compiles = program.compiling > compiled
+        moment = Moment(
+            done,
+            metrics,
+            _tokens(batches, len(standings)),
+            time.monotonic() - start if compiles else 0.0,
+        )
         ends = [hook(moment) for hook in hooks]  # all of them, also after a True
-        state = moment.state
         if any(ends):
             break
-    return state
+
+
+def _tokens(batches: Sequence[data.Batch], runs: int) -> list[int]:
+    """Of each run; one batch alone is that of all."""
+    counts = [int(np.count_nonzero(batch["segments"])) for batch in batches]
+    return counts * runs if len(counts) == 1 else counts

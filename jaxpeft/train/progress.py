@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from jaxpeft import console
@@ -35,8 +36,9 @@ class PlainProgress:
     def __init__(self, total: int, done: int):
         self._total, self._pace = total, Pace(total)
 
-    def log(self, step: int, line: dict[str, Any]) -> None:
+    def log(self, step: int, lines: Sequence[dict[str, Any]]) -> None:
         """Shows a logged training step."""
+        (line,) = lines
         left = self._pace.left(step)
         console.say(
             f"step {step:>{len(str(self._total))}}/{self._total}"
@@ -81,8 +83,9 @@ class BarProgress:
         self._task = self._bar.add_task("", total=total, completed=done)
         self._bar.start()
 
-    def log(self, step: int, line: dict[str, Any]) -> None:
+    def log(self, step: int, lines: Sequence[dict[str, Any]]) -> None:
         """Shows a logged training step beside the bar."""
+        (line,) = lines
         text = (
             f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}"
             f"  {line['tokens_per_second']:,.0f} tok/s"
@@ -102,23 +105,33 @@ class BarProgress:
         self._bar.stop()
 
 
-class Quiet:
-    """Shows nothing: of a run that is one of many."""
+class SeveralProgress:
+    """A line for every logged step with the loss of each of several runs."""
 
-    def log(self, step: int, line: dict[str, Any]) -> None:
-        """Shows nothing."""
+    def __init__(self, total: int, done: int):
+        self._total, self._pace = total, Pace(total)
+
+    def log(self, step: int, lines: Sequence[dict[str, Any]]) -> None:
+        """Shows a logged training step of all."""
+        losses = "  ".join(f"{line['loss']:.4f}" for line in lines)
+        console.say(
+            f"step {step:>{len(str(self._total))}}/{self._total}  losses {losses}"
+            f"  {self._pace.left(step)} left"
+        )
 
     def advance(self, step: int) -> None:
-        """Shows nothing."""
+        """Every step; lines show only those that are logged."""
+        self._pace.advance(step)
 
     def note(self, text: str) -> None:
-        """Shows nothing."""
+        """Shows a line of its own."""
+        console.say(text)
 
     def close(self) -> None:
-        """Shows nothing."""
+        """Ends the display."""
 
 
-Progress = PlainProgress | BarProgress | Quiet
+Progress = PlainProgress | BarProgress | SeveralProgress
 
 
 def make_progress(total: int, done: int) -> Progress:

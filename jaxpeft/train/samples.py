@@ -1,12 +1,18 @@
 """Answers to the first evaluation examples, to be read beside the references."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from jaxpeft import hf, tree
+from jaxpeft import console, hf, tree
 from jaxpeft.assembly.run import Run
+from jaxpeft.devices import cluster
 from jaxpeft.generate.generation import generate
+from jaxpeft.rundir import outcome
+from jaxpeft.train.interrupt import Watchdog
+from jaxpeft.train.program import Program
 
 SAMPLE_TOKENS = 96  # of an answer shown before and after training
+ANSWERING = 600.0  # seconds that answers may take, compilation included
 
 
 def answers(run: Run, trainable: Any) -> list[tuple[str, str, str]]:
@@ -32,3 +38,30 @@ def answers(run: Run, trainable: Any) -> list[tuple[str, str, str]]:
         prompt_text = tokenizer.decode(prompt, skip_special_tokens=True)
         shown.append((prompt_text, *texts))
     return shown
+
+
+def before(program: Program, watchdog: Watchdog) -> None:
+    """Writes what the untrained models say: of runs with one seed it is the same."""
+    said: dict[int, list[tuple[str, str, str]]] = {}
+    for number, run in enumerate(program.runs):
+        if run.cfg.seed not in said:
+            watchdog.pet(ANSWERING)
+            said[run.cfg.seed] = answers(run, program.trained(number))
+        if cluster.is_primary():
+            outcome.keep_before(run.output, said[run.cfg.seed])
+    if len(program.runs) == 1:
+        for prompt, _, answer in said[program.runs[0].cfg.seed]:
+            console.say(f"before training\n  prompt: {_short(prompt)}")
+            console.say(f"  answer: {_short(answer)}")
+
+
+def say_after(shown: Sequence[tuple[str, str, str]]) -> None:
+    """Says what a trained model answers, beside the references."""
+    for prompt, reference, answer in shown:
+        console.say(f"after training\n  prompt: {_short(prompt)}")
+        console.say(f"  answer: {_short(answer)}\n  reference: {_short(reference)}")
+
+
+def _short(text: str, most: int = 300) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[:most] + " ..."

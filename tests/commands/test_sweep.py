@@ -8,7 +8,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from jaxpeft.sweep import joint, joint_step
+from jaxpeft.sweep import joint_step
+from jaxpeft.train import hooks
 
 STEPS = 6
 GRID = {
@@ -170,16 +171,16 @@ def test_an_interrupted_sweep_goes_on(sweep, monkeypatch, tmp_path):
     changes = {"training.save_steps": 2, "adapter.lora_dropout": 0.1}
     straight = sweep(*arguments, "--out", str(tmp_path / "straight"), **changes)
     assert straight.code == 0, straight.err
-    save = joint._Together._save
+    save = hooks.Save.__call__
 
-    def interrupted(self):
-        save(self)
-        if self.done == 5:
-            self.checkpoints.wait()
+    def interrupted(self, moment):
+        save(self, moment)
+        if moment.step == 5:
+            self._checkpoints.wait()
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(joint._Together, "_save", interrupted)
+        patch.setattr(hooks.Save, "__call__", interrupted)
         assert sweep(*arguments, **changes).code == 130
     state = json.loads((tmp_path / "run-sweep" / "sweep.json").read_text())
     assert [point["status"] for point in state["points"]] == ["running"] * 2

@@ -168,7 +168,7 @@ def test_a_watch_notes_each_kind_once_and_one_at_a_time(tmp_path):
         for line in run(OVERTURNED, evaluations=OVERFITTED):
             file.write(json.dumps(line) + "\n")
             file.flush()
-            watch(Moment(line["step"], None, {}, 0))
+            watch(Moment(line["step"], {}, [0]))
             seen.append(len(notes))
     assert [note.split(": ")[1] for note in notes] == ["overfitting", "oscillating"]
     assert max(np.diff(seen)) == 1

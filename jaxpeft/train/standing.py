@@ -1,0 +1,93 @@
+"""How a run stands while its steps are taken, alone or among several."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxpeft.assembly.run import Run
+from jaxpeft.devices import cluster
+from jaxpeft.rundir.metrics import MetricsFile
+from jaxpeft.train import results
+from jaxpeft.train.stopping import Stopping
+
+RUNNING, DONE, STOPPED, DIVERGED = "running", "done", "stopped early", "diverged"
+
+
+@dataclass
+class Standing:
+    """One run under way: what it writes, and how far it is.
+
+    Attributes:
+        run: what it works with.
+        file: its metrics.jsonl.
+        stopping: what its evaluations say of its end.
+        tokens: trained on since its first step, padding left out.
+        status: RUNNING, or how it ended.
+    """
+
+    run: Run
+    file: MetricsFile
+    stopping: Stopping
+    tokens: int = 0
+    status: str = RUNNING
+
+    @property
+    def runs(self) -> bool:
+        """Whether it still takes steps."""
+        return self.status == RUNNING
+
+    def position(self) -> dict[str, Any]:
+        """What a checkpoint notes of it, for `stand`."""
+        return {
+            "tokens": self.tokens,
+            "status": self.status,
+            **self.stopping.position(),
+        }
+
+
+def stand(run: Run, position: Mapping[str, Any], resumed_at: int | None) -> Standing:
+    """How a run stands before its first step, or where a checkpoint left off.
+
+    Args:
+        run: what it works with.
+        position: the checkpoint's note; empty before the first step.
+        resumed_at: the step to continue after; None: there is none.
+    """
+    if cluster.is_primary():
+        run.output.mkdir(parents=True, exist_ok=True)
+    training = run.cfg.training
+    stopping = Stopping(
+        training.early_stopping_patience, training.early_stopping_threshold
+    )
+    stopping.restore(dict(position))
+    status = position.get("status", RUNNING)
+    if stopping.exhausted and status == RUNNING:
+        status = STOPPED  # it had stopped early, and was saved
+    file = results.open_metrics(run, resumed_at)
+    return Standing(run, file, stopping, position.get("tokens", 0), status)
+
+
+def positions(standings: Sequence[Standing]) -> dict[str, Any]:
+    """What a checkpoint notes of all: of one alone its position, else by number."""
+    if len(standings) == 1:
+        return standings[0].position()
+    return {str(number): one.position() for number, one in enumerate(standings)}
+
+
+def stand_all(
+    runs: Sequence[Run], note: Mapping[str, Any], done: int
+) -> list[Standing]:
+    """How runs stand, by the note that `positions` made; empty: before any step."""
+    if len(runs) == 1:
+        each = [note]
+    else:
+        each = [note.get(str(number), {}) for number in range(len(runs))]
+    resumed_at = done if note else None
+    return [stand(run, mine, resumed_at) for run, mine in zip(runs, each, strict=True)]
+
+
+def active(standings: Sequence[Standing]) -> np.ndarray:
+    """Which of them still take steps, (runs,) bool."""
+    return np.array([one.runs for one in standings])
