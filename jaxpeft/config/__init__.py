@@ -6,7 +6,7 @@ This package knows no component: who has the registries passes them in as `Table
 """
 
 from jaxpeft.config.base import ComponentSection
-from jaxpeft.config.components import Table, check_call
+from jaxpeft.config.components import Row, Table, check_call
 from jaxpeft.config.reading import build, load, parse, parse_section, to_yaml
 from jaxpeft.config.sections import (
     AdapterSection,
@@ -26,6 +26,7 @@ __all__ = [
     "MeshSection",
     "ModelSection",
     "OptimizerSection",
+    "Row",
     "RunConfig",
     "ScheduleSection",
     "SourceSection",
