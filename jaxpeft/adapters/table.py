@@ -14,7 +14,7 @@ from jaxpeft.adapters.partly import full
 from jaxpeft.adapters.targets import ALL_LINEAR
 from jaxpeft.adapters.vera import vera
 from jaxpeft.adapters.virtual import prefix_tuning, prompt_tuning
-from jaxpeft.config import Table
+from jaxpeft.config import Table, keys
 from jaxpeft.errors import InputError
 
 # The keys of every method that has a use for them: what of the base is meant.
@@ -72,6 +72,8 @@ TABLE = Table(
         "full": Method(full, wraps=False, heeds=COMMON[:-1], gives_model=True),
     },
     given={"base", "params", "key", "module", "names", "widest", "chosen"},
+    all_say=keys.ALWAYS,
+    some_say={"lora_alpha": keys.NUMBER},  # it is in the adapters' scales
 )
 
 # Those that put adapters around kernels.

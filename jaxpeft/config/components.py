@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.config import JsonDict
 
 from jaxpeft.config.wording import shown, wanted
 from jaxpeft.errors import suggest
@@ -50,11 +51,16 @@ class Table(Generic[RowT]):
         rows: name -> the component with its traits.
         aliases: another name -> a name in `rows`.
         given: parameters that the code supplies when it builds; they are no keys.
+        all_say: what the components' keys say of themselves, one of the constants of
+            `keys`; None: they are no keys of a run's configuration.
+        some_say: key -> what it says instead.
     """
 
     rows: Mapping[str, RowT]
     aliases: Mapping[str, str] = field(default_factory=dict)
     given: Collection[str] = ()
+    all_say: JsonDict | None = None
+    some_say: Mapping[str, JsonDict] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[str]:
         """The names of the rows."""
@@ -68,6 +74,13 @@ class Table(Generic[RowT]):
     def entries(self) -> dict[str, Callable[..., Any]]:
         """The callables by name, without what is special about them."""
         return {name: row.make for name, row in self.rows.items()}
+
+    def says_of(self, key: str) -> JsonDict:
+        """What a component's key says of itself; LookupError if the table is silent."""
+        said = self.some_say.get(key, self.all_say)
+        if said is None:
+            raise LookupError(f"the table says nothing of {key!r}: see config.keys")
+        return said
 
     def resolve(self, name: str) -> str:
         """The name in `rows` that `name` stands for, or `name` itself."""

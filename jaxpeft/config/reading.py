@@ -9,11 +9,8 @@ from pydantic import ValidationError
 from jaxpeft.config import strict_yaml
 from jaxpeft.config.base import ComponentSection
 from jaxpeft.config.components import Table, check_call
-from jaxpeft.config.sections import (
-    SECTIONS,
-    RunConfig,
-    SourceSection,
-)
+from jaxpeft.config.data import SourceSection
+from jaxpeft.config.sections import SECTIONS, RunConfig
 from jaxpeft.config.wording import meant, shown, wanted
 from jaxpeft.errors import InputError
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import optax
 
 from jaxpeft import config
+from jaxpeft.config import keys
 from jaxpeft.optim.adafactor import adafactor
 from jaxpeft.optim.adagrad import adagrad
 from jaxpeft.optim.adalomo import adalomo
@@ -105,4 +106,6 @@ OPTIMIZERS = config.Table(
         "schedule_free_radamw": "schedule_free_radam",
     },
     given={"learning_rate", "mask", "layout", "warmup_steps"},
+    all_say=keys.ALWAYS,
+    some_say={"weight_decay": keys.NUMBER},
 )

@@ -5,8 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxpeft import optim
+from jaxpeft import config, optim
 from jaxpeft.assembly.adapter import gives_a_model
+from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.config import RunConfig, strict_yaml
 from jaxpeft.errors import InputError
 
@@ -86,18 +87,14 @@ def _program(cfg: RunConfig, number: int, devices: int) -> str:
     """What points of one program must have in common, as text."""
     if not _can_share(cfg, devices):
         return str(number)
-    settings = cfg.model_dump(mode="json")
-    del settings["output_dir"], settings["seed"]
-    settings["adapter"].pop("lora_alpha", None)
-    optimizer, schedule = settings["optimizer"], settings["schedule"]
-    optimizer.pop("weight_decay", None)
+    own = {"own"}  # the kinds of keys of which each point has its own value
     # A schedule that evaluations steer keeps its rate among its settings.
-    if optim.SCHEDULES[schedule["name"]].scale is None:
-        optimizer.pop("learning_rate")
+    if optim.SCHEDULES[cfg.schedule.name].scale is None:
+        own.add("rate")
         # And what averages warms up by itself.
-        if not optim.OPTIMIZERS[optimizer["name"]].averages:
-            del settings["schedule"]
-    return json.dumps(settings, sort_keys=True)
+        if not optim.OPTIMIZERS[cfg.optimizer.name].averages:
+            own.add("course")
+    return json.dumps(config.program(cfg, TABLES, own), sort_keys=True)
 
 
 def _can_share(cfg: RunConfig, devices: int) -> bool:

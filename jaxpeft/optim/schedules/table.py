@@ -8,6 +8,7 @@ from typing import Any
 import optax
 
 from jaxpeft import config
+from jaxpeft.config import keys
 from jaxpeft.optim import schedules
 from jaxpeft.optim.schedules import resolve_warmup
 from jaxpeft.optim.schedules.greedy import scale_by_greedy
@@ -99,6 +100,7 @@ SCHEDULES = config.Table(
         "greedy_lr": "greedy",
     },
     given={"learning_rate", "total_steps", "warmup_steps"},
+    all_say=keys.COURSE,
 )
 
 
