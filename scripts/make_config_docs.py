@@ -6,8 +6,10 @@ from pathlib import Path
 from pydantic_core import PydanticUndefined
 
 from jaxpeft.assembly.configuration import TABLES
+from jaxpeft.config import keys, settings
 from jaxpeft.config.components import Table, described
-from jaxpeft.config.sections import SECTIONS, RunConfig, SourceSection
+from jaxpeft.config.data import SourceSection
+from jaxpeft.config.sections import SECTIONS, RunConfig
 
 TARGET = Path(__file__).parents[1] / "docs" / "configuration.md"
 INTRODUCTION = """# Configuration
@@ -17,6 +19,12 @@ whose value is YAML too. `2e-4` is a number. Unknown keys are errors with a sugg
 and all errors are listed at once. Relative paths are relative to the current directory.
 
 This page is made from the schema by `scripts/make_config_docs.py`.
+"""
+RESUMING = """A run goes on from a checkpoint only where it is the same run.
+With another value of a key it is another one, but for these:
+"""
+SWEEPING = """The points of a sweep train together in one compiled program where they
+share the values of all keys but these:
 """
 
 
@@ -57,6 +65,31 @@ def components(section: str, table: Table) -> list[str]:
     return lines
 
 
+def what_keys_say() -> list[str]:
+    """What keys say of a run that resumes, and of the points of a sweep."""
+    found: dict[str, dict[str, list[str]]] = {"identity": {}, "program": {}}
+    models = {"": RunConfig, **SECTIONS}
+    for section, model in models.items():
+        names = [name for name in model.model_fields if section or name not in SECTIONS]
+        names += TABLES[section].some_say if section in TABLES else []
+        for name in names:
+            key = f"{section}.{name}".removeprefix(".")
+            for question, answer in settings.says(section, name, TABLES).items():
+                found[question].setdefault(answer, []).append(f"`{key}`")
+    lines = ["## What a key decides", "", RESUMING, *answers(found["identity"])]
+    return [*lines, "", SWEEPING, *answers(found["program"])]
+
+
+def answers(found: dict[str, list[str]]) -> list[str]:
+    """A Markdown table row for each answer but the usual one, and the keys' names."""
+    usual, meanings = ("always", "same"), {**keys.IDENTITY, **keys.PROGRAM}
+    rows = ["| is | keys |", "|---|---|"]
+    for answer, names in found.items():
+        if answer not in usual:
+            rows.append(f"| {meanings[answer]} | {', '.join(names)} |")
+    return rows
+
+
 def text() -> str:
     """The whole page."""
     top = [name for name in RunConfig.model_fields if name not in SECTIONS]
@@ -73,6 +106,7 @@ def text() -> str:
             lines += ["", "A source:", "", *rows(SourceSection)]
         if section in TABLES:
             lines += components(section, TABLES[section])
+    lines += ["", *what_keys_say()]
     return "\n".join(lines) + "\n"
 
 

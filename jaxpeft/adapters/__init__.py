@@ -1,6 +1,6 @@
 """Adapters: nodes that stand in the params tree where a weight stood."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,64 +9,31 @@ import numpy as np
 from jax import Array
 
 from jaxpeft import kernel, tree
-from jaxpeft.adapters import embedding, saved, targets
+from jaxpeft.adapters import saved, targets
 from jaxpeft.adapters.bottleneck import Bottleneck, bottleneck
 from jaxpeft.adapters.combine import combine
 from jaxpeft.adapters.dora import DoRA, dora
 from jaxpeft.adapters.ia3 import IA3, ia3
 from jaxpeft.adapters.lora import LoRA, lora, lora_fa
-from jaxpeft.adapters.partly import Partly, train_some
+from jaxpeft.adapters.partly import Partly
 from jaxpeft.adapters.saved import Saved
 from jaxpeft.adapters.several import BASE, Several, choose, several
+from jaxpeft.adapters.table import COMMON, METHODS, TABLE, Method, of_embedding
 from jaxpeft.adapters.vera import VeRA, vera
 from jaxpeft.adapters.virtual import Virtual, prefix_tuning, prompt_tuning
-from jaxpeft.config import Table, check_call
+from jaxpeft.config import check_call
 from jaxpeft.errors import InputError
-
-# Each entry wraps one kernel: `method(base, key, **settings)`. Its keyword arguments
-# are its keys in the configuration, beside those of `inject`.
-METHODS: dict[str, Callable[..., Any]] = {
-    "bottleneck": bottleneck,
-    "dora": dora,
-    "ia3": ia3,
-    "lora": lora,
-    "lora_fa": lora_fa,
-    "vera": vera,
-}
-# Where `target_modules` says nothing; the others adapt all linear modules.
-# Of the names those that a model has; GPT-2's are its own.
-DEFAULT_TARGETS: dict[str, list[str]] = {
-    "bottleneck": ["o_proj", "down_proj", "c_proj"],
-    "ia3": ["k_proj", "v_proj", "down_proj", "c_attn", "mlp.c_proj"],
-}
-
-
-def full(*, trainable_layers: int | None = None) -> None:
-    """No adapter: the base itself trains, whole or in part, and the result is a whole
-    model. trainable_layers: only the last so many layers, or the first if negative."""
-
-
-def bitfit() -> None:
-    """BitFit (Ben Zaken et al., 2022): the biases of the base train, nothing else."""
-
-
-# Those that add virtual tokens: `method(params, key, **settings)`.
-VIRTUAL = {"prefix_tuning": prefix_tuning, "prompt_tuning": prompt_tuning}
-TABLE = Table(
-    {**METHODS, **VIRTUAL, "bitfit": bitfit, "full": full},
-    given={"base", "params", "key", "module", "names", "widest"},
-)
-# Methods without an adapter at any kernel.
-WITHOUT = ("bitfit", "full", *VIRTUAL)
 
 __all__ = [
     "BASE",
+    "COMMON",
     "METHODS",
     "TABLE",
     "Bottleneck",
     "DoRA",
     "IA3",
     "LoRA",
+    "Method",
     "Partly",
     "Saved",
     "Several",
@@ -99,7 +66,7 @@ def inject(
     """The params with an adapter in place of every targeted kernel.
 
     rules: `method` (default "lora"), `target_modules` (default "all-linear", or what
-    the method is made for, see `DEFAULT_TARGETS`), `exclude_modules` and
+    the method is made for, see `Method.targets`), `exclude_modules` and
     `layers_to_transform` (see `targets.select`), `modules_to_save` and `bias`, which
     say what of the base trains besides (see `saved`), and the method's own keyword
     arguments. The model computes the same function until the adapters train; virtual
@@ -115,8 +82,8 @@ def inject(
     settings = dict(rules)
     name = settings.pop("method", "lora")
     known, names = names, targets.names_of(params, names)
-    usual = targets.present(DEFAULT_TARGETS.get(name, targets.ALL_LINEAR), names)
-    pattern = settings.pop("target_modules", usual)
+    usual = TABLE[name].targets if name in TABLE.rows else targets.ALL_LINEAR
+    pattern = settings.pop("target_modules", targets.present(usual, names))
     within = {
         rule: settings.pop(rule, None)
         for rule in ("exclude_modules", "layers_to_transform")
@@ -126,19 +93,12 @@ def inject(
     problems = check_call("adapter", name, TABLE, settings, selector="method")
     if problems:
         raise InputError(*problems)
-    if name == "full":
-        return train_some(
-            params,
-            known,
-            target_modules=rules.get("target_modules") or targets.ALL_LINEAR,
-            modules_to_save=to_save,
-            **within,
-            **settings,
-        )
-    if name == "bitfit":
-        return _with_biases(params)
-    if name in VIRTUAL:
-        return VIRTUAL[name](params, key, **settings)
+    if not TABLE[name].wraps:
+        wanted = rules.get("target_modules") or targets.ALL_LINEAR
+        chosen = {"known": known, "target_modules": wanted, "modules_to_save": to_save}
+        takes = "chosen" in TABLE.parameters(name)
+        given = {"chosen": {**chosen, **within}} if takes else {}
+        return TABLE[name].make(params, key, **settings, **given)
     whole = saved.saved_names(params, to_save, names)
     chosen = targets.select(names, pattern, **within)
     chosen = {path: layers for path, layers in chosen.items() if path not in whole}
@@ -178,7 +138,7 @@ def _nodes(
         if path in linear:
             leaf, make = f"{path}.{targets.KERNEL}", METHODS[method]
         else:
-            leaf, make = f"{path}.{targets.EMBEDDING}", embedding.method(method, path)
+            leaf, make = f"{path}.{targets.EMBEDDING}", of_embedding(method, path)
         node: Any = make(leaves[leaf], node_key, **settings, **given)
         if not all(layers):
             kept = jnp.asarray(layers, jnp.float32)
@@ -186,18 +146,6 @@ def _nodes(
             node = node.replace(scale=node.scale * kept.reshape(-1, *within))
         changes[leaf] = node
     return changes
-
-
-def _with_biases(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The params whose biases train. Raises InputError where there are none."""
-    leaves = dict(tree.walk(params))
-    names = saved.biases(params, "all", {})
-    if not names:
-        raise InputError(
-            "adapter.method: found 'bitfit', and this model has no biases (Qwen2 and "
-            "GPT-2 have); use lora, or ia3, which trains as few parameters"
-        )
-    return tree.replace(params, {name: saved.save(leaves[name]) for name in names})
 
 
 def trainable_mask(params: Mapping[str, Any], also: Sequence[str] = ()) -> Any:

@@ -1,6 +1,6 @@
 """A LoRA around the table that tokens are looked up in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jax import Array
@@ -8,19 +8,6 @@ from jax import Array
 from jaxpeft.adapters import lora_init
 from jaxpeft.adapters.lora import LoRA, Patterns, lora
 from jaxpeft.errors import InputError
-
-
-def method(name: str, path: str) -> Callable[..., LoRA]:
-    """What adapts an embedding by that method.
-
-    Raises InputError for methods that adapt linear modules only.
-    """
-    if name != "lora":
-        raise InputError(
-            f"adapter.target_modules: {path!r} is an embedding, which method {name!r} "
-            "does not adapt; leave it out, or use lora"
-        )
-    return lora_embedding
 
 
 def lora_embedding(

@@ -172,6 +172,31 @@ def train_some(
     return tree.replace(params, changes)
 
 
+def full(
+    params: Mapping[str, Any],
+    key: Array,
+    *,
+    chosen: Mapping[str, Any],
+    trainable_layers: int | None = None,
+) -> dict[str, Any]:
+    """No adapter: the base itself trains, whole or in part; the result is a model.
+
+    Args:
+        params: of a base.
+        key: not used; nothing is random.
+        chosen: the keywords of `train_some` that name what trains.
+        trainable_layers: the last so many layers train, or the first if negative.
+
+    Returns:
+        The params as `train_some` gives them.
+
+    Raises:
+        InputError: as there.
+    """
+    del key
+    return train_some(params, **chosen, trainable_layers=trainable_layers)
+
+
 def _partly(weight: Any, numbers: tuple[int, ...] | None) -> Partly:
     if numbers is None or len(numbers) == weight.shape[0]:
         return Partly(weight, None, numbers)

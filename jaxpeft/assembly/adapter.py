@@ -13,32 +13,22 @@ from jaxpeft.config import AdapterSection
 from jaxpeft.errors import InputError
 from jaxpeft.models import ModelConfig
 
-FULL = "full"
-
-
 TARGETS = "target_modules"
-
-
-WHAT_TRAINS = (
-    TARGETS,
-    "exclude_modules",
-    "layers_to_transform",
-    "modules_to_save",
-    "bias",
-)
 
 
 def check_adapter(base: Base, section: AdapterSection) -> None:
     """Raises InputError if the adapter does not fit, before any weight is read."""
-    if section.method == FULL and section.init_from is not None:
+    gives_model, method = gives_a_model(section), section.method
+    if gives_model and section.init_from is not None:
         raise InputError(
-            f"adapter.init_from: found {section.init_from!r} beside method full, which "
-            "has no adapter; remove it, or merge that adapter first (jaxpeft export)"
+            f"adapter.init_from: found {section.init_from!r} beside method {method}, "
+            "which has no adapter; remove it, or merge that adapter first (jaxpeft "
+            "export)"
         )
-    if section.method == FULL and base.section.quantization != "none":
+    if gives_model and base.section.quantization != "none":
         raise InputError(
             f"model.quantization: found {base.section.quantization!r} with "
-            "adapter.method full; few bits cannot train: use none, or an adapter"
+            f"adapter.method {method}; few bits cannot train: use none, or an adapter"
         )
     if section.init_from is None:
         inject = functools.partial(
@@ -68,7 +58,8 @@ def add_adapter(
     patterns = {"rank_pattern", "alpha_pattern"}
     shaping = {"r", "lora_alpha", "use_rslora", *patterns} & set(section.options)
     given = {TARGETS} & section.model_fields_set
-    given |= {name for name in WHAT_TRAINS[1:] if _says_something(section, name)}
+    others = (name for name in adapters.COMMON if name != TARGETS)
+    given |= {name for name in others if _says_something(section, name)}
     if shaping or given:
         zeros = {**rules_of(section), "init_lora_weights": "zero"}
         params = adapters.inject(params, zeros, key, names)
@@ -88,11 +79,16 @@ def _says_something(section: AdapterSection, name: str) -> bool:
     return getattr(section, name) != AdapterSection.model_fields[name].default
 
 
+def gives_a_model(section: AdapterSection) -> bool:
+    """Whether the base itself trains, and the result is a model and no adapter."""
+    return adapters.TABLE[section.method].gives_model
+
+
 def trains_all(section: AdapterSection) -> bool:
-    """Whether every weight of the base trains: method full, and no part of it named."""
-    named = any(_says_something(section, name) for name in WHAT_TRAINS)
+    """Whether every weight of the base trains: it does, and no part of it is named."""
+    named = any(_says_something(section, name) for name in adapters.COMMON)
     given = any(value is not None for value in section.options.values())
-    return section.method == FULL and not named and not given
+    return gives_a_model(section) and not named and not given
 
 
 def rules_of(section: AdapterSection) -> dict[str, Any]:
@@ -102,18 +98,17 @@ def rules_of(section: AdapterSection) -> dict[str, Any]:
     """
     given = {
         name: getattr(section, name)
-        for name in WHAT_TRAINS
+        for name in adapters.COMMON
         if name in section.model_fields_set
     }
-    useless = ("bias",) if section.method == FULL else WHAT_TRAINS[1:]
-    idle = [n for n in given if n in useless and _says_something(section, n)]
-    if section.method in adapters.WITHOUT and idle:
+    heeds = adapters.TABLE[section.method].heeds
+    # What it targets is said by the default, too, which any method may meet.
+    useless = [name for name in given if name not in (TARGETS, *heeds)]
+    idle = [name for name in useless if _says_something(section, name)]
+    if idle:
         raise InputError(
             f"adapter.{idle[0]}: found {given[idle[0]]!r} with method "
             f"{section.method}, which has no use for it; remove it, or use lora"
         )
-    if section.method == FULL:
-        given.pop("bias", None)
-    elif section.method in adapters.WITHOUT:
-        given = {}
+    given = {name: value for name, value in given.items() if name in heeds}
     return {"method": section.method, **given, **section.options}

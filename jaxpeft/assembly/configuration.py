@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxpeft import adapters, config, objectives, optim
-from jaxpeft.assembly.adapter import FULL
+from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.objectives import Objective
@@ -14,7 +14,7 @@ TABLES = {
     "adapter": adapters.TABLE,
     "optimizer": optim.OPTIMIZERS,
     "schedule": optim.SCHEDULES,
-    "objective": objectives.TABLE,
+    "objective": objectives.OBJECTIVES,
 }
 
 
@@ -39,13 +39,14 @@ def open_run(
             f"--run: {str(path)!r} is missing; give the output_dir of a training run"
         )
     cfg = open_config(path, overrides)
-    result = directory / (MODEL if cfg.adapter.method == FULL else ADAPTER)
+    is_model = gives_a_model(cfg.adapter)
+    result = directory / (MODEL if is_model else ADAPTER)
     if not result.is_dir():
         raise InputError(
             f"--run: {str(result)!r} is missing: the run has not ended; repeat its "
             "training command to finish it"
         )
-    if cfg.adapter.method != FULL:
+    if not is_model:
         return cfg, result
     trained = cfg.model.model_copy(update={"path": str(result)})
     return cfg.model_copy(update={"model": trained}), None
@@ -53,4 +54,4 @@ def open_run(
 
 def objective(cfg: RunConfig) -> Objective:
     """What a run minimises, as its section `objective` says."""
-    return config.build(objectives.TABLE, cfg.objective)
+    return config.build(objectives.OBJECTIVES, cfg.objective)

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 
-from jaxpeft import data, hf, optim, tree
+from jaxpeft import config, data, hf, optim, tree
 from jaxpeft.assembly import configuration, updates
 from jaxpeft.assembly.adapter import add_adapter, check_adapter
 from jaxpeft.assembly.base import check_length, open_base
+from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.assembly.places import check_batches, make_places
 from jaxpeft.assembly.step import (
     EvalStep,
@@ -23,24 +24,6 @@ from jaxpeft.assembly.step import (
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
-
-# Changing these does not make it another run: they decide where, how often and how
-# long it works, not what it computes.
-NOT_IDENTITY = {
-    "model": ("path", "remat"),
-    "training": (
-        "logging_steps",
-        "eval_steps",
-        "save_steps",
-        "save_total_limit",
-        "samples",
-        "report_to",
-        "watchdog_seconds",
-    ),
-}
-# Keys of training that say nothing at these values: to have them, or not yet to have
-# had them in an earlier version, is the same.
-SILENT = {"lr_scaling": "none", "lr_reference_batch_size": None}
 
 
 class Run:
@@ -154,24 +137,11 @@ class Run:
 
     def fingerprint(self) -> dict[str, str]:
         """What a resumed run must share with the one that was saved."""
-        settings = self.cfg.model_dump()
-        settings.pop("output_dir")
-        settings.pop("deterministic")
-        settings.pop("mesh")
-        settings.pop("cluster")
-        settings.pop("data")  # its effect is the batches' own fingerprint
-        for section, keys in NOT_IDENTITY.items():
-            for key in keys:
-                settings[section].pop(key)
-        for key, silent in SILENT.items():
-            if settings["training"][key] == silent:
-                settings["training"].pop(key)
-        if settings["objective"] == {"name": "sft"}:  # as before there were others
-            settings.pop("objective")
         state = jax.eval_shape(self.tx.init, self.trainable)
-        if self.evaluation is not None and optim.observes(state):
-            # What is evaluated, and when, then decides what the steps compute.
-            settings["training"]["eval_steps"] = self.cfg.training.eval_steps
+        # What is evaluated, and when, then decides what the steps compute.
+        steering = self.evaluation is not None and optim.observes(state)
+        settings = config.identity(self.cfg, TABLES, steering)
+        if self.evaluation is not None and steering:
             settings["evaluation"] = self.evaluation.fingerprint
         return {
             "config": json.dumps(settings, sort_keys=True),

@@ -9,7 +9,7 @@ import jax
 
 from jaxpeft import console, kernel, optim, tree
 from jaxpeft.assembly import updates
-from jaxpeft.assembly.adapter import FULL
+from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.assembly.run import Run
 from jaxpeft.data import Summary
 from jaxpeft.devices import cluster
@@ -109,8 +109,8 @@ def describe(run: Run) -> None:
     for line in parameter_table(params, run.trainable):
         console.say(line)
     opt_state = jax.eval_shape(run.tx.init, run.trainable)
-    full = run.cfg.adapter.method == FULL
-    trains = "trained weights" if full else "adapter"
+    is_model = gives_a_model(run.cfg.adapter)
+    trains = "trained weights" if is_model else "adapter"
     console.say(memory_line(run.frozen, run.trainable, opt_state, trains))
     if run.base.cfg.activation_dtype:
         console.say(
@@ -133,7 +133,7 @@ def describe(run: Run) -> None:
         console.say(line)
     if run.updates.leafwise is not None:
         console.say("each layer is updated inside the backward pass")
-    elif run.cfg.optimizer.name in optim.FUSED:
+    elif optim.OPTIMIZERS[run.cfg.optimizer.name].fused:
         console.say(
             f"{run.cfg.optimizer.name} updates after the whole backward pass here; it "
             "saves memory with adapter.method full and no accumulation"

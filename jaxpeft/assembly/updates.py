@@ -88,12 +88,12 @@ def fused_backward(cfg: RunConfig) -> bool:
     wanted, full = cfg.training.fused_backward, adapter.trains_all(cfg.adapter)
     of_hidden = configuration.objective(cfg).from_hidden is not None
     if wanted is None:
-        wanted = full and of_hidden and cfg.optimizer.name in optim.FUSED
+        wanted = full and of_hidden and optim.OPTIMIZERS[cfg.optimizer.name].fused
     if not wanted:
         return False
     parts = cfg.training.gradient_accumulation_steps
     problems = []
-    if cfg.adapter.method == adapter.FULL and not full:
+    if adapter.gives_a_model(cfg.adapter) and not full:
         problems.append(
             "training.fused_backward: found true where a part of the model trains; it "
             "goes down through layers that all do: remove it, or let everything train"

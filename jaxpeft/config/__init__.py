@@ -6,17 +6,17 @@ This package knows no component: who has the registries passes them in as `Table
 """
 
 from jaxpeft.config.base import ComponentSection
-from jaxpeft.config.components import Table, check_call
+from jaxpeft.config.components import Row, Table, check_call
+from jaxpeft.config.data import DataSection, SourceSection
 from jaxpeft.config.reading import build, load, parse, parse_section, to_yaml
 from jaxpeft.config.sections import (
     AdapterSection,
-    DataSection,
     ModelSection,
     OptimizerSection,
     RunConfig,
     ScheduleSection,
-    SourceSection,
 )
+from jaxpeft.config.settings import identity, program
 from jaxpeft.config.training import MeshSection, TrainingSection
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "MeshSection",
     "ModelSection",
     "OptimizerSection",
+    "Row",
     "RunConfig",
     "ScheduleSection",
     "SourceSection",
@@ -33,8 +34,10 @@ __all__ = [
     "TrainingSection",
     "build",
     "check_call",
+    "identity",
     "load",
     "parse",
     "parse_section",
+    "program",
     "to_yaml",
 ]

@@ -10,9 +10,10 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.config import JsonDict
 
 from jaxpeft.config.wording import shown, wanted
 from jaxpeft.errors import suggest
@@ -27,37 +28,73 @@ _NAMES = {
 }
 
 
+class Row(Protocol):
+    """A line of a table: a component, and whatever is special about it (its traits).
+
+    Who needs to know what is special asks the line, and never for a name.
+    """
+
+    @property
+    def make(self) -> Callable[..., Any]:
+        """What makes the component."""
+        ...
+
+
+RowT = TypeVar("RowT", bound=Row)
+
+
 @dataclass(frozen=True)
-class Table:
+class Table(Generic[RowT]):
     """Components by name, the other names they go by, and what they get from the code.
 
     Attributes:
-        entries: name -> callable.
-        aliases: another name -> a name in `entries`.
+        rows: name -> the component with its traits.
+        aliases: another name -> a name in `rows`.
         given: parameters that the code supplies when it builds; they are no keys.
+        all_say: what the components' keys say of themselves, one of the constants of
+            `keys`; None: they are no keys of a run's configuration.
+        some_say: key -> what it says instead.
     """
 
-    entries: Mapping[str, Callable[..., Any]]
+    rows: Mapping[str, RowT]
     aliases: Mapping[str, str] = field(default_factory=dict)
     given: Collection[str] = ()
+    all_say: JsonDict | None = None
+    some_say: Mapping[str, JsonDict] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[str]:
-        """The names of the entries."""
-        return iter(self.entries)
+        """The names of the rows."""
+        return iter(self.rows)
+
+    def __getitem__(self, name: str) -> RowT:
+        """The row of that name or alias."""
+        return self.rows[self.resolve(name)]
+
+    @property
+    def entries(self) -> dict[str, Callable[..., Any]]:
+        """The callables by name, without what is special about them."""
+        return {name: row.make for name, row in self.rows.items()}
+
+    def says_of(self, key: str) -> JsonDict:
+        """What a component's key says of itself; LookupError if the table is silent."""
+        said = self.some_say.get(key, self.all_say)
+        if said is None:
+            raise LookupError(f"the table says nothing of {key!r}: see config.keys")
+        return said
 
     def resolve(self, name: str) -> str:
-        """The name in `entries` that `name` stands for, or `name` itself."""
+        """The name in `rows` that `name` stands for, or `name` itself."""
         return self.aliases.get(name, name)
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        """The keyword parameters of an entry, `given` ones included."""
-        signature = inspect.signature(self.entries[self.resolve(name)], eval_str=True)
+        """The keyword parameters of a component, `given` ones included."""
+        signature = inspect.signature(self[name].make, eval_str=True)
         skipped = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
         return {n: p for n, p in signature.parameters.items() if p.kind not in skipped}
 
     def keys(self, name: str) -> list[str]:
-        """The configuration keys of an entry; none if there is no such entry."""
-        if self.resolve(name) not in self.entries:
+        """The configuration keys of a component; none if there is no such one."""
+        if self.resolve(name) not in self.rows:
             return []
         return [
             key
@@ -87,9 +124,9 @@ def check_call(
     Returns:
         A problem for each unknown, mistyped or missing key; empty if all is well.
     """
-    if table.resolve(name) not in table.entries:
-        near = difflib.get_close_matches(name, [*table.entries, *table.aliases])
-        tail = suggest(name, near or table.entries)
+    if table.resolve(name) not in table.rows:
+        near = difflib.get_close_matches(name, [*table.rows, *table.aliases])
+        tail = suggest(name, near or table.rows)
         return [f"{section}.{selector}: found {name!r}; is not known{tail}"]
     parameters, keys = table.parameters(name), table.keys(name)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

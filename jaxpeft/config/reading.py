@@ -9,11 +9,8 @@ from pydantic import ValidationError
 from jaxpeft.config import strict_yaml
 from jaxpeft.config.base import ComponentSection
 from jaxpeft.config.components import Table, check_call
-from jaxpeft.config.sections import (
-    SECTIONS,
-    RunConfig,
-    SourceSection,
-)
+from jaxpeft.config.data import SourceSection
+from jaxpeft.config.sections import SECTIONS, RunConfig
 from jaxpeft.config.wording import meant, shown, wanted
 from jaxpeft.errors import InputError
 
@@ -88,7 +85,7 @@ def parse(
         problems = _reported(error, mapping, keys)
     for section, table in tables.items():
         problems += _component_problems(section, mapping.get(section), table, keys)
-    problems += _conflicts(mapping)
+    problems += _conflicts(mapping, tables)
     if problems:
         raise InputError(*problems)
     return config
@@ -124,8 +121,7 @@ def parse_section(section: str, keys: Mapping[str, Any], table: Table) -> Any:
 
 def build(table: Table, choice: ComponentSection, **given: Any) -> Any:
     """What the component that a section chooses returns for its options and `given`."""
-    component = table.entries[table.resolve(choice.choice)]
-    return component(**choice.options, **given)
+    return table[choice.choice].make(**choice.options, **given)
 
 
 def _named(section: str, keys: Any, tables: Mapping[str, Table]) -> Any:
@@ -216,7 +212,7 @@ def _dotted(location: Sequence[str | int], mapping: Any) -> str:
     return text
 
 
-def _conflicts(mapping: Mapping[str, Any]) -> list[str]:
+def _conflicts(mapping: Mapping[str, Any], tables: Mapping[str, Table]) -> list[str]:
     """What one section asks for and another makes impossible.
 
     Looks at the mapping, not at the validated sections, so that these problems are
@@ -241,17 +237,19 @@ def _conflicts(mapping: Mapping[str, Any]) -> list[str]:
                 f"give data.eval or data.eval_split, or set training.{key} to null"
             )
     scaling = training.get("lr_scaling", "none")
-    if scaling != "none" and (why := _rate_of_its_own(optimizer)):
+    if scaling != "none" and (why := _rate_of_its_own(optimizer, tables)):
         problems.append(
             f"training.lr_scaling: found {shown(scaling)}; {why}: set it to none"
         )
     return problems
 
 
-def _rate_of_its_own(optimizer: Mapping[str, Any]) -> str:
+def _rate_of_its_own(optimizer: Mapping[str, Any], tables: Mapping[str, Table]) -> str:
     """Why a rate is none that was found at another batch size; empty if it may be."""
-    if optimizer.get("name") == "prodigy":
-        return "'prodigy' finds the rate by itself"
+    rows = tables["optimizer"].rows if "optimizer" in tables else {}
+    name = _chosen("optimizer", optimizer)
+    if getattr(rows.get(name), "finds_rate", False):
+        return f"{name!r} finds the rate by itself"
     if optimizer.get("relative_step") is True:
         return "optimizer.relative_step takes the rate from the step alone"
     if optimizer.get("learning_rate") == "auto":

@@ -14,15 +14,16 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from jaxpeft.config import keys
 from jaxpeft.config.base import (
     ComponentSection,
-    Count,
     Positive,
     Section,
     Text,
     Whole,
     as_tuple,
 )
+from jaxpeft.config.data import DataSection
 from jaxpeft.config.training import ClusterSection, MeshSection, TrainingSection
 
 
@@ -30,24 +31,30 @@ class ModelSection(Section):
     """The frozen base model."""
 
     path: Text = Field(
-        description="a local directory in Hugging Face format, or a hub id"
+        description="a local directory in Hugging Face format, or a hub id",
+        json_schema_extra=keys.CONTENT,
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="bfloat16", description="of the frozen base and the activations"
+        default="bfloat16",
+        description="of the frozen base and the activations",
+        json_schema_extra=keys.ALWAYS,
     )
     quantization: Literal["none", "int8", "nf4", "nf4_single"] = Field(
         default="none",
         description="how the frozen base is stored; nf4_single is nf4 without double "
         "quantization of its scales; a checkpoint in bitsandbytes' nf4 stays as it is",
+        json_schema_extra=keys.ALWAYS,
     )
     quantization_skip: Annotated[tuple[Text, ...], BeforeValidator(as_tuple)] = Field(
         default=(),
         description="names of layers' modules that are stored whole, such as down_proj",
+        json_schema_extra=keys.ALWAYS,
     )
     remat: Literal["none", "full", "dots"] = Field(
         default="none",
         description="what the backward pass computes again to save memory: nothing "
         "wide, the MLP's products (dots), or whole layers (full)",
+        json_schema_extra=keys.NEVER,
     )
 
 
@@ -75,16 +82,19 @@ class AdapterSection(ComponentSection):
         description="how the base is adapted: lora, lora_fa, dora, ia3, bottleneck, "
         "bitfit for its biases alone, or full for no adapter: the base itself trains, "
         "or the part of it that the keys below name",
+        json_schema_extra=keys.ALWAYS,
     )
     target_modules: Targets = Field(
         default="all-linear",
         description="names, a regular expression over whole names, or all-linear; left "
         "out: what the method is made for (full: everything)",
+        json_schema_extra=keys.ALWAYS,
     )
     exclude_modules: Targets | None = Field(
         default=None,
         description="names, or a regular expression over whole names, of modules that "
         "are left out although target_modules means them",
+        json_schema_extra=keys.ALWAYS,
     )
     layers_to_transform: Annotated[
         tuple[Whole, ...] | None, BeforeValidator(_numbers)
@@ -92,96 +102,25 @@ class AdapterSection(ComponentSection):
         default=None,
         description="numbers of the layers that are adapted, or with method full "
         "train; null: all",
+        json_schema_extra=keys.ALWAYS,
     )
     modules_to_save: Annotated[tuple[Text, ...], BeforeValidator(as_tuple)] = Field(
         default=(),
         description="names of modules that train as a whole, such as lm_head, "
         "embed_tokens or norm",
+        json_schema_extra=keys.ALWAYS,
     )
     bias: Literal["none", "all", "lora_only"] = Field(
         default="none",
         description="which of the base's biases train: none, all, or those of the "
         "adapted modules",
+        json_schema_extra=keys.ALWAYS,
     )
     init_from: Text | None = Field(
-        default=None, description="a PEFT adapter directory to continue from"
-    )
-
-
-class SourceSection(Section):
-    """One file of examples."""
-
-    path: Text = Field(
-        description="a json, jsonl, csv, parquet or txt file, or a folder of them"
-    )
-    format: Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"] = (
-        Field(default="alpaca", description="how a record is laid out")
-    )
-    weight: Positive = Field(default=1.0, description="share in a mixture of sources")
-    fields: dict[str, Text | None] | None = Field(
         default=None,
-        description="the format's column names -> the file's own, or null for one that "
-        "is not read",
+        description="a PEFT adapter directory to continue from",
+        json_schema_extra=keys.ALWAYS,
     )
-    max_samples: Count | None = Field(
-        default=None, description="use the first ones only"
-    )
-
-
-def _several(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        if not value:
-            raise PydanticCustomError("no_source", "must name at least one source")
-        return tuple(value)
-    return (value,) if isinstance(value, Mapping | SourceSection) else value
-
-
-Sources = Annotated[tuple[SourceSection, ...], BeforeValidator(_several)]
-
-
-class DataSection(Section):
-    """The examples, and how they become batches."""
-
-    train: Sources = Field(description="one source or a list of them")
-    eval: Sources | None = Field(
-        default=None, description="likewise; null: no evaluation, or see eval_split"
-    )
-    eval_split: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="share of every source to hold out and evaluate on, in place of "
-        "eval; the same records whatever the seed",
-    )
-    max_length: Count = Field(
-        default=1024, description="tokens; longer examples are cut"
-    )
-    packing: bool = Field(default=False, description="several examples in one sequence")
-    shuffle: bool = Field(
-        default=True, description="another order in each epoch, by the seed"
-    )
-    train_on: Literal["assistant", "all"] = Field(
-        default="assistant", description="the turns whose tokens count in the loss"
-    )
-    length_buckets: Count = Field(
-        default=3, description="how many padded lengths a run may compile"
-    )
-    eval_batch_size: Count | None = Field(
-        default=None, description="null: as many as a step of training holds at a time"
-    )
-
-    @property
-    def evaluates(self) -> bool:
-        """Whether there are data to evaluate on."""
-        return self.eval is not None or self.eval_split is not None
-
-    @model_validator(mode="after")
-    def _one_evaluation(self) -> "DataSection":
-        if self.eval is not None and self.eval_split is not None:
-            raise ValueError(
-                f"eval_split: found {self.eval_split:g} beside data.eval; give only one"
-            )
-        return self
 
 
 def _regular(value: Any) -> Any:
@@ -198,13 +137,20 @@ class GroupSection(Section):
     """Parameters with settings of their own."""
 
     pattern: Annotated[Text, BeforeValidator(_regular)] = Field(
-        description="a regular expression for the whole dotted name of a parameter"
+        description="a regular expression for the whole dotted name of a parameter",
+        json_schema_extra=keys.ALWAYS,
     )
     learning_rate_factor: float = Field(
-        default=1.0, ge=0, description="their rate over that of the others"
+        default=1.0,
+        ge=0,
+        description="their rate over that of the others",
+        json_schema_extra=keys.ALWAYS,
     )
     weight_decay: float | None = Field(
-        default=None, ge=0, description="null: that of the others"
+        default=None,
+        ge=0,
+        description="null: that of the others",
+        json_schema_extra=keys.ALWAYS,
     )
 
 
@@ -227,25 +173,35 @@ Rate = Annotated[
 class OptimizerSection(ComponentSection):
     """The optimizer. The other keys are its own, such as `b1` and `weight_decay`."""
 
-    name: Text = Field(default="adamw", description="adamw, ...")
+    name: Text = Field(
+        default="adamw", description="adamw, ...", json_schema_extra=keys.ALWAYS
+    )
     learning_rate: Rate = Field(
         default=2e-4,
         description="the schedule's highest; auto: a range test chooses it first, as "
         "the command lr_find does",
+        json_schema_extra=keys.RATE,
     )
     max_grad_norm: Positive | None = Field(
-        default=1.0, description="clip the global gradient norm to this; null: do not"
+        default=1.0,
+        description="clip the global gradient norm to this; null: do not",
+        json_schema_extra=keys.ALWAYS,
     )
     groups: Annotated[tuple[GroupSection, ...], BeforeValidator(as_tuple)] = Field(
         default=(),
         description="a list of {pattern, learning_rate_factor, weight_decay}; the "
         "first one that matches a parameter counts",
+        json_schema_extra=keys.ALWAYS,
     )
     lora_plus_ratio: Positive | None = Field(
-        default=None, description="LoRA+: the rate of every b over that of every a"
+        default=None,
+        description="LoRA+: the rate of every b over that of every a",
+        json_schema_extra=keys.ALWAYS,
     )
     decay_all: bool = Field(
-        default=False, description="weight decay for biases and norms too"
+        default=False,
+        description="weight decay for biases and norms too",
+        json_schema_extra=keys.ALWAYS,
     )
 
     @property
@@ -261,11 +217,21 @@ class OptimizerSection(ComponentSection):
 class ScheduleSection(ComponentSection):
     """The course of the learning rate. The other keys are the schedule's own."""
 
-    name: Text = Field(default="cosine", description="constant, linear, cosine, ...")
-    warmup_ratio: float | None = Field(
-        default=None, ge=0, le=1, description="share of the steps that warm up"
+    name: Text = Field(
+        default="cosine",
+        description="constant, linear, cosine, ...",
+        json_schema_extra=keys.COURSE,
     )
-    warmup_steps: Whole | None = Field(default=None, description="steps that warm up")
+    warmup_ratio: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of the steps that warm up",
+        json_schema_extra=keys.COURSE,
+    )
+    warmup_steps: Whole | None = Field(
+        default=None, description="steps that warm up", json_schema_extra=keys.COURSE
+    )
 
     @model_validator(mode="after")
     def _one_warmup(self) -> "ScheduleSection":
@@ -280,17 +246,26 @@ class ScheduleSection(ComponentSection):
 class ObjectiveSection(ComponentSection):
     """What a step minimises. The other keys are the objective's own."""
 
-    name: Text = Field(default="sft", description="sft")
+    name: Text = Field(default="sft", description="sft", json_schema_extra=keys.IF_SET)
 
 
 class RunConfig(Section):
     """Everything that a run depends on."""
 
-    output_dir: Text = Field(description="the run directory")
-    seed: int = Field(default=42, ge=0, lt=2**32, description="of all that is random")
+    output_dir: Text = Field(
+        description="the run directory", json_schema_extra=keys.PLACE
+    )
+    seed: int = Field(
+        default=42,
+        ge=0,
+        lt=2**32,
+        description="of all that is random",
+        json_schema_extra=keys.NUMBER,
+    )
     deterministic: bool = Field(
         default=False,
         description="repeat bit for bit on GPUs, too, which makes them slower",
+        json_schema_extra=keys.NEVER,
     )
     model: ModelSection
     adapter: AdapterSection = Field(default_factory=AdapterSection)

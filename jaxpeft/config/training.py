@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from jaxpeft.config import keys
 from jaxpeft.config.base import Count, Positive, Section, Whole, as_tuple
 
 
@@ -18,56 +19,83 @@ class TrainingSection(Section):
     """How long to train, in which batches, and what to do on the way."""
 
     max_steps: Count | None = Field(
-        default=None, description="optimizer steps, or num_epochs"
+        default=None,
+        description="optimizer steps, or num_epochs",
+        json_schema_extra=keys.ALWAYS,
     )
     num_epochs: Positive | None = Field(
         default=None,
         description="passes over the data, or max_steps; 1.0 if neither is given",
+        json_schema_extra=keys.ALWAYS,
     )
     batch_size: Count = Field(
-        default=16, description="sequences a step, over all devices and accumulation"
+        default=16,
+        description="sequences a step, over all devices and accumulation",
+        json_schema_extra=keys.ALWAYS,
     )
     gradient_accumulation_steps: Count = Field(
-        default=1, description="parts that a batch is cut into, one after another"
+        default=1,
+        description="parts that a batch is cut into, one after another",
+        json_schema_extra=keys.ALWAYS,
     )
     lr_scaling: Literal["none", "linear", "sqrt"] = Field(
         default="none",
         description="what multiplies optimizer.learning_rate: batch_size over "
         "lr_reference_batch_size (linear), or the square root of that (sqrt)",
+        json_schema_extra=keys.IF_SET,
     )
     lr_reference_batch_size: Count | None = Field(
-        default=None, description="the batch_size that optimizer.learning_rate is for"
+        default=None,
+        description="the batch_size that optimizer.learning_rate is for",
+        json_schema_extra=keys.IF_SET,
     )
     logging_steps: Count = Field(
-        default=10, description="steps between two lines of the log"
+        default=10,
+        description="steps between two lines of the log",
+        json_schema_extra=keys.NEVER,
     )
     eval_steps: Count | None = Field(
-        default=50, description="steps between two evaluations; null: at the end only"
+        default=50,
+        description="steps between two evaluations; null: at the end only",
+        json_schema_extra=keys.IF_STEERING,
     )
-    save_steps: Count = Field(default=50, description="steps between two checkpoints")
+    save_steps: Count = Field(
+        default=50,
+        description="steps between two checkpoints",
+        json_schema_extra=keys.NEVER,
+    )
     save_total_limit: Count | None = Field(
-        default=3, description="checkpoints to keep; null: all"
+        default=3,
+        description="checkpoints to keep; null: all",
+        json_schema_extra=keys.NEVER,
     )
     early_stopping_patience: Count | None = Field(
-        default=None, description="evaluations without improvement before the run ends"
+        default=None,
+        description="evaluations without improvement before the run ends",
+        json_schema_extra=keys.ALWAYS,
     )
     early_stopping_threshold: float = Field(
         default=0.0,
         ge=0,
         description="by how much more than this a loss must be below the best one to "
         "be an improvement, in nats per token",
+        json_schema_extra=keys.ALWAYS,
     )
     load_best_model_at_end: bool | None = Field(
         default=None,
         description="keep the checkpoint of the lowest evaluation loss, and write its "
         "adapter at the end; null: with early_stopping_patience",
+        json_schema_extra=keys.ALWAYS,
     )
     max_nonfinite_steps: Whole = Field(
-        default=10, description="steps skipped in a row before the run aborts"
+        default=10,
+        description="steps skipped in a row before the run aborts",
+        json_schema_extra=keys.ALWAYS,
     )
     samples: Whole = Field(
         default=1,
         description="evaluation examples to answer before and after training",
+        json_schema_extra=keys.NEVER,
     )
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "trackio", "all"], ...],
@@ -76,14 +104,18 @@ class TrainingSection(Section):
         default=(),
         description="where metrics go too: tensorboard, wandb, trackio, or a list of "
         "them; all: those that are installed; none",
+        json_schema_extra=keys.NEVER,
     )
     fused_backward: bool | None = Field(
         default=None,
         description="update each layer inside the backward pass, so that never all "
         "gradients exist; null: for lomo and adalomo with method full",
+        json_schema_extra=keys.ALWAYS,
     )
     watchdog_seconds: Count | None = Field(
-        default=None, description="abort a run that makes no step for so long"
+        default=None,
+        description="abort a run that makes no step for so long",
+        json_schema_extra=keys.NEVER,
     )
 
     @property
@@ -140,11 +172,24 @@ class TrainingSection(Section):
 class MeshSection(Section):
     """How many devices share each kind of work; -1 takes what is left of them."""
 
-    data: int = Field(default=-1, ge=-1, description="replicas that split the batch")
-    fsdp: int = Field(
-        default=1, ge=-1, description="devices that split weights and batch"
+    data: int = Field(
+        default=-1,
+        ge=-1,
+        description="replicas that split the batch",
+        json_schema_extra=keys.NEVER,
     )
-    tensor: int = Field(default=1, ge=-1, description="devices that split each layer")
+    fsdp: int = Field(
+        default=1,
+        ge=-1,
+        description="devices that split weights and batch",
+        json_schema_extra=keys.NEVER,
+    )
+    tensor: int = Field(
+        default=1,
+        ge=-1,
+        description="devices that split each layer",
+        json_schema_extra=keys.NEVER,
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "MeshSection":
@@ -169,10 +214,13 @@ class ClusterSection(Section):
     """How several processes wait for each other; where they are, the launcher says."""
 
     initialization_timeout: Count = Field(
-        default=300, description="seconds for all processes to come together"
+        default=300,
+        description="seconds for all processes to come together",
+        json_schema_extra=keys.NEVER,
     )
     heartbeat_timeout: Count = Field(
         default=40,
         description="seconds without an answer after which a process counts as dead, "
         "which ends the others",
+        json_schema_extra=keys.NEVER,
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.convert_config import trainer
 from jaxpeft.convert_config.columns import TEXT_ONLY
 from jaxpeft.convert_config.datasets import PREFERENCES, read_sources
@@ -100,7 +101,8 @@ def _model(draft: Draft, method: str) -> None:
     draft.set("model.path", path)
     trainer.precision(draft, method)
     quantization(draft, str(path))
-    if method == "full" and "model.quantization" in draft.settings:
+    full = TABLES["adapter"][method].gives_model
+    if full and "model.quantization" in draft.settings:
         said = draft.given("quantization_bit")
         key = "quantization_bit" if said else "model_name_or_path"
         draft.refuse(key, "few bits cannot train; use lora, or leave this out")

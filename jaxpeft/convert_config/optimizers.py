@@ -221,8 +221,8 @@ def schedule(draft: Draft) -> None:
     """`lr_scheduler_type` with its settings and the warmup."""
     chosen = draft.choice("lr_scheduler_type", "linear", SCHEDULES)
     found, name = SCHEDULES[chosen], str(draft.settings["optimizer.name"])
-    free = name.startswith("schedule_free")
-    if free and found.name != "constant":
+    free = TABLES["optimizer"][name].averages
+    if free and not TABLES["schedule"][found.name].level:
         draft.set(
             "schedule.name",
             "constant",
@@ -231,7 +231,9 @@ def schedule(draft: Draft) -> None:
         )
     else:
         draft.set("schedule.name", found.name)
-    warms = (found.warms or free) and name != "schedule_free_radam"
+    # Of those that average, one warms up by itself and takes no steps for it.
+    takes = "warmup_steps" in TABLES["optimizer"].parameters(name)
+    warms = takes if free else found.warms
     _warmup(draft, warms, name if free else chosen)
     if free:
         draft.skip("lr_scheduler_kwargs", "the rate is constant")

@@ -118,9 +118,9 @@ def translate(
         kind = "LORA"
     method, rows = METHODS[kind]
     base = inner.take("base_model_name_or_path")
-    dora = method == "lora" and inner.flag("use_dora")
+    dora = kind == "LORA" and inner.flag("use_dora")
     inner.set("adapter.method", "dora" if dora else method)
-    if method == "lora":
+    if kind == "LORA":
         _init(inner)
     if method in OWN_TARGETS:
         _targets(inner, method, model or base)

@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
+from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.convert_config.draft import Draft, Idle, Row, To, Without, names, truth
 from jaxpeft.convert_config.optimizers import Optimizer, optimizer, schedule
 from jaxpeft.convert_config.spread import SPREAD, spread
-from jaxpeft.optim import FUSED
 
 _LOADING = "examples are read and tokenized by the training process itself"
 _SPEED = "how the step is compiled decides this here"
@@ -186,8 +186,8 @@ def _gradients(draft: Draft) -> None:
     """LOMO's and AdaLomo's backward pass, which has no gradients to add up."""
     said = draft.settings
     parts = said.get("training.gradient_accumulation_steps", 1)
-    fused = said["optimizer.name"] in FUSED and said["adapter.method"] == "full"
-    if fused and parts > 1:
+    fused = TABLES["optimizer"][said["optimizer.name"]].fused
+    if fused and TABLES["adapter"][said["adapter.method"]].gives_model and parts > 1:
         remark = "gradients are kept, to add up the parts of a batch; without parts "
         remark += "they never all exist"
         draft.set("training.fused_backward", False, remark)
@@ -199,9 +199,10 @@ def precision(draft: Draft, method: str) -> None:
     method: of our adapter. With `full`, what trains is stored in that dtype as well.
     """
     half, brain = draft.flag("fp16"), draft.flag("bf16")
+    full = TABLES["adapter"][method].gives_model
     pure = draft.flag("pure_bf16")
     mixed = half and not brain and not pure
-    if mixed and method != "full":
+    if mixed and not full:
         remark = "no loss scaling here; bfloat16 is safer on hardware that has it"
         draft.set("model.dtype", "float16", remark)
     elif brain or pure:
@@ -212,7 +213,7 @@ def precision(draft: Draft, method: str) -> None:
     else:
         remark = "not said there, where it follows the checkpoint's own dtype"
         draft.set("model.dtype", "bfloat16", remark)
-    if method == "full" and not pure:
+    if full and not pure:
         draft.remark("model.dtype", _STORED)
 
 

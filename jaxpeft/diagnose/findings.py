@@ -63,7 +63,7 @@ class Settings:
         """Those of a configuration."""
         return cls(
             cfg.optimizer.max_grad_norm,
-            cfg.optimizer.name in optim.SCHEDULE_FREE,
+            optim.OPTIMIZERS[cfg.optimizer.name].averages,
             cfg.training.batch_size,
             cfg.training.keeps_best,
         )

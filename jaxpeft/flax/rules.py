@@ -10,14 +10,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxpeft import adapters
-from jaxpeft.adapters import embedding, lora_init, targets
+from jaxpeft.adapters import lora_init, targets
 from jaxpeft.adapters.lora import LoRA
+from jaxpeft.adapters.table import of_embedding
 from jaxpeft.config import Table, check_call
 from jaxpeft.errors import InputError
 from jaxpeft.flax.forms import Contraction, Form, Lookup
 
 TABLE = Table(
-    {name: adapters.METHODS[name] for name in ("lora", "lora_fa")},
+    {name: row for name, row in adapters.TABLE.rows.items() if row.flax},
     given=adapters.TABLE.given,
 )
 
@@ -85,6 +86,6 @@ def _node(
         base = form.matrix(jnp.asarray(weight[...]))  # PiSSA and the like read it
     make = adapters.METHODS[method]
     if isinstance(form, Lookup):
-        make = embedding.method(method, path)
+        make = of_embedding(method, path)
     names = (path,) * math.prod(shape[:-2])
     return dataclasses.replace(make(base, key, names=names, **settings), base=None)

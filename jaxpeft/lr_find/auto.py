@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jaxpeft import console
 from jaxpeft.assembly import configuration
-from jaxpeft.assembly.adapter import FULL
+from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.assembly.run import Run
 from jaxpeft.config import RunConfig
 from jaxpeft.lr_find import ramp
@@ -26,7 +26,7 @@ def open_run(cfg: RunConfig, resumes: bool) -> tuple[Run, Found | None]:
     if resumes and record.is_file():
         section = configuration.open_config(record).optimizer
         return Run(cfg.at_rate(section.learning_rate)), None
-    whole = cfg.adapter.method == FULL
+    whole = gives_a_model(cfg.adapter)
     run = ramp.prepare(cfg)
     console.say("optimizer.learning_rate: auto, by a range test before training")
     found = ramp.conclude(ramp.range_test(run, keep=not whole), cfg)

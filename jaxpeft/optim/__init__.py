@@ -18,15 +18,7 @@ from jaxpeft.optim.lion import lion
 from jaxpeft.optim.lion_8bit import lion_8bit
 from jaxpeft.optim.lomo import lomo
 from jaxpeft.optim.lora_plus import lora_plus
-from jaxpeft.optim.make import (
-    FUSED,
-    OPTIMIZERS,
-    SCHEDULE_FREE,
-    Parts,
-    leafwise,
-    make,
-    make_parts,
-)
+from jaxpeft.optim.make import Parts, leafwise, make, make_parts
 from jaxpeft.optim.muon import muon
 from jaxpeft.optim.prodigy import prodigy
 from jaxpeft.optim.quantize_state import quantize_state
@@ -45,21 +37,21 @@ from jaxpeft.optim.schedules.plateau import (
     rate_factor,
     scale_by_plateau,
 )
-from jaxpeft.optim.schedules.table import SCALES, SCHEDULES, make_schedule
+from jaxpeft.optim.schedules.table import SCHEDULES, Schedule, make_schedule
 from jaxpeft.optim.sgd import sgd
 from jaxpeft.optim.stable_adamw import stable_adamw
+from jaxpeft.optim.table import OPTIMIZERS, Optimizer
 
 __all__ = [
     "BATCH_SCALING",
-    "FUSED",
     "OPTIMIZERS",
-    "SCALES",
     "SCHEDULES",
-    "SCHEDULE_FREE",
     "Group",
     "Layout",
+    "Optimizer",
     "Parts",
     "Rule",
+    "Schedule",
     "adafactor",
     "adagrad",
     "adalomo",

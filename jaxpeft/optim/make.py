@@ -10,95 +10,16 @@ import optax
 
 from jaxpeft import config, tree
 from jaxpeft.errors import InputError
-from jaxpeft.optim.adafactor import adafactor, relative_rate
-from jaxpeft.optim.adagrad import adagrad
-from jaxpeft.optim.adalomo import adalomo
-from jaxpeft.optim.adam_mini import adam_mini
-from jaxpeft.optim.adamw import adamw
-from jaxpeft.optim.adamw_4bit import adamw_4bit
-from jaxpeft.optim.adamw_8bit import adamw_8bit
-from jaxpeft.optim.ademamix import ademamix
-from jaxpeft.optim.apollo import apollo, apollo_mini
-from jaxpeft.optim.came import came
-from jaxpeft.optim.galore import galore
-from jaxpeft.optim.grokadamw import grokadamw
-from jaxpeft.optim.lion import lion
-from jaxpeft.optim.lion_8bit import lion_8bit
-from jaxpeft.optim.lomo import lomo
-from jaxpeft.optim.muon import muon
-from jaxpeft.optim.prodigy import prodigy
-from jaxpeft.optim.rmsprop import rmsprop
+from jaxpeft.optim.adafactor import relative_rate
 from jaxpeft.optim.rule import Group, Layout, Leafwise, RuleTransformation
-from jaxpeft.optim.schedule_free import (
-    schedule_free_adamw,
-    schedule_free_radam,
-    schedule_free_sgd,
-)
 from jaxpeft.optim.schedules.table import (
     SCHEDULES,
     make_scale,
     make_schedule,
     resolve_warmup,
 )
-from jaxpeft.optim.sgd import sgd
-from jaxpeft.optim.stable_adamw import stable_adamw
+from jaxpeft.optim.table import OPTIMIZERS
 
-# name -> callable; what it takes besides `given` are its keys in the configuration.
-OPTIMIZERS = config.Table(
-    entries={
-        "adamw": adamw,
-        "adafactor": adafactor,
-        "adagrad": adagrad,
-        "adalomo": adalomo,
-        "adam_mini": adam_mini,
-        "adamw_4bit": adamw_4bit,
-        "adamw_8bit": adamw_8bit,
-        "ademamix": ademamix,
-        "apollo": apollo,
-        "apollo_mini": apollo_mini,
-        "came": came,
-        "galore": galore,
-        "grokadamw": grokadamw,
-        "lion": lion,
-        "lion_8bit": lion_8bit,
-        "lomo": lomo,
-        "muon": muon,
-        "prodigy": prodigy,
-        "rmsprop": rmsprop,
-        "schedule_free_adamw": schedule_free_adamw,
-        "schedule_free_radam": schedule_free_radam,
-        "schedule_free_sgd": schedule_free_sgd,
-        "sgd": sgd,
-        "stable_adamw": stable_adamw,
-    },
-    aliases={
-        "adamw_torch": "adamw",
-        "adamw_torch_fused": "adamw",
-        "adamw_hf": "adamw",
-        "adamw_bnb_8bit": "adamw_8bit",
-        "paged_adamw_8bit": "adamw_8bit",
-        "adamw_torch_8bit": "adamw_8bit",
-        "adamw_torch_4bit": "adamw_4bit",
-        "paged_lion_8bit": "lion_8bit",
-        "lion_bnb_8bit": "lion_8bit",
-        "apollo_adamw": "apollo",
-        "galore_adamw": "galore",
-        "paged_adamw": "adamw",
-        "paged_adamw_32bit": "adamw",
-        "lion_32bit": "lion",
-        "paged_lion": "lion",
-        "paged_lion_32bit": "lion",
-        "schedule_free_radamw": "schedule_free_radam",
-    },
-    given={"learning_rate", "mask", "layout", "warmup_steps"},
-)
-
-# They are made for a backward pass that updates as it goes.
-FUSED = ("lomo", "adalomo")
-# Their `learning_rate` is a factor on a rate that they find themselves.
-RATE_FREE = ("prodigy",)
-# They average their parameters instead of lowering the rate.
-SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd")
 # Every leaf of a model's layers stacks them along its first axis.
 STACKED = r"(.*\.)?layers\..*"
 # Biases and the scales of norms, by the last part of their names.
@@ -195,7 +116,7 @@ def _scheduled(
         )
     rate = make_schedule(section.learning_rate, schedule, total_steps)
     given: dict[str, Any] = {"learning_rate": rate}
-    if section.name in SCHEDULE_FREE:
+    if OPTIMIZERS[section.name].averages:
         warmup = _own_warmup(section.name, schedule, total_steps)
         given["learning_rate"] = section.learning_rate
         if "warmup_steps" in OPTIMIZERS.parameters(section.name):
@@ -243,7 +164,7 @@ def decayed(params: Any) -> Any:
 
 def _check_takes_a_rate(section: Any) -> None:
     """Raises InputError where no learning rate could be looked for."""
-    if section.name in RATE_FREE:
+    if OPTIMIZERS[section.name].finds_rate:
         raise InputError(
             f"optimizer.name: found {section.name!r}; it finds its rate by itself, and "
             "there is none to look for: leave learning_rate at 1.0, or choose another "
@@ -269,7 +190,7 @@ def _groups(section: Any) -> tuple[Group, ...]:
 def _own_warmup(name: str, schedule: Mapping[str, Any], total_steps: int) -> int:
     """The warmup steps of an optimizer that averages instead of decaying its rate."""
     section = config.parse_section("schedule", schedule, SCHEDULES)
-    if section.name != "constant":
+    if not SCHEDULES[section.name].level:
         raise InputError(
             f"schedule.name: found {section.name!r}; {name!r} averages its parameters "
             "instead of lowering the rate: use {name: constant}, with warmup_steps or "
@@ -281,7 +202,8 @@ def _own_warmup(name: str, schedule: Mapping[str, Any], total_steps: int) -> int
 def _relative(section: Any, schedule: Mapping[str, Any]) -> optax.Schedule:
     """The rate that Adafactor chooses by itself."""
     given = config.parse_section("schedule", schedule, SCHEDULES)
-    if given.name != "constant" or given.warmup_steps or given.warmup_ratio:
+    level = SCHEDULES[given.name].level
+    if not level or given.warmup_steps or given.warmup_ratio:
         raise InputError(
             "optimizer.relative_step: found true; the rate then follows from the step "
             "alone: use it with schedule {name: constant} without a warmup; "

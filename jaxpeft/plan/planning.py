@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxpeft import adapters, hf, models, tree
 from jaxpeft.assembly import configuration, updates
-from jaxpeft.assembly.adapter import FULL, rules_of
+from jaxpeft.assembly.adapter import gives_a_model, rules_of
 from jaxpeft.assembly.base import as_stored, base_shapes, model_config
 from jaxpeft.assembly.places import check_batches, make_places
 from jaxpeft.assembly.step import Frozen, TrainState
@@ -20,6 +20,7 @@ from jaxpeft.devices import sharding
 from jaxpeft.devices.compiled import build
 from jaxpeft.errors import InputError
 from jaxpeft.models import ModelConfig, stacks
+from jaxpeft.optim import OPTIMIZERS
 from jaxpeft.plan import flops
 from jaxpeft.plan.collectives import Collective, collectives, totals
 
@@ -96,7 +97,7 @@ def plan(
     temporaries = max(0, memory.temp_size_in_bytes - activations)
     frozen, trainable = _on_a_device(step.frozen), _on_a_device(step.state.params)
     full = not jax.tree.leaves(step.frozen)
-    in_place = cfg.adapter.method == FULL
+    in_place = gives_a_model(cfg.adapter)
     trains = tree.count(step.state.params)
     return Plan(
         mesh=dict(mesh.shape),
@@ -176,10 +177,11 @@ def _changes(cfg: RunConfig, devices: int) -> Iterator[tuple[str, ...]]:
     parts = cfg.training.batch_size // devices
     if cfg.training.gradient_accumulation_steps < parts:
         yield (f"training.gradient_accumulation_steps={parts}",)
-    if cfg.optimizer.name == "adamw" and cfg.adapter.method == FULL:
-        yield ("optimizer.name=adamw_8bit",)
+    full, lighter = gives_a_model(cfg.adapter), OPTIMIZERS[cfg.optimizer.name].lighter
+    if lighter is not None and full:
+        yield (f"optimizer.name={lighter}",)
     yield (f"data.max_length={cfg.data.max_length // 2}",)
-    if cfg.adapter.method == FULL:
+    if full:
         yield ("adapter.method=lora",)
 
 

@@ -5,7 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxpeft import optim
+from jaxpeft import config, optim
+from jaxpeft.assembly.adapter import gives_a_model
+from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.config import RunConfig, strict_yaml
 from jaxpeft.errors import InputError
 
@@ -75,7 +77,8 @@ def together(
         groups.setdefault(_program(cfg, number, devices), []).append(number)
     found = []
     for numbers in groups.values():
-        size = at_once or (1 if _is_full(configs[numbers[0]]) else len(numbers))
+        full = gives_a_model(configs[numbers[0]].adapter)
+        size = at_once or (1 if full else len(numbers))
         found += [numbers[i : i + size] for i in range(0, len(numbers), size)]
     return sorted(found)
 
@@ -84,32 +87,23 @@ def _program(cfg: RunConfig, number: int, devices: int) -> str:
     """What points of one program must have in common, as text."""
     if not _can_share(cfg, devices):
         return str(number)
-    settings = cfg.model_dump(mode="json")
-    del settings["output_dir"], settings["seed"]
-    settings["adapter"].pop("lora_alpha", None)
-    optimizer, schedule = settings["optimizer"], settings["schedule"]
-    optimizer.pop("weight_decay", None)
+    own = {"own"}  # the kinds of keys of which each point has its own value
     # A schedule that evaluations steer keeps its rate among its settings.
-    if schedule["name"] not in optim.SCALES:
-        optimizer.pop("learning_rate")
+    if optim.SCHEDULES[cfg.schedule.name].scale is None:
+        own.add("rate")
         # And what averages warms up by itself.
-        if optimizer["name"] not in optim.SCHEDULE_FREE:
-            del settings["schedule"]
-    return json.dumps(settings, sort_keys=True)
+        if not optim.OPTIMIZERS[cfg.optimizer.name].averages:
+            own.add("course")
+    return json.dumps(config.program(cfg, TABLES, own), sort_keys=True)
 
 
 def _can_share(cfg: RunConfig, devices: int) -> bool:
     """Whether a run can be one of several in a program: see `joint`."""
-    fused = cfg.training.fused_backward
+    fused, traits = cfg.training.fused_backward, optim.OPTIMIZERS[cfg.optimizer.name]
     if fused is None:
-        fused = _is_full(cfg) and cfg.optimizer.name in optim.FUSED
-    section = cfg.optimizer
-    own_rate = section.is_auto or section.name == "prodigy"
-    return devices == 1 and not fused and not own_rate
-
-
-def _is_full(cfg: RunConfig) -> bool:
-    return cfg.adapter.method == "full"
+        fused = gives_a_model(cfg.adapter) and traits.fused
+    known = traits.leafwise and not cfg.optimizer.is_auto
+    return devices == 1 and not fused and known
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,7 @@ import jax
 
 from jaxpeft import config, hf, tree
 from jaxpeft.assembly import summary
-from jaxpeft.assembly.adapter import FULL
+from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.assembly.run import Run
 from jaxpeft.devices import cluster
 from jaxpeft.diagnose import findings
@@ -43,7 +43,7 @@ def write_trained(run: Run, trained: Any) -> str:
 
     trained: the trainable parameters. Every process takes part; the first one writes.
     """
-    if run.cfg.adapter.method == FULL:
+    if gives_a_model(run.cfg.adapter):
         whole = tree.combine(trained, run.frozen)
         hf.save(whole, run.output / MODEL, run.base.cfg)
         if cluster.is_primary():

@@ -1,7 +1,9 @@
 """Configurations read from files, with overrides, against tables of components."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -85,11 +87,20 @@ def cosine(learning_rate, total_steps, warmup_steps=0, final: "float | None" = 0
     return ("cosine", learning_rate, total_steps, warmup_steps, final)
 
 
+@dataclass(frozen=True)
+class Row:
+    """A component without traits."""
+
+    make: Callable[..., Any]
+
+
 TABLES = {
-    "adapter": Table({"lora": lora}, given={"base"}),
-    "optimizer": Table({"adamw": adamw}, {"adamw_torch": "adamw"}, {"learning_rate"}),
+    "adapter": Table({"lora": Row(lora)}, given={"base"}),
+    "optimizer": Table(
+        {"adamw": Row(adamw)}, {"adamw_torch": "adamw"}, {"learning_rate"}
+    ),
     "schedule": Table(
-        {"cosine": cosine}, given={"learning_rate", "total_steps", "warmup_steps"}
+        {"cosine": Row(cosine)}, given={"learning_rate", "total_steps", "warmup_steps"}
     ),
 }
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxpeft.config.sections import DataSection
+from jaxpeft.config.data import DataSection
 from jaxpeft.data import EvalBatches, load_eval, load_train
 from jaxpeft.errors import InputError
 

@@ -55,6 +55,12 @@ def test_overrides_give_back_the_very_values(config):
     assert (cfg.seed, cfg.adapter.target_modules) == (7, ["q_proj"])
 
 
+AVERAGING = {
+    "optimizer": {"name": "schedule_free_adamw"},
+    "schedule": {"name": "constant"},
+}
+
+
 @pytest.mark.parametrize(
     "changes, points, groups",
     [
@@ -70,6 +76,8 @@ def test_overrides_give_back_the_very_values(config):
         ({"optimizer": {"learning_rate": "auto"}}, [{"seed": 1}, {"seed": 2}], 2),
         ({"schedule": {"name": "greedy"}}, [{RATE: 1e-4}, {RATE: 2e-4}], 2),
         ({"schedule": {"name": "greedy"}}, [{"seed": 1}, {"seed": 2}], 1),
+        (AVERAGING, [{RATE: 1e-4}, {RATE: 2e-4}], 1),
+        (AVERAGING, [{"schedule.warmup_steps": 1}, {"schedule.warmup_steps": 2}], 2),
         ({"adapter": {"method": "full"}}, [{"seed": 1}, {"seed": 2}], 2),
         (
             {"adapter": {"method": "full"}, "optimizer": {"name": "adalomo"}},

@@ -2,28 +2,42 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import optax
 
 from jaxpeft import config
+from jaxpeft.config import keys
 from jaxpeft.optim import schedules
 from jaxpeft.optim.schedules import resolve_warmup
 from jaxpeft.optim.schedules.greedy import scale_by_greedy
 from jaxpeft.optim.schedules.plateau import scale_by_plateau
 
-__all__ = ["SCALES", "SCHEDULES", "make_scale", "make_schedule", "resolve_warmup"]
-
-# Schedules that the evaluation loss steers, and what multiplies the updates for them.
-SCALES: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "reduce_lr_on_plateau": scale_by_plateau,
-    "greedy": scale_by_greedy,
-}
+__all__ = ["SCHEDULES", "Schedule", "make_scale", "make_schedule", "resolve_warmup"]
 
 
-def _steered(name: str, meaning: str) -> Callable[..., optax.Schedule]:
+@dataclass(frozen=True)
+class Schedule:
+    """A line of the table: a schedule, and what is special about it.
+
+    Attributes:
+        make: returns the rate of each step; what it takes besides the table's `given`
+            are its keys in the configuration.
+        level: the rate stays where the warmup leaves it.
+        scale: where the evaluation loss steers the rate, what multiplies the updates;
+            it takes the schedule's keys. None: nothing does.
+    """
+
+    make: Callable[..., optax.Schedule]
+    level: bool = False
+    scale: Callable[..., optax.GradientTransformation] | None = None
+
+
+def _steered(
+    name: str, scale: Callable[..., optax.GradientTransformation], meaning: str
+) -> Schedule:
     """The schedule that goes with a scale: constant, with the scale's own settings."""
-    scale = SCALES[name]
 
     def schedule(
         learning_rate: float, total_steps: int, warmup_steps: int = 0, **own: Any
@@ -41,30 +55,31 @@ def _steered(name: str, meaning: str) -> Callable[..., optax.Schedule]:
     vars(schedule).update(__signature__=signature)
     schedule.__name__ = schedule.__qualname__ = name
     schedule.__doc__ = meaning
-    return schedule
+    return Schedule(schedule, scale=scale)
 
 
-# name -> callable; what it takes besides `given` are its keys in the configuration.
 # The names are transformers'; "step" is torch's StepLR and MultiStepLR.
 SCHEDULES = config.Table(
-    entries={
-        "constant": schedules.constant,
-        "linear": schedules.linear,
-        "cosine": schedules.cosine,
-        "cosine_with_restarts": schedules.cosine_with_restarts,
-        "cosine_with_min_lr": schedules.cosine_with_min_lr,
-        "cosine_warmup_with_min_lr": schedules.cosine_warmup_with_min_lr,
-        "polynomial": schedules.polynomial,
-        "inverse_sqrt": schedules.inverse_sqrt,
-        "warmup_stable_decay": schedules.warmup_stable_decay,
-        "step": schedules.step,
+    rows={
+        "constant": Schedule(schedules.constant, level=True),
+        "linear": Schedule(schedules.linear),
+        "cosine": Schedule(schedules.cosine),
+        "cosine_with_restarts": Schedule(schedules.cosine_with_restarts),
+        "cosine_with_min_lr": Schedule(schedules.cosine_with_min_lr),
+        "cosine_warmup_with_min_lr": Schedule(schedules.cosine_warmup_with_min_lr),
+        "polynomial": Schedule(schedules.polynomial),
+        "inverse_sqrt": Schedule(schedules.inverse_sqrt),
+        "warmup_stable_decay": Schedule(schedules.warmup_stable_decay),
+        "step": Schedule(schedules.step),
         "reduce_lr_on_plateau": _steered(
             "reduce_lr_on_plateau",
+            scale_by_plateau,
             "The rate, after a warmup if there is one, times a factor that falls when "
             "the evaluation loss does not.",
         ),
         "greedy": _steered(
             "greedy",
+            scale_by_greedy,
             "The rate, after a warmup if there is one, times a factor that rises while "
             "the evaluation loss falls, and falls when it does not.",
         ),
@@ -85,6 +100,7 @@ SCHEDULES = config.Table(
         "greedy_lr": "greedy",
     },
     given={"learning_rate", "total_steps", "warmup_steps"},
+    all_say=keys.COURSE,
 )
 
 
@@ -117,7 +133,7 @@ def make_scale(
     what `make_schedule` does.
     """
     section = config.parse_section("schedule", schedule, SCHEDULES)
-    scale = SCALES.get(section.name)
+    scale = SCHEDULES[section.name].scale
     if scale is None:
         return None
     return scale(**section.options, learning_rate=learning_rate)

@@ -1,0 +1,99 @@
+"""The table of methods: a line for each, with what is special about it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxpeft.adapters.bitfit import bitfit
+from jaxpeft.adapters.bottleneck import bottleneck
+from jaxpeft.adapters.dora import dora
+from jaxpeft.adapters.embedding import lora_embedding
+from jaxpeft.adapters.ia3 import ia3
+from jaxpeft.adapters.lora import lora, lora_fa
+from jaxpeft.adapters.partly import full
+from jaxpeft.adapters.targets import ALL_LINEAR
+from jaxpeft.adapters.vera import vera
+from jaxpeft.adapters.virtual import prefix_tuning, prompt_tuning
+from jaxpeft.config import Table, keys
+from jaxpeft.errors import InputError
+
+# The keys of every method that has a use for them: what of the base is meant.
+COMMON = (
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "modules_to_save",
+    "bias",
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A line of the table: a way to adapt a base, and what is special about it.
+
+    Attributes:
+        make: `make(base, key, **settings)` puts an adapter around one kernel. What it
+            takes besides the table's `given` are its keys in the configuration.
+        wraps: false: it is `make(params, key, **settings)` instead, and returns them
+            with what trains in its place; it puts adapters around no kernels.
+        heeds: those of the `COMMON` keys that it has a use for.
+        targets: the modules that it is made for, by the ends of their names; those of
+            them that a model has are its default `target_modules`.
+        embedding: what `make` is for a table that tokens are looked up in; None: it
+            adapts linear modules only.
+        gives_model: the base itself trains, and the result is a whole model: there is
+            no adapter to continue from, to merge or to leave out.
+        flax: the modules of Flax can have it (see `jaxpeft.flax`).
+    """
+
+    make: Callable[..., Any]
+    wraps: bool = True
+    heeds: tuple[str, ...] = COMMON
+    targets: str | tuple[str, ...] = ALL_LINEAR
+    embedding: Callable[..., Any] | None = None
+    gives_model: bool = False
+    flax: bool = False
+
+
+_DOWN = ("o_proj", "down_proj", "c_proj")
+_IA3 = ("k_proj", "v_proj", "down_proj", "c_attn", "mlp.c_proj")
+
+TABLE = Table(
+    rows={
+        "bottleneck": Method(bottleneck, targets=_DOWN),
+        "dora": Method(dora),
+        "ia3": Method(ia3, targets=_IA3),
+        "lora": Method(lora, embedding=lora_embedding, flax=True),
+        "lora_fa": Method(lora_fa, flax=True),
+        "vera": Method(vera),
+        "prefix_tuning": Method(prefix_tuning, wraps=False, heeds=()),
+        "prompt_tuning": Method(prompt_tuning, wraps=False, heeds=()),
+        "bitfit": Method(bitfit, wraps=False, heeds=()),
+        "full": Method(full, wraps=False, heeds=COMMON[:-1], gives_model=True),
+    },
+    given={"base", "params", "key", "module", "names", "widest", "chosen"},
+    all_say=keys.ALWAYS,
+    some_say={"lora_alpha": keys.NUMBER},  # it is in the adapters' scales
+)
+
+# Those that put adapters around kernels.
+METHODS = {name: row.make for name, row in TABLE.rows.items() if row.wraps}
+
+
+def of_embedding(name: str, path: str) -> Callable[..., Any]:
+    """What adapts an embedding by the method of that name.
+
+    Args:
+        name: the method, one of `TABLE`.
+        path: the dotted path of the embedding, for the message.
+
+    Raises:
+        InputError: the method adapts linear modules only.
+    """
+    make = TABLE[name].embedding
+    if make is None:
+        raise InputError(
+            f"adapter.target_modules: {path!r} is an embedding, which method {name!r} "
+            "does not adapt; leave it out, or use lora"
+        )
+    return make

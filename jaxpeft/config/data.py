@@ -1,0 +1,117 @@
+"""The section that says which examples there are, and how they become batches."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from jaxpeft.config import keys
+from jaxpeft.config.base import Count, Positive, Section, Text
+
+
+class SourceSection(Section):
+    """One file of examples."""
+
+    path: Text = Field(
+        description="a json, jsonl, csv, parquet or txt file, or a folder of them",
+        json_schema_extra=keys.CONTENT,
+    )
+    format: Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"] = (
+        Field(
+            default="alpaca",
+            description="how a record is laid out",
+            json_schema_extra=keys.CONTENT,
+        )
+    )
+    weight: Positive = Field(
+        default=1.0,
+        description="share in a mixture of sources",
+        json_schema_extra=keys.CONTENT,
+    )
+    fields: dict[str, Text | None] | None = Field(
+        default=None,
+        description="the format's column names -> the file's own, or null for one that "
+        "is not read",
+        json_schema_extra=keys.CONTENT,
+    )
+    max_samples: Count | None = Field(
+        default=None,
+        description="use the first ones only",
+        json_schema_extra=keys.CONTENT,
+    )
+
+
+def _several(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        if not value:
+            raise PydanticCustomError("no_source", "must name at least one source")
+        return tuple(value)
+    return (value,) if isinstance(value, Mapping | SourceSection) else value
+
+
+Sources = Annotated[tuple[SourceSection, ...], BeforeValidator(_several)]
+
+
+class DataSection(Section):
+    """The examples, and how they become batches."""
+
+    train: Sources = Field(
+        description="one source or a list of them", json_schema_extra=keys.CONTENT
+    )
+    eval: Sources | None = Field(
+        default=None,
+        description="likewise; null: no evaluation, or see eval_split",
+        json_schema_extra=keys.CONTENT,
+    )
+    eval_split: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of every source to hold out and evaluate on, in place of "
+        "eval; the same records whatever the seed",
+        json_schema_extra=keys.CONTENT,
+    )
+    max_length: Count = Field(
+        default=1024,
+        description="tokens; longer examples are cut",
+        json_schema_extra=keys.CONTENT,
+    )
+    packing: bool = Field(
+        default=False,
+        description="several examples in one sequence",
+        json_schema_extra=keys.CONTENT,
+    )
+    shuffle: bool = Field(
+        default=True,
+        description="another order in each epoch, by the seed",
+        json_schema_extra=keys.CONTENT,
+    )
+    train_on: Literal["assistant", "all"] = Field(
+        default="assistant",
+        description="the turns whose tokens count in the loss",
+        json_schema_extra=keys.CONTENT,
+    )
+    length_buckets: Count = Field(
+        default=3,
+        description="how many padded lengths a run may compile",
+        json_schema_extra=keys.CONTENT,
+    )
+    eval_batch_size: Count | None = Field(
+        default=None,
+        description="null: as many as a step of training holds at a time",
+        json_schema_extra=keys.CONTENT,
+    )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are data to evaluate on."""
+        return self.eval is not None or self.eval_split is not None
+
+    @model_validator(mode="after")
+    def _one_evaluation(self) -> "DataSection":
+        if self.eval is not None and self.eval_split is not None:
+            raise ValueError(
+                f"eval_split: found {self.eval_split:g} beside data.eval; give only one"
+            )
+        return self

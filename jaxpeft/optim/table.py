@@ -1,0 +1,111 @@
+"""The table of optimizers: a line for each, with what is special about it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import optax
+
+from jaxpeft import config
+from jaxpeft.config import keys
+from jaxpeft.optim.adafactor import adafactor
+from jaxpeft.optim.adagrad import adagrad
+from jaxpeft.optim.adalomo import adalomo
+from jaxpeft.optim.adam_mini import adam_mini
+from jaxpeft.optim.adamw import adamw
+from jaxpeft.optim.adamw_4bit import adamw_4bit
+from jaxpeft.optim.adamw_8bit import adamw_8bit
+from jaxpeft.optim.ademamix import ademamix
+from jaxpeft.optim.apollo import apollo, apollo_mini
+from jaxpeft.optim.came import came
+from jaxpeft.optim.galore import galore
+from jaxpeft.optim.grokadamw import grokadamw
+from jaxpeft.optim.lion import lion
+from jaxpeft.optim.lion_8bit import lion_8bit
+from jaxpeft.optim.lomo import lomo
+from jaxpeft.optim.muon import muon
+from jaxpeft.optim.prodigy import prodigy
+from jaxpeft.optim.rmsprop import rmsprop
+from jaxpeft.optim.schedule_free import (
+    schedule_free_adamw,
+    schedule_free_radam,
+    schedule_free_sgd,
+)
+from jaxpeft.optim.sgd import sgd
+from jaxpeft.optim.stable_adamw import stable_adamw
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """A line of the table: an optimizer, and what is special about it.
+
+    Attributes:
+        make: returns the transformation; what it takes besides the table's `given` are
+            its keys in the configuration.
+        leafwise: it applies a rule to each tensor by itself. Only such a one goes with
+            a backward pass that updates as it goes, and with others in one program.
+        fused: it is made for such a backward pass, which it has by default where the
+            whole model trains.
+        averages: it averages its parameters instead of lowering the rate: its schedule
+            is constant, and it is the averages that are evaluated and kept.
+        finds_rate: its `learning_rate` is a factor on a rate that it finds itself.
+        lighter: the name of one to advise where its state takes too much memory.
+    """
+
+    make: Callable[..., optax.GradientTransformation]
+    leafwise: bool = True
+    fused: bool = False
+    averages: bool = False
+    finds_rate: bool = False
+    lighter: str | None = None
+
+
+OPTIMIZERS = config.Table(
+    rows={
+        "adamw": Optimizer(adamw, lighter="adamw_8bit"),
+        "adafactor": Optimizer(adafactor),
+        "adagrad": Optimizer(adagrad),
+        "adalomo": Optimizer(adalomo, fused=True),
+        "adam_mini": Optimizer(adam_mini),
+        "adamw_4bit": Optimizer(adamw_4bit),
+        "adamw_8bit": Optimizer(adamw_8bit),
+        "ademamix": Optimizer(ademamix),
+        "apollo": Optimizer(apollo),
+        "apollo_mini": Optimizer(apollo_mini),
+        "came": Optimizer(came),
+        "galore": Optimizer(galore),
+        "grokadamw": Optimizer(grokadamw),
+        "lion": Optimizer(lion),
+        "lion_8bit": Optimizer(lion_8bit),
+        "lomo": Optimizer(lomo, fused=True),
+        "muon": Optimizer(muon),
+        "prodigy": Optimizer(prodigy, finds_rate=True, leafwise=False),
+        "rmsprop": Optimizer(rmsprop),
+        "schedule_free_adamw": Optimizer(schedule_free_adamw, averages=True),
+        "schedule_free_radam": Optimizer(schedule_free_radam, averages=True),
+        "schedule_free_sgd": Optimizer(schedule_free_sgd, averages=True),
+        "sgd": Optimizer(sgd),
+        "stable_adamw": Optimizer(stable_adamw),
+    },
+    aliases={
+        "adamw_torch": "adamw",
+        "adamw_torch_fused": "adamw",
+        "adamw_hf": "adamw",
+        "adamw_bnb_8bit": "adamw_8bit",
+        "paged_adamw_8bit": "adamw_8bit",
+        "adamw_torch_8bit": "adamw_8bit",
+        "adamw_torch_4bit": "adamw_4bit",
+        "paged_lion_8bit": "lion_8bit",
+        "lion_bnb_8bit": "lion_8bit",
+        "apollo_adamw": "apollo",
+        "galore_adamw": "galore",
+        "paged_adamw": "adamw",
+        "paged_adamw_32bit": "adamw",
+        "lion_32bit": "lion",
+        "paged_lion": "lion",
+        "paged_lion_32bit": "lion",
+        "schedule_free_radamw": "schedule_free_radam",
+    },
+    given={"learning_rate", "mask", "layout", "warmup_steps"},
+    all_say=keys.ALWAYS,
+    some_say={"weight_decay": keys.NUMBER},
+)
