@@ -1,6 +1,14 @@
-"""What stands in a params tree where a matrix stood: anything with `x @ kernel`."""
+"""What stands in a params tree where a matrix stood: anything with `x @ kernel`.
+
+Three protocols say all that an adapter or a storage can tell of itself: `Kernel` is
+what each must have, `KernelExtras` what it may add, one member at a time, and
+`LayerwiseKernel` what belongs together where some layers of a stack are apart. No class
+names them: having the members is enough. The functions below read them; nobody else
+asks a node which members it has.
+"""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +19,10 @@ from jax import Array
 from jaxpeft import tree
 
 Axes = tuple[str | None, ...]
+
+# In the names of the products that form an adapter's gradients, which are float32
+# whatever the model is: `plan` knows them by it.
+ADAPTER_GRADIENT = "adapter_gradient"
 
 
 @runtime_checkable
@@ -23,22 +35,150 @@ class Kernel(Protocol):
     """
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the matrix, (*layers, d_in, d_out)."""
+        ...
 
-    def __rmatmul__(self, x: Array) -> Array: ...
+    def __rmatmul__(self, x: Array) -> Array:
+        """`x @ kernel` of one layer: x (..., d_in) -> (..., d_out) in x's dtype."""
+        ...
 
     def dense(self) -> Array:
-        """The matrix in float32: what `x @ kernel` multiplies with."""
+        """The matrix in float32, of its shape: what `x @ kernel` multiplies with.
+
+        Raises InputError, with what to do instead, where there is no such matrix.
+        """
         ...
 
     def axes(self, base: Axes) -> Any:
-        """Logical axes in the kernel's own structure; `base` are the matrix's."""
+        """Logical axes in the kernel's own structure; `base` are the matrix's.
+
+        In the place of each array a tuple of as many names as it has axes.
+        """
+        ...
+
+
+class KernelExtras(Protocol):
+    """What a kernel may say besides, and here what holds where it does not say it.
+
+    Nothing is inherited from this class: `_said` takes from it what a node lacks.
+    """
+
+    # The fields of its own that train, such as ("a", "b"), all arrays of a float dtype.
+    # None: it is no adapter but a storage, of which nothing trains.
+    TRAINABLE: tuple[str, ...] | None = None
+    # The fields without a layer axis, of which all layers of a stack have the same.
+    SHARED: tuple[str, ...] = ()
+    # The kernel that an adapter stands around, an array or a node, of the same shape.
+    # None: it stands around nothing, but in a weight's place.
+    base: Any = None
+    # The dtype of the weights beneath, in which a merged matrix is stored. None: that
+    # of the base, or float32 without one.
+    dtype: Any = None
+    # The probability with which entries of x are zeroed in training. None: it knows no
+    # dropout, and its configuration no such key.
+    dropout: float | None = None
+
+    def with_key(self, key: Array | None) -> Any:
+        """The same node dropping by `key`, (*layers,) keys made of it; None: never.
+
+        Whatever says a `dropout` has it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} drops and has no with_key")
+
+    def linear(self, x: Array, bias: Array) -> Array:
+        """A whole module's output; those say it that change its bias with it.
+
+        x: (..., d_in); bias: (d_out,). Returns (..., d_out) in x's dtype.
+        """
+        y = x @ self  # type: ignore[operator]
+        return y + bias.astype(y.dtype)
+
+    def dense_bias(self, bias: Array) -> Array | None:
+        """The bias that goes with `dense`, float32 like it; None: the one there is.
+
+        bias: (*layers, d_out) float32.
+        """
+        return None
+
+
+@runtime_checkable
+class LayerwiseKernel(Kernel, Protocol):
+    """A kernel that knows the layers of its stack by number, for some of them train.
+
+    own: (n, d_in, d_out), those that train, or a whole weight without layers. stack:
+    (layers, d_in, d_out), all as they were; None where all of them train.
+    """
+
+    own: Any
+    stack: Any
+
+    def of_layer(self, number: int | Array) -> Array:
+        """The weight of one layer, (d_in, d_out); a traced number will do."""
+        ...
+
+    def trains(self, number: int) -> bool:
+        """Whether that layer trains."""
+        ...
+
+    def rows(self, first: int, last: int) -> Array:
+        """What trains of the layers from `first` to before `last`, all of which do."""
         ...
 
 
 def is_node(x: Any) -> bool:
     """Whether `x` is a kernel of ours, an adapter or a quantized weight."""
     return hasattr(x, "dense") and hasattr(x, "__rmatmul__")
+
+
+def is_adapter(x: Any) -> bool:
+    """Whether something of `x` itself trains; a storage does not, nor does an array."""
+    return is_node(x) and _said(x, "TRAINABLE") is not None
+
+
+def trainable(kernel: Any) -> dict[str, Any]:
+    """{field: value} of what trains of a kernel itself; nothing of a storage's."""
+    names = (_said(kernel, "TRAINABLE") or ()) if is_node(kernel) else ()
+    return {name: getattr(kernel, name) for name in names}
+
+
+def base_of(kernel: Any) -> Any:
+    """The kernel that an adapter stands around; any other kernel, or an array, itself.
+
+    None in a tree of which only what trains is left (`tree.partition`).
+    """
+    return kernel.base if is_node(kernel) and hasattr(kernel, "base") else kernel
+
+
+def dtype_of(kernel: Any) -> Any:
+    """The dtype of the weights beneath all adapters; float32 where none says one."""
+    while (base := base_of(kernel)) is not kernel:
+        kernel = base
+    found = _said(kernel, "dtype")
+    return jnp.float32 if found is None else found
+
+
+def dropout_rate(kernel: Any) -> float | None:
+    """The rate that a kernel drops at in training; None for one that never could."""
+    return _said(kernel, "dropout")
+
+
+def drops(kernel: Any) -> bool:
+    """Whether a kernel drops in training: its rate is above zero."""
+    return (dropout_rate(kernel) or 0.0) > 0.0
+
+
+def dense_bias(kernel: Any, bias: Array) -> Array | None:
+    """The bias beside `dense(kernel)`, float32; None where that is the module's own."""
+    return _said(kernel, "dense_bias")(bias)
+
+
+def _said(kernel: Any, name: str) -> Any:
+    """A member of `KernelExtras`: the kernel's own, or what holds where it has none."""
+    if hasattr(kernel, name):
+        return getattr(kernel, name)
+    default = getattr(KernelExtras, name)
+    return functools.partial(default, kernel) if callable(default) else default
 
 
 def dense(kernel: Any) -> Array:
@@ -49,16 +189,11 @@ def dense(kernel: Any) -> Array:
 
 
 def linear(x: Array, kernel: Any, bias: Any = None) -> Array:
-    """`x @ kernel + bias`, in x's dtype; a kernel may have `linear` of its own.
+    """`x @ kernel + bias`, in x's dtype, or what the kernel says in its place.
 
-    Those do that change what comes out of a module, its bias included.
+    x: (..., d_in); bias: (d_out,) or None. Returns (..., d_out).
     """
-    if bias is None:
-        return x @ kernel
-    if hasattr(kernel, "linear"):
-        return kernel.linear(x, bias)
-    y = x @ kernel
-    return y + bias.astype(y.dtype)
+    return x @ kernel if bias is None else _said(kernel, "linear")(x, bias)
 
 
 def axes_of(kernel: Any, base: Axes) -> Any:
@@ -82,15 +217,20 @@ def nodes(params: Mapping) -> dict[str, Any]:
 def layer(node: Any, index: int | Array) -> Any:
     """One layer of a stacked kernel; what its layers share goes along whole.
 
-    A node that knows its layers by number (`of_layer`) gives the weight itself.
+    A node that knows its layers by number gives the weight itself.
     """
     if not is_node(node):
         return node[index]
-    if hasattr(node, "of_layer"):
+    if isinstance(node, LayerwiseKernel):
         return node.of_layer(index)
-    shared = {name: getattr(node, name) for name in getattr(node, "SHARED", ())}
+    shared = _shared(node)
     own = dataclasses.replace(node, **dict.fromkeys(shared))
     return dataclasses.replace(jax.tree.map(lambda x: x[index], own), **shared)
+
+
+def _shared(node: Any) -> dict[str, Any]:
+    """{field: value} of what all layers of a node have in common."""
+    return {name: getattr(node, name) for name in _said(node, "SHARED")}
 
 
 def shared_apart(layers: Mapping) -> tuple[Mapping, Callable[[Mapping], Mapping]]:
@@ -98,14 +238,10 @@ def shared_apart(layers: Mapping) -> tuple[Mapping, Callable[[Mapping], Mapping]
 
     For a scan over layers: what a kernel names in `SHARED` stays outside of it.
     """
-    shared = {
-        name: {field: getattr(node, field) for field in node.SHARED}
-        for name, node in nodes(layers).items()
-        if hasattr(node, "SHARED")
-    }
+    found = nodes(layers)
+    shared = {name: fields for name, node in found.items() if (fields := _shared(node))}
     if not shared:
         return layers, lambda layer: layer
-    found = nodes(layers)
     apart = {
         name: dataclasses.replace(found[name], **dict.fromkeys(fields))
         for name, fields in shared.items()
@@ -131,9 +267,9 @@ def with_dropout(params: Mapping, key: Array) -> Mapping:
     exactly when its key is a function of the step.
     """
     changes = {
-        name: node.with_key(jax.random.fold_in(key, index))
+        name: _said(node, "with_key")(jax.random.fold_in(key, index))
         for index, (name, node) in enumerate(sorted(nodes(params).items()))
-        if getattr(node, "dropout", 0.0) > 0.0
+        if drops(node)
     }
     return tree.replace(params, changes) if changes else params
 

@@ -1,5 +1,8 @@
 """Kernels: how `x @ node` is reached, dense matrices, dropout by key."""
 
+import ast
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,3 +137,56 @@ def test_with_dropout_reaches_each_adapter_that_drops():
     other = outputs(kernel.with_dropout(params, jax.random.key(1)))
     assert not np.array_equal(first, other)
     np.testing.assert_array_equal(outputs(params), 64.0)
+
+
+def test_what_a_kernel_does_not_say_has_its_default():
+    node = Doubled(BASE.astype(jnp.bfloat16))
+    assert not kernel.is_adapter(node) and kernel.trainable(node) == {}
+    assert kernel.dropout_rate(node) is None and not kernel.drops(node)
+    assert kernel.dense_bias(node, jnp.ones(3)) is None
+    np.testing.assert_allclose(kernel.linear(X, Doubled(BASE), X[0]), EXPECTED + X[0])
+    assert kernel.base_of(node) is node.base and kernel.base_of(BASE) is BASE
+    view = np.zeros((4, 4))[:2]  # whose `base` is another thing
+    assert kernel.base_of(view) is view
+    assert kernel.dtype_of(Doubled(node)) == kernel.dtype_of(node.base) == jnp.bfloat16
+    assert not isinstance(node, kernel.LayerwiseKernel)
+
+
+def test_what_a_kernel_says_is_read():
+    node = adapter(0.5)
+    assert kernel.is_adapter(node) and list(kernel.trainable(node)) == ["a", "b"]
+    assert kernel.dropout_rate(node) == 0.5 and kernel.drops(node)
+    assert kernel.drops(adapter(0.0)) is False
+    assert kernel.dropout_rate(adapter(0.0)) == 0.0
+
+
+# Names that arrays and other things have too, of which anybody may ask.
+COMMON = {"shape", "dtype"}
+
+
+def asked(tree):
+    """(line, name) of each `hasattr` and `getattr` with the name written out."""
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in (
+            "hasattr",
+            "getattr",
+        ):
+            name = call.args[1]
+            if isinstance(name, ast.Constant):
+                yield call.lineno, name.value
+
+
+def test_nobody_else_asks_a_node_which_members_it_has():
+    package = Path(kernel.__file__).parent
+    protocols = (kernel.Kernel, kernel.KernelExtras, kernel.LayerwiseKernel)
+    members = {n for p in protocols for n in (*vars(p), *p.__annotations__)}
+    members = {n for n in members if not n.startswith("_")} - COMMON
+    assert {"TRAINABLE", "SHARED", "dropout", "with_key", "of_layer", "own"} <= members
+    found = [
+        f"{path.name}:{line} asks for {name}"
+        for path in sorted(package.rglob("*.py"))
+        if path != Path(kernel.__file__)
+        for line, name in asked(ast.parse(path.read_text(encoding="utf-8")))
+        if name in members
+    ]
+    assert not found, "declare a function in kernel.py"

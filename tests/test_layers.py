@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxpeft"
 STOREYS = (
     # foundations, used everywhere
     ("errors", "console", "tree"),
-    ("kernel", "config", "devices"),
+    ("kernel", "replacing", "config", "devices"),
     # libraries
     ("adapters", "models", "quant", "data", "rundir", "cli"),
     ("hf", "optim", "objectives"),

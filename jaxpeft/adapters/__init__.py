@@ -164,7 +164,7 @@ def trainable_mask(params: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
     def mask(name: str, value: Any) -> Any:
         if not kernel.is_node(value):
             return ends(name)
-        own = getattr(value, "TRAINABLE", ())
+        own = kernel.trainable(value)
         return tree.map_named(
             lambda field, _: field.split(".")[0] in own or ends(f"{name}.{field}"),
             value,
@@ -184,15 +184,15 @@ def merge(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
     """
     leaves = dict(tree.walk(params))
     for path in targets.embeddings(params):
-        adapted = isinstance(leaves[f"{path}.{targets.EMBEDDING}"], LoRA)
-        if adapted and "lm_head.kernel" not in leaves:
+        table = leaves[f"{path}.{targets.EMBEDDING}"]
+        if kernel.base_of(table) is not table and "lm_head.kernel" not in leaves:
             raise InputError(
                 f"{path}: carries a LoRA, and the head shares this table without it; "
                 "merged they could not be one: keep the adapter beside its base"
             )
 
     def fold(node: Any) -> Array:
-        target = dtype or _base_dtype(node)
+        target = dtype or kernel.dtype_of(node)
         if len(node.shape) <= 2:
             return node.dense().astype(target)
         slices = (kernel.layer(node, i) for i in range(node.shape[0]))
@@ -212,14 +212,9 @@ def merged_biases(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Arr
     leaves, found = dict(tree.walk(params)), {}
     for name, node in kernel.nodes(params).items():
         bias = name.removesuffix(targets.KERNEL) + "bias"
-        if hasattr(node, "dense_bias") and bias in leaves:
-            whole = node.dense_bias(kernel.dense(leaves[bias]))
+        if bias not in leaves:
+            continue
+        whole = kernel.dense_bias(node, kernel.dense(leaves[bias]))
+        if whole is not None:
             found[bias] = whole.astype(dtype or leaves[bias].dtype)
     return found
-
-
-def _base_dtype(node: Any) -> Any:
-    base = node
-    while hasattr(base, "base"):
-        base = base.base
-    return getattr(base, "dtype", jnp.float32)

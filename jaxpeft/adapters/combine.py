@@ -127,7 +127,7 @@ def _check(
             f"adapter {i + 1}: {name} is a {type(node).__name__}; only LoRAs have a "
             "weighted sum: merge it into its model instead"
             for name, node in kernel.nodes(params).items()
-            if hasattr(node, "TRAINABLE") and not isinstance(node, LoRA)
+            if kernel.is_adapter(node) and not isinstance(node, LoRA)
         ]
         if not _loras(params):
             problems.append(f"adapter {i + 1}: the params hold no LoRA")

@@ -162,10 +162,13 @@ def of_lora(inner: Any) -> DoRA:
 
 def column_squares(base: Any) -> Array:
     """|W|^2 of every column, (*layers, d_out) float32, a layer at a time."""
+    return _of_layer(base) if len(base.shape) == 2 else _of_stack(base)
 
-    def of_layer(layer: Any) -> Array:
-        return jnp.sum(jnp.square(kernels.dense(layer)), axis=-2)
 
-    if len(base.shape) == 2:
-        return of_layer(base)
-    return jax.lax.map(of_layer, base)
+def _of_layer(layer: Any) -> Array:
+    return jnp.sum(jnp.square(kernels.dense(layer)), axis=-2)
+
+
+@jax.jit  # compiled once for all modules of a shape
+def _of_stack(base: Any) -> Array:
+    return jax.lax.map(_of_layer, base)

@@ -277,10 +277,12 @@ def _low_rank_backward(residuals: tuple, dy: Array) -> tuple:
     dx = dlow @ a.astype(dy.dtype).T
     flat_x = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
     flat_dlow = dlow.reshape(-1, dlow.shape[-1])
-    da = kernels.product("tr,td->rd", flat_dlow, flat_x).T
+    with jax.named_scope(kernels.ADAPTER_GRADIENT):
+        da = kernels.product("tr,td->rd", flat_dlow, flat_x)
     flat_dy = dy.reshape(-1, dy.shape[-1])
-    db = kernels.product("tr,td->rd", low.reshape(-1, low.shape[-1]), flat_dy)
-    return dx, da.astype(a.dtype), db.astype(b.dtype), jnp.zeros_like(scale)
+    with jax.named_scope(kernels.ADAPTER_GRADIENT):
+        db = kernels.product("tr,td->rd", low.reshape(-1, low.shape[-1]), flat_dy)
+    return dx, da.T.astype(a.dtype), db.astype(b.dtype), jnp.zeros_like(scale)
 
 
 low_rank_product.defvjp(_low_rank_forward, _low_rank_backward)

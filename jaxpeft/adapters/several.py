@@ -136,7 +136,8 @@ def _problems(
     """What keeps the adapter `name` from standing beside others."""
     found = []
     remedy = "load it alone, or merge it into a model of its own"
-    kinds = {type(k).__name__ for k in other.values() if _is_adapter(k)} - {"LoRA"}
+    kinds = {type(k).__name__ for k in other.values() if kernels.base_of(k) is not k}
+    kinds -= {LoRA.__name__}
     for kind in sorted(kinds):
         found.append(
             f"adapters: {name!r} is a {kind}; only LoRAs can be chosen for each "
@@ -167,10 +168,6 @@ def _problems(
 def _can_choose(path: str) -> bool:
     """Whether the kernel there meets rows of a batch as they are."""
     return path.endswith(".kernel") and not in_mixture(path)
-
-
-def _is_adapter(value: Any) -> bool:
-    return kernels.is_node(value) and hasattr(value, "base")
 
 
 def _same(one: Any, other: Any) -> bool:

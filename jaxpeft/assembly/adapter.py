@@ -41,7 +41,9 @@ def check_adapter(base: Base, section: AdapterSection) -> None:
             base.shapes(),
             jax.random.key(0),
         )
-        hf.check_writable(params, base.cfg)
+        if section.method != FULL:  # the result of which is a model, no adapter
+            hf.check_writable(params, base.cfg)
+            _check_scale(section.options)
 
 
 def add_adapter(
@@ -70,9 +72,23 @@ def add_adapter(
     changes = {
         name: dataclasses.replace(node, dropout=dropout)
         for name, node in kernel.nodes(params).items()
-        if hasattr(node, "dropout")
+        if kernel.dropout_rate(node) is not None
     }
     return tree.replace(params, changes)
+
+
+def _check_scale(options: Mapping[str, Any]) -> None:
+    """Raises InputError where every adapter's scale is zero, so that none has a form.
+
+    A layer of scale 0 is one that an adapter leaves out.
+    """
+    patterns = (options.get("alpha_pattern") or {}).values()
+    if options.get("lora_alpha") == 0 and not any(patterns):
+        raise InputError(
+            f"adapter.lora_alpha: found {options['lora_alpha']}, at which no adapter "
+            "ever changes its base, and none could be saved; give more than 0, such as "
+            "the value of adapter.r"
+        )
 
 
 def _says_something(section: AdapterSection, name: str) -> bool:

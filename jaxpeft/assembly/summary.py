@@ -88,13 +88,15 @@ def _count(value: Any) -> int:
     """The parameters of a node: scales and keys are none, a byte may hold two."""
     if not kernel.is_node(value):
         return tree.count(value)
-    if hasattr(value, "of_layer"):  # what trains stands in the place of the rest
+    if isinstance(
+        value, kernel.LayerwiseKernel
+    ):  # what trains stands in the place of the rest
         return max(tree.count(value.own), tree.count(value.stack))
-    own = getattr(value, "TRAINABLE", None)
-    if own is None:  # a quantized weight
+    if not kernel.is_adapter(value):  # a quantized weight
         return math.prod(value.shape) if jax.tree.leaves(value) else 0
-    rest = [x for name in own if (x := getattr(value, name)) is not None]
-    return tree.count(rest) + _count(getattr(value, "base", {}))
+    base = kernel.base_of(value)
+    beneath = 0 if base is value else _count(base)
+    return tree.count(kernel.trainable(value)) + beneath
 
 
 def _bytes(value: Any) -> int:

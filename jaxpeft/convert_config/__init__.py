@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxpeft import console
+from jaxpeft import console, replacing
 from jaxpeft.errors import InputError
 
 if TYPE_CHECKING:
@@ -142,22 +142,23 @@ def write(text: str, out: str | None, overwrite: bool) -> None:
     Raises InputError where it could not, and leaves what was there as it was; so it
     does with another file of that name, unless it is to `overwrite` that.
     """
-    folder = Path(out).parent if out else Path(tempfile.gettempdir())
-    if not folder.is_dir():
-        raise InputError(f"--out: {str(folder)!r} is not a folder; create it first")
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    if out and not Path(out).parent.is_dir():
+        folder = str(Path(out).parent)
+        raise InputError(f"--out: {folder!r} is not a folder; create it first")
+    with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "config.yaml"
         path.write_text(text, encoding="utf-8")
         verify(path)
-        if not out:
-            return
-        there = Path(out)
-        if there.exists() and not overwrite and there.read_bytes() != path.read_bytes():
-            raise InputError(
-                f"--out: {out!r} is there and differs from what would be written; name "
-                "another file, or give --overwrite"
-            )
-        os.replace(path, out)
+        content = path.read_bytes()
+    if not out:
+        return
+    there = Path(out)
+    if there.exists() and not overwrite and there.read_bytes() != content:
+        raise InputError(
+            f"--out: {out!r} is there and differs from what would be written; name "
+            "another file, or give --overwrite"
+        )
+    replacing.write_text(there, text)
 
 
 def verify(path: Path) -> None:

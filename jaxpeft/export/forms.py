@@ -156,8 +156,7 @@ def _quantized(node: Any, kind: str, dtype: str) -> NF4:
 
 
 def _require_adapter(found: Trained, kind: str) -> None:
-    nodes = kernel.nodes(found.params).values()
-    if not any(hasattr(node, "TRAINABLE") for node in nodes):
+    if not any(map(kernel.is_adapter, kernel.nodes(found.params).values())):
         raise InputError(
             f"--to: found {kind!r}; there is no adapter, the whole model was trained "
             "or --adapter is missing: use --to merged"

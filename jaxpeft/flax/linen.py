@@ -185,7 +185,7 @@ def _nodes(variables: Mapping[str, Any]) -> dict[str, LoRA]:
     return {
         name: node
         for name, node in kernel.nodes(variables).items()
-        if isinstance(getattr(node, "base", None), Tensor)
+        if isinstance(kernel.base_of(node), Tensor)
     }
 
 

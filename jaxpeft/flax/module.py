@@ -30,7 +30,7 @@ class Model(nnx.Module):
         kinds = _kinds(params)
         self.params = nnx.data(jax.tree.map(lambda kind, x: kind(x), kinds, params))
         self.cfg = nnx.static(cfg)
-        if any(getattr(n, "dropout", 0.0) > 0 for n in kernel.nodes(params).values()):
+        if any(map(kernel.drops, kernel.nodes(params).values())):
             key = jax.random.key(0) if key is None else key
             self.deterministic = False
             self.rngs = nnx.RngStream(key, tag="dropout")
@@ -103,7 +103,7 @@ def _is_variable(x: Any) -> bool:
 def _kinds(params: Mapping[str, Any]) -> Any:
     """The kind of variable of every leaf, in the structure of `params`."""
     nodes = kernel.nodes(params)
-    adapted = any(hasattr(node, "TRAINABLE") for node in nodes.values())
+    adapted = any(map(kernel.is_adapter, nodes.values()))
     # Without adapters the mask is true everywhere: then the weights are plain Params.
     mask = jax.tree.leaves(adapters.trainable_mask(params)) if adapted else None
     inside = tuple(f"{name}." for name in nodes)

@@ -5,8 +5,9 @@ from jaxpeft.hf.hub import resolve
 from jaxpeft.hf.identity import fingerprint
 from jaxpeft.hf.load import is_quantized, kept_whole, load
 from jaxpeft.hf.peft.load import load_adapter
-from jaxpeft.hf.peft.save import check_writable, save_adapter
+from jaxpeft.hf.peft.save import save_adapter
 from jaxpeft.hf.peft.vllm import save_for_vllm
+from jaxpeft.hf.peft.writable import check_writable
 from jaxpeft.hf.save import save
 from jaxpeft.hf.tokenizer import (
     TOKENIZER_FILES,

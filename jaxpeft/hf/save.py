@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft import kernel, tree
+from jaxpeft import kernel, replacing, tree
 from jaxpeft.adapters.partly import Partly
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.hf import bitsandbytes, checkpoint_index, layout, safetensors_file
 from jaxpeft.hf.load import DTYPES
-from jaxpeft.hf.replacing import replacing
 from jaxpeft.models.spec import ModelConfig, ParamSpec, Piece
 from jaxpeft.models.weights import param_specs
 from jaxpeft.quant import NF4
@@ -67,7 +66,7 @@ def save(
         for part in parts.values():
             part.values()
         return
-    with replacing(directory) as partial:
+    with replacing.files_of(directory) as partial:
         for name, shard in shards.items():
             safetensors_file.write(
                 partial / name,

@@ -59,10 +59,13 @@ def lengths(layers: Mapping, count: int) -> list[int]:
     return [last - first for first, last in _ends(partly, count)]
 
 
-def _partly(layers: Mapping) -> dict[str, Any]:
+def _partly(layers: Mapping) -> dict[str, kernel.LayerwiseKernel]:
     """The nodes of which some layers train."""
-    nodes = kernel.nodes(layers)
-    return {name: node for name, node in nodes.items() if hasattr(node, "of_layer")}
+    return {
+        name: node
+        for name, node in kernel.nodes(layers).items()
+        if isinstance(node, kernel.LayerwiseKernel)
+    }
 
 
 def _ends(partly: Mapping[str, Any], count: int) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpeft import kernel
 from jaxpeft.devices import sharding
 from jaxpeft.models import rope, stacks
 from jaxpeft.models.attention import Scores, attend, attend_cached
@@ -366,5 +367,5 @@ def head(params: Params, cfg: ModelConfig) -> Any:
     else:
         # Beneath an adapter of the embedding, which the head has no part in.
         table = params["model"]["embed_tokens"]["embedding"]
-        matrix = getattr(table, "base", table).T
+        matrix = kernel.base_of(table).T
     return matrix if cfg.logit_softcap is None else Capped(matrix, cfg.logit_softcap)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import adapters, hf, models, tree
+from jaxpeft import adapters, hf, kernel, models, tree
 from jaxpeft.assembly import configuration, updates
 from jaxpeft.assembly.adapter import gives_a_model, rules_of
 from jaxpeft.assembly.base import as_stored, base_shapes, model_config
@@ -128,7 +128,7 @@ def _in_its_dtype(one: Collective, share: float) -> Collective:
 
     Adapters' gradients are float32 whatever the model is: these stay as they are.
     """
-    is_adapter = "tr,td->rd" in one.name
+    is_adapter = kernel.ADAPTER_GRADIENT in one.name
     return one if is_adapter else one._replace(nbytes=round(one.nbytes * share))
 
 

@@ -4,13 +4,14 @@ import base64
 import functools
 import hashlib
 import json
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
+
+from jaxpeft import replacing
 
 TEMPLATES = resources.files("jaxpeft.report") / "templates"
 
@@ -33,9 +34,7 @@ def write(path: Path, template: str, **content: Any) -> None:
             policy=_policy(style, script),
         )
     )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, path)
+    replacing.write_text(path, html)
 
 
 def script_data(content: Any) -> str:

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
-from jaxpeft import tree
+from jaxpeft import replacing, tree
 from jaxpeft.console import warn
 from jaxpeft.errors import InputError
 from jaxpeft.rundir import manifest
@@ -260,8 +260,7 @@ class Checkpoints:
             self._orbax.wait_until_finished()
             if _is_primary():
                 manifest.seal(unsealed)
-                unsealed.rename(self.directory / str(step))
-                manifest.flush(self.directory)
+                replacing.rename(unsealed, self.directory / str(step))
             self._newest = step
             if _is_primary() and self._limit is not None:
                 for old in self._steps()[: -self._limit]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from jaxpeft import replacing
 from jaxpeft.devices import determinism
 
 ENVIRONMENT = "environment.json"
@@ -73,9 +74,7 @@ def record(path: Path, found: dict[str, Any], first: int) -> None:
         changed = {k: v for k, v in found.items() if started.get(k) != v}
         entry = {"first_step": first + 1, **changed}
         content = {**started, "resumed": [*started.get("resumed", []), entry]}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    replacing.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def command(argv: Sequence[str]) -> str:

@@ -2,9 +2,10 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from jaxpeft import replacing
 
 CONFIG, ADAPTER = "config.yaml", "adapter"
 MODEL = "model"  # in its place after full fine-tuning
@@ -22,10 +23,8 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, moved into place so that nobody reads half of it."""
-    partial = path.with_name(path.name + ".partial")
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    replacing.write_text(path, text + "\n")
 
 
 def finite(value: float | None) -> float | None:

@@ -7,11 +7,12 @@ anything in it is believed.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
+from jaxpeft.replacing import PARTIAL, flush, replacing
+
 MANIFEST = "manifest.json"
-_UNNAMED = MANIFEST + ".tmp"
+_UNNAMED = MANIFEST + PARTIAL
 
 
 def seal(directory: Path) -> None:
@@ -33,11 +34,8 @@ def seal(directory: Path) -> None:
     for folder in folders:
         flush(folder)
 
-    unnamed = directory / _UNNAMED
-    unnamed.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    flush(unnamed)
-    unnamed.rename(directory / MANIFEST)
-    flush(directory)
+    with replacing(directory / MANIFEST, durable=True) as unnamed:
+        unnamed.write_text(json.dumps(entries, indent=1), encoding="utf-8")
 
 
 def verify(directory: Path) -> list[str]:
@@ -69,15 +67,6 @@ def verify(directory: Path) -> list[str]:
         elif problem := _compare(path, entries[name]):
             problems.append(f"{name} {problem}")
     return problems
-
-
-def flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _compare(path: Path, entry: object) -> str | None:

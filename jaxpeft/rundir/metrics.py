@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from jaxpeft import replacing
 from jaxpeft.errors import InputError
 
 
@@ -44,9 +44,7 @@ class MetricsFile:
                 if line.endswith("\n") and json.loads(line)["step"] <= resumed_at:
                     kept.append(line)
         # Moved into place, so that a kill right here cannot cost the lines kept.
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(kept))
-        os.replace(partial, path)
+        replacing.write_text(path, "".join(kept))
         self._file = path.open("a")
 
     def write(self, entry: dict[str, Any]) -> None:

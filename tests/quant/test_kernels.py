@@ -92,21 +92,16 @@ def test_the_book_is_bitsandbytes():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_node_is_a_kernel(kind):
+def test_a_stack_is_its_layers_in_few_bits(kind):
     stack = np.stack([normal((128, 24), seed) for seed in range(3)])
     nodes = [quant.KERNELS[kind](jnp.asarray(one), "float32") for one in stack]
     whole = jax.tree.map(lambda *x: jnp.stack(x), *nodes)
     assert kernel.is_node(whole) and whole.shape == (3, 128, 24)
-    x = jnp.asarray(normal((5, 128), 9))
+    dense = whole.dense()
     for one, layer in zip(nodes, range(3), strict=True):
-        np.testing.assert_array_equal(whole.dense()[layer], one.dense())
-        np.testing.assert_allclose(x @ one, x @ one.dense(), atol=1e-4)
+        np.testing.assert_array_equal(dense[layer], one.dense())
         error = np.abs(one.dense() - stack[layer]).max()
         assert error < (0.02 if kind == "int8" else 0.6)
-    axes = whole.axes(("layers", "embed", "mlp"))
-    names = [leaf.ndim for leaf in jax.tree.leaves(whole)]
-    is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
-    assert [len(a) for a in jax.tree.leaves(axes, is_leaf=is_axes)] == names
     shapes = quant.shapes(kind, (3, 128, 24), "float32")
     assert jax.tree.map(lambda x: (x.shape, x.dtype), whole) == jax.tree.map(
         lambda x: (x.shape, x.dtype), shapes
@@ -114,12 +109,9 @@ def test_a_node_is_a_kernel(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_pass_and_keep_no_matrix(kind):
+def test_the_backward_pass_keeps_no_matrix(kind):
     node = quant.KERNELS[kind](jnp.asarray(normal((128, 64))), "float32")
-    x, w = jnp.asarray(normal((7, 128), 3)), node.dense()
-    found = jax.grad(lambda x: jnp.sum(jnp.sin(x @ node)))(x)
-    expected = jax.grad(lambda x: jnp.sum(jnp.sin(x @ w)))(x)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    x = jnp.asarray(normal((7, 128), 3))
     _, back = jax.vjp(lambda x: x @ node, x)
     kept = [leaf for leaf in jax.tree.leaves(back) if hasattr(leaf, "nbytes")]
     assert sum(leaf.nbytes for leaf in kept) <= 1.05 * sum(

@@ -105,6 +105,6 @@ def test_unsealed_empty_and_absent_directories_have_problems(tmp_path):
 
 def test_sealing_again_follows_the_files(sealed):
     (sealed / "a.bin").write_bytes(b"other")
-    (sealed / "manifest.json.tmp").write_text("left by a process that died")
+    (sealed / "manifest.json.partial").write_text("left by a process that died")
     manifest.seal(sealed)
     assert manifest.verify(sealed) == []

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxpeft import replacing
 from jaxpeft.errors import NumericsError
 from jaxpeft.hf import layout, safetensors_file
 from jaxpeft.hf.peft import config as peft_config
-from jaxpeft.hf.replacing import replacing
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def writing(
                 f"{key} holds NaN or infinity: the training diverged; export an "
                 "earlier checkpoint"
             )
-    with replacing(directory) as partial:
+    with replacing.files_of(directory) as partial:
         safetensors_file.write(
             partial / peft_config.WEIGHTS,
             {key: (values.dtype, values.shape) for key, values in tensors.items()},

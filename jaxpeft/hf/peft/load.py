@@ -82,13 +82,11 @@ def load_adapter(
     if present:
         _check_agreement(directory, nodes, present, config)
         nodes = {
-            path: dataclasses.replace(
-                present[path], **{name: getattr(node, name) for name in node.TRAINABLE}
-            )
+            path: dataclasses.replace(present[path], **kernel.trainable(node))
             for path, node in nodes.items()
         }
     elif any(
-        hasattr(node, "TRAINABLE") and not isinstance(node, Saved)
+        kernel.is_adapter(node) and not isinstance(node, Saved)
         for node in kernel.nodes(params).values()
     ):
         raise InputError(
@@ -133,7 +131,7 @@ def _repeated(
                 or tensor.dtype not in FLOATS
             ):
                 continue
-            base = getattr(kernels[path], "base", kernels[path])
+            base = kernel.base_of(kernels[path])
             if not kernel.is_node(base):
                 stored = np.empty(spec.shape, base.dtype)
                 values = file.view(PREFIX + key)

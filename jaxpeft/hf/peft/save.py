@@ -19,6 +19,7 @@ from jaxpeft.hf.peft import saved_weights, virtual_tokens
 from jaxpeft.hf.peft.folder import writing
 from jaxpeft.hf.peft.load import keys, load_adapter
 from jaxpeft.hf.peft.modules import Module, last, lora_modules, places, shortened
+from jaxpeft.hf.peft.writable import check_writable
 from jaxpeft.models.spec import ModelConfig
 
 
@@ -60,18 +61,17 @@ def save_adapter(
     """
     directory = Path(directory)
     name = None if base is None else str(base)
+    check_writable(params, cfg)
     if other_adapters.kind_of(params) is not None:
-        check_writable(params, cfg)
         other_adapters.save(params, directory, cfg, name)
         return
     if virtual(params):
         virtual_tokens.save(params, directory, cfg, name)
         return
-    trained = [k for k in kernel.nodes(params).values() if hasattr(k, "TRAINABLE")]
+    trained = [k for k in kernel.nodes(params).values() if kernel.is_adapter(k)]
     if trained and all(isinstance(node, Saved) for node in trained):
         saved_weights.save_biases(params, directory, cfg, name)
         return
-    check_writable(params, cfg)
     params = tree.replace(params, {n: _plain(k) for n, k in _nodes(params).items()})
     modules = lora_modules(cfg)
     rslora, adapters = _adapters(params, modules)
@@ -94,36 +94,11 @@ def save_adapter(
         _verify(params, partial, cfg)
 
 
-def check_writable(params: Mapping[str, Any], cfg: ModelConfig) -> None:
-    """Raises InputError for adapters that PEFT's format has no place for.
-
-    Routers and experts are no linear modules to PEFT but parameters, which it gives
-    LoRA alone. Shapes in place of values will do.
-    """
-    parameters = {m.path for m in lora_modules(cfg).values() if m.parameter}
-    others = [
-        (name, type(node).__name__)
-        for name, node in kernel.nodes(params).items()
-        if name in parameters and hasattr(node, "TRAINABLE")
-        if not isinstance(node, LoRA)
-    ]
-    if others:
-        raise InputError(
-            *(
-                f"adapter.method: found {kind} for {name.removesuffix('.kernel')}; a "
-                "router and experts can have a lora or lora_fa only: use that, or name "
-                "the attention's modules in adapter.target_modules"
-                for name, kind in others
-            )
-        )
-
-
 def _adapters(
     params: Mapping[str, Any], modules: Mapping[str, Module]
 ) -> tuple[bool, dict[str, Adapter]]:
     """(use_rslora, {module name: adapter}) of what is adapted, in the model's order."""
     loras = _nodes(params)
-    _require_places(params, modules)
     rslora = bool(loras) and all(node.use_rslora for node in loras.values())
     fields = ("a", "b", "scale", "magnitude")
     host = {
@@ -161,25 +136,6 @@ def _adapters(
             "adapters.inject(params, rules, key), lora_alpha not 0"
         )
     return rslora, found
-
-
-def _require_places(params: Mapping[str, Any], modules: Mapping[str, Module]) -> None:
-    """Raises InputError for adapters of other kinds, or of no module of the model."""
-    paths = {module.path for module in modules.values()}
-    nodes = kernel.nodes(params)
-    problems = [
-        f"{name}: {type(node).__name__} cannot be written as a LoRA; export the merged "
-        "model instead"
-        for name, node in nodes.items()
-        if hasattr(node, "TRAINABLE") and not isinstance(node, LoRA | DoRA | Saved)
-    ]
-    problems += [
-        f"{name}: no linear module of the model that the config describes; save with "
-        "the model's own config"
-        for name in sorted(set(_nodes(params)) - paths)
-    ]
-    if problems:
-        raise InputError(*problems)
 
 
 def _nodes(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def _adapted(params: Mapping[str, Any]) -> set[str]:
     return {
         name.rpartition(".")[0]
         for name, node in kernel.nodes(params).items()
-        if hasattr(node, "TRAINABLE") and not isinstance(node, Saved)
+        if kernel.is_adapter(node) and not isinstance(node, Saved)
     }
 
 

@@ -38,7 +38,8 @@ def save_for_vllm(
     does, for adapters other than LoRA, and for a rank that vLLM has no setting for.
     """
     same = uniform(params)
-    rank = max(node.rank for node in kernel.nodes(same).values() if _is_adapter(node))
+    nodes = filter(kernel.is_adapter, kernel.nodes(same).values())
+    rank = max(node.rank for node in nodes)
     if rank > MAX_RANKS[-1]:
         raise InputError(
             f"--to: found 'vllm' with an adapter of rank {rank}; vLLM takes at most "
@@ -64,7 +65,7 @@ def uniform(params: Mapping[str, Any]) -> dict[str, Any]:
     adapters = {
         n: node.plain() if isinstance(node, LoRA) else node
         for n, node in kernel.nodes(params).items()
-        if _is_adapter(node)
+        if kernel.is_adapter(node)
     }
     others = {n: node for n, node in adapters.items() if not isinstance(node, LoRA)}
     mixtures = [name for name in adapters if in_mixture(name)]
@@ -106,7 +107,3 @@ def _as_others(node: LoRA, rank: int, scale: float) -> LoRA:
         lora_alpha=scale * rank,
         use_rslora=False,
     )
-
-
-def _is_adapter(node: Any) -> bool:
-    return hasattr(node, "TRAINABLE")

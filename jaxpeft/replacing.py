@@ -1,0 +1,123 @@
+"""Writing beside and replacing, so that nobody ever reads half of what is written.
+
+A reader, and whoever comes after a kill or a power cut, finds the old content or the
+new one. On a full disk, or where a right is missing, writing fails with the operating
+system's OSError while the old content still stands, and what was written beside it is
+deleted; a folder's error (`files_of`) is an InputError that says what to do.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from jaxpeft.errors import InputError
+
+PARTIAL = ".partial"  # after the name of a file that is being written
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """The path to write a file at, which takes the place of `path` in the end.
+
+    It lies in the same folder, as `path` with `.partial` after its name: what a killed
+    process left there is written over. When the block fails it is deleted, and `path`
+    stays as it was.
+
+    Args:
+        path: The file that is to be written; it need not exist, its folder must.
+        durable: Whether the new content is on the disk, and after it its name, when
+            this returns. Without it a power cut may cost the file, a kill may not.
+
+    Raises:
+        OSError: Where the place cannot be written or the disk is full.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        yield partial
+        if durable:
+            flush(partial)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):  # what went wrong before is what to tell of
+            partial.unlink()
+        raise
+    if durable:
+        flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in UTF-8 by `replacing`.
+
+    Raises:
+        OSError: Where the place cannot be written or the disk is full.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def rename(path: Path, target: Path) -> None:
+    """Gives a finished file or folder its name, which is on the disk on return.
+
+    What is in it must be on the disk already (`flush`): a name that survives a power
+    cut then stands for a content that did.
+
+    Raises:
+        OSError: Where that is not permitted, or a folder of that name is not empty.
+    """
+    os.replace(path, target)
+    flush(target.parent)
+
+
+@contextmanager
+def files_of(directory: Path) -> Iterator[Path]:
+    """A temporary folder whose files move into `directory` once the block succeeds.
+
+    Files of the same name are replaced, others stay. All of them are on the disk before
+    the first one moves, and weights move before the JSON that describes them. When the
+    block fails nothing is left behind, `directory` itself included if it is new.
+
+    Args:
+        directory: The folder to write into; it is made where it is missing.
+
+    Raises:
+        InputError: Where the place cannot be written (a full disk, missing rights, a
+            file in the way).
+    """
+    created = not directory.exists()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=directory, prefix=PARTIAL + "-"))
+        try:
+            yield partial
+            files = sorted(partial.iterdir(), key=lambda p: (p.suffix == ".json", p))
+            for file in files:
+                flush(file)
+            for file in files:
+                os.replace(file, directory / file.name)
+            flush(directory)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"{directory}: cannot be written ({error.strerror or error}); choose "
+            "another folder, or free space and check its rights"
+        ) from error
+    finally:
+        if created and directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk.
+
+    Raises:
+        OSError: Where it cannot be written there.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
