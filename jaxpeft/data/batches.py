@@ -16,7 +16,7 @@ import numpy as np
 from jaxpeft.data.buckets import batch_maxima, choose_lengths
 from jaxpeft.data.examples import Examples, Summary
 from jaxpeft.data.order import DrawOrder
-from jaxpeft.data.packed_rows import PackedRows
+from jaxpeft.data.packing import PackedRows
 
 Batch = dict[str, np.ndarray]
 
