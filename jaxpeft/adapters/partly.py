@@ -126,17 +126,7 @@ def train_some(
     everything = target_modules == targets.ALL_LINEAR
     if everything and numbers is None and not exclude_modules and not modules_to_save:
         return dict(params)
-    if everything and modules_to_save and numbers is None:
-        raise InputError(
-            f"adapter.modules_to_save: found {list(modules_to_save)} with method full, "
-            "where every module trains; name those that are to train in target_modules"
-        )
-    if numbers is not None and isinstance(target_modules, str) and not everything:
-        raise InputError(
-            f"adapter.layers_to_transform: found {sorted(numbers)} beside an "
-            "expression, which alone decides; name the layers in it, or give "
-            "target_modules as a list"
-        )
+    _refuse_contradictions(target_modules, numbers, modules_to_save)
     if not everything:
         _require(target_modules, names, "target_modules")
     _require(exclude_modules, names, "exclude_modules")
@@ -195,6 +185,26 @@ def full(
     """
     del key
     return train_some(params, **chosen, trainable_layers=trainable_layers)
+
+
+def _refuse_contradictions(
+    target_modules: targets.Wanted,
+    numbers: set[int] | None,
+    modules_to_save: Sequence[str],
+) -> None:
+    """Raises InputError for settings of which one makes another say nothing."""
+    everything = target_modules == targets.ALL_LINEAR
+    if everything and modules_to_save and numbers is None:
+        raise InputError(
+            f"adapter.modules_to_save: found {list(modules_to_save)} with method full, "
+            "where every module trains; name those that are to train in target_modules"
+        )
+    if numbers is not None and isinstance(target_modules, str) and not everything:
+        raise InputError(
+            f"adapter.layers_to_transform: found {sorted(numbers)} beside an "
+            "expression, which alone decides; name the layers in it, or give "
+            "target_modules as a list"
+        )
 
 
 def _partly(weight: Any, numbers: tuple[int, ...] | None) -> Partly:

@@ -41,7 +41,7 @@ def check_adapter(base: Base, section: AdapterSection) -> None:
             base.shapes(),
             jax.random.key(0),
         )
-        if section.method != FULL:  # the result of which is a model, no adapter
+        if not gives_a_model(section):  # the result of which is a model, no adapter
             hf.check_writable(params, base.cfg)
             _check_scale(section.options)
 

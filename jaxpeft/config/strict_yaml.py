@@ -2,7 +2,7 @@
 
 Numbers and booleans follow the YAML 1.2 core schema, which PyYAML (YAML 1.1) does not.
 What could run code, hide a mistake or exhaust the machine is refused before any value
-is built: tags beyond the plain types, repeated keys, deep nesting, alias bombs.
+is built: tags, repeated keys, deep nesting, alias bombs.
 """
 
 import re
@@ -16,10 +16,8 @@ MAX_BYTES = 1_000_000
 MAX_NODES = 10_000
 MAX_DEPTH = 32
 
-_QUOTE = "put text that holds special characters in quotes"
 _TAG = "tag:yaml.org,2002:"
 _LINE_BREAKS = re.compile("[\x85\u2028\u2029]")
-_NOT_FINITE = re.compile(r"\.(inf|nan)$", re.IGNORECASE)  # Python spells it undotted
 
 # (tag, whole-match pattern, possible first characters): YAML 1.2, section 10.3.2.
 _FLOAT = (
@@ -116,12 +114,11 @@ def _explained(error: yaml.MarkedYAMLError) -> str:
         return f"{line}: {problem}"
     if "'\\t'" in problem:
         return f"{line}: found a tab; indent with spaces"
-    if error.context == "expected a single document in the stream":
-        return f"{line}: found a second document; keep one, without `---` lines"
-    if "undefined alias" in problem:
-        return f"{line}: {problem}; {_QUOTE}"
     where = f" {error.context}" if error.context else ""
-    return f"{line}: {problem}{where}; check indentation and brackets, and {_QUOTE}"
+    return (
+        f"{line}: {problem}{where}; check indentation and brackets, and put text that "
+        "holds special characters in quotes"
+    )
 
 
 class _Refused(yaml.MarkedYAMLError):
@@ -132,11 +129,10 @@ class _Refused(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 scalars, plain types only, and bounds on the tree."""
+    """SafeLoader with YAML 1.2 scalars, no tags, and bounds on the tree."""
 
     # Emptied, so that nothing of YAML 1.1 (sexagesimals, dates, yes and no) is left.
     yaml_implicit_resolvers: ClassVar[dict] = {}
-    yaml_constructors: ClassVar[dict] = {}
 
     def __init__(self, text: str):
         super().__init__(text)
@@ -145,8 +141,12 @@ class _Loader(yaml.SafeLoader):
         self.sizes: dict[int, int] = {}
 
     def compose_node(self, parent, index):
-        """The node that comes next, refused where the tree grows too deep or large."""
-        mark = self.peek_event().start_mark
+        """The next node, refused with a tag or where the tree grows too large."""
+        event = self.peek_event()
+        mark, tag = event.start_mark, getattr(event, "tag", None)
+        if tag is not None:
+            tag = tag.replace(_TAG, "!!")[:60]
+            raise _Refused(f"found the tag {tag!r}; write a value without one", mark)
         if self.depth >= MAX_DEPTH:
             raise _Refused(f"is nested deeper than {MAX_DEPTH}; flatten it", mark)
         before, alias = self.nodes, self.check_event(yaml.AliasEvent)
@@ -185,46 +185,17 @@ class _Loader(yaml.SafeLoader):
             lines[key.value] = key.start_mark.line + 1
         return node
 
-    def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """The whole or floating-point number that the scalar spells."""
+    def construct_whole_number(self, node: yaml.ScalarNode) -> int:
+        """The whole number that the scalar spells."""
         text = self.construct_scalar(node)
         try:
-            if node.tag == _TAG + "float":
-                return float(_NOT_FINITE.sub(r"\1", text))
             return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-        except ValueError:  # `!!int abc`, or more digits than Python converts
-            problem = f"found {text[:40]!r}, which is not a number that can be read"
-            raise _Refused(f"{problem}; write a plain one", node.start_mark) from None
-
-    def construct_true_or_false(self, node: yaml.ScalarNode) -> bool:
-        """The boolean that the scalar spells."""
-        text = self.construct_scalar(node)
-        if text.lower() not in ("true", "false"):  # `!!bool maybe`
-            raise _Refused(f"found {text!r}; write true or false", node.start_mark)
-        return text.lower() == "true"
-
-    def refuse_tag(self, node: yaml.Node) -> None:
-        """Raise for a tag that is none of YAML's plain types."""
-        tag = node.tag.replace(_TAG, "!!")[:60]
-        raise _Refused(
-            f"found the tag {tag!r}; write a plain value without a tag",
-            node.start_mark,
-        )
+        except ValueError:  # more digits than Python converts
+            problem = f"found a number of {len(text)} digits; write a smaller one"
+            raise _Refused(problem, node.start_mark) from None
 
 
-for _kind, _pattern, _first in _RESOLVERS:
-    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)
-for _kind, _construct in {
-    "null": yaml.SafeLoader.construct_yaml_null,
-    "bool": _Loader.construct_true_or_false,
-    "int": _Loader.construct_number,
-    "float": _Loader.construct_number,
-    "str": yaml.SafeLoader.construct_yaml_str,
-    "seq": yaml.SafeLoader.construct_yaml_seq,
-    "map": yaml.SafeLoader.construct_yaml_map,
-}.items():
-    _Loader.add_constructor(_TAG + _kind, _construct)
-_Loader.yaml_constructors[None] = _Loader.refuse_tag  # for every other tag
+_Loader.add_constructor(_TAG + "int", _Loader.construct_whole_number)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -241,7 +212,8 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(str, _Dumper.represent_text)
 
-
-# On top of YAML 1.1's own, so that neither kind of reader takes text for a number.
+# The dumper's stand on top of YAML 1.1's own, so that neither kind of reader takes text
+# for a number.
 for _kind, _pattern, _first in _RESOLVERS:
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)
     _Dumper.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)

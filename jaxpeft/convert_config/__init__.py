@@ -1,4 +1,10 @@
-"""`python -m jaxpeft.convert_config FILE`: another tool's configuration as ours."""
+"""`python -m jaxpeft.convert_config FILE`: another tool's configuration as ours.
+
+Every key of theirs ends in one of four places: a key of ours (with a remark where the
+two are not quite the same), a reason why it means nothing here, the list of what has
+no equivalent, with what to do instead, or a refusal, where what it asks for cannot be
+trained here at all.
+"""
 
 import argparse
 import os
@@ -11,7 +17,7 @@ from jaxpeft import console, replacing
 from jaxpeft.errors import InputError
 
 if TYPE_CHECKING:
-    from jaxpeft.convert_config.translate import Draft
+    from jaxpeft.convert_config.draft import Draft
 
 STEPS = 1_000_000  # of a run whose length only its data says
 
@@ -21,15 +27,17 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
 
     # Imported here, so that --help answers at once.
-    from jaxpeft.convert_config import translate
+    from jaxpeft.convert_config.llamafactory import from_llamafactory
+    from jaxpeft.convert_config.training_arguments import from_training_arguments
+    from jaxpeft.convert_config.writing import to_yaml
 
     keys = read(args.file or args.from_training_arguments)
     if args.file:
         source = f"LLaMA-Factory's {args.file}"
-        draft = translate.from_llamafactory(keys, args.devices)
+        draft = from_llamafactory(keys, args.devices)
     else:
         source = f"transformers' {args.from_training_arguments}"
-        draft = translate.from_training_arguments(
+        draft = from_training_arguments(
             keys,
             read(args.peft) if args.peft else None,
             devices=args.devices or 1,
@@ -37,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
             data=args.data,
             eval_data=args.eval_data,
         )
-    text = translate.to_yaml(draft, source, args.out or "FILE")
+    text = to_yaml(draft, source, args.out or "FILE")
     write(text, args.out, args.overwrite)
     if args.out:
         for line in report(draft):

@@ -16,7 +16,7 @@ import numpy as np
 from jaxpeft.data.buckets import batch_maxima, choose_lengths
 from jaxpeft.data.examples import Examples, Summary
 from jaxpeft.data.order import DrawOrder
-from jaxpeft.data.packed_rows import PackedRows
+from jaxpeft.data.packing import PackedRows
 
 Batch = dict[str, np.ndarray]
 
@@ -50,6 +50,22 @@ def collate(
         "positions": positions,
         "segments": segments,
     }
+
+
+def _bucket_lengths(
+    examples: Examples, batch_size: int, shuffle: bool, buckets: int, limit: int
+) -> tuple[int, ...]:
+    """The row lengths that batches are padded to, chosen by how long they come."""
+    weights = [source.weight for source in examples.sources]
+    bounds = zip(examples.source_starts[:-1], examples.source_starts[1:])
+    maxima, often = batch_maxima(
+        [examples.lengths[a:b] for a, b in bounds],
+        [weight / sum(weights) for weight in weights],
+        batch_size=batch_size,
+        shuffle=shuffle,
+    )
+    longest = int(examples.lengths.max())
+    return choose_lengths(maxima, often, buckets=buckets, longest=longest, limit=limit)
 
 
 def _fitting(lengths: Sequence[int], needed: int) -> int:
@@ -104,19 +120,8 @@ class Batches:
             )
             self._stream = grain.MapDataset.source(self._rows)
         else:
-            bounds = zip(examples.source_starts[:-1], examples.source_starts[1:])
-            maxima, often = batch_maxima(
-                [examples.lengths[a:b] for a, b in bounds],
-                [weight / sum(weights) for weight in weights],
-                batch_size=batch_size,
-                shuffle=shuffle,
-            )
-            self.lengths = choose_lengths(
-                maxima,
-                often,
-                buckets=length_buckets,
-                longest=int(examples.lengths.max()),
-                limit=max_length,
+            self.lengths = _bucket_lengths(
+                examples, batch_size, shuffle, length_buckets, max_length
             )
             self._stream = order.dataset
         self._batches = self._stream.batch(batch_size, batch_fn=self._collate)

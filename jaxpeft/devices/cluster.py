@@ -49,10 +49,14 @@ def join(
             "coordinator_address": found.coordinator,
             "num_processes": found.count,
             "process_id": found.index,
-            "cluster_detection_method": "deactivate",
+            "cluster_detection_method": found.launcher or "deactivate",
         }
         if found.local_devices is not None:
             settings["local_device_ids"] = list(found.local_devices)
+        elif found.launcher and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+            # All of them: by itself JAX takes one, by its number on the machine, also
+            # where the launcher shows a task one only or a machine has a single task.
+            settings["local_device_ids"] = []
     deadline = threading.Timer(
         initialization_timeout, _give_up, (found, initialization_timeout)
     )
@@ -65,8 +69,8 @@ def join(
             return False  # a TPU machine on its own
         raise InputError(
             f"cluster: process {found.index} of {found.count} cannot use "
-            f"{found.coordinator}: {str(error).splitlines()[0]}; choose another "
-            "address or port for --coordinator"
+            f"{found.address}: {str(error).splitlines()[0]}; give an address and a "
+            "free port with --coordinator"
         ) from None
     finally:
         deadline.cancel()
@@ -79,7 +83,7 @@ def _give_up(found: Place | None, seconds: int) -> None:
     """Ends the program: only so can a call of JAX be left that waits for others."""
     who = "this process"
     if found is not None:
-        who = f"process {found.index} of {found.count} (at {found.coordinator})"
+        who = f"process {found.index} of {found.count} (at {found.address})"
     console.error(
         f"cluster: {who} has not met the others within {seconds} s; see that all are "
         "started, with the same coordinator and number of processes, and that their "

@@ -1,8 +1,13 @@
-"""Where one process stands among those of a run, by flags and by its launcher."""
+"""Where one process stands among those of a run, by flags and by its launcher.
+
+The address at which processes meet is found by JAX's own detection wherever it knows
+the launcher. Read here is what JAX leaves to its user: whether a process is alone, and
+which accelerators are its own. JAX is not imported, since `--help` answers at once.
+"""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxpeft.errors import InputError
 
@@ -13,18 +18,31 @@ ADDRESS, COUNT, INDEX = (
 )
 
 
+# Launchers of JAX's own cluster detection, by its names for them.
+NAMES = {"slurm": "SLURM", "ompi": "Open MPI"}
+
+
 @dataclass(frozen=True)
 class Place:
     """One process among those of a run.
 
-    coordinator: host:port of process 0. count, index: of processes, and which one this
-    is. local_devices: the accelerators of this machine that are its own; None: all.
+    coordinator: host:port of process 0; None: JAX has it from `launcher`, one of NAMES.
+    count, index: of processes, and which one this is. local_devices: the accelerators
+    of this machine that are its own; None: all.
     """
 
-    coordinator: str
+    coordinator: str | None
     count: int
     index: int
     local_devices: tuple[int, ...] | None = None
+    launcher: str | None = None
+
+    @property
+    def address(self) -> str:
+        """Where process 0 is to be found, in words for a message."""
+        if self.launcher:
+            return f"the address that {NAMES[self.launcher]} gives"
+        return str(self.coordinator)
 
 
 def place(
@@ -50,34 +68,24 @@ def place(
         found = launched
     else:
         given = {"coordinator": address, "count": count, "index": index}
-        base = launched or Place("", 0, -1)
-        values = {k: getattr(base, k) if v is None else v for k, v in given.items()}
-        found = Place(**values, local_devices=base.local_devices)
+        base = launched or Place(None, 0, -1)
+        found = replace(base, **{k: v for k, v in given.items() if v is not None})
+        if address is not None:
+            found = replace(found, launcher=None)
     _check(found)
     return found if found.count > 1 else None
 
 
 def _of_slurm(environ: Mapping[str, str]) -> Place | None:
     """That of a task which `srun` started; a batch script itself is no task."""
-    if "SLURM_STEP_NODELIST" not in environ or "SLURM_PROCID" not in environ:
-        return None
     count = _number(environ, "SLURM_STEP_NUM_TASKS") or _number(environ, "SLURM_NTASKS")
     index, local = (_number(environ, f"SLURM_{n}") for n in ("PROCID", "LOCALID"))
-    job = _number(environ, "SLURM_JOB_ID") or 0
-    # The first of "node7", "node7,node9", "node[7-12,20],other3".
-    first = re.match(
-        r"([^\[,]*)(?:\[([^\],-]*)[^\]]*\])?([^,]*)", environ["SLURM_STEP_NODELIST"]
-    )
-    assert first is not None and index is not None
-    host = "".join(part or "" for part in first.groups())
+    if "SLURM_STEP_NODELIST" not in environ or index is None:
+        return None
     nodes = _number(environ, "SLURM_STEP_NUM_NODES") or 1
     shared = (count or 1) > nodes  # a task an accelerator, not a task a machine
-    return Place(
-        coordinator=f"{host}:{_port(job)}",
-        count=count or 1,
-        index=index,
-        local_devices=(local or 0,) if shared and _sees_others(environ) else None,
-    )
+    own = (local or 0,) if shared and _sees_others(environ) else None
+    return Place(None, count or 1, index, own, "slurm")
 
 
 def _of_open_mpi(environ: Mapping[str, str]) -> Place | None:
@@ -87,27 +95,14 @@ def _of_open_mpi(environ: Mapping[str, str]) -> Place | None:
         return None
     local = _number(environ, "OMPI_COMM_WORLD_LOCAL_RANK") or 0
     here = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE")
-    # Before version 5 the launcher's own address, "1531576320.0;tcp://10.96.0.1,...".
-    launcher = re.match(
-        r"(\d+)\..*?;tcp6?://\[?([^,\]:]+)", environ.get("OMPI_MCA_orte_hnp_uri", "")
-    )
-    if launcher:
-        coordinator = f"{launcher[2]}:{_port(int(launcher[1]) >> 12)}"
-    else:
-        seed = environ.get("PMIX_NAMESPACE", environ.get("OMPI_MCA_ess_base_jobid", ""))
-        digits = re.sub(r"\D", "", seed)[-9:] or "0"
-        coordinator = f"127.0.0.1:{_port(int(digits))}" if here == count else ""
-    return Place(
-        coordinator=coordinator,
-        count=count,
-        index=index,
-        local_devices=(local,) if (here or 1) > 1 and _sees_others(environ) else None,
-    )
-
-
-def _port(job: int) -> int:
-    """A port of the ephemeral range, the same in all processes of a job."""
-    return 61440 + job % 4096
+    own = (local,) if (here or 1) > 1 and _sees_others(environ) else None
+    if "OMPI_MCA_orte_hnp_uri" in environ:
+        return Place(None, count, index, own, "ompi")
+    # From its version 5 on, of which JAX knows nothing: the job's number says a port of
+    # the ephemeral range, the same in all processes, and nobody the first machine.
+    job = environ.get("PMIX_NAMESPACE", environ.get("OMPI_MCA_ess_base_jobid", ""))
+    port = 61440 + int(re.sub(r"\D", "", job)[-9:] or "0") % 4096
+    return Place(f"127.0.0.1:{port}" if here == count else None, count, index, own)
 
 
 def _sees_others(environ: Mapping[str, str]) -> bool:
@@ -130,8 +125,8 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
 
 def _check(found: Place) -> None:
     problems = []
-    address = re.fullmatch(r".+:(\d+)", found.coordinator)
-    if address is None or not 0 < int(address[1]) < 2**16:
+    address = re.fullmatch(r".+:(\d+)", found.coordinator or "")
+    if not found.launcher and (address is None or not 0 < int(address[1]) < 2**16):
         problems.append(
             f"--coordinator: found {found.coordinator or 'nothing'}; give the host "
             f"and a free port of process 0, such as node1:61440 (or set {ADDRESS})"

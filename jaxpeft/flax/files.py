@@ -19,7 +19,7 @@ from jaxpeft.adapters.lora import LoRA
 from jaxpeft.errors import InputError
 from jaxpeft.flax.forms import Contraction, Convolution, Form, Lookup
 from jaxpeft.hf import layout
-from jaxpeft.hf.peft import config as peft_config
+from jaxpeft.hf.peft import adapter_config
 from jaxpeft.hf.peft.folder import writing
 from jaxpeft.hf.peft.modules import PREFIX
 from jaxpeft.hf.peft.save import Adapter, alpha_of, lora_config
@@ -83,14 +83,14 @@ def load(
     InputError where file, config and model do not belong together.
     """
     directory = Path(directory)
-    config = peft_config.read(directory)
-    path = directory / peft_config.WEIGHTS
+    config = adapter_config.read(directory)
+    path = directory / adapter_config.WEIGHTS
     if not path.is_file():
         raise InputError(f"{path}: missing; save the adapter again")
     if config.use_dora:
         raise InputError(
-            f"{directory / peft_config.CONFIG}: use_dora: found true; a model of one's "
-            "own takes LoRA alone: merge the adapter where it was made"
+            f"{directory / adapter_config.CONFIG}: use_dora: found true; a model of "
+            "one's own takes LoRA alone: merge the adapter where it was made"
         )
     file = SafetensorsFile(path)
     chosen = [name for name in forms if _is_targeted(name, forms[name], config, file)]

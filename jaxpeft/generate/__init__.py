@@ -61,6 +61,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "a PEFT adapter for --model; NAME=DIR, several times, for several of which "
         "each request chooses one",
     )
+    _add_requests(parser)
+    arguments.add_sampling(parser, max_new_tokens=256)
+    args = parser.parse_args(list(argv))
+    problems = arguments.problems(args) + _problems(args)
+    args.several, more = _named(args)
+    if problems or more:
+        raise InputError(*problems, *more)
+    if args.several:
+        args.adapter = []
+    if args.prompts and args.batch_size is None:
+        args.batch_size = 8
+    return args
+
+
+def _add_requests(parser: argparse.ArgumentParser) -> None:
+    """What is asked, of which adapter, and where the answers go."""
     parser.add_argument(
         "--use",
         metavar="NAME",
@@ -98,17 +114,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="write each answer while it is made, one prompt after another",
     )
-    arguments.add_sampling(parser, max_new_tokens=256)
-    args = parser.parse_args(list(argv))
-    problems = arguments.problems(args) + _problems(args)
-    args.several, more = _named(args)
-    if problems or more:
-        raise InputError(*problems, *more)
-    if args.several:
-        args.adapter = []
-    if args.prompts and args.batch_size is None:
-        args.batch_size = 8
-    return args
 
 
 def _problems(args: argparse.Namespace) -> list[str]:

@@ -78,13 +78,7 @@ def load(
     `cfg` says, not finite, or neither float32, float16 nor bfloat16; for a checkpoint
     in 4 bits and another quantization.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"model.dtype: found {dtype!r}" + suggest(dtype, DTYPES))
-    if quantization not in (None, *quant.KERNELS):
-        raise InputError(
-            f"model.quantization: found {quantization!r}"
-            + suggest(str(quantization), quant.KERNELS)
-        )
+    _check_names(dtype, quantization)
     specs = param_specs(cfg)
     sources = _sources(Path(path), specs)
     files = {name: found.file for name, found in sources.items()}
@@ -116,6 +110,16 @@ def load(
     with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
         return tree.map_named(
             lambda path, spec: load_one(path, spec, pool), specs, is_leaf=is_spec
+        )
+
+
+def _check_names(dtype: str, quantization: str | None) -> None:
+    if dtype not in DTYPES:
+        raise InputError(f"model.dtype: found {dtype!r}" + suggest(dtype, DTYPES))
+    if quantization not in (None, *quant.KERNELS):
+        raise InputError(
+            f"model.quantization: found {quantization!r}"
+            + suggest(str(quantization), quant.KERNELS)
         )
 
 

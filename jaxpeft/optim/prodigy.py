@@ -58,14 +58,7 @@ def prodigy(
         return rate(count) / _correction_of_optax(b1, b2, count + 1)
 
     inner = optax.contrib.prodigy(
-        uncorrected,
-        (b1, b2),
-        b3,
-        eps,
-        d0,
-        d_coef,
-        0.0,
-        safeguard_warmup,
+        uncorrected, (b1, b2), b3, eps, d0, d_coef, 0.0, safeguard_warmup
     )
 
     def init(params: Any) -> Any:
@@ -82,8 +75,7 @@ def prodigy(
                 "prodigy needs the parameters: update(grads, state, params)"
             )
         params = _float32(params)
-        updates, changed = inner.update(_float32(updates), state, params)
-        new: Any = changed
+        updates, new = inner.update(_float32(updates), state, params)
         if weight_decay:
             shrink = rate(state.count) * state.estim_lr * weight_decay
             updates = jax.tree.map(
@@ -92,12 +84,16 @@ def prodigy(
                 params,
                 _decays(mask, params),
             )
-        # Zero gradients from the start leave nothing to estimate from: 0 / 0.
-        idle = optax.tree.norm(new.grad_sum, ord=1) == 0
-        new = jax.tree.map(lambda old, new: jnp.where(idle, old, new), state, new)
-        return jax.tree.map(lambda u: jnp.where(idle, 0.0, u), updates), new
+        return _unless_idle(updates, state, new)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _unless_idle(updates: Any, state: Any, new: Any) -> tuple[Any, Any]:
+    """No step while all gradients so far were zero: nothing to estimate from, 0 / 0."""
+    idle = optax.tree.norm(new.grad_sum, ord=1) == 0
+    new = jax.tree.map(lambda old, new: jnp.where(idle, old, new), state, new)
+    return jax.tree.map(lambda u: jnp.where(idle, 0.0, u), updates), new
 
 
 def _correction(b1: float, b2: float, t: Array) -> Array:

@@ -361,20 +361,6 @@ def debias(beta: float, t: Array) -> Array:
     return -jnp.expm1(t.astype(jnp.float32) * np.float32(np.log(beta)))
 
 
-def of_direction(direction: optax.GradientTransformation) -> Rule:
-    """The rule p <- p (1 - rate * decay) - rate * u, u from an optax transformation."""
-
-    def init(p: Array, place: Place) -> Any:
-        return direction.init(p)
-
-    def update(g: Array, state: Any, p: Array, ctx: Context) -> tuple[Array, Any]:
-        updates, state = direction.update(g, state, p)
-        u = jnp.asarray(updates)
-        return ctx.decayed(p) - ctx.learning_rate * u, state
-
-    return Rule(init, update)
-
-
 def _mask_leaves(mask: Any, params: Any, count: int) -> list[bool]:
     if mask is None:
         return [True] * count

@@ -25,40 +25,8 @@ FAST_COMPILES = (
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpeft plan",
-        description="What a training run needs on each device, from config.json and "
-        "the compiled step alone: no weights are read, no data, and no step is taken. "
-        "Works for devices that are not there.",
-    )
-    cli.config_arguments(parser)
-    parser.add_argument(
-        "--devices",
-        metavar="N",
-        type=int,
-        help="plan for so many, there or not (default: those of this machine)",
-    )
-    parser.add_argument(
-        "--device-memory",
-        metavar="GB",
-        type=float,
-        help="of one device, in GB of 10^9 bytes; says whether the run fits, and what "
-        "to change if not (default: what the devices here report)",
-    )
-    parser.add_argument(
-        "--platform",
-        choices=("cpu", "gpu", "tpu"),
-        help="what the devices are, there or not (default: those of this machine; gpu "
-        "where there are not so many)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--in-child", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_intermixed_args(list(argv))
-    if args.devices is not None and args.devices < 1:
-        raise InputError(f"--devices: found {args.devices}; give 1 or more")
+    args = parse(argv)
     memory = args.device_memory
-    if memory is not None and not memory > 0:
-        raise InputError(f"--device-memory: found {memory}; give a number of GB")
 
     # Imported here, so that --help answers at once.
     import jax
@@ -96,6 +64,45 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         console.say(json.dumps(as_json(found, room, advice)))
     return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command's arguments; raises InputError for those without sense."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpeft plan",
+        description="What a training run needs on each device, from config.json and "
+        "the compiled step alone: no weights are read, no data, and no step is taken. "
+        "Works for devices that are not there.",
+    )
+    cli.config_arguments(parser)
+    parser.add_argument(
+        "--devices",
+        metavar="N",
+        type=int,
+        help="plan for so many, there or not (default: those of this machine)",
+    )
+    parser.add_argument(
+        "--device-memory",
+        metavar="GB",
+        type=float,
+        help="of one device, in GB of 10^9 bytes; says whether the run fits, and what "
+        "to change if not (default: what the devices here report)",
+    )
+    parser.add_argument(
+        "--platform",
+        choices=("cpu", "gpu", "tpu"),
+        help="what the devices are, there or not (default: those of this machine; gpu "
+        "where there are not so many)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--in-child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_intermixed_args(list(argv))
+    if args.devices is not None and args.devices < 1:
+        raise InputError(f"--devices: found {args.devices}; give 1 or more")
+    memory = args.device_memory
+    if memory is not None and not memory > 0:
+        raise InputError(f"--device-memory: found {memory}; give a number of GB")
+    return args
 
 
 def lines(plan: "Plan", room: float | None) -> list[str]:

@@ -28,16 +28,19 @@ def main(argv: Sequence[str]) -> int:
         )
 
     # Imported here, so that --help answers at once.
-    from jaxpeft.report import pages, plots
+    from jaxpeft.report import plots, run_page, sweep_page
     from jaxpeft.rundir import files
 
     if args.run:
         remarks = list(map(str, findings.of_run(directory)))
-        page = pages.write_run(directory, remarks)
+        page = run_page.write_run(directory, remarks)
         picture = directory / files.PLOT
         plots.plot_losses(directory / files.METRICS, picture, str(directory))
     else:
-        page, picture = pages.write_sweep(directory), directory / sweep_files.SWEEP_PLOT
+        page, picture = (
+            sweep_page.write_sweep(directory),
+            directory / sweep_files.SWEEP_PLOT,
+        )
         plots.plot_sweep(sweep_files.read_sweep(directory), picture, str(directory))
     console.say(f"wrote {page} and {picture.name}")
     return 0

@@ -1,4 +1,11 @@
-"""A page from its template: texts escaped, style and script inside, nothing fetched."""
+"""A page from its template: texts escaped, style and script inside, nothing fetched.
+
+`charts.js` is our own, since a plotting library was found the worse choice. With uPlot
+1.6.32 a page grows by 51 kB (a short run's from 25 to 76), most of the script stays
+(legend, tooltip, keys, logarithmic ticks, marks), titles and curves become pixels that
+nothing can read, and its lines want one column of x for all curves, which makes many
+curves slow and keeps one of two points of a curve with the same x.
+"""
 
 import base64
 import functools

@@ -17,16 +17,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from jax.sharding import SingleDeviceSharding
 
 from jaxpeft import replacing, tree
 from jaxpeft.console import warn
 from jaxpeft.errors import InputError
 from jaxpeft.rundir import manifest
+from jaxpeft.rundir.stored_leaves import (
+    abstract_leaf,
+    compare_layout,
+    empty_leaf,
+    layout,
+    named_leaves,
+)
 
 State = TypeVar("State")
 
@@ -90,11 +95,11 @@ class Checkpoints:
         self.wait()
         if step == self._newest:
             return False
-        leaves = _named_leaves(state)
+        leaves = named_leaves(state)
         record = {
             "extra": extra,
             "fingerprint": self._fingerprint,
-            "layout": _layout(leaves),
+            "layout": layout(leaves),
         }
         # Encoded here, a fault in `extra` meets its caller, and later changes do not.
         record = json.loads(json.dumps(record))
@@ -182,9 +187,11 @@ class Checkpoints:
 
     def _read(self, folder: Path, record: dict[str, Any], abstract: State) -> State:
         """The arrays of a step, in the places of those of `abstract`."""
-        leaves = _named_leaves(abstract)
-        _compare_layout(folder, record["layout"], _layout(leaves))
-        target = {name: _abstract(leaf) for name, leaf in leaves.items() if leaf.size}
+        leaves = named_leaves(abstract)
+        compare_layout(folder, record["layout"], layout(leaves))
+        target = {
+            name: abstract_leaf(leaf) for name, leaf in leaves.items() if leaf.size
+        }
         arrays = self._orbax.restore(
             folder,
             args=ocp.args.Composite(
@@ -195,7 +202,8 @@ class Checkpoints:
             ),
         )["state"]
         restored = [
-            arrays[name] if leaf.size else _empty(leaf) for name, leaf in leaves.items()
+            arrays[name] if leaf.size else empty_leaf(leaf)
+            for name, leaf in leaves.items()
         ]
         return jax.tree.unflatten(jax.tree.structure(abstract), restored)
 
@@ -344,68 +352,6 @@ def _make_orbax() -> ocp.AsyncCheckpointer:
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in Path(record.pathname).parts
-
-
-def _named_leaves(state: Any) -> dict[str, Any]:
-    """The leaves by their path, in the tree's order.
-
-    Orbax is given these in place of the tree: it would join a tree's keys with dots, so
-    that `a.b` and `a` over `b` become one, and it has its own ideas of named tuples.
-    """
-    paths = jax.tree_util.tree_leaves_with_path(state)
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in paths
-    }
-    if len(named) < len(paths):
-        raise ValueError("two leaves of the state have the same path")
-    return named
-
-
-def _layout(leaves: dict[str, Any]) -> dict[str, str]:
-    """Each leaf's dtype and shape, such as `float32[4,16]`."""
-    return {
-        name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-        for name, leaf in leaves.items()
-    }
-
-
-def _compare_layout(
-    folder: Path, stored: dict[str, str], asked: dict[str, str]
-) -> None:
-    """Raise InputError unless they agree: Orbax would cast in silence."""
-    problems = [
-        f"{name}: {stored.get(name, 'absent')} in the checkpoint, "
-        f"{asked.get(name, 'absent')} in this run"
-        for name in {**stored, **asked}
-        if stored.get(name) != asked.get(name)
-    ]
-    if problems:
-        shown = problems[:10]
-        if len(problems) > len(shown):
-            shown.append(f"and {len(problems) - len(shown)} more")
-        raise InputError(
-            f"checkpoint {folder} holds another state than this run's; go back to the "
-            "adapter, optimizer and model that it was saved with, or choose a new "
-            "output_dir",
-            *shown,
-        )
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
-
-
-def _empty(leaf: Any) -> jax.Array:
-    """An array without elements, which Orbax declines to store."""
-    # Compiled, since device_put reaches only the devices of this process.
-    make = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=_sharding(leaf))
-    return make(leaf.shape, leaf.dtype)
-
-
-def _sharding(leaf: Any) -> jax.sharding.Sharding:
-    given = getattr(leaf, "sharding", None)
-    return given or SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _storage_reason(error: OSError | ValueError) -> str | None:

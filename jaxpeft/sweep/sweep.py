@@ -15,7 +15,7 @@ from jaxpeft import console, tree
 from jaxpeft.assembly import configuration
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError, NumericsError
-from jaxpeft.report import pages, plots
+from jaxpeft.report import plots, sweep_page
 from jaxpeft.rundir import files, sweep_files
 from jaxpeft.rundir.metrics import read_metrics
 from jaxpeft.sweep import grid, joint
@@ -186,7 +186,7 @@ class Sweep:
         found = sweep_files.read_sweep(self.directory)
         picture = self.directory / sweep_files.SWEEP_PLOT
         plots.plot_sweep(found, picture, str(self.directory))
-        pages.write_sweep(self.directory)
+        sweep_page.write_sweep(self.directory)
 
     def _train_group(self, group: list[Point], configs: list[RunConfig]) -> None:
         """Trains points together, and takes down what came of them."""

@@ -11,7 +11,7 @@ from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.assembly.run import Run
 from jaxpeft.devices import cluster
 from jaxpeft.diagnose import findings
-from jaxpeft.report import pages, plots
+from jaxpeft.report import plots, run_page
 from jaxpeft.rundir import environment, outcome, sinks
 from jaxpeft.rundir.files import ADAPTER, CONFIG, METRICS, MODEL, PLOT
 from jaxpeft.rundir.metrics import MetricsFile
@@ -87,5 +87,5 @@ def conclude(
         stopped_early=steps < run.steps,
     )
     remarks = list(map(str, findings.of_run(run.output)))
-    pages.write_run(run.output, remarks)
+    run_page.write_run(run.output, remarks)
     return remarks

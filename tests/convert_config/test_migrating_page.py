@@ -9,8 +9,8 @@ from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.config import RunConfig
 from jaxpeft.config.sections import SECTIONS
 from jaxpeft.convert_config import peft_config, trainer
+from jaxpeft.convert_config.llamafactory import from_llamafactory
 from jaxpeft.convert_config.llamafactory_rows import ROWS
-from jaxpeft.convert_config.translate import from_llamafactory
 
 NAME = re.compile(r"`([^`]+)`")
 

@@ -6,13 +6,10 @@ import pytest
 
 from jaxpeft import convert_config
 from jaxpeft.convert_config import peft_config, trainer
+from jaxpeft.convert_config.llamafactory import from_llamafactory
 from jaxpeft.convert_config.llamafactory_rows import ROWS
-from jaxpeft.convert_config.training_arguments import SFT
-from jaxpeft.convert_config.translate import (
-    from_llamafactory,
-    from_training_arguments,
-    to_yaml,
-)
+from jaxpeft.convert_config.training_arguments import SFT, from_training_arguments
+from jaxpeft.convert_config.writing import to_yaml
 from jaxpeft.errors import InputError
 
 MODEL = {"model_name_or_path": "org/model", "dataset": "mine"}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxpeft.convert_config.translate import from_llamafactory
+from jaxpeft.convert_config.llamafactory import from_llamafactory
 
 OFFLOAD = "deepspeed: offload"
 NONE, CPU = {"device": "none"}, {"device": "cpu"}

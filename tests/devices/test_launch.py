@@ -1,5 +1,10 @@
 """Where a process finds itself, by flags and by what launchers leave behind."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 
 from jaxpeft.devices.launch import Place, place
@@ -20,7 +25,6 @@ MPI = {
     "OMPI_COMM_WORLD_LOCAL_RANK": "1",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
 }
-PORT = 61440 + 70001 % 4096
 
 
 def test_alone_where_nothing_says_otherwise():
@@ -44,19 +48,52 @@ def test_arguments_come_before_the_environment():
     assert place(SLURM, "b:2") == Place("b:2", 4, 2)
 
 
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [
-        ("gpu[007-009,12]", "gpu007"),
-        ("node7", "node7"),
-        ("node7,node9", "node7"),
-        ("a[1,3],b2", "a1"),
-        ("rack3-n[10-12]-ib", "rack3-n10-ib"),
-    ],
-)
-def test_slurm_s_first_node_coordinates(nodes, first):
-    found = place({**SLURM, "SLURM_STEP_NODELIST": nodes})
-    assert found == Place(f"{first}:{PORT}", 4, 2)
+def test_the_launcher_says_the_address_to_jax():
+    assert place(SLURM) == Place(None, 4, 2, launcher="slurm")
+    assert "SLURM" in Place(None, 4, 2, launcher="slurm").address
+    assert place(SLURM, "b:2") == Place("b:2", 4, 2)
+
+
+# What a task runs: our reading first, then JAX's.
+MEET = """
+import os, sys
+from jaxpeft.devices import launch
+found = launch.place(os.environ)
+assert "jax" not in sys.modules
+from jaxpeft.devices import cluster
+assert cluster.join(found, initialization_timeout=60, heartbeat_timeout=60)
+import jax
+print(jax.process_index(), jax.process_count())
+jax.distributed.shutdown()
+"""
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "ompi"])
+def test_tasks_meet_where_jax_has_the_address_from_the_launcher(launcher):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = str(one.getsockname()[1])
+    both = {"slurm": {**SLURM, "SLURM_STEP_NODELIST": "127.0.0.1,node9"}, "ompi": MPI}
+    two = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    two |= {"OMPI_COMM_WORLD_SIZE": "2"}
+    uri = {"OMPI_MCA_orte_hnp_uri": f"{70001 << 12}.0;tcp://127.0.0.1:34911"}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEET],
+            env={
+                **os.environ,
+                **both[launcher],
+                **{k: v for k, v in two.items() if k in both[launcher]},
+                **(uri if launcher == "ompi" else {}),
+                "SLURM_PROCID" if launcher == "slurm" else "OMPI_COMM_WORLD_RANK": i,
+                "JAX_COORDINATOR_PORT": port,
+            },
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in "01"
+    ]
+    assert [task.communicate(timeout=120)[0] for task in tasks] == ["0 2\n", "1 2\n"]
 
 
 def test_tasks_that_share_a_machine_take_one_accelerator_each():
@@ -72,7 +109,7 @@ def test_tasks_that_share_a_machine_take_one_accelerator_each():
 def test_open_mpi_before_and_after_its_version_5():
     uri = f"{70001 << 12}.0;tcp://10.96.0.1,10.148.0.1:34911"
     found = place({**MPI, "OMPI_MCA_orte_hnp_uri": uri})
-    assert found == Place(f"10.96.0.1:{PORT}", 4, 3, (1,))
+    assert found == Place(None, 4, 3, (1,), "ompi")
     here = {**MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "prte-70001@1"}
     found, other = place(here), place({**here, "OMPI_COMM_WORLD_RANK": "0"})
     assert found is not None and other is not None

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxpeft import adapters, hf, kernel, models, tree
 from jaxpeft.errors import InputError, NumericsError
-from jaxpeft.hf.peft import config
+from jaxpeft.hf.peft import adapter_config
 
 KEY = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
 
@@ -28,12 +28,12 @@ def folder(params, cfg, tmp_path):
 
 
 def change_config(directory, **fields):
-    path = directory / config.CONFIG
+    path = directory / adapter_config.CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def rewrite(directory, change):
-    path = directory / config.WEIGHTS
+    path = directory / adapter_config.WEIGHTS
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
@@ -76,7 +76,7 @@ def problems(params, directory, cfg) -> str:
 def test_settings_that_are_not_handled(folder, params, cfg, fields, said):
     change_config(folder, **fields)
     found = problems(params, folder, cfg)
-    assert said in found and config.CONFIG in found
+    assert said in found and adapter_config.CONFIG in found
 
 
 def test_a_dora_without_magnitudes(folder, params, cfg):
@@ -98,7 +98,7 @@ def test_an_unknown_setting_warns(folder, params, cfg, capsys):
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, "\xff"])
 def test_a_config_that_is_no_json_object(folder, params, cfg, text):
-    (folder / config.CONFIG).write_bytes(text.encode("latin-1"))
+    (folder / adapter_config.CONFIG).write_bytes(text.encode("latin-1"))
     assert "restore the file" in problems(params, folder, cfg)
 
 
@@ -107,12 +107,12 @@ def test_missing_files(folder, params, cfg):
     outer.mkdir()
     folder.rename(outer / "named")
     assert "there is one in 'named'" in problems(params, outer, cfg)
-    (outer / "named" / config.WEIGHTS).unlink()
-    assert config.WEIGHTS in problems(params, outer / "named", cfg)
+    (outer / "named" / adapter_config.WEIGHTS).unlink()
+    assert adapter_config.WEIGHTS in problems(params, outer / "named", cfg)
 
 
 def test_a_pickle_is_never_opened(folder, params, cfg):
-    (folder / config.WEIGHTS).unlink()
+    (folder / adapter_config.WEIGHTS).unlink()
     os.mkfifo(folder / "adapter_model.bin")  # opening it would block for ever
     assert "safe_serialization=True" in problems(params, folder, cfg)
 
@@ -174,7 +174,7 @@ def test_values_that_are_no_weights(folder, params, cfg):
 
 
 def test_a_truncated_file(folder, params, cfg):
-    path = folder / config.WEIGHTS
+    path = folder / adapter_config.WEIGHTS
     size = path.stat().st_size
     os.truncate(path, size - 1)
     assert f"expected {size} bytes" in problems(params, folder, cfg)

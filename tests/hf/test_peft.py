@@ -13,7 +13,7 @@ import transformers
 from jaxpeft import adapters, hf, kernel, models, tree
 from jaxpeft.adapters import LoRA
 from jaxpeft.errors import InputError
-from jaxpeft.hf.peft import config as peft_config
+from jaxpeft.hf.peft import adapter_config
 
 Q1 = r"model\.layers\.1\.self_attn\.q_proj"
 WRITTEN_BY_PEFT = {
@@ -94,7 +94,7 @@ def test_what_peft_writes_loads_here(
     # And back: what is written from it is the same adapter to peft.
     hf.save_adapter(loaded, tmp_path / "again", cfg, base="org/model")
     fresh = transformers.LlamaForCausalLM.from_pretrained(
-        json.loads((tmp_path / peft_config.CONFIG).read_text())[
+        json.loads((tmp_path / adapter_config.CONFIG).read_text())[
             "base_model_name_or_path"
         ]
     )
@@ -270,7 +270,7 @@ def test_missing_settings_are_peft_s_defaults(torch_base, params, cfg, tmp_path)
     settings = {"target_modules": ["q_proj", "v_proj"], "r": 8, "lora_alpha": 8}
     write_with_peft(torch_base, tmp_path, **settings)
     expected = hf.load_adapter(params, tmp_path, cfg)
-    (tmp_path / peft_config.CONFIG).write_text('{"peft_type": "LORA"}')
+    (tmp_path / adapter_config.CONFIG).write_text('{"peft_type": "LORA"}')
     found = hf.load_adapter(params, tmp_path, cfg)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
@@ -301,9 +301,9 @@ def test_padded_ranks_stay_padded_in_training(torch_base, params, cfg, tmp_path)
 
 
 def read_config(directory):
-    return json.loads((directory / peft_config.CONFIG).read_text())
+    return json.loads((directory / adapter_config.CONFIG).read_text())
 
 
 def change_config(directory, **fields):
     content = {**read_config(directory), **fields}
-    (directory / peft_config.CONFIG).write_text(json.dumps(content))
+    (directory / adapter_config.CONFIG).write_text(json.dumps(content))

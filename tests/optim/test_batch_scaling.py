@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from jaxpeft import config, optim
-from jaxpeft.assembly import configuration
-from jaxpeft.assembly import updates as assembly
+from jaxpeft.assembly import configuration, updates
 from jaxpeft.errors import InputError
 
 
@@ -40,9 +39,9 @@ def scaled(rule, size=64, reference=16):
 )
 def test_the_rate_of_every_step_is_scaled_and_said(rule, size, factor, said, parsed):
     cfg = parsed(**scaled(rule, size), optimizer={"learning_rate": 2e-4})
-    updates = assembly.updates(cfg, 10)
-    np.testing.assert_allclose(updates.rate(3), 2e-4 * factor, rtol=1e-6)
-    assert assembly.scaling_line(cfg) == said
+    made = updates.updates(cfg, 10)
+    np.testing.assert_allclose(made.rate(3), 2e-4 * factor, rtol=1e-6)
+    assert updates.scaling_line(cfg) == said
     # What a run writes is what was given, and reads back the same.
     again = config.parse(cfg.model_dump(), tables=configuration.TABLES)
     assert again == cfg and again.optimizer.learning_rate == 2e-4
@@ -50,8 +49,8 @@ def test_the_rate_of_every_step_is_scaled_and_said(rule, size, factor, said, par
 
 def test_without_a_rule_the_rate_is_as_given(parsed):
     cfg = parsed(optimizer={"learning_rate": 3e-4})
-    assert assembly.learning_rate(cfg) == 3e-4
-    assert assembly.scaling_line(cfg) is None
+    assert updates.learning_rate(cfg) == 3e-4
+    assert updates.scaling_line(cfg) is None
 
 
 def test_a_lowest_rate_stays_and_a_share_follows(parsed):
@@ -59,7 +58,7 @@ def test_a_lowest_rate_stays_and_a_share_follows(parsed):
         schedule = {"name": "cosine_with_min_lr", **schedule}
         rate = {"learning_rate": 1e-3}
         cfg = parsed(**scaled("linear"), optimizer=rate, schedule=schedule)
-        return assembly.updates(cfg, 10).rate(10)
+        return updates.updates(cfg, 10).rate(10)
 
     np.testing.assert_allclose(end(min_lr=1e-4), 1e-4, rtol=1e-5)
     np.testing.assert_allclose(end(min_lr_rate=0.1), 4e-4, rtol=1e-5)

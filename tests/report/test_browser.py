@@ -7,7 +7,8 @@ import shutil
 import pytest
 from selenium import webdriver
 
-from jaxpeft.report import pages
+from jaxpeft.report.run_page import write_run
+from jaxpeft.report.sweep_page import write_sweep
 
 FLAGS = """--headless=new --no-sandbox --disable-gpu --no-first-run --disable-sync
 --disable-background-networking --disable-component-update --disable-quic
@@ -79,7 +80,7 @@ def hover(page, selector, share):
 
 
 def test_a_curve_says_its_values_under_the_pointer(make_run, visit):
-    page = visit(pages.write_run(make_run("one")))
+    page = visit(write_run(make_run("one")))
     hover(page, ".chart:first-child svg", 0.999)
     text = find(page, ".chart:first-child .tooltip")[0].text
     assert text.splitlines()[0] == "step (updates): 40"
@@ -93,7 +94,7 @@ def test_a_curve_says_its_values_under_the_pointer(make_run, visit):
 
 
 def test_the_legend_hides_a_curve_and_shows_it_again(make_run, visit):
-    page = visit(pages.write_run(make_run("one")))
+    page = visit(write_run(make_run("one")))
     assert len(find(page, ".chart:first-child .curve:not(.faint)")) == 2
     button = find(page, ".chart:first-child .legend button")[1]
     button.click()
@@ -106,7 +107,7 @@ def test_the_legend_hides_a_curve_and_shows_it_again(make_run, visit):
 
 
 def test_an_axis_can_be_logarithmic(make_run, visit):
-    page = visit(pages.write_run(make_run("one")))
+    page = visit(write_run(make_run("one")))
     curve = ".chart:first-child .curve:not(.faint)"
     before = find(page, curve)[0].get_attribute("d")
     find(page, ".chart:first-child input[name=log]")[0].click()
@@ -114,7 +115,7 @@ def test_an_axis_can_be_logarithmic(make_run, visit):
 
 
 def test_every_axis_has_a_title_with_its_unit(make_run, visit):
-    page = visit(pages.write_run(make_run("one")))
+    page = visit(write_run(make_run("one")))
     charts = find(page, ".chart")
     assert len(charts) == 5
     for chart in charts:
@@ -125,14 +126,14 @@ def test_every_axis_has_a_title_with_its_unit(make_run, visit):
 
 def test_texts_from_data_run_nothing(make_run, visit):
     run = make_run("one")
-    page = visit(pages.write_run(run))
+    page = visit(write_run(run))
     assert page.execute_script("return window.hit") is None
     sample = json.loads((run / "samples.json").read_text())[0]
     assert find(page, ".sample pre")[0].text == sample["prompt"]
 
 
 def test_light_and_dark(make_run, visit):
-    page = visit(pages.write_run(make_run("one")))
+    page = visit(write_run(make_run("one")))
     colors = []
     for _ in range(2):
         body = find(page, "body")[0]
@@ -143,7 +144,7 @@ def test_light_and_dark(make_run, visit):
 
 def test_a_narrow_window_scrolls_only_downward(make_run, sweep, visit, browser):
     browser.set_window_size(500, 900)
-    for path in (pages.write_run(make_run("one")), pages.write_sweep(sweep)):
+    for path in (write_run(make_run("one")), write_sweep(sweep)):
         page = visit(path)
         widths = "return [document.documentElement.scrollWidth, window.innerWidth]"
         found, room = page.execute_script(widths)
@@ -152,8 +153,8 @@ def test_a_narrow_window_scrolls_only_downward(make_run, sweep, visit, browser):
 
 
 def test_a_sweep_leads_to_the_pages_of_its_points(sweep, visit):
-    pages.write_run(sweep / "points" / "02")
-    page = visit(pages.write_sweep(sweep))
+    write_run(sweep / "points" / "02")
+    page = visit(write_sweep(sweep))
     hover(page, ".chart:first-child svg", 0.5)
     lines = find(page, ".chart:first-child .tooltip")[0].text.splitlines()
     assert lines[0] == "optimizer.learning_rate (per update): 1e-4"
@@ -165,5 +166,5 @@ def test_a_sweep_leads_to_the_pages_of_its_points(sweep, visit):
 def test_a_run_with_nothing_logged_says_so(make_run, visit):
     run = make_run("one", summary=False)
     (run / "metrics.jsonl").write_text("")
-    page = visit(pages.write_run(run))
+    page = visit(write_run(run))
     assert find(page, "#empty")[0].text == "Nothing has been logged yet."

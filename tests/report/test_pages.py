@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxpeft.errors import InputError
-from jaxpeft.report import pages
 from jaxpeft.report.charts import MOST, thinned
+from jaxpeft.report.run_page import write_run
+from jaxpeft.report.sweep_page import write_sweep
 
 
 class Page(HTMLParser):
@@ -41,7 +42,7 @@ class Page(HTMLParser):
 
 def test_a_run_is_shown_whole(make_run):
     run = make_run("one")
-    page = Page(pages.write_run(run, findings=["flat <since> step 3"]))
+    page = Page(write_run(run, findings=["flat <since> step 3"]))
     for text in ("finished", "flat <since> step 3", "3.0 GiB", "1 h 02 min", "1,234.5"):
         assert text in page.texts
     assert "1.25% of the parameters" in page.texts
@@ -66,7 +67,7 @@ def test_a_run_is_shown_whole(make_run):
 def test_what_data_and_configuration_say_stays_text(make_run):
     run = make_run("one")
     sample = json.loads((run / "samples.json").read_text())[0]
-    page = Page(pages.write_run(run))
+    page = Page(write_run(run))
     assert page.texts.count(sample["prompt"]) == 3  # prompt, before, environment
     assert (run / "config.yaml").read_text().strip() in page.texts
     assert len(page.scripts) == 2
@@ -76,7 +77,7 @@ def test_a_run_without_its_end_is_shown_up_to_there(make_run):
     run = make_run("one", steps=12, every=None, summary=False)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')  # a run is writing it
-    page = Page(pages.write_run(run))
+    page = Page(write_run(run))
     assert "not finished: step 12 logged so far" in page.texts
     assert set(page.series("Loss")) == {"training"}
 
@@ -84,7 +85,7 @@ def test_a_run_without_its_end_is_shown_up_to_there(make_run):
 def test_a_run_before_its_first_line_has_a_page(make_run):
     run = make_run("one", summary=False)
     (run / "metrics.jsonl").unlink()
-    page = Page(pages.write_run(run))
+    page = Page(write_run(run))
     assert "no step logged yet" in page.texts
     assert page.charts == {}
 
@@ -93,7 +94,7 @@ def test_losses_that_are_never_finite_are_gaps(make_run):
     run = make_run("one", summary=False)
     lines = [{"step": step, "loss": None, "eval_loss": None} for step in (1, 2)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    page = Page(pages.write_run(run))
+    page = Page(write_run(run))
     assert page.series("Loss")["training"]["y"] == [None, None]
     assert page.series("Loss")["evaluation"]["best"] is None
     assert "not finite" in page.texts
@@ -103,7 +104,7 @@ def test_a_line_that_is_no_json_is_named(make_run):
     run = make_run("one")
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\nnot so\n')
     with pytest.raises(InputError, match=r"metrics.jsonl, line 2: found 'not so'"):
-        pages.write_run(run)
+        write_run(run)
 
 
 def test_long_curves_keep_their_peaks():
@@ -117,8 +118,8 @@ def test_long_curves_keep_their_peaks():
 
 
 def test_a_sweep_is_shown_best_first(sweep):
-    pages.write_run(sweep / "points" / "02")
-    path = pages.write_sweep(sweep)
+    write_run(sweep / "points" / "02")
+    path = write_sweep(sweep)
     page = Page(path)
     assert page.links == ["points/02/report.html"]
     names = [text for text in page.texts if text.startswith("learning_rate=")]
@@ -137,7 +138,7 @@ def test_a_sweep_is_shown_best_first(sweep):
 
 
 def test_a_point_of_a_sweep_says_its_values_and_leads_back(sweep):
-    page = Page(pages.write_run(sweep / "points" / "02"))
+    page = Page(write_run(sweep / "points" / "02"))
     assert "02: learning_rate=0.0001 seed=1" in page.texts
     [back] = page.links
     assert (sweep / "points" / "02" / back).resolve() == sweep / "report.html"
@@ -148,7 +149,7 @@ def test_a_sweep_that_evaluates_nothing_goes_by_its_training_losses(sweep):
     for at, point in enumerate(content["points"]):
         point |= {"eval_loss": None, "best_eval_loss": None, "train_loss": 9.0 - at}
     (sweep / "sweep.json").write_text(json.dumps(content))
-    page = Page(pages.write_sweep(sweep))
+    page = Page(write_sweep(sweep))
     names = [text for text in page.texts if text.startswith("learning_rate=")]
     # The last one's is the lowest, but it diverged.
     assert names[0] == "learning_rate=0.001 seed=1"
@@ -157,9 +158,9 @@ def test_a_sweep_that_evaluates_nothing_goes_by_its_training_losses(sweep):
 
 def test_a_directory_of_something_else_is_refused(tmp_path):
     with pytest.raises(InputError, match="name the output_dir of a run"):
-        pages.write_run(tmp_path)
+        write_run(tmp_path)
     with pytest.raises(InputError, match="name the directory of a sweep"):
-        pages.write_sweep(tmp_path)
+        write_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text('{"points": [{"directory": "x"}]}')
     with pytest.raises(InputError, match="each with its name and directory"):
-        pages.write_sweep(tmp_path)
+        write_sweep(tmp_path)

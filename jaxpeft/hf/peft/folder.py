@@ -11,7 +11,7 @@ import numpy as np
 from jaxpeft import replacing
 from jaxpeft.errors import NumericsError
 from jaxpeft.hf import layout, safetensors_file
-from jaxpeft.hf.peft import config as peft_config
+from jaxpeft.hf.peft import adapter_config
 
 
 @contextmanager
@@ -31,11 +31,11 @@ def writing(
             )
     with replacing.files_of(directory) as partial:
         safetensors_file.write(
-            partial / peft_config.WEIGHTS,
+            partial / adapter_config.WEIGHTS,
             {key: (values.dtype, values.shape) for key, values in tensors.items()},
             tensors.__getitem__,
             {"format": "pt"},
         )
         text = json.dumps(config, indent=2) + "\n"
-        (partial / peft_config.CONFIG).write_text(text, encoding="utf-8")
+        (partial / adapter_config.CONFIG).write_text(text, encoding="utf-8")
         yield partial

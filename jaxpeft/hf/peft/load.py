@@ -16,10 +16,13 @@ from jaxpeft.adapters.saved import Saved
 from jaxpeft.adapters.targets import is_hit
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
-from jaxpeft.hf.peft import config as peft_config
-from jaxpeft.hf.peft import others as other_adapters
-from jaxpeft.hf.peft import saved_weights, virtual_tokens
-from jaxpeft.hf.peft.config import AdapterConfig
+from jaxpeft.hf.peft import (
+    adapter_config,
+    other_adapters,
+    saved_weights,
+    virtual_tokens,
+)
+from jaxpeft.hf.peft.adapter_config import AdapterConfig
 from jaxpeft.hf.peft.modules import PREFIX, Module, lora_modules, places
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig
@@ -56,16 +59,16 @@ def load_adapter(
     for another base, or is of a kind that is not handled.
     """
     directory = Path(directory)
-    content = peft_config.content(directory)
+    content = adapter_config.content(directory)
     if content.get("peft_type") in other_adapters.TYPES:
         return other_adapters.load(params, directory, cfg, content)
     if content.get("peft_type") in virtual_tokens.TYPES:
         return virtual_tokens.load(params, directory, cfg, content)
     if content.get("peft_type") == saved_weights.BITFIT:
         return saved_weights.load_biases(params, directory, cfg)
-    config, file = peft_config.read(directory), _open(directory)
+    config, file = adapter_config.read(directory), _open(directory)
     modules = lora_modules(cfg)
-    _check_parameters(config, modules, directory / peft_config.CONFIG)
+    _check_parameters(config, modules, directory / adapter_config.CONFIG)
     whole, used = saved_weights.read(params, file, config, cfg)
     targeted = _targeted(config, file, modules, used | _repeated(params, cfg, file))
     at_places = places(targeted, modules)
@@ -98,7 +101,7 @@ def load_adapter(
 
 
 def _open(directory: Path) -> SafetensorsFile:
-    path = directory / peft_config.WEIGHTS
+    path = directory / adapter_config.WEIGHTS
     if path.is_file():
         return SafetensorsFile(path)
     if (directory / "adapter_model.bin").exists():

@@ -14,8 +14,7 @@ from jaxpeft.adapters.lora import LoRA
 from jaxpeft.adapters.saved import Saved
 from jaxpeft.adapters.virtual import virtual
 from jaxpeft.errors import InputError
-from jaxpeft.hf.peft import others as other_adapters
-from jaxpeft.hf.peft import saved_weights, virtual_tokens
+from jaxpeft.hf.peft import other_adapters, saved_weights, virtual_tokens
 from jaxpeft.hf.peft.folder import writing
 from jaxpeft.hf.peft.load import keys, load_adapter
 from jaxpeft.hf.peft.modules import Module, last, lora_modules, places, shortened

@@ -15,8 +15,8 @@ from jaxpeft import kernel, tree
 from jaxpeft.adapters.saved import Saved
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
-from jaxpeft.hf.peft import config as peft_config
-from jaxpeft.hf.peft.config import AdapterConfig
+from jaxpeft.hf.peft import adapter_config
+from jaxpeft.hf.peft.adapter_config import AdapterConfig
 from jaxpeft.hf.peft.folder import writing
 from jaxpeft.hf.peft.modules import PREFIX, last
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
@@ -95,7 +95,7 @@ def load_biases(
 
     Raises InputError where they are not those of this base.
     """
-    file = SafetensorsFile(directory / peft_config.WEIGHTS)
+    file = SafetensorsFile(directory / adapter_config.WEIGHTS)
     nodes, used = read(params, file, AdapterConfig(bias="all"), cfg)
     strange = sorted(set(file.tensors) - used)
     if strange or not nodes:

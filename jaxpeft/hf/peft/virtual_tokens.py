@@ -10,7 +10,7 @@ import numpy as np
 from jaxpeft.adapters.virtual import PREFIX, PROMPT, Virtual, added, virtual
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
-from jaxpeft.hf.peft import config
+from jaxpeft.hf.peft import adapter_config
 from jaxpeft.hf.peft.folder import writing
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig
@@ -71,7 +71,7 @@ def load(
     content: its config. Raises InputError where file, config and base do not belong
     together.
     """
-    file = SafetensorsFile(directory / config.WEIGHTS)
+    file = SafetensorsFile(directory / adapter_config.WEIGHTS)
     count = content.get("num_virtual_tokens")
     prompt = content["peft_type"] == TYPES[0]
     width = cfg.num_key_value_heads * cfg.head_dim

@@ -21,8 +21,7 @@ from jaxpeft.adapters.ia3 import IA3
 from jaxpeft.adapters.vera import VeRA
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
-from jaxpeft.hf.peft import config as peft_config
-from jaxpeft.hf.peft import saved_weights
+from jaxpeft.hf.peft import adapter_config, saved_weights
 from jaxpeft.hf.peft.folder import writing
 from jaxpeft.hf.peft.modules import PREFIX, Module, linear_modules, shortened
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
@@ -80,7 +79,7 @@ def _bottleneck(
     kind = config.get("activation")
     if kind not in ACTIVATIONS:
         raise InputError(
-            f"{peft_config.CONFIG}: activation: found {kind!r}; handled are "
+            f"{adapter_config.CONFIG}: activation: found {kind!r}; handled are "
             + ", ".join(ACTIVATIONS)
         )
     return Bottleneck(base, **stacks, scale=scale, activation=kind)
@@ -102,12 +101,12 @@ def _vera(
     for key, value in (("vera_dropout", dropout), ("projection_prng_key", seed)):
         if value is not None and type(value) not in (int, float):
             raise InputError(
-                f"{peft_config.CONFIG}: {key}: found {value!r}; it must be a number"
+                f"{adapter_config.CONFIG}: {key}: found {value!r}; it must be a number"
             )
     if a.shape[-1] < d_in or b.shape[0] < d_out:
         raise InputError(
-            f"{peft_config.WEIGHTS}: {VERA_A!r} {a.shape} and {VERA_B!r} {b.shape} are "
-            f"too small for {name!r}, {d_in} x {d_out}: the adapter was made for "
+            f"{adapter_config.WEIGHTS}: {VERA_A!r} {a.shape} and {VERA_B!r} {b.shape} "
+            f"are too small for {name!r}, {d_in} x {d_out}: the adapter was made for "
             "another base; set model.path to that"
         )
     return VeRA(
@@ -247,7 +246,7 @@ def load(
     """
     kind = TYPES[content["peft_type"]]
     form, modules = FORMS[kind], linear_modules(cfg)
-    file = SafetensorsFile(directory / peft_config.WEIGHTS)
+    file = SafetensorsFile(directory / adapter_config.WEIGHTS)
     left, problems = set(file.tensors), []
     problems += [
         f"{file.path}: {key!r} is missing, without which this adapter says nothing; "
@@ -256,7 +255,7 @@ def load(
         if key not in left
     ]
     left -= set(form.shared_keys)
-    config = peft_config.beside(directory / peft_config.CONFIG, content)
+    config = adapter_config.beside(directory / adapter_config.CONFIG, content)
     whole, used = saved_weights.read(params, file, config, cfg)
     left -= used
     stacks: dict[str, list[str]] = {}
