@@ -3,8 +3,8 @@
     python scripts/benchmark_compile.py
     python scripts/benchmark_compile.py --model ../shared/models/some-model --rounds 5
 
-From shapes alone: no weights are read or made. Two models: the shipped one, and one of 16
-layers with the shapes of Llama-3.2-1B. Times are of the processor (all threads), the
+From shapes alone: no weights are read or made. Two models: the shipped one, and one of
+16 layers with the shapes of Llama-3.2-1B. Times are of the processor (all threads), the
 least of some rounds: tracing and lowering in Python, and compiling in XLA. Nothing is
 taken from a cache.
 """

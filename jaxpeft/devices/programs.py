@@ -126,7 +126,7 @@ def _open(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(bytes(4096))
-    # Where a shared file system knows no locks of the kernel, it makes files of its own.
+    # Where a shared file system knows no locks of the kernel, files take their place.
     warnings.filterwarnings("ignore", message="flock not supported")
     with filelock.FileLock(folder / LOCK, timeout=PATIENCE):
         os.utime(folder)
