@@ -11,6 +11,7 @@ second says something.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ def start(config: str, output: Path, kept: str) -> tuple[float, float]:
         env={**os.environ, "JAXPEFT_CACHE_DIR": kept},
     )
     assert child.stdout is not None
-    first = next((s for s in child.stdout if s.startswith("step 1/")), None)
+    first = next((s for s in child.stdout if re.match(r"step +1/", s)), None)
     wall = time.monotonic() - begun
     child.kill()
     _, _, usage = os.wait4(child.pid, 0)

@@ -142,11 +142,13 @@ def _open(folder: Path) -> None:
 
 
 def _warn_of_folder(error: Exception) -> None:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    reason = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f": {str(error.filename)!r}"
+        reason = error.strerror + where
     console.warn(
-        f"compiled programs are not kept: {reason}"
-        + (f": {str(error.filename)!r}" if getattr(error, "filename", None) else "")
-        + f"; set {SETTING} to a folder that can be written, or to {OFF}"
+        f"compiled programs are not kept: {reason}; set {SETTING} to a folder that can "
+        f"be written, or to {OFF}"
     )
 
 
