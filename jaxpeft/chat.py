@@ -19,9 +19,11 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import trained
+    from jaxpeft.devices import programs
     from jaxpeft.generate.dialogue import Dialogue
 
     arguments.check(args)
+    programs.keep()
     one = args.adapter[0] if args.adapter else None
     model = trained.load(args.run, args.model, one, args.dtype)
     dialogue = Dialogue(

@@ -33,11 +33,13 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import configuration, trained
+    from jaxpeft.devices import programs
 
     if args.run:
         cfg, adapter = configuration.open_run(args.run, args.overrides)
     else:
         cfg, adapter = configuration.open_config(args.config, args.overrides), None
+    programs.keep()
     result = trained.evaluate(cfg, adapter)
     if args.json:
         console.say(json.dumps(result))

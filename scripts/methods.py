@@ -82,7 +82,7 @@ def run(name: str, recipe: Path, folder: Path, steps: int) -> str:
     kept = re.search(
         r"memory: .*?(adapter|weights) ([\d.,]+) MiB, optimizer ([\d.,]+)", said
     )
-    widest = re.findall(r"compiled the step .*?\((\d+) MiB of temporaries", said)
+    widest = re.findall(r"(?:compil|load)ed the step .*?\((\d+) MiB of tempo", said)
     assert total and kept and widest, said
     lines = [json.loads(x) for x in (output / "metrics.jsonl").read_text().splitlines()]
     speeds = [

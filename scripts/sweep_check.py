@@ -30,7 +30,10 @@ def run(command: str, *arguments: str) -> tuple[float, float]:
     words = [sys.executable, "-m", f"jaxpeft.{command}", "--config", str(CONFIG)]
     start = time.monotonic()
     process = subprocess.Popen(
-        [*words, *PLAIN, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL
+        [*words, *PLAIN, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "JAXPEFT_CACHE_DIR": "off"},
     )
     _, status, usage = os.wait4(process.pid, 0)
     if status:

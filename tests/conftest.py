@@ -20,6 +20,9 @@ os.environ.setdefault(
     "XLA_FLAGS", f"{FAST_COMPILES} --xla_llvm_disable_expensive_passes=true"
 )
 
+# What the user keeps is neither used nor added to.
+os.environ.setdefault("JAXPEFT_CACHE_DIR", "off")
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 SMALL = {

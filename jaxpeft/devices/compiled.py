@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from jaxpeft.devices import programs
+
 
 def build(
     function: Callable,
@@ -33,7 +35,8 @@ def build(
 class Compiled:
     """A function compiled once for each shape of its last argument, a batch.
 
-    report: called with a line of text at every compilation. carries, mesh: see `build`.
+    report: called with a line of text at every compilation, or where the program was
+    taken from a cache instead. carries, mesh: see `build`.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Compiled:
         self._function, self._carries, self._mesh = function, carries, mesh
         self._name, self._report = name, report
         self._programs: dict[tuple, Any] = {}
-        self.seconds = 0.0  # spent compiling so far
+        self.seconds = 0.0  # spent compiling so far, and taking from a cache
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's result; compiles first where the batch's shape is new."""
@@ -62,16 +65,18 @@ class Compiled:
 
     def _compile(self, shape: tuple[int, ...], arguments: tuple) -> Any:
         start = time.monotonic()
-        program = build(
-            self._function, arguments, carries=self._carries, mesh=self._mesh
-        )[1]
+        with programs.watch() as taken:
+            program = build(
+                self._function, arguments, carries=self._carries, mesh=self._mesh
+            )[1]
         took = time.monotonic() - start
         self.seconds += took
         memory = program.memory_analysis()
         room = getattr(memory, "temp_size_in_bytes", 0) / 2**20
         size = " x ".join(map(str, shape))
+        verb, once = ("loaded", ", compiled before,") if taken() else ("compiled", "")
         self._report(
-            f"compiled the {self._name} for batches of {size} in {took:.1f} s "
+            f"{verb} the {self._name} for batches of {size}{once} in {took:.1f} s "
             f"({room:,.0f} MiB of temporaries)"
         )
         return program

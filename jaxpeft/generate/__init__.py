@@ -21,10 +21,12 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import trained
+    from jaxpeft.devices import programs
     from jaxpeft.generate import answering
 
     arguments.check(args)
     records, questions = _questions(args)
+    programs.keep()
     one = args.adapter[0] if args.adapter else None
     model = trained.load(args.run, args.model, one, args.dtype, args.several)
     settings: dict[str, Any] = {

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import configuration
-    from jaxpeft.devices import cluster, determinism
+    from jaxpeft.devices import cluster, determinism, programs
     from jaxpeft.lr_find import ramp
     from jaxpeft.rundir.files import CONFIG
 
@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     if cfg.deterministic:
         determinism.require()
     cluster.join(place, **cfg.cluster.model_dump())
+    programs.keep()
     ramp.check(args.start, args.stop, args.steps)
     output = Path(args.out or cfg.output_dir)
     if (output / CONFIG).exists():

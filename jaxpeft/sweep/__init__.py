@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import configuration
-    from jaxpeft.devices import determinism
+    from jaxpeft.devices import determinism, programs
     from jaxpeft.rundir import files, sinks
     from jaxpeft.rundir.lock import RunLock
     from jaxpeft.sweep import grid, search
@@ -76,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
     base = configuration.open_config(args.config, args.overrides)
     if base.deterministic:
         determinism.require()
+    programs.keep()
     sinks.require(base.training.report_to)
     directory = Path(args.out or base.output_dir + "-sweep")
     sweep = sweeping.Sweep(args.config, args.overrides, directory, axes, args.at_once)

@@ -34,12 +34,13 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import configuration
-    from jaxpeft.devices import cluster, determinism
+    from jaxpeft.devices import cluster, determinism, programs
     from jaxpeft.train import course
 
     cfg = configuration.open_config(args.config, args.overrides)
     if cfg.deterministic:
         determinism.require()  # before the devices are looked for
     cluster.join(place, **cfg.cluster.model_dump())
+    programs.keep()
     course.train(cfg, resume=args.resume)
     return 0

@@ -44,4 +44,4 @@ def test_a_bar_shows_step_loss_rate_speed_and_time(settings, programs, tmp_path)
         r"step 8/8 \S+ loss \d+\.\d{4}  lr 1\.00e-02  [\d,]+ tok/s \d:\d\d:\d\d", text
     )
     assert bars, text
-    assert "compiled the step" in text and "state after step 8" in text
+    assert " the step for batches of " in text and "state after step 8" in text

@@ -1,0 +1,63 @@
+"""Commands keep what they compile, and load it at their next start."""
+
+import re
+
+import jax
+import pytest
+
+from jaxpeft.devices import programs
+
+from .conftest import COMMANDS, write_config
+
+
+@pytest.fixture
+def _all_kept():
+    """Tiny programs compile too fast to be kept otherwise."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, 0)
+    yield
+    jax.config.update(name, before)
+
+
+def verbs(text: str, name: str) -> set[str]:
+    return set(re.findall(rf"^(\w+) the {name} for batches of ", text, re.M))
+
+
+def test_a_second_start_loads_its_step_and_ends_in_the_same_bits(
+    trained, _all_kept, files
+):
+    data = {"data.eval": {"path": files["eval"]}, "training.eval_steps": 4}
+    changes = {**data, "optimizer.weight_decay": 0.0123}  # no other test's program
+    first = trained("first", **changes)
+    second = trained("second", **changes)
+    assert first.code == second.code == 0
+    assert verbs(first.out, "step") == {"compiled"}
+    assert verbs(second.out, "step") == verbs(second.out, "evaluation") == {"loaded"}
+    assert first.digest == second.digest
+
+
+class Kept(Exception):
+    """`programs.keep` was called."""
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "lr_find", "sweep", "evaluate", "generate", "chat"]
+)
+def test_commands_that_compute_keep_their_programs(
+    name, settings, tiny, tmp_path, monkeypatch
+):
+    def keep():
+        raise Kept
+
+    monkeypatch.setattr(programs, "keep", keep)
+    config = write_config(tmp_path / "run.yaml", settings(output_dir=str(tmp_path)))
+    arguments = ["--config", str(config)]
+    if name == "sweep":
+        arguments += ["--grid", "seed=1,2"]
+    if name in ("generate", "chat"):
+        arguments = ["--model", str(tiny)]
+    if name == "generate":
+        arguments += ["--prompt", "Hello"]
+    with pytest.raises(Kept):
+        COMMANDS[name](arguments)
