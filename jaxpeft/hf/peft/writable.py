@@ -14,7 +14,7 @@ from jaxpeft.adapters.saved import Saved
 from jaxpeft.adapters.virtual import PREFIX, PROMPT, Virtual
 from jaxpeft.errors import InputError
 from jaxpeft.hf.peft.modules import linear_modules, lora_modules
-from jaxpeft.hf.peft.others import FORMS
+from jaxpeft.hf.peft.other_adapters import FORMS
 from jaxpeft.hf.peft.saved_weights import BIAS
 from jaxpeft.models.spec import ModelConfig
 from jaxpeft.models.weights import param_specs
@@ -65,7 +65,7 @@ def _of_no_kind(nodes: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: {kind.__name__} has no form in an adapter's folder, so that it could "
         "not be saved once it is trained; use another method, give the class a line in "
-        "FORMS of jaxpeft.hf.peft.others, or merge it into the model (adapters.merge)"
+        "FORMS of jaxpeft.hf.peft.other_adapters, or merge it into the model (adapters.merge)"
         for kind, name in kinds.items()
         if kind not in PLACES
     ]
