@@ -6,11 +6,23 @@
 #
 # PYTHON names the interpreter to build it with; otherwise the first one found that is
 # 3.11 or newer. An environment that is up to date is left as it is.
+#
+# The versions are the exact ones of constraints/, with which the tests have passed;
+# scripts/lock.sh writes them. VERSIONS=newest takes the newest ones instead that
+# pyproject.toml allows.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 extra="${1:-}"
 venv=.venv
+versions="${VERSIONS:-exact}"
+case "$versions" in
+exact | newest) ;;
+*)
+    echo "VERSIONS=$versions is neither exact nor newest" >&2
+    exit 2
+    ;;
+esac
 
 # True for an interpreter that is new enough and can make environments.
 suits() {
@@ -29,7 +41,7 @@ find_python() {
         echo "$PYTHON"
         return
     fi
-    for name in python3 python3.13 python3.12 python3.11 python; do
+    for name in python3 python3.12 python3.11 python3.13 python; do
         if suits "$name"; then
             echo "$name"
             return
@@ -41,26 +53,56 @@ find_python() {
     return 1
 }
 
-# What an installation depends on: this place and the project file.
-fingerprint() {
-    pwd
-    cat pyproject.toml
-}
-
 if ! suits "$venv/bin/python"; then
     python=$(find_python)
     echo "Making $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv"
 fi
 
+version=$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+constraints="constraints/python$version.txt"
+if [ "$versions" = exact ] && [ ! -f "$constraints" ]; then
+    versions=newest
+    unlisted="There is no $constraints: what is installed are the newest versions that \
+pyproject.toml allows, which are not tested with Python $version"
+fi
+
+# What an installation depends on: this place, the project file and the versions.
+fingerprint() {
+    pwd
+    cat pyproject.toml
+    echo "$versions"
+    [ "$versions" = newest ] || cat "$constraints"
+}
+
+# What is newest is asked again each time, except where it is all there is.
 stamp="$venv/.installed${extra:+-$extra}"
-if [ -f "$stamp" ] && fingerprint | cmp -s - "$stamp"; then
+if [ "${VERSIONS:-}" != newest ] && [ -f "$stamp" ] &&
+    fingerprint | cmp -s - "$stamp"; then
     exit 0
 fi
 
+install() {
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" \
+        --editable ".${extra:+[$extra]}"
+}
+
 echo "Installing jaxpeft${extra:+ with the extra '$extra'} into $venv (takes a few" \
     "minutes the first time)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --editable ".${extra:+[$extra]}"
+if [ "$versions" = newest ]; then
+    [ -z "${unlisted:-}" ] || echo "$unlisted"
+    install --upgrade --upgrade-strategy eager
+else
+    # By variables, so that what builds a package is the listed version too: which of
+    # the two does that depends on pip's own version.
+    export PIP_CONSTRAINT="${PIP_CONSTRAINT:+$PIP_CONSTRAINT }$constraints"
+    export PIP_BUILD_CONSTRAINT="$constraints"
+    install || {
+        echo "The versions of $constraints could not be installed. Where the lines" \
+            "above say that this machine has no such version, try the newest ones:" \
+            "VERSIONS=newest bash $0${extra:+ $extra}" >&2
+        exit 1
+    }
+fi
 # An extra brings the plain package with it.
 fingerprint | tee "$venv/.installed" >"$stamp"

@@ -1,15 +1,20 @@
 """The scripts that start jobs say what the package listens to."""
 
+import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from jaxpeft import errors
 from jaxpeft.devices import launch
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts"
 
 
 @pytest.mark.parametrize("name", [p.name for p in SCRIPTS.glob("*.s*") if p.is_file()])
@@ -43,3 +48,33 @@ def test_job_sets_tell_processes_apart_and_queue_again_on_preemption():
             first = f"{name}-{job['name']}-0-0.{name}:"
             assert found is not None and found.coordinator.startswith(first)
             assert found.count == spec["parallelism"]
+
+
+def listed(python):
+    """The versions of constraints/ for a Python, by name."""
+    text = (ROOT / f"constraints/python{python}.txt").read_text()
+    lines = [line.split(";")[0] for line in text.splitlines() if line[:1] != "#"]
+    return dict(line.strip().split("==") for line in lines)
+
+
+@pytest.mark.parametrize(("python", "jax"), [("3.11", "0.10."), ("3.12", "0.11.")])
+def test_the_listed_versions_are_those_that_the_project_file_allows(python, jax):
+    """After a change of pyproject.toml: bash scripts/lock.sh --keep."""
+    versions = listed(python)
+    assert versions["jax"].startswith(jax)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [project["dependencies"]]
+    wanted += [extras[name] for name in extras if name not in ("cuda", "tpu")]
+    for requirement in map(Requirement, (line for group in wanted for line in group)):
+        name = canonicalize_name(requirement.name)
+        if name != project["name"]:
+            assert requirement.specifier.contains(versions[name], prereleases=True)
+    # A build of torch for CPUs wants none of these, and other builds say which.
+    assert not [name for name in versions if name.startswith(("nvidia", "triton"))]
+
+
+def test_hooks_format_as_the_tests_do():
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    ruff = set(re.findall(r"ruff==([\d.]+)", text))
+    assert ruff == {listed("3.11")["ruff"]} == {listed("3.12")["ruff"]}

@@ -40,6 +40,7 @@ def browser(tmp_path_factory):
 def visit(browser):
     """visit(path): opens it; afterwards it has complained and asked for nothing."""
     opened = []
+    browser.get("about:blank")  # ends what Chromium's own first page is asking for
     for kind in ("browser", "performance"):
         browser.get_log(kind)
 
@@ -58,11 +59,15 @@ def visit(browser):
 
 
 def _is_request(event):
-    """Whether a page asked for something; its own pages and pictures do not count."""
+    """Whether a page asked for something; data and Chromium's own pages are nothing."""
     if event["method"] != "Network.requestWillBeSent":
         return False
-    url = event["params"]["request"]["url"]
-    return not url.startswith(("chrome:", "data:"))
+    request = event["params"]
+    own = ("chrome:", "chrome-untrusted:", "chrome-extension:")
+    return not (
+        request["request"]["url"].startswith(("data:", *own))
+        or request["documentURL"].startswith(own)
+    )
 
 
 def find(page, selector):

@@ -78,9 +78,14 @@ def test_trackio_holds_every_step_once(output, tmp_path, monkeypatch):
 
 
 def test_wandb_writes_every_step_once_offline(output, monkeypatch):
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     twice(output, "wandb")
+    # Its service writes on after a run has finished, until the process that it serves
+    # waits for it at its end.
+    wandb.teardown()
     rows, ids = [], set()
     for path in sorted((output / "wandb").glob("offline-run-*/*.wandb")):
         ids.add(path.stem)

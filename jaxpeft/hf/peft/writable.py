@@ -65,7 +65,8 @@ def _of_no_kind(nodes: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: {kind.__name__} has no form in an adapter's folder, so that it could "
         "not be saved once it is trained; use another method, give the class a line in "
-        "FORMS of jaxpeft.hf.peft.other_adapters, or merge it into the model (adapters.merge)"
+        "FORMS of jaxpeft.hf.peft.other_adapters, or merge it into the model "
+        "(adapters.merge)"
         for kind, name in kinds.items()
         if kind not in PLACES
     ]
