@@ -9,7 +9,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup_venv.sh docs
 export PATH="$PWD/.venv/bin:$PATH"
 
-python scripts/site/pages.py build/pages
+# The builder reads the package's source, and imports the extension for docstrings.
+export PYTHONPATH="$PWD/scripts/docs"
+
+python scripts/docs/pages.py build/pages
 
 # What it says of docstrings is not among the warnings that it counts.
 log=$(mktemp)
@@ -19,7 +22,7 @@ if grep -E '^(griffe|mkdocstrings|autorefs)[^:]*:' "$log" >/dev/null; then
     echo "The lines above about docstrings are errors here." >&2
     exit 1
 fi
-python scripts/site/check.py build/site
+python scripts/docs/check.py build/site
 
 if [ "${1:-}" = "--serve" ]; then
     exec python -m http.server --bind 127.0.0.1 --directory build/site 8000

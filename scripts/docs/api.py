@@ -5,6 +5,7 @@ here, and each `:::` line is a name that mkdocstrings writes out in full.
 """
 
 import ast
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def source(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+@functools.cache
 def parsed(module: str) -> ast.Module:
     """The syntax tree of a module."""
     return ast.parse(source(module).read_text(encoding="utf-8"))
@@ -68,27 +70,42 @@ def defined(module: str) -> dict[str, Entry]:
     return entries
 
 
-def listed(room: str) -> list[Entry] | None:
-    """What a room lists in `__all__`, its own functions first; None without a list.
-
-    Each is looked up in the file that defines it: a function is often called like its
-    file, and a name that means both would lead to the file.
-    """
-    own, origin, names = defined(room), {}, None
-    for node in parsed(room).body:
+def imported(module: str) -> dict[str, tuple[str, str]]:
+    """{name: (module, its name there)} of what a module takes from the package."""
+    names = {}
+    for node in parsed(module).body:
         if isinstance(node, ast.ImportFrom) and node.module is not None:
-            for alias in node.names:
-                origin[alias.asname or alias.name] = node.module
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            package, _, origin = node.module.partition(".")
+            if package == PACKAGE.name and origin:
+                for alias in node.names:
+                    names[alias.asname or alias.name] = (origin, alias.name)
+    return names
+
+
+def looked_up(module: str, name: str) -> Entry | None:
+    """The function or class that a name of a module means, in the file defining it.
+
+    None for anything else. A function is often called like its file, and the name that
+    a package gives to both would lead to the file.
+    """
+    if name in defined(module):
+        return defined(module)[name]
+    origin, there = imported(module).get(name, (module, name))
+    # A room imports its own files by name: `from jaxpeft.optim import schedules`.
+    return None if origin == module else looked_up(origin, there)
+
+
+def listed(room: str) -> list[Entry] | None:
+    """What a room lists in `__all__`, its own functions first; None without a list."""
+    for node in parsed(room).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             names = ast.literal_eval(node.value)
-    if names is None:
+            break
+    else:
         return None
-    entries = [own[name] for name in names if name in own]
-    for name in names:
-        if name in origin and name not in own:
-            module = origin[name].partition(".")[2]
-            entries += [entry for key, entry in defined(module).items() if key == name]
-    return entries
+    own = defined(room)
+    names = sorted(names, key=lambda name: name not in own)
+    return [entry for name in names if (entry := looked_up(room, name)) is not None]
 
 
 def overview(entries: list[Entry]) -> list[str]:
