@@ -7,12 +7,14 @@ import itertools
 import pkgutil
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from jaxpeft import optim, tree
 
@@ -119,6 +121,15 @@ def test_every_page_is_in_the_navigation_of_the_site():
     top = {"index.md", "contributing.md", "changelog.md"}
     api = {name for name in pages(nav) if name.startswith("api/")}
     assert pages(nav) - api == docs | top
+
+
+def test_the_site_s_tools_have_one_version_each_that_the_extra_allows():
+    lines = (ROOT / "constraints" / "docs.txt").read_text().splitlines()
+    pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in project["optional-dependencies"]["docs"]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(pins[wanted.name]), text
 
 
 @pytest.fixture
