@@ -17,6 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from jaxpeft import optim, tree
+from jaxpeft.assembly import configuration
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -49,6 +50,25 @@ def test_the_code_for_any_flax_model_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "any_flax_model", module)
     spec.loader.exec_module(module)
+
+
+def test_the_readme_s_configuration_is_one(tmp_path):
+    [block] = re.findall(
+        r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    path = tmp_path / "run.yaml"
+    path.write_text(block)
+    cfg = configuration.open_config(path, ["data.max_length=512"])
+    assert cfg.adapter.options["r"] == 16 and cfg.data.max_length == 512
+
+
+def test_the_readme_s_optimizer_goes_into_a_chain():
+    code = (ROOT / "README.md").read_text().split("```python\nimport optax\n")[1]
+    names: dict = {}
+    exec("import optax\n" + code.split("```")[0], names)
+    params = {"kernel": jnp.ones((64, 64))}
+    updates, _ = names["tx"].update(params, names["tx"].init(params), params)
+    assert float(updates["kernel"].max()) < 0
 
 
 def table(page: str, start: str) -> list[list[str]]:
