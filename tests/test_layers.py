@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,19 @@ def test_every_room_has_its_storey():
     found = {room(name) for name in MODULES if "." in name}
     assert found - set(LEVEL) == set(), "give these a place in STOREYS"
     assert set(LEVEL) - found == set(), "these are gone"
+
+
+def test_the_page_on_architecture_shows_these_storeys():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown: list[set[str]] = []
+    for line in page.split("## Layout")[1].split("```")[1].splitlines():
+        if line[:1].isdigit():
+            assert line.startswith(f"{len(shown) + 1} "), line
+            shown.append(set())
+        if line[3:4].strip():  # further in stands what a room is for
+            names = re.split(r"\s{2,}", line[3:])[0]
+            shown[-1].update(re.findall(r"\w+", names))
+    assert shown == [set(names) - {"__main__"} for names in STOREYS]
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if "." in name])
