@@ -22,7 +22,7 @@ QUICK = ["data.eval=null", "training.eval_steps=null", "training.samples=0"]
 # name: (configuration, overrides, options). A sweep's digest is that of its adapters.
 RUNS: dict[str, tuple[str, list[str], list[str]]] = {
     "quickstart": ("quickstart", [], []),
-    "packed, dropout, accumulation": (
+    "packed with dropout and accumulation": (
         "quickstart",
         [
             *QUICK,
