@@ -1,8 +1,15 @@
-"""Where things lie, and small random Llamas in torch beside their params here."""
+"""Where things lie, compiled programs and their memory, and small random Llamas."""
 
+import ctypes
+import gc
+import hashlib
 import json
 import os
-from collections.abc import Callable
+import platform
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,18 +17,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxpeft import models
 
-# The tests compile hundreds of tiny programs: code of the best quality for each would
-# take twice the time of all else. What XLA does before that is as ever.
-FAST_COMPILES = "--xla_backend_optimization_level=0"
-os.environ.setdefault(
-    "XLA_FLAGS", f"{FAST_COMPILES} --xla_llvm_disable_expensive_passes=true"
+# The tests compile thousands of tiny programs: code of the best quality for each would
+# take five times the time of all else. What XLA does before that is as ever.
+FAST_COMPILES = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
+os.environ.setdefault("XLA_FLAGS", " ".join(FAST_COMPILES))
 
-# What the user keeps is neither used nor added to.
+# What the user keeps is neither used nor added to: the tests keep their programs apart.
 os.environ.setdefault("JAXPEFT_CACHE_DIR", "off")
+
+PROGRAMS_BYTES = 2**30  # kept from run to run, those used last
+MEMORY_BYTES = 2**30  # resident in a process before its compiled programs are dropped
+SLACK_BYTES = 2**28  # what must have come on top of what no clearing frees
 
 # A deprecation inside a library that results are compared with, or that a sink or a
 # test opens, is no failure of ours. In jax, flax, optax, orbax and our own code it is.
@@ -53,6 +68,9 @@ def pytest_configure(config: pytest.Config) -> None:
     inside = rf"({'|'.join(REFERENCES)})(\.|$)"
     for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"):
         config.addinivalue_line("filterwarnings", f"ignore::{kind}:{inside}")
+    # A program that another process is still writing down is compiled here as well.
+    kept = "Error (reading|writing) persistent compilation cache entry"
+    config.addinivalue_line("filterwarnings", f"ignore:{kept}:UserWarning")
 
 
 class Llama(NamedTuple):
@@ -61,6 +79,99 @@ class Llama(NamedTuple):
     torch: Any
     cfg: models.ModelConfig
     params: dict[str, Any]
+
+
+def programs_folder() -> Path:
+    """Where programs are kept: a folder for each jax, set of flags and processor."""
+    place = os.environ.get("JAXPEFT_TEST_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        processor = next(s for s in text.splitlines() if s.startswith("flags"))
+    except (OSError, StopIteration):
+        processor = platform.processor()
+    key = hashlib.sha256((os.environ["XLA_FLAGS"] + processor).encode()).hexdigest()
+    name = f"jax{version('jax')}-jaxlib{version('jaxlib')}-{key[:12]}"
+    return Path(place or Path(home, "jaxpeft-tests")) / name
+
+
+def keep_programs() -> None:
+    """Every program that these tests and their processes compile is kept on disk."""
+    folder = programs_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written to: compile as ever
+        return
+    for name, value in {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
+
+
+keep_programs()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Programs that nobody has used for longest go, once there are too many.
+
+    jax's own bound looks through the whole folder whenever it writes a program.
+    """
+    if hasattr(session.config, "workerinput") or not programs_folder().is_dir():
+        return
+    left = PROGRAMS_BYTES
+    kept = ((path, path.stat()) for path in programs_folder().parent.glob("*/*"))
+    for path, stat in sorted(kept, key=lambda entry: -entry[1].st_atime):
+        left -= stat.st_size
+        if left < 0:
+            path.unlink(missing_ok=True)
+
+
+def resident() -> int:
+    """The bytes that this process holds in memory (the most so far, without /proc)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return pages * resource.getpagesize()
+
+
+def drop_programs() -> None:
+    """Gives back the memory of what was compiled and of what nothing points to."""
+    jax.clear_caches()
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """After a test: programs are dropped where they take much memory."""
+    yield
+    if resident() > max(MEMORY_BYTES, _held["after"] + SLACK_BYTES):
+        drop_programs()
+        _held["after"] = resident()
+
+
+_held = {"after": 0}
+
+
+@pytest.fixture
+def own_programs(tmp_path: Path) -> Iterator[Path]:
+    """A folder for this test's programs alone: whatever it asks for first is compiled.
+
+    For tests of compilation itself; they need not fear what an earlier run has kept.
+    """
+    before = jax.config.values["jax_compilation_cache_dir"]
+    folder = tmp_path / "programs"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    compilation_cache.reset_cache()  # whether there is one is asked only once
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

@@ -122,6 +122,7 @@ def test_the_console_keeps_results_and_remarks_apart(capsys):
     assert captured.err == "warning: a remark\n"
 
 
+@pytest.mark.slow
 def test_help_and_configuration_load_nothing_heavy():
     heavy = ["jax", "flax", "numpy", "transformers", "matplotlib", "grain", "orbax"]
     code = (
@@ -133,6 +134,7 @@ def test_help_and_configuration_load_nothing_heavy():
     assert done.stderr.strip() == "''"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["generate", "chat"])
 def test_help_of_a_command_that_asks_a_model_loads_nothing_heavy(command):
     code = (
@@ -146,6 +148,7 @@ def test_help_of_a_command_that_asks_a_model_loads_nothing_heavy(command):
     assert "--repetition-penalty R" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_package_runs_as_a_program():
     done = subprocess.run(
         [sys.executable, "-m", "jaxpeft", "exprot"], capture_output=True, text=True

@@ -37,6 +37,7 @@ def test_the_configuration_page_is_current():
     assert page == module.text(), "run python scripts/make_config_docs.py"
 
 
+@pytest.mark.slow
 def test_the_code_for_any_flax_model_runs(tmp_path, monkeypatch):
     """All of the page, as one module: Linen reads the annotations of its classes."""
     page = (ROOT / "docs" / "any_flax_model.md").read_text()

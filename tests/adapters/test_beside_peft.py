@@ -16,6 +16,8 @@ import transformers
 from jaxpeft import adapters, hf, models, tree
 from jaxpeft.assembly.step import Frozen, TrainState, make_train_step
 
+pytestmark = pytest.mark.slow
+
 LOG = logging.getLogger(__name__)
 STEPS, RATE = 10, 5e-3
 ATTENTION = ["q_proj", "v_proj"]

@@ -15,6 +15,8 @@ from jaxpeft.devices.compiled import build
 from jaxpeft.errors import InputError
 from jaxpeft.models import transformer
 
+pytestmark = pytest.mark.slow
+
 STEPS, RATE, DECAY = 10, 5e-3, 0.1
 KEY = jax.random.key(0)
 TOKENS = np.random.default_rng(0).integers(1, 61, (3, 14)).astype(np.int32)

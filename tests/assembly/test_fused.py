@@ -67,12 +67,14 @@ def apart(one, other):
     return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [None, 0.1], ids=["unclipped", "clipped"])
 @pytest.mark.parametrize("name", ["adalomo", "adamw"])
 def test_it_takes_the_ordinary_step(model, name, limit):
     compare(model, name, limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(RULES))
 def test_every_rule_can_be_fused(make_llama, name):
     compare(make_llama(**SIZES), name, 0.1)

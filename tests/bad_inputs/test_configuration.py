@@ -157,6 +157,7 @@ for arguments in json.load(sys.stdin):
 """
 
 
+@pytest.mark.slow
 def test_a_mesh_and_a_batch_have_to_fit_the_devices(place, contents):
     """13 and 14, with 4 devices; the numbers on offer are right."""
     place.set("training.gradient_accumulation_steps", 2)
@@ -169,10 +170,11 @@ def test_a_mesh_and_a_batch_have_to_fit_the_devices(place, contents):
         "training.batch_size=22": ["4 devices", "use 16 or 24\n"],
         "data.eval_batch_size=6": ["data.eval_batch_size: 6", "4 or 8"],
     }
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     child = subprocess.run(
         [sys.executable, "-c", DEVICES],
         input=json.dumps([[*arguments, override] for override in tries]),
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
     )

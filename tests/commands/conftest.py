@@ -1,15 +1,12 @@
 """A tiny model with the shipped tokenizer, and the commands run on it in-process."""
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import pytest
 import yaml
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxpeft import (
     chat,
@@ -60,24 +57,6 @@ class Done(NamedTuple):
     def digest(self) -> str:
         """The line with the hash of the final state."""
         return next(s for s in self.out.splitlines() if s.startswith("state after"))
-
-
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory) -> Path:
-    """Where compiled programs are kept: most runs here are of the same few."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    return folder / "programs"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _kept_programs(programs) -> Iterator[None]:
-    before = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", str(programs))
-    compilation_cache.reset_cache()  # whether there is one is asked only once
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
@@ -223,6 +202,13 @@ def conversation() -> Callable[[dict[str, str]], list[dict[str, str]]]:
         ]
 
     return turns
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs by their commands are what `--fast` leaves out."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)
 
 
 def write_config(path: Path, config: dict[str, Any]) -> Path:

@@ -23,15 +23,11 @@ A_MINUTE = 60.0
 
 
 @pytest.fixture
-def environment(programs) -> dict[str, str]:
-    """Of the processes: one CPU device each, and programs compiled once."""
-    flags = os.environ.get("XLA_FLAGS", "")
+def environment() -> dict[str, str]:
+    """Of the processes: one CPU device each."""
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(programs),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": flags,
         "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
         "JAXPEFT_HUGE_PAGES": "0",

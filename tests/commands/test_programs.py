@@ -2,7 +2,6 @@
 
 import re
 
-import jax
 import pytest
 
 from jaxpeft.devices import programs
@@ -10,25 +9,15 @@ from jaxpeft.devices import programs
 from .conftest import COMMANDS, write_config
 
 
-@pytest.fixture
-def _all_kept():
-    """Tiny programs compile too fast to be kept otherwise."""
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = jax.config.values[name]
-    jax.config.update(name, 0)
-    yield
-    jax.config.update(name, before)
-
-
 def verbs(text: str, name: str) -> set[str]:
     return set(re.findall(rf"^(\w+) the {name} for batches of ", text, re.M))
 
 
 def test_a_second_start_loads_its_step_and_ends_in_the_same_bits(
-    trained, _all_kept, files
+    trained, own_programs, files
 ):
     data = {"data.eval": {"path": files["eval"]}, "training.eval_steps": 4}
-    changes = {**data, "optimizer.weight_decay": 0.0123}  # no other test's program
+    changes = {**data, "optimizer.weight_decay": 0.0123}
     first = trained("first", **changes)
     second = trained("second", **changes)
     assert first.code == second.code == 0

@@ -57,7 +57,7 @@ def straight(trained, changes):
 
 
 @pytest.fixture
-def signalled(tmp_path, programs):
+def signalled(tmp_path):
     """signalled(signal, run): starts a run's command in a child that signals itself."""
 
     def run(signal, name):
@@ -67,7 +67,6 @@ def signalled(tmp_path, programs):
             [sys.executable, "-c", CHILD, str(int(signal)), *arguments],
             capture_output=True,
             text=True,
-            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(programs)},
         )
 
     return run

@@ -11,7 +11,7 @@ import yaml
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def test_a_bar_shows_step_loss_rate_speed_and_time(settings, programs, tmp_path):
+def test_a_bar_shows_step_loss_rate_speed_and_time(settings, tmp_path):
     config = settings(output_dir=str(tmp_path / "run"))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     ours, theirs = pty.openpty()
@@ -22,7 +22,6 @@ def test_a_bar_shows_step_loss_rate_speed_and_time(settings, programs, tmp_path)
         stderr=theirs,
         env={
             **os.environ,
-            "JAX_COMPILATION_CACHE_DIR": str(programs),
             "TERM": "xterm",
             "COLUMNS": "100",
         },

@@ -6,7 +6,7 @@ import numpy as np
 from jaxpeft.devices.compiled import Compiled
 
 
-def test_one_program_for_each_shape_of_the_batch():
+def test_one_program_for_each_shape_of_the_batch(own_programs):
     lines, traces = [], []
 
     def function(scale, batch):

@@ -15,6 +15,7 @@ from jaxpeft.models import attention
 FLAG = "--xla_gpu_deterministic_ops=true"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["", "--xla_dump_disable_metadata=true"])
 def test_xla_is_told_before_it_starts(before):
     """XLA ends a program whose flags it does not know."""

@@ -1,5 +1,7 @@
 """Every kind of NNX module beside the same one with W + scale A B formed by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,26 +16,20 @@ KEY = jax.random.key(0)
 R = 2
 SETTINGS = {"r": R, "lora_alpha": 6, "init_lora_weights": False}
 SCALE = 3.0
-RNGS = nnx.Rngs(0)
 
 
-def linear(*args, **settings):
-    return nnx.Linear(*args, rngs=RNGS, **settings)
+def later(kind, *args, **settings):
+    """Makes the module when called: collecting the tests computes nothing."""
+    return lambda: kind(*args, rngs=nnx.Rngs(0), **settings)
 
 
-def general(*args, **settings):
-    return nnx.LinearGeneral(*args, rngs=RNGS, **settings)
+linear = partial(later, nnx.Linear)
+general = partial(later, nnx.LinearGeneral)
+einsum = partial(later, nnx.Einsum)
+conv = partial(later, nnx.Conv)
 
 
-def einsum(*args):
-    return nnx.Einsum(*args, rngs=RNGS)
-
-
-def conv(*args, **settings):
-    return nnx.Conv(*args, rngs=RNGS, **settings)
-
-
-# name: (module, shape of the input, A's shape and B's beside an einsum of both)
+# name: (makes the module, shape of the input, A's shape, B's beside an einsum of both)
 KINDS = {
     "linear": (linear(6, 5), (3, 2, 6), (6, R), (R, 5), "ir,ro->io"),
     "outputs": (general(6, (2, 4)), (3, 6), (6, R), (R, 2, 4), "ir,rno->ino"),
@@ -95,7 +91,7 @@ KINDS = {
         (R, 5),
         "wir,ro->wio",
     ),
-    "embed": (nnx.Embed(9, 4, rngs=RNGS), None, (9, R), (R, 4), "er,rf->ef"),
+    "embed": (later(nnx.Embed, 9, 4), None, (9, R), (R, 4), "er,rf->ef"),
 }
 
 
@@ -109,7 +105,8 @@ class Holder(nnx.Module):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_update_is_that_of_the_weight_formed_by_hand(name, call):
-    module, shape, a, b, equation = KINDS[name]
+    make, shape, a, b, equation = KINDS[name]
+    module = make()
     rng = np.random.default_rng(0)
     x = jnp.asarray([[3, 0], [8, 3]])
     if shape is not None:
@@ -139,7 +136,7 @@ def test_the_update_is_that_of_the_weight_formed_by_hand(name, call):
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_the_output_has_the_dtype_that_it_had(dtype):
-    module = Holder(linear(6, 5, dtype=dtype, param_dtype=jnp.bfloat16))
+    module = Holder(linear(6, 5, dtype=dtype, param_dtype=jnp.bfloat16)())
     adapted = inject(module, SETTINGS, KEY)
     for x in (jnp.ones((2, 6)), jnp.ones((2, 6), jnp.bfloat16)):
         assert adapted(x).dtype == module(x).dtype
@@ -161,15 +158,15 @@ REFUSED = {
     "no outputs": (einsum("bij,ij->b", (4, 3)), "'bij,ij->b'.*leave this module out"),
     "summed": (einsum("bi,ij->b", (4, 3)), "'bi,ij->b'.*leave this module out"),
     "rank": (linear(4, 1), "adapter.r: found 2"),
-    "own": (Squared(4, 4, rngs=RNGS), "no module that can be adapted"),
+    "own": (later(Squared, 4, 4), "no module that can be adapted"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_low_rank_update_is_refused(name):
-    module, message = REFUSED[name]
+    make, message = REFUSED[name]
     with pytest.raises(InputError, match=message):
-        inject(Holder(module), {"r": 2, "target_modules": ["inner"]}, KEY)
+        inject(Holder(make()), {"r": 2, "target_modules": ["inner"]}, KEY)
 
 
 def test_names_that_match_nothing_are_refused(vit):

@@ -125,7 +125,8 @@ def test_the_cache_of_the_hub_may_link_its_files(base, cfg, params, tmp_path):
 
 
 def run_alone(script: str, *arguments: str, devices: int = 1) -> str:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    count = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} {count}"
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
@@ -155,6 +156,7 @@ for parts in (hf.load(sys.argv[1], cfg, mesh=mesh),
 """
 
 
+@pytest.mark.slow
 def test_each_device_of_a_mesh_gets_its_part(base):
     assert run_alone(ON_A_MESH, str(base), devices=4).splitlines() == [
         "P('fsdp', 'tensor')",
@@ -179,6 +181,7 @@ print((megabytes("VmHWM") - before) / (tree.nbytes(params) / 2**20))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
 def test_the_model_is_never_twice_in_memory(tmp_path):
     from jaxpeft.hf import safetensors_file

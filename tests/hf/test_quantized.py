@@ -55,6 +55,7 @@ def test_what_is_skipped_stays_whole(kind, base, cfg):
     assert nodes == {"q_proj", "v_proj", "o_proj", "gate_proj", "up_proj"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_model_computes_with_the_stored_values(kind, base, cfg):
     params = hf.load(base, cfg, quantization=kind)
@@ -65,6 +66,7 @@ def test_the_model_computes_with_the_stored_values(kind, base, cfg):
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PRODUCTS)
 def test_a_lora_over_it_trains_and_merges(kind, base, cfg):
     params = hf.load(base, cfg, quantization=kind)
@@ -174,13 +176,14 @@ for kind in ("nf4", "nf4_single", "int8"):
 """
 
 
+@pytest.mark.slow
 def test_codes_are_split_like_the_matrix(base, tmp_path):
     import os
     import subprocess
     import sys
     from pathlib import Path
 
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     done = subprocess.run(
         [sys.executable, "-c", ON_A_MESH, str(base), str(tmp_path)],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},

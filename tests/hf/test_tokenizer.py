@@ -90,6 +90,7 @@ def test_code_beside_the_tokenizer_is_not_imported(folder):
         assert not (folder / "ran").exists() and not Path("ran").exists()
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported(folder):
     script = (
         "import sys; from jaxpeft import hf; t = hf.load_tokenizer(sys.argv[1]);"

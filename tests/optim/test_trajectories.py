@@ -6,6 +6,8 @@ import optimizer_parity
 import pytest
 from oracles import testbed
 
+pytestmark = pytest.mark.slow
+
 LOG = logging.getLogger(__name__)
 ROWS = [row for row in optimizer_parity.rows() if not row.slow]
 

@@ -104,11 +104,13 @@ def of_step(steps, mesh):
     return [Collective(**one) for one in steps[mesh]["collectives"]]
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_one_device(steps):
     assert len(steps) == 4
     assert max(found["apart"] for found in steps.values()) <= 1e-5
 
 
+@pytest.mark.slow
 def test_data_parallelism_moves_the_adapters_gradients_alone(steps):
     found = of_step(steps, "data 8")
     assert {one.kind for one in found} == {"all-reduce"}
@@ -117,6 +119,7 @@ def test_data_parallelism_moves_the_adapters_gradients_alone(steps):
     assert 0.99 * adapters <= moved <= 1.01 * adapters
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_the_weights_a_layer_at_a_time(steps):
     found = of_step(steps, "fsdp 8")
     gathers = [one for one in found if one.kind == "all-gather"]
@@ -128,6 +131,7 @@ def test_fsdp_gathers_the_weights_a_layer_at_a_time(steps):
     assert all("jvp(" in one.name for one in gathers)
 
 
+@pytest.mark.slow
 def test_what_a_device_keeps_falls_with_the_devices(steps):
     # Half of each adapter has no axis that fsdp splits, and its moments neither.
     whole = steps["data 8"]

@@ -10,6 +10,8 @@ from selenium import webdriver
 from jaxpeft.report.run_page import write_run
 from jaxpeft.report.sweep_page import write_sweep
 
+pytestmark = pytest.mark.slow
+
 FLAGS = """--headless=new --no-sandbox --disable-gpu --no-first-run --disable-sync
 --disable-background-networking --disable-component-update --disable-quic
 --disable-dev-shm-usage --window-size=1200,900""".split()

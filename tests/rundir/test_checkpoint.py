@@ -222,7 +222,7 @@ def test_extra_that_is_not_json_is_refused_at_once(tmp_path):
 
 SHARDED = """
 import os, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
 from pathlib import Path
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -248,6 +248,7 @@ for got, want in ((restored, state), (moved, other)):
 """
 
 
+@pytest.mark.slow
 def test_shardings_are_those_asked_for(tmp_path):
     subprocess.run([sys.executable, "-c", SHARDED, str(tmp_path)], check=True)
 

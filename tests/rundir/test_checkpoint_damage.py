@@ -199,6 +199,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0])
 def test_killed_while_saving_a_run_always_goes_on(tmp_path, seed):
     draw = random.Random(seed)

@@ -32,6 +32,7 @@ def hold(directory):
     return child
 
 
+@pytest.mark.slow
 def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path):
     with hold(tmp_path) as child:
         with pytest.raises(InputError) as failure, RunLock(tmp_path):

@@ -60,6 +60,7 @@ def test_another_thread_may_use_it():
     assert seen == [False]
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_process_end_in_order():
     child = run("""
 import sys, time
@@ -78,6 +79,7 @@ sys.exit(75)
     assert child.returncode == 75
 
 
+@pytest.mark.slow
 def test_the_watchdog_ends_a_hang_with_124_and_shows_where():
     child = run("""
 import threading, time
@@ -98,6 +100,7 @@ hanging_step()
     assert "hanging_step" in errors
 
 
+@pytest.mark.slow
 def test_grace_stop_and_none_let_a_process_live():
     child = run("""
 import time
@@ -118,6 +121,7 @@ disabled.stop()
     assert (child.returncode, errors) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_grace_ends_with_the_next_sign_of_life():
     child = run("""
 import time
@@ -132,6 +136,7 @@ time.sleep(60)
     assert child.returncode == 124
 
 
+@pytest.mark.slow
 def test_a_suspended_process_gets_its_time_again():
     child = run("""
 import sys, time
