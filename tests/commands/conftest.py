@@ -152,7 +152,7 @@ def trained(command, settings, tmp_path) -> Callable[..., Done]:
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory, settings, files) -> Path:
     """The output_dir of a run that has ended; tests must not write into it."""
     folder = tmp_path_factory.mktemp("runs")
