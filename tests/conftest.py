@@ -1,5 +1,6 @@
 """Where things lie, compiled programs and their memory, and small random Llamas."""
 
+import contextlib
 import ctypes
 import gc
 import hashlib
@@ -122,11 +123,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput") or not programs_folder().is_dir():
         return
     left = PROGRAMS_BYTES
-    kept = ((path, path.stat()) for path in programs_folder().parent.glob("*/*"))
-    for path, stat in sorted(kept, key=lambda entry: -entry[1].st_atime):
-        left -= stat.st_size
-        if left < 0:
-            path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another session is doing the same
+        programs = programs_folder().parent.glob("jax*-jaxlib*/*-cache")
+        kept = [(path, path.stat()) for path in programs]
+        for path, stat in sorted(kept, key=lambda entry: -entry[1].st_atime):
+            left -= stat.st_size
+            if left < 0:
+                path.unlink()
 
 
 def resident() -> int:
