@@ -165,7 +165,7 @@ def process_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def place(args: argparse.Namespace) -> launch.Place | None:
+def place(args: argparse.Namespace) -> launch.Rank | None:
     """What `process_arguments` and the environment say; None: it is alone."""
     return launch.place(
         os.environ, args.coordinator, args.num_processes, args.process_id

@@ -15,10 +15,10 @@ from jaxpeft.data.order import ENDLESS, DrawOrder
 # one, examples of like length meet the same partners again in every epoch.
 WINDOW = 4096
 # Kept at a time: batches run across an epoch's end, and are made ahead of their use.
-_PLANS = 3
+_KEPT_EPOCHS = 3
 
 
-class Plan(NamedTuple):
+class Rows(NamedTuple):
     """Which examples share a row: row r holds `members[starts[r] : starts[r + 1]]`.
 
     members are positions in the order that was packed, each exactly once; starts has
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
 def pack(
     lengths: np.ndarray, capacity: int, *, seed: tuple[int, ...] | None, window=WINDOW
-) -> Plan:
+) -> Rows:
     """Rows of at most `capacity` tokens, by best fit decreasing within each window.
 
     Args:
@@ -58,7 +58,7 @@ def pack(
         rows += some
     sizes = [len(row) for row in rows]
     members = [member for row in rows for member in row]
-    return Plan(np.array(members, np.int64), np.cumsum([0, *sizes], dtype=np.int64))
+    return Rows(np.array(members, np.int64), np.cumsum([0, *sizes], dtype=np.int64))
 
 
 def _best_fit(lengths: np.ndarray, capacity: int, start: int) -> list[list[int]]:
@@ -107,7 +107,7 @@ class PackedRows:
         self._examples, self._order = examples, order
         self._capacity, self._seed = capacity, seed
         self._first_rows = [0]  # of each epoch planned so far, and of the next
-        self._plans: dict[int, tuple[Plan, np.ndarray]] = {}
+        self._epochs: dict[int, tuple[Rows, np.ndarray]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -116,14 +116,14 @@ class PackedRows:
     def __getitem__(self, index: int) -> np.ndarray:
         with self._lock:
             epoch = self._epoch_of(index)
-            plan, drawn = self._plan(epoch)
+            plan, drawn = self._rows_of(epoch)
         return drawn[plan.row(index - self._first_rows[epoch])]
 
     def count(self, epoch: int) -> int:
         """Rows in an epoch."""
         with self._lock:
             while len(self._first_rows) <= epoch + 1:
-                self._plan(len(self._first_rows) - 1)
+                self._rows_of(len(self._first_rows) - 1)
         return self._first_rows[epoch + 1] - self._first_rows[epoch]
 
     def epoch_at(self, row: int) -> float:
@@ -135,18 +135,18 @@ class PackedRows:
 
     def _epoch_of(self, row: int) -> int:
         while self._first_rows[-1] <= row:
-            self._plan(len(self._first_rows) - 1)
+            self._rows_of(len(self._first_rows) - 1)
         return int(np.searchsorted(self._first_rows, row, "right")) - 1
 
-    def _plan(self, epoch: int) -> tuple[Plan, np.ndarray]:
-        if epoch not in self._plans:
+    def _rows_of(self, epoch: int) -> tuple[Rows, np.ndarray]:
+        if epoch not in self._epochs:
             drawn = self._order.epoch(epoch)
             seed = None if self._seed is None else (self._seed, epoch)
             lengths = self._examples.lengths[drawn]
-            self._plans[epoch] = (pack(lengths, self._capacity, seed=seed), drawn)
-            if len(self._plans) > _PLANS:
-                del self._plans[next(iter(self._plans))]
+            self._epochs[epoch] = (pack(lengths, self._capacity, seed=seed), drawn)
+            if len(self._epochs) > _KEPT_EPOCHS:
+                del self._epochs[next(iter(self._epochs))]
             if epoch == len(self._first_rows) - 1:
-                rows = len(self._plans[epoch][0])
+                rows = len(self._epochs[epoch][0])
                 self._first_rows.append(self._first_rows[-1] + rows)
-        return self._plans[epoch]
+        return self._epochs[epoch]

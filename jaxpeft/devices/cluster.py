@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxpeft import console
-from jaxpeft.devices.launch import Place
+from jaxpeft.devices.launch import Rank
 from jaxpeft.errors import EXIT_INPUT, InputError
 
 # Seconds that a process which fails waits for the others to say what they have to say.
@@ -28,7 +28,7 @@ TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
 def join(
-    found: Place | None, *, initialization_timeout: int, heartbeat_timeout: int
+    found: Rank | None, *, initialization_timeout: int, heartbeat_timeout: int
 ) -> bool:
     """Makes this process one of its run's, if there are several; says whether.
 
@@ -79,7 +79,7 @@ def join(
     return jax.process_count() > 1
 
 
-def _give_up(found: Place | None, seconds: int) -> None:
+def _give_up(found: Rank | None, seconds: int) -> None:
     """Ends the program: only so can a call of JAX be left that waits for others."""
     who = "this process"
     if found is not None:

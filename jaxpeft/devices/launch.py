@@ -23,7 +23,7 @@ NAMES = {"slurm": "SLURM", "ompi": "Open MPI"}
 
 
 @dataclass(frozen=True)
-class Place:
+class Rank:
     """One process among those of a run.
 
     coordinator: host:port of process 0; None: JAX has it from `launcher`, one of NAMES.
@@ -50,7 +50,7 @@ def place(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-) -> Place | None:
+) -> Rank | None:
     """Where this process stands, or None where it is alone.
 
     Looked for in this order: the arguments; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
@@ -68,7 +68,7 @@ def place(
         found = launched
     else:
         given = {"coordinator": address, "count": count, "index": index}
-        base = launched or Place(None, 0, -1)
+        base = launched or Rank(None, 0, -1)
         found = replace(base, **{k: v for k, v in given.items() if v is not None})
         if address is not None:
             found = replace(found, launcher=None)
@@ -76,7 +76,7 @@ def place(
     return found if found.count > 1 else None
 
 
-def _of_slurm(environ: Mapping[str, str]) -> Place | None:
+def _of_slurm(environ: Mapping[str, str]) -> Rank | None:
     """That of a task which `srun` started; a batch script itself is no task."""
     count = _number(environ, "SLURM_STEP_NUM_TASKS") or _number(environ, "SLURM_NTASKS")
     index, local = (_number(environ, f"SLURM_{n}") for n in ("PROCID", "LOCALID"))
@@ -85,10 +85,10 @@ def _of_slurm(environ: Mapping[str, str]) -> Place | None:
     nodes = _number(environ, "SLURM_STEP_NUM_NODES") or 1
     shared = (count or 1) > nodes  # a task an accelerator, not a task a machine
     own = (local or 0,) if shared and _sees_others(environ) else None
-    return Place(None, count or 1, index, own, "slurm")
+    return Rank(None, count or 1, index, own, "slurm")
 
 
-def _of_open_mpi(environ: Mapping[str, str]) -> Place | None:
+def _of_open_mpi(environ: Mapping[str, str]) -> Rank | None:
     count = _number(environ, "OMPI_COMM_WORLD_SIZE")
     index = _number(environ, "OMPI_COMM_WORLD_RANK")
     if count is None or index is None:
@@ -97,12 +97,12 @@ def _of_open_mpi(environ: Mapping[str, str]) -> Place | None:
     here = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE")
     own = (local,) if (here or 1) > 1 and _sees_others(environ) else None
     if "OMPI_MCA_orte_hnp_uri" in environ:
-        return Place(None, count, index, own, "ompi")
+        return Rank(None, count, index, own, "ompi")
     # From its version 5 on, of which JAX knows nothing: the job's number says a port of
     # the ephemeral range, the same in all processes, and nobody the first machine.
     job = environ.get("PMIX_NAMESPACE", environ.get("OMPI_MCA_ess_base_jobid", ""))
     port = 61440 + int(re.sub(r"\D", "", job)[-9:] or "0") % 4096
-    return Place(f"127.0.0.1:{port}" if here == count else None, count, index, own)
+    return Rank(f"127.0.0.1:{port}" if here == count else None, count, index, own)
 
 
 def _sees_others(environ: Mapping[str, str]) -> bool:
@@ -123,7 +123,7 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
         ) from None
 
 
-def _check(found: Place) -> None:
+def _check(found: Rank) -> None:
     problems = []
     address = re.fullmatch(r".+:(\d+)", found.coordinator or "")
     if not found.launcher and (address is None or not 0 < int(address[1]) < 2**16):

@@ -17,7 +17,7 @@ from jaxpeft import quant, tree
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.hf import bitsandbytes, checkpoint_index, layout
-from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile, Tensor
+from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile, TensorEntry
 from jaxpeft.models import stored
 from jaxpeft.models.spec import ModelConfig, ParamSpec, Piece
 from jaxpeft.models.weights import is_spec, param_specs
@@ -30,14 +30,14 @@ READERS = 8  # threads, each on a tensor of its own
 MOST_PROBLEMS = 8  # listed of one kind; a wrong config breaks every tensor alike
 
 
-class Found(NamedTuple):
+class Stored(NamedTuple):
     """A tensor of a file, under the name that it has there."""
 
     file: SafetensorsFile
     name: str
 
     @property
-    def tensor(self) -> Tensor:
+    def tensor(self) -> TensorEntry:
         return self.file.tensors[self.name]
 
     def view(self) -> np.ndarray:
@@ -50,7 +50,7 @@ class Found(NamedTuple):
         return f"{self.file.path}: {self.name!r}"
 
 
-Sources = Mapping[str, Found]
+Sources = Mapping[str, Stored]
 Shardings = Callable[[ParamSpec], jax.sharding.Sharding]
 
 
@@ -310,7 +310,7 @@ def _sources(directory: Path, specs: Any) -> Sources:
     `transformer.wte.weight`), and transformers reads it as if they had it.
     """
     files = checkpoint_index.tensors(directory)
-    found = {name: Found(file, name) for name, file in files.items()}
+    found = {name: Stored(file, name) for name, file in files.items()}
     embedding = _embedding(jax.tree.leaves(specs, is_leaf=is_spec))
     prefix = embedding.partition(".")[0] + "."
     if any(name.startswith(prefix) for name in found):

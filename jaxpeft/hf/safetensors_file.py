@@ -34,7 +34,7 @@ WRITTEN = {**FLOATS, "U8": np.dtype(np.uint8)}
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorEntry:
     """Where a tensor stands in its file: `start` and `stop` count from the top."""
 
     dtype: str
@@ -124,7 +124,7 @@ def write(
             file.write(array.reshape(-1).view(np.uint8).data)
 
 
-def _read_header(path: Path) -> dict[str, Tensor]:
+def _read_header(path: Path) -> dict[str, TensorEntry]:
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(8)
@@ -167,12 +167,14 @@ def _read_header(path: Path) -> dict[str, Tensor]:
     )
 
 
-def _tensors(text: bytes, data: int) -> dict[str, Tensor]:
+def _tensors(text: bytes, data: int) -> dict[str, TensorEntry]:
     """Those of a checked header, `data` being where the tensors' bytes begin."""
     header = json.loads(text)
     header.pop("__metadata__", None)
     return {
-        name: Tensor(entry["dtype"], tuple(entry["shape"]), data + start, data + stop)
+        name: TensorEntry(
+            entry["dtype"], tuple(entry["shape"]), data + start, data + stop
+        )
         for name, entry in header.items()
         for start, stop in [entry["data_offsets"]]
     }

@@ -8,11 +8,11 @@ from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.assembly.run import Run
 from jaxpeft.config import RunConfig
 from jaxpeft.lr_find import ramp
-from jaxpeft.lr_find.ramp import Found
+from jaxpeft.lr_find.ramp import RangeTest
 from jaxpeft.rundir.files import CONFIG
 
 
-def open_run(cfg: RunConfig, resumes: bool) -> tuple[Run, Found | None]:
+def open_run(cfg: RunConfig, resumes: bool) -> tuple[Run, RangeTest | None]:
     """(the run, its learning rate a number; the range test that chose it, if any).
 
     A rate that is a number stays. A run that `resumes` from a checkpoint takes the rate

@@ -35,7 +35,7 @@ FILES = LINES, FOUND, PLOT
 
 
 @dataclass(frozen=True)
-class Found:
+class RangeTest:
     """What a range test found.
 
     rates: those that each rule of `range_curve` names. suggestion: the rate to write
@@ -102,7 +102,7 @@ def write_lines(curve: Curve, directory: Path) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def conclude(curve: Curve, cfg: RunConfig) -> Found:
+def conclude(curve: Curve, cfg: RunConfig) -> RangeTest:
     """What a range test with this configuration suggests.
 
     Raises InputError where the loss never fell.
@@ -119,7 +119,7 @@ def conclude(curve: Curve, cfg: RunConfig) -> Found:
     }
     factor = assembly.learning_rate(cfg.at_rate(1.0))
     suggestion = range_curve.suggestion(rates, factor)
-    return Found(curve, rates, suggestion, settings, factor)
+    return RangeTest(curve, rates, suggestion, settings, factor)
 
 
 def prepare(cfg: RunConfig) -> Run:

@@ -14,7 +14,7 @@ from jax import Array
 from jaxpeft import kernel, tree
 
 
-class Run(NamedTuple):
+class Span(NamedTuple):
     """Neighbouring layers: what a scan over them slices, and what completes a slice.
 
     stacked: a mapping whose leaves have an axis for these layers, None in the place of
@@ -27,7 +27,7 @@ class Run(NamedTuple):
     complete: Callable[[Mapping, Array], Mapping]
 
 
-def whole(layers: Mapping, count: int) -> Run:
+def whole(layers: Mapping, count: int) -> Span:
     """All layers in one run, whichever of them train."""
     partly = _partly(layers)
     holes = tree.replace(layers, dict.fromkeys(partly))
@@ -40,15 +40,15 @@ def whole(layers: Mapping, count: int) -> Run:
         found = {name: node.of_layer(number) for name, node in partly.items()}
         return tree.replace(layer, found)
 
-    return Run(stacked, jnp.arange(count), complete)
+    return Span(stacked, jnp.arange(count), complete)
 
 
-def runs(layers: Mapping, count: int) -> list[Run]:
+def spans(layers: Mapping, count: int) -> list[Span]:
     """The layers from the first to the last, in as few runs as train alike."""
     partly = _partly(layers)
     if not partly:
         return [whole(layers, count)]
-    return [_run(layers, partly, *ends) for ends in _ends(partly, count)]
+    return [_span(layers, partly, *ends) for ends in _ends(partly, count)]
 
 
 def lengths(layers: Mapping, count: int) -> list[int]:
@@ -75,7 +75,7 @@ def _ends(partly: Mapping[str, Any], count: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], count], strict=True))
 
 
-def _run(layers: Mapping, partly: Mapping[str, Any], first: int, last: int) -> Run:
+def _span(layers: Mapping, partly: Mapping[str, Any], first: int, last: int) -> Span:
     own = {
         name: node.rows(first, last)
         for name, node in partly.items()
@@ -93,4 +93,4 @@ def _run(layers: Mapping, partly: Mapping[str, Any], first: int, last: int) -> R
         return tree.replace(layer, found)
 
     stacked = tree.replace(layers, {**dict.fromkeys(frozen), **own})
-    return Run(stacked, jnp.arange(first, last), complete)
+    return Span(stacked, jnp.arange(first, last), complete)

@@ -96,7 +96,7 @@ def hidden_states(
     before = None if prompt is None else _prompt_block(prompt.shape[1], cfg)
 
     def body(
-        run: stacks.Run, carry: tuple, layer: tuple[Params, Array]
+        run: stacks.Span, carry: tuple, layer: tuple[Params, Array]
     ) -> tuple[tuple, None]:
         (x, prompt), number = carry, layer[1]
         own = run.complete(*layer)
@@ -106,7 +106,7 @@ def hidden_states(
         return (block(x, own, number, past), prompt), None
 
     carry = embed(weights["embed_tokens"], tokens, positions, cfg), prompt
-    for run in stacks.runs(weights["layers"], cfg.num_hidden_layers):
+    for run in stacks.spans(weights["layers"], cfg.num_hidden_layers):
         # Outside of it, one layer read from a frozen stack would be kept.
         block_of = jax.checkpoint(
             functools.partial(body, run),

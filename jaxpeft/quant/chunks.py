@@ -21,7 +21,7 @@ Step = Callable[[Array, Any, Array], tuple[Array, Any]]
 Body = Callable[[list[Array], Callable[[], list[Array]]], list[Array]]
 
 
-class Plan(NamedTuple):
+class Parts(NamedTuple):
     """How the blocks of a tensor are gone through.
 
     Each axis i of blocks is (outer[i], inner[i]), the outer part kept whole: arrays
@@ -104,7 +104,7 @@ def in_chunks(
     return change, treedef.unflatten(leaves)
 
 
-def plan(blocks: Sequence[int], block_size: int, whole: bool, devices: int) -> Plan:
+def plan(blocks: Sequence[int], block_size: int, whole: bool, devices: int) -> Parts:
     """How to go through a tensor of so many blocks along each axis.
 
     An axis is sharded over a number of devices that divides both its length and theirs.
@@ -123,7 +123,7 @@ def plan(blocks: Sequence[int], block_size: int, whole: bool, devices: int) -> P
     most = min(inner[axis], max(chunk // least, 1))
     # A divisor of the axis leaves no remainder, and a few less cost little.
     fitting = (n for n in range(most, most * 4 // 5, -1) if inner[axis] % n == 0)
-    return Plan(tuple(outer), tuple(inner), axis, next(fitting, most))
+    return Parts(tuple(outer), tuple(inner), axis, next(fitting, most))
 
 
 def _through_blocks(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxpeft.devices.launch import Place, place
+from jaxpeft.devices.launch import Rank, place
 from jaxpeft.errors import InputError
 
 SLURM = {
@@ -41,17 +41,17 @@ def test_arguments_come_before_the_environment():
         "JAX_NUM_PROCESSES": "3",
         "JAX_PROCESS_ID": "2",
     }
-    assert place(environ) == Place("a:1", 3, 2)
-    assert place(environ, "b:2", 2, 0) == Place("b:2", 2, 0)
-    assert place({**SLURM, **environ}) == Place("a:1", 3, 2)
+    assert place(environ) == Rank("a:1", 3, 2)
+    assert place(environ, "b:2", 2, 0) == Rank("b:2", 2, 0)
+    assert place({**SLURM, **environ}) == Rank("a:1", 3, 2)
     # What is not said is the launcher's.
-    assert place(SLURM, "b:2") == Place("b:2", 4, 2)
+    assert place(SLURM, "b:2") == Rank("b:2", 4, 2)
 
 
 def test_the_launcher_says_the_address_to_jax():
-    assert place(SLURM) == Place(None, 4, 2, launcher="slurm")
-    assert "SLURM" in Place(None, 4, 2, launcher="slurm").address
-    assert place(SLURM, "b:2") == Place("b:2", 4, 2)
+    assert place(SLURM) == Rank(None, 4, 2, launcher="slurm")
+    assert "SLURM" in Rank(None, 4, 2, launcher="slurm").address
+    assert place(SLURM, "b:2") == Rank("b:2", 4, 2)
 
 
 # What a task runs: our reading first, then JAX's.
@@ -109,7 +109,7 @@ def test_tasks_that_share_a_machine_take_one_accelerator_each():
 def test_open_mpi_before_and_after_its_version_5():
     uri = f"{70001 << 12}.0;tcp://10.96.0.1,10.148.0.1:34911"
     found = place({**MPI, "OMPI_MCA_orte_hnp_uri": uri})
-    assert found == Place(None, 4, 3, (1,), "ompi")
+    assert found == Rank(None, 4, 3, (1,), "ompi")
     here = {**MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "prte-70001@1"}
     found, other = place(here), place({**here, "OMPI_COMM_WORLD_RANK": "0"})
     assert found is not None and other is not None
@@ -117,7 +117,7 @@ def test_open_mpi_before_and_after_its_version_5():
     assert found.coordinator.startswith("127.0.0.1:")
     with pytest.raises(InputError, match="--coordinator: found nothing"):
         place(MPI)  # several machines, and nobody says which is the first
-    assert place(MPI, "head:5") == Place("head:5", 4, 3, (1,))
+    assert place(MPI, "head:5") == Rank("head:5", 4, 3, (1,))
 
 
 @pytest.mark.parametrize(
