@@ -44,6 +44,8 @@ class Method:
         gives_model: the base itself trains, and the result is a whole model: there is
             no adapter to continue from, to merge or to leave out.
         flax: the modules of Flax can have it (see `jaxpeft.flax`).
+        node: the class that it puts around a kernel, of a method that PEFT does not
+            have: it is saved and loaded by its fields (`hf.peft.form`).
     """
 
     make: Callable[..., Any]
@@ -53,6 +55,7 @@ class Method:
     embedding: Callable[..., Any] | None = None
     gives_model: bool = False
     flax: bool = False
+    node: type | None = None
 
 
 _DOWN = ("o_proj", "down_proj", "c_proj")

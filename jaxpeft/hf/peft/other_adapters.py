@@ -7,8 +7,7 @@ are PEFT's prefix, the module's name and the tensor's. For a bottleneck they are
 BOTTLENECK and `activation` in the config.
 """
 
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +22,10 @@ from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
 from jaxpeft.hf.peft import adapter_config, saved_weights
 from jaxpeft.hf.peft.folder import writing
+from jaxpeft.hf.peft.form import SCALE, Form, plain_forms
 from jaxpeft.hf.peft.modules import PREFIX, Module, linear_modules, shortened
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig
-
-
-@dataclass(frozen=True)
-class Form:
-    """How the nodes of one kind are laid out.
-
-    suffixes: {field: the tensor's name after the module's}. settings: what the config
-    says of its own, of {module: node} and the names of all modules. build: (base,
-    {field: stack}, scale, module, config, {key: tensor of no module}) -> node. shared:
-    the tensors of no module, by their keys, of {module: node}.
-    """
-
-    peft_type: str
-    suffixes: Mapping[str, str]
-    settings: Callable[[Mapping[str, Any], Set[str]], dict[str, Any]]
-    build: Callable[..., Any]
-    shared: Callable[[Mapping[str, Any]], dict[str, np.ndarray]] = lambda nodes: {}
-    shared_keys: tuple[str, ...] = ()
 
 
 def _ia3(
@@ -173,6 +155,7 @@ FORMS: dict[type, Form] = {
         _bottleneck,
     ),
 }
+FORMS |= plain_forms(FORMS.keys())
 TYPES = {form.peft_type: kind for kind, form in FORMS.items()}
 
 
@@ -309,11 +292,10 @@ def _node(
     d_in, wanted = base.shape[-2:]
     if "gain" in whole and _is_feedforward(names[0], content):
         wanted = d_in
-    width = next(whole[f] for f in ("gain", "up_bias", "lambda_b") if f in whole)
-    found = width.shape[-1]
-    if found != wanted:
+    widths = [whole[f].shape[-1] for f in ("gain", "up_bias", "lambda_b") if f in whole]
+    if widths and widths[0] != wanted:
         raise InputError(
-            f"{file.path}: {names[0]!r} is {found} wide, and this base needs {wanted}: "
+            f"{file.path}: {names[0]!r} is {widths[0]} wide, this base needs {wanted}: "
             "the adapter was made for another one; set model.path to that"
         )
     stacks = {field: jnp.asarray(values) for field, values in whole.items()}
@@ -336,6 +318,8 @@ def _tensor(file: SafetensorsFile, key: str) -> np.ndarray:
 
 def _stored(node: Any, field: str, values: np.ndarray) -> np.ndarray:
     """A layer's tensor as torch lays it out."""
+    if field == SCALE:
+        return values[None]
     if field == "gain":
         return values[None, :] if node.feedforward else values[:, None]
     return np.ascontiguousarray(values.T) if values.ndim == 2 else values

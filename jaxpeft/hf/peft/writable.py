@@ -64,9 +64,8 @@ def _of_no_kind(nodes: Mapping[str, Any]) -> list[str]:
     kinds = {type(node): name for name, node in nodes.items()}
     return [
         f"{name}: {kind.__name__} has no form in an adapter's folder, so that it could "
-        "not be saved once it is trained; use another method, give the class a line in "
-        "FORMS of jaxpeft.hf.peft.other_adapters, or merge it into the model "
-        "(adapters.merge)"
+        "not be saved once it is trained; use another method, name the class in its "
+        "line of adapters.TABLE (node=...), or merge it into the model (adapters.merge)"
         for kind, name in kinds.items()
         if kind not in PLACES
     ]
