@@ -23,7 +23,15 @@ STEPS = 1_000_000  # of a run whose length only its data says
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command with its arguments; returns the exit code."""
+    """Runs the command with its arguments; returns the exit code.
+
+    Args:
+        argv: the command line behind the command's name.
+
+    Raises:
+        InputError: the arguments contradict each other, a file cannot be read or
+            written, or what it asks for cannot be trained here.
+    """
     args = parse(argv)
 
     # Imported here, so that --help answers at once.
@@ -61,7 +69,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command's arguments; raises InputError for those without sense."""
+    """The command's arguments, checked for sense.
+
+    Args:
+        argv: the command line behind the command's name.
+
+    Raises:
+        InputError: not exactly one file is to be translated, an option does not go with
+            it, or `--devices` or `--out` cannot be used.
+    """
     parser = argparse.ArgumentParser(
         prog="jaxpeft convert_config",
         description="Translate a configuration of LLaMA-Factory, or the arguments of "
@@ -123,7 +139,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check_out(out: str, inputs: Sequence[str | None]) -> None:
-    """Raises InputError where `--out` is a folder, or a file that is translated."""
+    """Checks that `--out` is no folder and no file that is translated.
+
+    Args:
+        out: the value of `--out`.
+        inputs: the files that are translated; None for one that is not given.
+
+    Raises:
+        InputError: it is one of these.
+    """
     if Path(out).is_dir():
         raise InputError(f"--out: {out!r} is a folder; name a file in it")
     for path in filter(os.path.exists, filter(None, inputs)):
@@ -132,7 +156,14 @@ def check_out(out: str, inputs: Sequence[str | None]) -> None:
 
 
 def read(path: str) -> Mapping[str, Any]:
-    """The mapping in a YAML or JSON file; raises InputError where there is none."""
+    """The mapping in a YAML or JSON file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: the file cannot be read, or holds no mapping.
+    """
     from jaxpeft.config import strict_yaml
 
     try:
@@ -147,8 +178,14 @@ def read(path: str) -> Mapping[str, Any]:
 def write(text: str, out: str | None, overwrite: bool) -> None:
     """Writes a configuration where it belongs, once a run could be made of it.
 
-    Raises InputError where it could not, and leaves what was there as it was; so it
-    does with another file of that name, unless it is to `overwrite` that.
+    Args:
+        text: the configuration as YAML.
+        out: the file to write; None: it is only verified.
+        overwrite: whether a file of that name with other content is replaced.
+
+    Raises:
+        InputError: no run could be made of it, or `out` is there and differs; what was
+            there stays as it was.
     """
     if out and not Path(out).parent.is_dir():
         folder = str(Path(out).parent)
@@ -170,7 +207,14 @@ def write(text: str, out: str | None, overwrite: bool) -> None:
 
 
 def verify(path: Path) -> None:
-    """Raises InputError where a configuration is not one that a run accepts."""
+    """Checks that a run accepts a configuration.
+
+    Args:
+        path: the configuration file.
+
+    Raises:
+        InputError: a run does not accept it.
+    """
     from jaxpeft.assembly import configuration, updates
     from jaxpeft.assembly.adapter import rules_of
 
@@ -180,7 +224,7 @@ def verify(path: Path) -> None:
 
 
 def report(draft: "Draft") -> list[str]:
-    """What became of their keys, in lines."""
+    """The lines that say what became of their keys; none if all are one to one."""
     lines = []
     if draft.remarks:
         lines.append("translated, but not one to one:")

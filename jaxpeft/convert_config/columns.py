@@ -64,11 +64,17 @@ def layout(
     present: Collection[str] | None,
     pretraining: bool,
 ) -> dict[str, Any]:
-    """`format` and `fields` of the source that a data set's description stands for.
+    """The keys `format` and `fields` of a source, by the description of its data set.
 
-    place: of the data set in their file, for what has no equivalent, which the draft
-    lists; what cannot be trained is refused in the entry. present: the columns that the
-    file has; None: it is not here.
+    Args:
+        draft: lists what has no equivalent.
+        place: names the data set in their file, for those lines.
+        entry: the description of the data set; what cannot be trained is refused in it.
+        present: the columns that the file has; None: the file is not here.
+        pretraining: whether the text itself is learned, not an answer.
+
+    Returns:
+        The two keys; `fields` is left out where every column has its usual name.
     """
     kind = entry.choice("formatting", "alpaca", FORMATTINGS)
     usual = ALPACA if kind == "alpaca" else CONVERSATIONS
@@ -105,7 +111,7 @@ def layout(
 
 
 def _format(kind: str, read: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
-    """Ours of conversations is `messages` where nothing in them has another name."""
+    """Our format: conversations are `messages` where nothing has another name."""
     if kind == "alpaca":
         return "alpaca"
     openai = (tags.get("role_tag"), tags.get("content_tag")) == ("role", "content")

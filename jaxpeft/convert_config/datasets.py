@@ -23,14 +23,26 @@ STRATEGIES = ("concat", "interleave_under", "interleave_over", "interleave_once"
 
 
 def read_sources(draft: Draft, key: str, pretraining: bool) -> list[dict[str, Any]]:
-    """Our sources for the data sets that a key of theirs names, with their weights."""
+    """Our sources for the data sets that a key of theirs names, with their weights.
+
+    Args:
+        draft: gives their keys, and is told what has no equivalent.
+        key: `dataset` or `eval_dataset`.
+        pretraining: whether the text itself is learned, not an answer.
+
+    Returns:
+        The entries of `data.train` or `data.eval`, in their order.
+
+    Raises:
+        InputError: `dataset_info.json` is there and is not valid.
+    """
     wanted = names(draft.take(key, []))
     folder = str(draft.take("dataset_dir", "data"))
     most = draft.whole("max_samples", 0)
     if draft.given("max_samples") and most < 1:
         draft.refuse("max_samples", "must be 1 or more")
     info = _info(draft, folder)
-    found = []
+    translated = []
     for name in wanted:
         source = _source(draft, key, name, folder, info, pretraining)
         drawn = source.get("num_samples", 0)
@@ -38,10 +50,10 @@ def read_sources(draft: Draft, key: str, pretraining: bool) -> list[dict[str, An
             draft.remark(OURS[key], _DRAWN)
         if drawn or most:
             source["max_samples"] = min(n for n in (drawn, most) if n)
-        found.append(source)
+        translated.append(source)
     if key == "dataset":
-        _weigh(draft, found)
-    return [{k: v for k, v in one.items() if k not in _ASIDE} for one in found]
+        _weigh(draft, translated)
+    return [{k: v for k, v in one.items() if k not in _ASIDE} for one in translated]
 
 
 _ASIDE = ("num_samples", "size")  # of a source of theirs, no keys of ours
@@ -91,14 +103,14 @@ def _source(
             "guess: correct path and format, or give dataset_dir",
         )
         return guess
-    found = info.get(name)
-    if not isinstance(found, Mapping):
+    described = info.get(name)
+    if not isinstance(described, Mapping):
         draft.refuse(key, f"{name!r} is not in {folder}/{INFO}{suggest(name, info)}")
         return guess
-    entry = Draft(found)
+    entry = Draft(described)
     if entry.flag("ranking"):
         draft.refuse(key, f"{name!r} holds preferences; {PREFERENCES}")
-    unknown = sorted(set(found) - SAID - OTHER)
+    unknown = sorted(set(described) - SAID - OTHER)
     if unknown:
         draft.lack(f"{place}: {', '.join(unknown)}", "is not a key that is known")
     if entry.take("split", "train") != "train":

@@ -25,7 +25,13 @@ _TRUTH = {"yes": True, "on": True, "no": False, "off": False}
 
 @dataclass(frozen=True)
 class To:
-    """A key that we have too; `convert` makes our value of theirs."""
+    """A key that we have too.
+
+    Attributes:
+        key: our dotted key.
+        convert: makes our value of theirs.
+        remark: what is not quite the same; empty: nothing.
+    """
 
     key: str
     convert: Callable[[Any], Any] = _same
@@ -34,16 +40,22 @@ class To:
 
 @dataclass(frozen=True)
 class Idle:
-    """A key that says nothing here, and why."""
+    """A key that says nothing here.
+
+    Attributes:
+        why: the reason.
+    """
 
     why: str
 
 
 @dataclass(frozen=True)
 class Without:
-    """A key without equivalent: why, and what to do instead.
+    """A key without equivalent.
 
-    off: the values at which it asks for nothing, so that nothing is missing.
+    Attributes:
+        why: the reason, and what to do instead.
+        off: the values at which it asks for nothing, so that nothing is missing.
     """
 
     why: str
@@ -52,7 +64,12 @@ class Without:
 
 @dataclass(frozen=True)
 class Refused:
-    """A key whose value cannot be trained here at all; the command ends."""
+    """A key whose value cannot be trained here at all; the command ends.
+
+    Attributes:
+        why: the reason, and what to do instead.
+        off: the values at which it asks for nothing, so that nothing is refused.
+    """
 
     why: str
     off: tuple[Any, ...] = (None, False, "", 0)
@@ -64,10 +81,17 @@ Row = To | Idle | Without | Refused
 class Draft:
     """Their keys, and what has become of them so far.
 
-    settings: {our dotted key: value}. remarks: {our dotted key: what is not quite the
-    same}. idle: {reason: their keys}. missing: {their key: why it has no equivalent,
-    and what to do}. refused: why this cannot be trained here. known: their keys that
-    were asked for, in the file or not.
+    Args:
+        keys: the content of their file.
+
+    Attributes:
+        keys: the content of their file.
+        settings: our dotted key -> its value.
+        remarks: our dotted key -> what is not quite the same.
+        idle: reason -> the keys of theirs that say nothing here for it.
+        missing: their key -> why it has no equivalent, and what to do.
+        refused: why this cannot be trained here, a problem each.
+        known: their keys that were asked for, in the file or not.
     """
 
     def __init__(self, keys: Mapping[str, Any]):
@@ -89,7 +113,7 @@ class Draft:
         return self.keys[key] if self.given(key) else default
 
     def number(self, key: str, default: float) -> float:
-        """`take`, for a number; text that spells one counts. Others are refused."""
+        """The number at a key of theirs, or in its text; any other value is refused."""
         value = self.take(key, default)
         try:
             if isinstance(value, bool) or not math.isfinite(float(value)):
@@ -100,7 +124,7 @@ class Draft:
         return float(value) if isinstance(value, str) else value
 
     def whole(self, key: str, default: int) -> int:
-        """`take`, for a whole number."""
+        """The whole number at a key of theirs; any other value is refused."""
         value = self.number(key, default)
         if value != int(value):
             self.refuse(key, "must be a whole number")
@@ -108,7 +132,7 @@ class Draft:
         return int(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """`take`, for true or false, in the words of YAML 1.1 too."""
+        """True or false at a key of theirs, in the words of YAML 1.1 too."""
         value = truth(self.take(key, default))
         if isinstance(value, bool):
             return value
@@ -116,7 +140,7 @@ class Draft:
         return default
 
     def choice(self, key: str, default: str, choices: Iterable[str]) -> str:
-        """`take`, for one of several words; any other is refused."""
+        """The word at a key of theirs, one of `choices`; any other is refused."""
         value = self.take(key, default)
         if isinstance(value, str) and value in choices:
             return value
@@ -134,25 +158,30 @@ class Draft:
             self.remarks[key].append(text)
 
     def skip(self, key: str, why: str) -> None:
-        """Their key says nothing here."""
+        """Notes that their key says nothing here, and why."""
         self.known.add(key)
         if key in self.keys and key not in self.idle.setdefault(why, []):
             self.idle[why].append(key)
 
     def lack(self, key: str, why: str) -> None:
-        """What their key asks for has no equivalent; why, and what to do instead."""
+        """Notes that their key has no equivalent; why, and what to do instead."""
         self.known.add(key)
         self.missing[key] = why
 
     def refuse(self, key: str, why: str) -> None:
-        """What their key asks for cannot be trained here; why, and what to do."""
+        """Notes that what their key asks for cannot be trained: why, and what to do."""
         self.known.add(key)
         self.refused.append(f"{key}: found {shown(self.keys.get(key))}; {why}")
 
     def apply(self, rows: Mapping[str, Row]) -> None:
         """Does with every key that is left what its row says.
 
-        Raises InputError for all that was refused.
+        Args:
+            rows: their key -> what becomes of it; a key without a row has no
+                equivalent.
+
+        Raises:
+            InputError: everything that was refused, at once.
         """
         known = {*rows, *self.known}
         for key, value in self.keys.items():

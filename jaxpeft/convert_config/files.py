@@ -16,7 +16,7 @@ def json_object(path: str) -> Mapping[str, Any] | None:
 
 
 def model_config(path: Any) -> Mapping[str, Any]:
-    """config.json of a model's folder, its text part on top; {} where there is none."""
+    """A model's config.json, its text part on top; {} where there is none."""
     content = (json_object(f"{path}/config.json") if path else None) or {}
     return {**content, **inner(content, "text_config")}
 

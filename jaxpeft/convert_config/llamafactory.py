@@ -33,10 +33,15 @@ STORED = ("gptq", "awq", "aqlm")
 def from_llamafactory(keys: Mapping[str, Any], devices: int | None = None) -> Draft:
     """What a file of LLaMA-Factory says, in our keys.
 
-    keys: its content. devices: over how many the batch was spread, None: as many as
-    `ray_num_workers` says, or one. Raises InputError, all problems at once, for what
-    cannot be trained here: stages other than `sft` and `pt`, methods other than LoRA,
-    its kinds, full fine-tuning and freezing layers, images.
+    Args:
+        keys: the content of the file.
+        devices: over how many the batch was spread; None: as many as `ray_num_workers`
+            says, or one.
+
+    Raises:
+        InputError: all problems at once, for what cannot be trained here: stages other
+            than `sft` and `pt`, methods other than LoRA, its kinds, full fine-tuning
+            and freezing layers, images.
     """
     draft = Draft(keys)
     stage = _stage(draft)
@@ -119,7 +124,12 @@ def _model(draft: Draft, method: str) -> None:
 
 
 def quantization(draft: Draft, path: str) -> None:
-    """How the frozen base is stored."""
+    """Sets how the frozen base is stored: `model.quantization`.
+
+    Args:
+        draft: gives their keys and takes ours.
+        path: the model, whose name tells of a checkpoint stored in few bits.
+    """
     bits = draft.take("quantization_bit")
     maker = str(draft.take("quantization_method", "bitsandbytes"))
     double = draft.flag("double_quantization", True)

@@ -14,13 +14,17 @@ ADAM = ("b1", "b2", "eps")
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One of ours that stands for one of theirs.
+    """One of our optimizers that stands for one of theirs.
 
-    adam: which of its keys the Trainer fills with adam_beta1, adam_beta2 and
-    adam_epsilon; optimizers left out have betas of their own. own: what the Trainer
-    sets besides. fused: whether it updates a layer as soon as its gradient is there.
-    decays: whether `weight_decay` reaches it; the Trainer hands some optimizers
-    parameters of its own grouping, without it.
+    Attributes:
+        name: its name in our table.
+        remark: what is not quite the same; empty: nothing.
+        adam: which of its keys the Trainer fills with adam_beta1, adam_beta2 and
+            adam_epsilon; optimizers left out have betas of their own.
+        own: what the Trainer sets besides.
+        fused: whether it updates a layer as soon as its gradient is there.
+        decays: whether `weight_decay` reaches it; the Trainer hands some optimizers
+            parameters of its own grouping, without it.
     """
 
     name: str
@@ -109,7 +113,12 @@ IDLE_ARGUMENTS = (
 
 @dataclass(frozen=True)
 class Schedule:
-    """One of ours that stands for one of theirs; warms: whether it has a warmup."""
+    """One of our schedules that stands for one of theirs.
+
+    Attributes:
+        name: its name in our table.
+        warms: whether it has a warmup.
+    """
 
     name: str
     warms: bool = True
@@ -141,25 +150,33 @@ _ADAM_DEFAULTS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
 
 
 def optimizer(draft: Draft, instead: Optimizer | None = None) -> None:
-    """`optim`, or what stands in its place, with all that belongs to it."""
-    found = OPTIMIZERS[draft.choice("optim", "adamw_torch", OPTIMIZERS)]
-    found = instead or found
-    draft.set("optimizer.name", found.name, found.remark)
+    """Sets the section `optimizer` from `optim` and all that belongs to it.
+
+    Args:
+        draft: gives their keys and takes ours.
+        instead: the optimizer that stands in the place of that of `optim`.
+
+    Raises:
+        InputError: a value in the text of `optim_args` is no YAML.
+    """
+    chosen = OPTIMIZERS[draft.choice("optim", "adamw_torch", OPTIMIZERS)]
+    chosen = instead or chosen
+    draft.set("optimizer.name", chosen.name, chosen.remark)
     draft.set("optimizer.learning_rate", draft.number("learning_rate", 5e-5))
-    _adam(draft, found)
+    _adam(draft, chosen)
     # The Trainer's default is 0, and that of some of ours is not.
     decay = draft.number("weight_decay", 0.0)
-    if decay and not found.decays:
-        draft.skip("weight_decay", f"the Trainer gives {found.name} none")
-    draft.set("optimizer.weight_decay", decay if found.decays else 0.0)
-    for key, value in found.own.items():
+    if decay and not chosen.decays:
+        draft.skip("weight_decay", f"the Trainer gives {chosen.name} none")
+    draft.set("optimizer.weight_decay", decay if chosen.decays else 0.0)
+    for key, value in chosen.own.items():
         draft.set(f"optimizer.{key}", value)
-    _arguments(draft, found.name)
+    _arguments(draft, chosen.name)
     norm = draft.number("max_grad_norm", 1.0)
     draft.set("optimizer.max_grad_norm", norm or None)
-    if found.fused:
+    if chosen.fused:
         draft.set("training.fused_backward", True)
-    _targets(draft, found.name)
+    _targets(draft, chosen.name)
 
 
 def _adam(draft: Draft, found: Optimizer) -> None:
@@ -218,11 +235,18 @@ def _targets(draft: Draft, name: str) -> None:
 
 
 def schedule(draft: Draft) -> None:
-    """`lr_scheduler_type` with its settings and the warmup."""
+    """Sets the section `schedule` from `lr_scheduler_type` with its settings.
+
+    Args:
+        draft: gives their keys and takes ours; its `optimizer.name` is set.
+
+    Raises:
+        InputError: the text of `lr_scheduler_kwargs` is no YAML mapping.
+    """
     chosen = draft.choice("lr_scheduler_type", "linear", SCHEDULES)
-    found, name = SCHEDULES[chosen], str(draft.settings["optimizer.name"])
+    ours, name = SCHEDULES[chosen], str(draft.settings["optimizer.name"])
     free = TABLES["optimizer"][name].averages
-    if free and not TABLES["schedule"][found.name].level:
+    if free and not TABLES["schedule"][ours.name].level:
         draft.set(
             "schedule.name",
             "constant",
@@ -230,19 +254,19 @@ def schedule(draft: Draft) -> None:
             "beside it would do both",
         )
     else:
-        draft.set("schedule.name", found.name)
+        draft.set("schedule.name", ours.name)
     # Of those that average, one warms up by itself and takes no steps for it.
     takes = "warmup_steps" in TABLES["optimizer"].parameters(name)
-    warms = takes if free else found.warms
+    warms = takes if free else ours.warms
     _warmup(draft, warms, name if free else chosen)
     if free:
         draft.skip("lr_scheduler_kwargs", "the rate is constant")
     else:
-        _schedule_arguments(draft, found.name)
+        _schedule_arguments(draft, ours.name)
 
 
 def _warmup(draft: Draft, warms: bool, chosen: str) -> None:
-    """A number of steps wins over a ratio; below 1 it is a ratio itself."""
+    """Sets the warmup: steps win over a ratio; below 1 they are a ratio themselves."""
     steps, ratio = draft.number("warmup_steps", 0), draft.number("warmup_ratio", 0)
     if 0 < steps < 1:
         steps, ratio = 0, steps

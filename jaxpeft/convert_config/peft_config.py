@@ -106,10 +106,18 @@ METHODS: dict[str, tuple[str, dict[str, Row]]] = {
 def translate(
     draft: Draft, config: Mapping[str, Any], model: str | None = None
 ) -> str | None:
-    """Adds the section `adapter` to a draft; returns the base model that PEFT names.
+    """Adds the section `adapter` to a draft.
 
-    model: that base's folder, where it is not the one that PEFT names. Keys are told as
-    `peft.NAME`. Raises InputError for a method that is not built.
+    Args:
+        draft: takes our settings; PEFT's keys are told in it as `peft.NAME`.
+        config: the content of adapter_config.json.
+        model: the base's folder, where it is not the one that PEFT names.
+
+    Returns:
+        The base model that PEFT names; None if it names none.
+
+    Raises:
+        InputError: the method is not built, or something else cannot be trained here.
     """
     inner = Draft(config)
     kind = inner.take("peft_type", "LORA")

@@ -12,7 +12,7 @@ SPREAD = "the mesh says how devices share the work"
 
 
 def spread(draft: Draft) -> None:
-    """DeepSpeed and FSDP: what of the model is split over the devices."""
+    """Sets the mesh by DeepSpeed and FSDP: what of the model is split over devices."""
     deepspeed, fsdp = draft.take("deepspeed"), draft.take("fsdp")
     draft.skip("fsdp_config", SPREAD)
     if deepspeed:
@@ -30,12 +30,12 @@ _OFFLOAD = (
 
 
 def _deepspeed(draft: Draft, config: Any) -> None:
-    """By the stage in its content, or in its file's name: ds_z3_config.json."""
+    """Sets the mesh by the stage in its content, or in its name (ds_z3_config.json)."""
     content = config if isinstance(config, Mapping) else files.json_object(str(config))
     if content is None:
         name = Path(str(config)).name.lower()
-        found = _STAGE.search(name)
-        stage = int(found[1]) if found else None
+        match = _STAGE.search(name)
+        stage = int(match[1]) if match else None
         offload, tensors = "offload" in name, "autotp" in name
     else:
         zero = files.inner(content, "zero_optimization")

@@ -159,9 +159,15 @@ _EVERY = {"logging": 500, "save": 500}  # steps, by the Trainer's defaults
 
 
 def translate(draft: Draft, devices: int, instead: Optimizer | None = None) -> None:
-    """All that the Trainer reads, but for precision, which needs to know the method.
+    """Translates all that the Trainer reads, but for precision, which needs the method.
 
-    instead: the optimizer that stands in the place of that of `optim`.
+    Args:
+        draft: gives their keys and takes ours; its `adapter.method` is set.
+        devices: over how many the batch was spread.
+        instead: the optimizer that stands in the place of that of `optim`.
+
+    Raises:
+        InputError: text in `optim_args` or `lr_scheduler_kwargs` cannot be read.
     """
     length(draft)
     batch(draft, devices)
@@ -194,9 +200,12 @@ def _gradients(draft: Draft) -> None:
 
 
 def precision(draft: Draft, method: str) -> None:
-    """`bf16`, `fp16` and `pure_bf16`: the dtype of base and activations.
+    """Sets the dtype of base and activations by `bf16`, `fp16` and `pure_bf16`.
 
-    method: of our adapter. With `full`, what trains is stored in that dtype as well.
+    Args:
+        draft: gives their keys and takes ours.
+        method: the method of our adapter. With `full`, what trains is stored in that
+            dtype as well.
     """
     half, brain = draft.flag("fp16"), draft.flag("bf16")
     full = TABLES["adapter"][method].gives_model
@@ -225,7 +234,7 @@ _STORED = (
 
 
 def length(draft: Draft) -> None:
-    """`max_steps` above 0, or else `num_train_epochs`."""
+    """Sets how long the run is: `max_steps` above 0, or else `num_train_epochs`."""
     steps, epochs = draft.whole("max_steps", -1), draft.number("num_train_epochs", 3.0)
     if steps > 0:
         draft.set("training.max_steps", steps)
@@ -235,7 +244,12 @@ def length(draft: Draft) -> None:
 
 
 def batch(draft: Draft, devices: int) -> None:
-    """Our batch is that of a step: over all devices and parts together."""
+    """Sets our batch, which is that of a step: over all devices and parts together.
+
+    Args:
+        draft: gives their keys and takes ours.
+        devices: over how many the batch was spread.
+    """
     size = draft.whole("per_device_train_batch_size", 8)
     parts = draft.whole("gradient_accumulation_steps", 1)
     total = size * parts * devices
@@ -250,7 +264,13 @@ def batch(draft: Draft, devices: int) -> None:
 
 
 def steps_of(draft: Draft, key: str, default: int) -> int | None:
-    """A number of steps; below 1 a share of `max_steps`, None where that is not set."""
+    """A number of steps; below 1 a share of `max_steps`, None where that is not set.
+
+    Args:
+        draft: gives their keys; its `training.max_steps` is set if there is one.
+        key: their key.
+        default: the value where their file says nothing, in steps.
+    """
     value = draft.number(key, default)
     if value >= 1:
         return int(value)
@@ -259,7 +279,12 @@ def steps_of(draft: Draft, key: str, default: int) -> int | None:
 
 
 def every(draft: Draft, kind: str) -> None:
-    """`logging_strategy` and `logging_steps`, and the same for saving."""
+    """Sets how often the run logs, or saves, by the strategy and the steps of that.
+
+    Args:
+        draft: gives their keys and takes ours.
+        kind: `logging` or `save`, the beginning of their keys' names.
+    """
     strategy, key = draft.take(f"{kind}_strategy", "steps"), f"{kind}_steps"
     steps = steps_of(draft, key, _EVERY[kind])
     ours = f"training.{key}"
@@ -284,7 +309,12 @@ def _in_steps(strategy: Any, ours: str) -> str:
 
 
 def evaluation(draft: Draft, devices: int) -> None:
-    """When to evaluate, in which batches, and when to stop early."""
+    """Sets when to evaluate, in which batches, and when to stop early.
+
+    Args:
+        draft: gives their keys and takes ours; its data are set.
+        devices: over how many a batch was spread.
+    """
     strategy = draft.take("eval_strategy", draft.take("evaluation_strategy", "no"))
     logged = draft.settings.get("training.logging_steps", _EVERY["logging"])
     steps = steps_of(draft, "eval_steps", logged)
@@ -326,7 +356,7 @@ def _without_evaluation(draft: Draft, strategy: Any, patience: Any, best: bool) 
 
 
 def order(draft: Draft) -> None:
-    """The order of the examples."""
+    """Sets the order of the examples."""
     sampling = draft.take("train_sampling_strategy", "random")
     if sampling == "sequential":
         draft.set("data.shuffle", False)
@@ -341,7 +371,7 @@ def order(draft: Draft) -> None:
 
 
 def sinks(draft: Draft) -> None:
-    """`report_to`: where the curves go beside the run directory."""
+    """Sets by `report_to` where the curves go beside the run directory."""
     wanted = [name for name in names(draft.take("report_to", [])) if name != "none"]
     wanted = ["all"] if "all" in wanted else wanted
     for name in wanted:

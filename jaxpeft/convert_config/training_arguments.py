@@ -63,11 +63,18 @@ def from_training_arguments(
 ) -> Draft:
     """What `TrainingArguments.to_json_string()` says, in our keys.
 
-    adapter: the content of PEFT's adapter_config.json; None: the whole model trains, as
-    the Trainer does with a plain model. devices: over how many the batch was spread.
-    model, data, eval_data: paths, which the Trainer is handed in Python and its
-    arguments do not know. Raises InputError, all problems at once, for what cannot be
-    trained here.
+    Args:
+        keys: the content of that JSON.
+        adapter: the content of PEFT's adapter_config.json; None: the whole model
+            trains, as the Trainer does with a plain model.
+        devices: over how many the batch was spread.
+        model: the path of the model, which the Trainer is handed in Python, like the
+            data, and its arguments do not know.
+        data: the path of the examples.
+        eval_data: the path of the examples that evaluate.
+
+    Raises:
+        InputError: all problems at once, for what cannot be trained here.
     """
     draft = Draft(keys)
     if adapter is None:

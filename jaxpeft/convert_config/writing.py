@@ -12,11 +12,15 @@ WIDTH = 88
 
 
 def to_yaml(draft: Draft, source: str, path: str) -> str:
-    """The configuration file that a draft stands for.
+    """The text of the configuration file that a draft stands for.
 
-    source: what it was translated from, for the first line. path: where it will be, for
-    the command in its head. What has no equivalent is listed in the head; a remark
-    stands above the key that it is about.
+    What has no equivalent is listed in the head; a remark stands above the key that it
+    is about.
+
+    Args:
+        draft: the settings, with what is to be said of them.
+        source: what it was translated from, for the first lines.
+        path: where the file will be, for the command in its head.
     """
     lines = [
         f"# Command:  python -m jaxpeft.train --config {path}",
@@ -41,9 +45,9 @@ def to_yaml(draft: Draft, source: str, path: str) -> str:
 def _ordered(draft: Draft, section: str) -> list[str]:
     """The keys of a section in the order of its declaration; a component's own last."""
     declared = [f"{section}.{name}" for name in SECTIONS[section].model_fields]
-    found = [key for key in draft.settings if key.startswith(f"{section}.")]
-    places = {key: place for place, key in enumerate([*declared, *found][::-1])}
-    return sorted(found, key=lambda key: -places[key])
+    given = [key for key in draft.settings if key.startswith(f"{section}.")]
+    order = {key: at for at, key in enumerate([*declared, *given][::-1])}
+    return sorted(given, key=lambda key: -order[key])
 
 
 def _entry(draft: Draft, key: str, name: str, indent: str) -> Iterator[str]:

@@ -30,12 +30,22 @@ TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 def join(
     found: Rank | None, *, initialization_timeout: int, heartbeat_timeout: int
 ) -> bool:
-    """Makes this process one of its run's, if there are several; says whether.
+    """Makes this process one of its run's, if there are several.
 
-    initialization_timeout: seconds to wait for the others. heartbeat_timeout: seconds
-    after which a process that no longer answers counts as dead, which ends all others.
-    Before anything else of JAX. Raises InputError for an address that cannot be used;
-    where the others do not come, ends the program with the code of one.
+    It is called before anything else of JAX. Where the others do not come, it ends the
+    program with the exit code of an InputError.
+
+    Args:
+        found: where this process stands; None: nothing says that there are several.
+        initialization_timeout: seconds to wait for the others.
+        heartbeat_timeout: seconds after which a process that no longer answers counts
+            as dead, which ends all others.
+
+    Returns:
+        Whether there are several processes.
+
+    Raises:
+        InputError: the address cannot be used.
     """
     if found is None and not _on_tpu():
         return False
@@ -118,10 +128,15 @@ def process_count() -> int:
 
 
 def require_same(values: Mapping[str, Any], remedy: str) -> None:
-    """Raises InputError in every process unless all of them hold the same values.
+    """Checks that all processes hold the same values.
 
-    values: names and what JSON can hold. The process that differs from process 0 names
-    what differs; the others name the process.
+    Args:
+        values: name -> what JSON can hold.
+        remedy: what to do where they differ, for the message.
+
+    Raises:
+        InputError: in every process, where one differs from process 0; it names what
+            differs and the process.
     """
     if not is_shared():
         return
@@ -129,14 +144,14 @@ def require_same(values: Mapping[str, Any], remedy: str) -> None:
     size = int(np.max(multihost_utils.process_allgather(np.int32(len(mine)))))
     padded = np.frombuffer(mine.ljust(size), np.uint8)
     texts = np.asarray(multihost_utils.process_allgather(padded))
-    found = [json.loads(row.tobytes()) for row in texts]
+    held = [json.loads(row.tobytes()) for row in texts]
     problems = []
-    for index, other in enumerate(found[1:], 1):
-        names = sorted({*found[0], *other})
-        apart = [n for n in names if found[0].get(n) != other.get(n)]
+    for index, other in enumerate(held[1:], 1):
+        names = sorted({*held[0], *other})
+        apart = [n for n in names if held[0].get(n) != other.get(n)]
         problems += [
             f"{name}: process {index} has {_short(other.get(name))}, process 0 has "
-            f"{_short(found[0].get(name))}; {remedy}"
+            f"{_short(held[0].get(name))}; {remedy}"
             for name in apart
         ]
     if problems:
@@ -149,7 +164,11 @@ def _short(value: Any) -> str:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns once every process is here."""
+    """Returns once every process is here.
+
+    Args:
+        name: of the place in the program, the same in all processes.
+    """
     if is_shared():
         multihost_utils.sync_global_devices(name)
 
@@ -158,6 +177,9 @@ def preempted(step: int) -> bool:
     """Whether all processes are to save after this step: one was asked to stop.
 
     Every process asks after every step; JAX agrees on one that all have yet to reach.
+
+    Args:
+        step: the steps taken so far.
     """
     return multihost_utils.reached_preemption_sync_point(step)
 
@@ -167,7 +189,11 @@ def leave(code: int, failed: bool) -> None:
 
     An orderly end waits for the others. After a failure they may wait for this process
     somewhere for ever: unless they come to their own end within some seconds, it ends
-    the program at once with `code`, which the others then notice.
+    the program at once, which the others then notice.
+
+    Args:
+        code: the exit code for that.
+        failed: whether this process ends by a failure.
     """
     if failed and not _others_end_too():
         sys.stdout.flush()

@@ -17,16 +17,23 @@ def build(
     carries: bool,
     mesh: jax.sharding.Mesh | None,
 ) -> tuple[Any, Any]:
-    """(jaxpr, compiled program) of a function for arguments, arrays or shapes.
+    """Traces and compiles a function for arguments.
 
-    carries: whether the first argument is a state that the first result follows: it is
-    donated, and the new one lies where it lay. mesh: the devices that activations are
-    split over.
+    Args:
+        function: what `jax.jit` can take.
+        arguments: arrays, or shapes in their place; those of the first have shardings
+            if `carries`.
+        carries: whether the first argument is a state that the first result follows: it
+            is donated, and the new one lies where it lay.
+        mesh: the devices that activations are split over; None: no mesh is set.
+
+    Returns:
+        (jaxpr, compiled program).
     """
     options: dict[str, Any] = {}
     if carries:
-        places = jax.tree.map(lambda x: x.sharding, arguments[0])
-        options = {"donate_argnums": 0, "out_shardings": (places, None)}
+        shardings = jax.tree.map(lambda x: x.sharding, arguments[0])
+        options = {"donate_argnums": 0, "out_shardings": (shardings, None)}
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         traced = jax.jit(function, **options).trace(*arguments)
         return traced.jaxpr, traced.lower().compile()
@@ -35,8 +42,16 @@ def build(
 class Compiled:
     """A function compiled once for each shape of its last argument, a batch.
 
-    report: called with a line of text at every compilation, or where the program was
-    taken from a cache instead. carries, mesh: see `build`.
+    Args:
+        function: see `build`.
+        name: what it is called in the report.
+        report: called with a line of text at every compilation, or where the program
+            was taken from a cache instead.
+        carries: see `build`.
+        mesh: see `build`.
+
+    Attributes:
+        seconds: spent so far compiling, and taking programs from a cache.
     """
 
     def __init__(

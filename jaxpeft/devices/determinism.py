@@ -21,8 +21,11 @@ OFF = {f"{FLAG}=false", f"{FLAG}=0", f"{FLAG}=False"}
 def require() -> None:
     """Makes this process compute the same bits each time it computes the same.
 
-    Before anything else of JAX. Raises InputError where XLA_FLAGS says the opposite,
-    and where devices are in use already and are not CPUs, which need nothing.
+    It is called before anything else of JAX.
+
+    Raises:
+        InputError: XLA_FLAGS says the opposite, or devices are in use already and are
+            not CPUs, which need nothing.
     """
     flags = os.environ.get(XLA_FLAGS, "").split()
     if against := [flag for flag in flags if flag in OFF]:

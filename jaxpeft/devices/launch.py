@@ -26,9 +26,12 @@ NAMES = {"slurm": "SLURM", "ompi": "Open MPI"}
 class Rank:
     """One process among those of a run.
 
-    coordinator: host:port of process 0; None: JAX has it from `launcher`, one of NAMES.
-    count, index: of processes, and which one this is. local_devices: the accelerators
-    of this machine that are its own; None: all.
+    Attributes:
+        coordinator: host:port of process 0; None: JAX has it from `launcher`.
+        count: the number of processes.
+        index: which of them this is, from 0.
+        local_devices: the accelerators of this machine that are its own; None: all.
+        launcher: one of NAMES whose address JAX detects; None: there is no such one.
     """
 
     coordinator: str | None
@@ -39,7 +42,7 @@ class Rank:
 
     @property
     def address(self) -> str:
-        """Where process 0 is to be found, in words for a message."""
+        """The address of process 0, in words for a message."""
         if self.launcher:
             return f"the address that {NAMES[self.launcher]} gives"
         return str(self.coordinator)
@@ -51,12 +54,24 @@ def place(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Rank | None:
-    """Where this process stands, or None where it is alone.
+    """Where this process stands among those of its run.
 
     Looked for in this order: the arguments; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
     and JAX_PROCESS_ID, each standing in for an argument that is not given; a step of
     SLURM (`srun`); Open MPI (`mpirun`). What a launcher says fills in what is missing
-    of the first two. Raises InputError where something is missing or no number.
+    of the first two.
+
+    Args:
+        environ: the environment's variables.
+        coordinator: host:port of process 0.
+        num_processes: how many take part.
+        process_id: which of them this is, from 0.
+
+    Returns:
+        The process's rank; None where it is alone.
+
+    Raises:
+        InputError: something is missing, out of range or no number.
     """
     launched = _of_slurm(environ) or _of_open_mpi(environ)
     address = coordinator or environ.get(ADDRESS)
@@ -65,19 +80,19 @@ def place(
     if (address, count, index) == (None, None, None):
         if launched is None or launched.count == 1:
             return None
-        found = launched
+        rank = launched
     else:
         given = {"coordinator": address, "count": count, "index": index}
         base = launched or Rank(None, 0, -1)
-        found = replace(base, **{k: v for k, v in given.items() if v is not None})
+        rank = replace(base, **{k: v for k, v in given.items() if v is not None})
         if address is not None:
-            found = replace(found, launcher=None)
-    _check(found)
-    return found if found.count > 1 else None
+            rank = replace(rank, launcher=None)
+    _check(rank)
+    return rank if rank.count > 1 else None
 
 
 def _of_slurm(environ: Mapping[str, str]) -> Rank | None:
-    """That of a task which `srun` started; a batch script itself is no task."""
+    """The rank of a task that `srun` started; a batch script itself is no task."""
     count = _number(environ, "SLURM_STEP_NUM_TASKS") or _number(environ, "SLURM_NTASKS")
     index, local = (_number(environ, f"SLURM_{n}") for n in ("PROCID", "LOCALID"))
     if "SLURM_STEP_NODELIST" not in environ or index is None:

@@ -77,7 +77,11 @@ def keep() -> None:
 
 @contextlib.contextmanager
 def watch() -> Iterator[Callable[[], bool]]:
-    """Inside it, the value tells whether the newest program came from a cache."""
+    """Tells, inside its `with` block, whether programs come from a cache.
+
+    Yields:
+        A function that says whether the newest program came from a cache.
+    """
     newest = ""
 
     def note(event: str, **_: Any) -> None:
@@ -170,11 +174,11 @@ def _tell_of_faults(folder: Path) -> None:
         line: str | None = None,
     ) -> None:
         nonlocal told
-        found = re.match(FAULT, str(message), re.S)
-        if found is None:
+        match = re.match(FAULT, str(message), re.S)
+        if match is None:
             others(message, category, filename, lineno, file, line)
             return
-        doing, name, reason = found.groups()
+        doing, name, reason = match.groups()
         if not reason.startswith(ELSEWHERE):
             _discard(folder, name)
         if not told:

@@ -26,10 +26,18 @@ BATCH = ("data", "fsdp")
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh with the axes "data", "fsdp" and "tensor"; -1 takes what is left.
+    """A mesh with the axes "data", "fsdp" and "tensor".
 
-    Raises InputError where the sizes do not multiply to the number of devices, and
-    where one is 0 or several are -1.
+    Args:
+        data: over how many devices the sequences of a batch are split; -1: what is
+            left.
+        fsdp: over how many devices weights and sequences are split; -1: what is left.
+        tensor: over how many devices each layer is split; -1: what is left.
+        devices: the devices of the mesh; None: all that JAX has.
+
+    Raises:
+        InputError: the sizes do not multiply to the number of devices, or one is 0 or
+            several are -1.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -57,6 +65,12 @@ def named(
     """The sharding of one array from its logical axes.
 
     A dimension that the mesh axis does not divide is replicated instead.
+
+    Args:
+        mesh: the device mesh.
+        axes: the logical axis of each dimension, a key of `RULES`; others are
+            replicated.
+        shape: the array's shape.
     """
     parts = []
     for name, size in zip(axes, shape, strict=True):
@@ -66,24 +80,41 @@ def named(
 
 
 def is_whole(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> bool:
-    """Whether an array stays whole though an axis of the mesh was to split it."""
+    """Whether an array stays whole though an axis of the mesh was to split it.
+
+    Args:
+        mesh: the device mesh.
+        axes: the logical axis of each dimension.
+        shape: the array's shape.
+    """
     meant = {RULES[name] for name in axes if name in RULES}
     meant = {axis for axis in meant if mesh.shape[axis] > 1}
     return bool(meant) and not meant & set(named(mesh, axes, shape).spec)
 
 
 def of(mesh: Mesh, axes: Any, tree: Any) -> Any:
-    """The sharding of every leaf of `tree`, whose logical axes stand in `axes`."""
+    """The sharding of every leaf of a tree.
+
+    Args:
+        mesh: the device mesh.
+        axes: the logical axes of each leaf, in the structure of `tree`.
+        tree: arrays or shapes.
+    """
     return jax.tree.map(lambda x, names: named(mesh, names, x.shape), tree, axes)
 
 
 def of_state(mesh: Mesh, state: Any, params: Any, placed: Any) -> Any:
-    """Where each leaf of an optimizer's state lies: like the parameter it belongs to.
+    """The shardings of an optimizer's state: each leaf lies like its parameter.
 
-    params, placed: the parameters (arrays or shapes) and their shardings, one
-    structure. A state's leaf belongs to the parameter whose path is a part of its own.
-    With as many dimensions it is split as the parameter is, wherever the mesh divides
-    it (codes, and the scales of their blocks); what is smaller is replicated.
+    A state's leaf belongs to the parameter whose path is a part of its own. With as
+    many dimensions it is split as the parameter is, wherever the mesh divides it
+    (codes, and the scales of their blocks); what is smaller is replicated.
+
+    Args:
+        mesh: the device mesh.
+        state: the optimizer's state, arrays or shapes.
+        params: the parameters, arrays or shapes.
+        placed: their shardings, in the structure of `params`.
     """
     shapes = jax.tree_util.tree_leaves_with_path(params)
     specs = jax.tree.leaves(placed)
@@ -112,19 +143,25 @@ def of_state(mesh: Mesh, state: Any, params: Any, placed: Any) -> Any:
 
 
 def split_batch(x: jax.Array) -> jax.Array:
-    """`x`, its first axis split like a batch where a mesh is set (`jax.set_mesh`).
+    """The array, its first axis split like a batch if a mesh is set (`jax.set_mesh`).
 
     Said of the activations between layers, it makes the compiler bring a layer's
     weights to the sequences; left alone, it may bring activations to the weights.
+
+    Args:
+        x: (batch, ...).
     """
     return _constrained(x, BATCH)
 
 
 def split_looked_up(x: jax.Array) -> jax.Array:
-    """What was looked up in an embedding that is split over "fsdp", then `split_batch`.
+    """The rows looked up in an embedding split over "fsdp", split like a batch.
 
-    (batch, seq, hidden). In two steps: each device looks its part of the width up for
-    the sequences of all, and then they exchange.
+    In two steps: each device looks its part of the width up for the sequences of all,
+    and then they exchange.
+
+    Args:
+        x: (batch, seq, hidden).
     """
     width = "fsdp" if x.shape[-1] % _sizes().get("fsdp", 1) == 0 else None
     return split_batch(_constrained(x, "data", None, width))
@@ -133,12 +170,19 @@ def split_looked_up(x: jax.Array) -> jax.Array:
 def on_each_part(
     function: Callable[[Any, Any], tuple[Any, Any]], rows: Any, whole: Any
 ) -> tuple[Any, Any]:
-    """`function(rows, whole)` on each device's sequences; (sums, rows) of all.
+    """The value of `function(rows, whole)`, computed on each device for its sequences.
 
-    function: gives (what adds up over the sequences, what there is of each). rows:
-    arrays split like a batch. whole: what every device needs all of, brought together
-    once, however often `function` uses it; sums of its kind are added up once. Without
-    a mesh, or where it does not divide the batch, it is called for all of them.
+    Without a mesh, or where it does not divide the batch, the function is called once
+    for all sequences.
+
+    Args:
+        function: gives (what adds up over the sequences, what there is of each).
+        rows: arrays split like a batch.
+        whole: what every device needs all of, brought together once, however often
+            `function` uses it; sums of its kind are added up once.
+
+    Returns:
+        (the sums over all sequences, the rows of all).
     """
     sizes, batch = _sizes(), jax.tree.leaves(rows)[0].shape[0]
     parts = math.prod(sizes.get(axis, 1) for axis in BATCH)
@@ -160,13 +204,13 @@ def on_each_part(
         return jax.lax.psum(x, "data")
 
     sums, _ = jax.eval_shape(function, rows, whole)
-    places = jax.tree.map(
+    specs = jax.tree.map(
         lambda x: PartitionSpec("fsdp") if scattered(x) else PartitionSpec(), sums
     )
     return jax.shard_map(
         local,
         in_specs=(PartitionSpec(BATCH), PartitionSpec()),
-        out_specs=(places, PartitionSpec(BATCH)),
+        out_specs=(specs, PartitionSpec(BATCH)),
         axis_names=set(BATCH),
         check_vma=False,
     )(rows, whole)
@@ -189,19 +233,26 @@ def _sizes() -> dict[str, int]:
 
 
 def of_batch(mesh: Mesh, ndim: int) -> NamedSharding:
-    """Where an array (..., batch, seq) of so many axes lies."""
+    """The sharding of an array (..., batch, seq), its sequences over "data" and "fsdp".
+
+    Args:
+        mesh: the device mesh.
+        ndim: the number of the array's axes, 2 or more.
+    """
     return NamedSharding(mesh, PartitionSpec(*[None] * (ndim - 2), BATCH, None))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """The sharding of an array of which every device holds the whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put(tree: Any, places: Any) -> Any:
-    """The leaves of `tree` where `places` says; what is there already stays.
+    """The leaves of a tree where their shardings say; what is there already stays.
 
-    Every process gives whole arrays, alike in all of them, or ones that lie there.
+    Args:
+        tree: whole arrays, alike in all processes, or ones that lie there.
+        places: their shardings, in the structure of `tree`.
     """
     return jax.tree.map(_put, tree, places)
 
@@ -217,14 +268,25 @@ def _put(x: Any, place: jax.sharding.Sharding) -> jax.Array:
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """A batch on the devices, its sequences split over "data" and "fsdp".
 
-    Leaves (..., batch, seq), such as (accumulation, batch, seq).
+    Args:
+        batch: name -> (..., batch, seq), such as (accumulation, batch, seq).
+        mesh: the device mesh.
     """
 
     return {name: _put(x, of_batch(mesh, x.ndim)) for name, x in batch.items()}
 
 
 def check_batch(sequences: int, mesh: Mesh, key: str) -> None:
-    """Raises InputError, naming `key`, unless the mesh divides `sequences`."""
+    """Checks that the mesh divides a batch.
+
+    Args:
+        sequences: how many there are at a time.
+        mesh: the device mesh.
+        key: the configuration key that says so, for the message.
+
+    Raises:
+        InputError: the mesh does not divide them.
+    """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if sequences % parts:
         below, above = sequences // parts * parts, -(-sequences // parts) * parts

@@ -15,7 +15,14 @@ from jaxpeft.rundir.sweep_files import SWEEP
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command with its arguments; returns the exit code."""
+    """Runs the command with its arguments; returns the exit code.
+
+    Args:
+        argv: the command line behind the command's name.
+
+    Raises:
+        InputError: there are no metrics of a run.
+    """
     parser = argparse.ArgumentParser(
         prog="jaxpeft diagnose",
         description="What the metrics of a run say of its settings, in plain words "
@@ -39,15 +46,15 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported here, so that --help answers at once.
 
-    found = findings.of_run(Path(args.run))
+    noticed = findings.of_run(Path(args.run))
     if args.json:
-        console.say(json.dumps([dataclasses.asdict(finding) for finding in found]))
+        console.say(json.dumps([dataclasses.asdict(finding) for finding in noticed]))
         return 0
-    for finding in found:
+    for finding in noticed:
         console.say(str(finding))
     logged = len(read_metrics(metrics)[0])
     if logged < findings.FEWEST:
         console.say(f"{logged} logged steps are too few to say more")
-    elif not found:
+    elif not noticed:
         console.say(f"nothing to remark in {logged} logged steps")
     return 0

@@ -48,9 +48,12 @@ END = 0.2  # of the highest rate: every schedule that falls ends below it
 class Settings:
     """What a diagnosis must know of the configuration.
 
-    max_grad_norm: None for no clipping. averages: whether the optimizer averages its
-    parameters, so that its rate need not fall. batch_size: sequences a step.
-    keeps_best: whether the best evaluation's adapter is the one that is written.
+    Attributes:
+        max_grad_norm: the global norm that gradients are clipped to; None: no clipping.
+        averages: whether the optimizer averages its parameters, so that its rate need
+            not fall.
+        batch_size: sequences a step.
+        keeps_best: whether the best evaluation's adapter is the one that is written.
     """
 
     max_grad_norm: float | None = None
@@ -60,7 +63,7 @@ class Settings:
 
     @classmethod
     def of(cls, cfg: RunConfig) -> "Settings":
-        """Those of a configuration."""
+        """The settings that a configuration has."""
         return cls(
             cfg.optimizer.max_grad_norm,
             optim.OPTIMIZERS[cfg.optimizer.name].averages,
@@ -71,7 +74,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing seen. kind: a word for it. step: where it shows."""
+    """One thing seen in the metrics of a run.
+
+    Attributes:
+        kind: a word for it.
+        step: where it shows.
+        evidence: what was seen, in numbers.
+        remedy: the setting to change, with its number.
+    """
 
     kind: str
     step: int
@@ -120,8 +130,10 @@ def diagnose(
 ) -> list[Finding]:
     """The findings of a run, the most important first.
 
-    lines: of `metrics.jsonl`, null or NaN for what was not finite. ended: whether the
-    run is over, so that the end of its schedule can be judged.
+    Args:
+        lines: those of `metrics.jsonl`, null or NaN for what was not finite.
+        settings: what must be known of the configuration.
+        ended: whether the run is over, so that the end of its schedule can be judged.
     """
     training = [line for line in lines if "loss" in line]
     if not training:
@@ -141,14 +153,14 @@ def diagnose(
     ]
     if ended:
         checks.append(_end_of_schedule)
-    found = [finding for check in checks if (finding := check(curves)) is not None]
-    kinds = {finding.kind for finding in [*broken, *found]}
+    noticed = [finding for check in checks if (finding := check(curves)) is not None]
+    kinds = {finding.kind for finding in [*broken, *noticed]}
     # They are the same trouble seen from another side.
     if "diverging" in kinds:
-        found = [finding for finding in found if finding.kind not in OF_DIVERGENCE]
+        noticed = [finding for finding in noticed if finding.kind not in OF_DIVERGENCE]
     if "flat" in kinds:  # a rate that does nothing need not fall
-        found = [finding for finding in found if finding.kind != "rate at the end"]
-    return [*broken, *found]
+        noticed = [finding for finding in noticed if finding.kind != "rate at the end"]
+    return [*broken, *noticed]
 
 
 def _curves(sound: Sequence[Line], lines: Sequence[Line], given: Settings) -> _Curves:
@@ -352,7 +364,12 @@ def _number(line: Line, key: str) -> float | None:
 
 
 def of_run(directory: Path) -> list[Finding]:
-    """What the metrics in a run directory say of its settings."""
+    """The findings in the metrics of a run directory, by its configuration.
+
+    Args:
+        directory: the run directory; where its configuration is of another version, the
+            defaults of `Settings` stand for it.
+    """
     settings = Settings()
     # Of another version's configuration the curves still say what they can.
     with contextlib.suppress(InputError):

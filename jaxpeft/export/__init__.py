@@ -8,7 +8,15 @@ from jaxpeft.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command with its arguments; returns the exit code."""
+    """Runs the command with its arguments; returns the exit code.
+
+    Args:
+        argv: the command line behind the command's name.
+
+    Raises:
+        InputError: the arguments contradict each other, or the model cannot be written
+            in that form or there.
+    """
     args = parse(argv)
 
     # Imported here, so that --help answers at once.
@@ -29,7 +37,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command's arguments; raises InputError for those that contradict."""
+    """The command's arguments, checked for contradictions.
+
+    Args:
+        argv: the command line behind the command's name.
+
+    Raises:
+        InputError: there is not exactly one of `--run` and `--model`, or `--adapter`
+            stands without `--model`.
+    """
     parser = argparse.ArgumentParser(
         prog="jaxpeft export",
         description="Write a finished run, or a model and its adapter, for other "

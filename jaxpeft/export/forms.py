@@ -39,20 +39,38 @@ def export(
 ) -> str | None:
     """Writes a run, or a model and its adapter, in one of `FORMS` into a new folder.
 
-    dtype: of merged weights; None: as the run, or the model's folder, stores its base.
-    Returns a line about how near the result is, where it is no exact copy. Raises
-    InputError where the form does not suit, or `out` is not empty or not writable.
+    Args:
+        kind: a key of `FORMS`.
+        out: the folder to write, absent or empty.
+        dtype: the dtype of merged weights; None: as the run, or the model's folder,
+            stores its base.
+        run: the directory of a finished run.
+        model: a model's folder or hub id, in place of a run.
+        adapter: the folder of a PEFT adapter for `model`.
+
+    Returns:
+        A line about how near the result is, where it is no exact copy, else None.
+
+    Raises:
+        InputError: the form does not suit, or `out` is not empty or not writable.
     """
     target = new_folder(out)
     if model is not None:
-        found = trained.load(None, model, adapter, _stored(model))
+        loaded = trained.load(None, model, adapter, _stored(model))
     else:
-        found = trained.load(run, None, None, None)
-    return FORMS[kind](found, target, dtype)
+        loaded = trained.load(run, None, None, None)
+    return FORMS[kind](loaded, target, dtype)
 
 
 def new_folder(out: str) -> Path:
-    """The path of `--out`; raises InputError where something is there already."""
+    """The path of `--out`, which is absent or empty.
+
+    Args:
+        out: the value of `--out`.
+
+    Raises:
+        InputError: something is there already.
+    """
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"--out: {out!r} exists and is not empty; name a new folder")
@@ -171,7 +189,7 @@ def _stored(model: str) -> str:
 
 
 def _logits(found: Trained, params: Any) -> np.ndarray:
-    """Those of the sample, computed in float32 so that only the weights differ."""
+    """The logits of the sample, in float32 so that only the weights differ."""
     tokens = np.asarray([found.base.tokenizer(SAMPLE)["input_ids"]], np.int32)
     cfg = dataclasses.replace(found.base.cfg, activation_dtype="float32")
     forward = jax.jit(lambda params, tokens: models.forward(params, tokens, cfg))
@@ -198,8 +216,16 @@ def combine(
 ) -> None:
     """Writes the weighted sum of PEFT adapters over one model as a PEFT adapter.
 
-    weighted: (folder, weight) of each. Otherwise as `adapters.combine`, whose errors
-    it raises, and InputError for `out` as `export` does.
+    Args:
+        model: the model's folder or hub id.
+        weighted: (folder, weight) of each adapter.
+        out: the folder to write, absent or empty.
+        method: see `adapters.combine`.
+        r: see `adapters.combine`.
+
+    Raises:
+        InputError: `out` is not empty or not writable, or `adapters.combine` refuses
+            the adapters.
     """
     target = new_folder(out)
     bare = trained.load(None, model, None, _stored(model))

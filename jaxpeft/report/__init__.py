@@ -11,7 +11,14 @@ from jaxpeft.rundir import sweep_files
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command with its arguments; returns the exit code."""
+    """Runs the command with its arguments; returns the exit code.
+
+    Args:
+        argv: the command line behind the command's name.
+
+    Raises:
+        InputError: there is no such directory, or it is not that of a run or a sweep.
+    """
     parser = argparse.ArgumentParser(
         prog="jaxpeft report",
         description="Write report.html and the picture of a run or of a sweep again, "

@@ -14,10 +14,17 @@ MOST = 1500  # points of a curve in a page; a screen shows no more
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: x and y of one length; `smooth` beside y where noise would hide it.
+    """A curve of a chart.
 
-    best: the index of a point to mark. points: whether each has a dot. color: its
-    number; None: its place among the curves. line: whether one joins the dots.
+    Attributes:
+        name: what the legend calls it.
+        x: where its points lie, (points,).
+        y: their values, (points,); what is not finite is a gap.
+        smooth: values to show beside `y` where noise would hide it, (points,), or None.
+        points: whether each point has a dot.
+        best: the index of a point to mark, or None.
+        color: the number of its color; None: its place among the curves.
+        line: whether a line joins the points.
     """
 
     name: str
@@ -32,7 +39,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over one axis. Units stand in the titles of the axes and at values."""
+    """Curves over one axis; units stand in the titles of the axes and at values.
+
+    Attributes:
+        title: the chart's title.
+        y_label: the title of the vertical axis, with its unit.
+        series: the curves.
+        x_label: the title of the horizontal axis, with its unit.
+        x_log: whether the horizontal axis is logarithmic.
+        y_log: whether the vertical axis is logarithmic.
+    """
 
     title: str
     y_label: str
@@ -42,7 +58,7 @@ class Chart:
     y_log: bool = False
 
     def data(self) -> dict[str, Any]:
-        """As JSON holds it: null for what is not finite."""
+        """The chart as JSON holds it: null for what is not finite."""
         return {
             "title": self.title,
             "xLabel": self.x_label,
@@ -57,7 +73,12 @@ class Chart:
 
 
 def run_charts(training: list[dict], evaluation: list[dict]) -> list[Chart]:
-    """The charts of a run, without those that would be empty."""
+    """The charts of a run, without those that would be empty.
+
+    Args:
+        training: the training lines of its metrics.
+        evaluation: the evaluation lines of its metrics.
+    """
     charts = [
         Chart("Loss", plots.LOSS, _losses(training, evaluation)),
         Chart("Learning rate", plots.RATE, _curves(training, learning_rate="rate")),
@@ -121,10 +142,17 @@ def _series_data(series: Series) -> dict[str, Any]:
 
 
 def thinned(y: np.ndarray, most: int) -> np.ndarray:
-    """Indices of at most `most` values that keep every peak: extremes of equal parts.
+    """The indices of values that keep every peak: extremes of equal parts.
 
     The first and the last are among them. A part without a finite value keeps one of
     its own, so that gaps stay gaps.
+
+    Args:
+        y: (points,).
+        most: how many to keep at most.
+
+    Returns:
+        Indices in ascending order; all of them where there are no more than `most`.
     """
     if len(y) <= most:
         return np.arange(len(y))

@@ -26,7 +26,11 @@ TEMPLATES = resources.files("jaxpeft.report") / "templates"
 def write(path: Path, template: str, **content: Any) -> None:
     """Writes a page, moved into place so that a browser never reads half of it.
 
-    `charts` of the content, a list of objects for `charts.js`, goes in as JSON.
+    Args:
+        path: the file.
+        template: the name of its template in `templates/`.
+        content: what the template shows. Its `charts`, a list of objects for
+            `charts.js`, goes in as JSON.
     """
     charts = script_data(content.pop("charts"))
     style, script = _asset("page.css"), _asset("charts.js")

@@ -19,7 +19,12 @@ SEED = "seed"
 def plot_losses(metrics: Path, target: Path, title: str) -> None:
     """Draws `metrics.jsonl` to a PNG: both losses above, the learning rate below.
 
-    The best evaluation is marked where there are several.
+    The best evaluation is marked.
+
+    Args:
+        metrics: the `metrics.jsonl`.
+        target: the PNG to write.
+        title: what stands above.
     """
     pyplot = _pyplot()
     training, evaluation = read_metrics(metrics)
@@ -64,7 +69,13 @@ def _plot_evaluations(axes: Any, lines: list[dict]) -> None:
 
 
 def plot_sweep(sweep: SweepRecord, target: Path, title: str) -> None:
-    """Draws a sweep to a PNG: what came out over the first axis, and all the curves."""
+    """Draws a sweep to a PNG: what came out over the first axis, and all the curves.
+
+    Args:
+        sweep: the sweep as it was read.
+        target: the PNG to write.
+        title: what stands above.
+    """
     pyplot = _pyplot()
     outcome = outcomes(sweep)
     width, columns = (13, 2) if outcome.key else (8, 1)
@@ -113,10 +124,13 @@ def _plot_outcomes(axes: Any, sweep: SweepRecord, outcome: "Outcomes") -> None:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What came out of a sweep over one of its keys: "" where none has numbers.
+    """What came out of a sweep over one of its keys.
 
-    lines: the points along it, for each choice of the other keys, or all of them where
-    a search has drawn those. joined: whether a line through them says anything.
+    Attributes:
+        key: that key of the configuration; "" where none has numbers.
+        lines: the points along it, for each choice of the other keys, or all of them
+            where a search has drawn those.
+        joined: whether a line through them says anything.
     """
 
     key: str
@@ -160,6 +174,12 @@ def smoothed(losses: np.ndarray) -> np.ndarray:
     """A debiased exponential average over about a twentieth of the points.
 
     NaN and infinities are passed over; before the first finite value it is NaN.
+
+    Args:
+        losses: (points,).
+
+    Returns:
+        An array of the same shape.
     """
     keep = 1 - 1 / max(1.0, len(losses) / 20)
     average, weight, out = 0.0, 0.0, []

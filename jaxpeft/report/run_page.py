@@ -27,8 +27,15 @@ SAMPLE_PARTS = ("prompt", "reference", "before", "after")
 def write_run(directory: Path, findings: Sequence[str] = ()) -> Path:
     """Writes `report.html` into a run's directory, at any time of its life.
 
-    findings: what a diagnosis says of the run, a sentence each. Returns the page.
-    Raises InputError where the directory is not that of a run.
+    Args:
+        directory: the run directory.
+        findings: what a diagnosis says of the run, a sentence each.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: the directory is not that of a run.
     """
     directory = Path(directory)
     config = directory / CONFIG
@@ -66,8 +73,8 @@ def _sweep(run: Path) -> Path:
 def _point(run: Path) -> str:
     """What a sweep calls the point that a run directory is; "" if it is none."""
     rows = _object(read_json(_sweep(run) / SWEEP)).get("points", [])
-    place = run.relative_to(_sweep(run)).as_posix()
-    names = (str(row["name"]) for row in rows if row.get("directory") == place)
+    relative = run.relative_to(_sweep(run)).as_posix()
+    names = (str(row["name"]) for row in rows if row.get("directory") == relative)
     return next(names, "")
 
 
@@ -89,32 +96,32 @@ def _headlines(
     summary: dict, training: list[dict], evaluation: list[dict]
 ) -> list[tuple[str, str, str]]:
     """(name, value, remark) of the figures that a reader looks for first."""
-    found = [("steps", f"{last_step(training, evaluation):,}", "optimizer updates")]
+    shown = [("steps", f"{last_step(training, evaluation):,}", "optimizer updates")]
     if training:
-        found.append(("training loss", _loss(training[-1]["loss"]), "nats per token"))
+        shown.append(("training loss", _loss(training[-1]["loss"]), "nats per token"))
     if evaluation:
         last = _loss(evaluation[-1]["eval_loss"])
         first = _loss(evaluation[0]["eval_loss"])
         remark = f"from {first}, nats per token"
-        found.append(("evaluation loss", last, remark))
+        shown.append(("evaluation loss", last, remark))
     best = best_evaluation(evaluation)
     if best is not None:
         step, loss = best
-        found.append(("best evaluation", _loss(loss), f"at step {step:,}"))
+        shown.append(("best evaluation", _loss(loss), f"at step {step:,}"))
     if "tokens_per_second" in summary:
         value = summary["tokens_per_second"]
-        found.append(("speed", wording.figure(value, "count"), "tokens per second"))
+        shown.append(("speed", wording.figure(value, "count"), "tokens per second"))
     if "seconds" in summary:
-        found.append(("time", wording.figure(summary["seconds"], "seconds"), "in all"))
+        shown.append(("time", wording.figure(summary["seconds"], "seconds"), "in all"))
     if "peak_memory_bytes" in summary:
         value = wording.figure(summary["peak_memory_bytes"], "bytes")
         remark = f"of the {summary.get('peak_memory_of', 'process')}"
-        found.append(("peak memory", value, remark))
+        shown.append(("peak memory", value, remark))
     if summary.get("parameters"):
         share = summary.get("trainable", 0) / summary["parameters"]
         value = wording.figure(summary.get("trainable", 0), "count")
-        found.append(("trainable", value, f"{share:.2%} of the parameters"))
-    return found
+        shown.append(("trainable", value, f"{share:.2%} of the parameters"))
+    return shown
 
 
 def _loss(value: float) -> str:

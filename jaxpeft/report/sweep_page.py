@@ -18,8 +18,16 @@ LOSSES = ("eval_loss", "best_eval_loss", "train_loss")
 def write_sweep(directory: Path) -> Path:
     """Writes `report.html` into a sweep's directory, at any time of its life.
 
-    It links to the points' own pages where they are. Returns the page. Raises
-    InputError where the directory is not that of a sweep.
+    The page links to the points' own pages where they are.
+
+    Args:
+        directory: the sweep's directory.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: the directory is not that of a sweep.
     """
     directory = Path(directory)
     sweep = read_sweep(directory)
@@ -66,23 +74,23 @@ def _loss(value: float | None) -> str:
 
 
 def _outcomes(sweep: SweepRecord) -> Chart:
-    found = plots.outcomes(sweep)
+    outcome = plots.outcomes(sweep)
     series = [
         Series(
             name or "all points",
-            np.asarray([point.values[found.key] for point in points], float),
+            np.asarray([point.values[outcome.key] for point in points], float),
             np.asarray([point.loss for point in points], float),
             points=True,
-            line=found.joined,
+            line=outcome.joined,
         )
-        for name, points in found.lines.items()
+        for name, points in outcome.lines.items()
     ]
     return Chart(
-        f"Final {sweep.measure} loss over {found.key}",
+        f"Final {sweep.measure} loss over {outcome.key}",
         plots.LOSS,
         [one for one in series if np.isfinite(one.y).any()],
-        x_label=plots.axis_label(found.key),
-        x_log=found.logarithmic,
+        x_label=plots.axis_label(outcome.key),
+        x_log=outcome.logarithmic,
     )
 
 

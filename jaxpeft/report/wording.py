@@ -23,19 +23,25 @@ FIGURES = {
 
 
 def rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of every figure, nested ones under dotted names."""
-    found = []
+    """The names and values of all figures, in words; nested ones have dotted names."""
+    pairs = []
     for key, value in figures.items():
         if isinstance(value, Mapping):
-            found += [(f"{key}.{name}", text) for name, text in rows(value)]
+            pairs += [(f"{key}.{name}", text) for name, text in rows(value)]
         else:
             name, unit = FIGURES.get(key, (key.replace("_", " "), ""))
-            found.append((name, figure(value, unit)))
-    return found
+            pairs.append((name, figure(value, unit)))
+    return pairs
 
 
 def figure(value: Any, unit: str) -> str:
-    """A value with its unit; "none" for null."""
+    """A value in words, with its unit; "none" for null.
+
+    Args:
+        value: what JSON can hold.
+        unit: "bytes", "seconds", "nats" or "count"; any other stands behind the number
+            as it is, "" for none.
+    """
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -48,7 +48,7 @@ class Checkpoints:
     """The checkpoints of one run, one sealed folder a step.
 
     Only what trains is stored: a state is any pytree of JAX arrays, typed keys and
-    `None` holes. One process writes a directory at a time (see `run_lock`); within a
+    `None` holes. One process writes a directory at a time (see `RunLock`); within a
     distributed run every process calls every method.
 
     Args:
@@ -57,6 +57,12 @@ class Checkpoints:
         fingerprint: what a resumed run must have in common with the saved one, such as
             the digests of `data` and `base`; where it is the JSON of settings, what
             differs is named.
+
+    Attributes:
+        directory: the absolute path of the folder that holds the steps.
+
+    Raises:
+        InputError: `save_total_limit` is below 1.
     """
 
     def __init__(
@@ -84,13 +90,26 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, extra: Mapping[str, Any], keep: int | None = None
     ) -> bool:
-        """Start to write a step; return False if it is there already.
+        """Starts to write a step.
 
         The arrays are copied before this returns, so the caller may donate them; the
         writing and sealing go on in the background, and then older steps beyond the
-        limit are deleted, but for the step `keep`. `extra` is kept as JSON. Steps that
-        `latest` found damaged make way. Raises CheckpointError for this save or the one
-        before, and TypeError if `extra` is not JSON.
+        limit are deleted. Steps that `latest` found damaged make way.
+
+        Args:
+            step: the steps taken so far, the name of the checkpoint.
+            state: the tree of arrays to store.
+            extra: kept beside them as JSON.
+            keep: a step that stays beyond the limit; None: no such one.
+
+        Returns:
+            False if the step is there already, else True.
+
+        Raises:
+            CheckpointError: this save cannot begin, or the one before could not be
+                stored.
+            InputError: a step of that number is there and is not of this run.
+            TypeError: `extra` is not JSON.
         """
         self.wait()
         if step == self._newest:
@@ -118,39 +137,45 @@ class Checkpoints:
         return True
 
     def latest(self) -> int | None:
-        """Return the newest intact step, or None if there are no steps.
+        """The newest intact step, or None if there are no steps.
 
-        Each damaged step on the way is named in a warning. Raises InputError if there
-        are steps and none is intact: beginning anew would overwrite the run.
+        Each damaged step on the way is named in a warning.
+
+        Raises:
+            InputError: there are steps and none is intact; beginning anew would
+                overwrite the run.
+            CheckpointError: the last save could not be stored.
         """
         self.wait()
-        found, problems = _NONE, []
+        newest, problems = _NONE, []
         if _is_primary():
-            found, problems = self._search()
+            newest, problems = self._search()
         if jax.process_count() > 1:
-            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-        if found == _ALL_DAMAGED:
+            newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+        if newest == _ALL_DAMAGED:
             raise InputError(
                 f"{self.directory}: no checkpoint is intact, and to begin at step 0 "
                 "would overwrite the run; put a good copy of one back, or choose "
                 "another output_dir",
                 *problems,
             )
-        self._newest = None if found == _NONE else found
+        self._newest = None if newest == _NONE else newest
         return self._newest
 
     def restore(
         self, abstract_state: State, *, check_fingerprint: bool = True
     ) -> tuple[State, dict[str, Any]] | None:
-        """Return the state and extra of the newest intact step; None without steps.
+        """The state and extra of the newest intact step; None without steps.
 
         Args:
             abstract_state: the state's tree, with arrays or `jax.ShapeDtypeStruct`s as
                 leaves; their shapes, dtypes and shardings are those of the result.
             check_fingerprint: whether another config, data or base is an error.
 
-        Raises InputError as `latest` does, if the fingerprint differs, and if the
-        stored tree, shapes or dtypes are not those of `abstract_state`.
+        Raises:
+            InputError: no step is intact, the fingerprint differs, or the stored tree,
+                shapes or dtypes are not those of `abstract_state`.
+            CheckpointError: the last save could not be stored.
         """
         step = self.latest()
         if step is None:
@@ -163,21 +188,29 @@ class Checkpoints:
         return self._read(folder, record, abstract_state), record["extra"]
 
     def restore_step(self, step: int, abstract_state: State) -> State | None:
-        """The state of a step of this run that is intact; None, warned of, if not.
+        """The state of a step of this run if it is intact; else None, with a warning.
 
-        abstract_state: see `restore`, whose InputErrors it raises too.
+        Args:
+            step: the steps taken when it was saved.
+            abstract_state: the state's tree, with arrays or `jax.ShapeDtypeStruct`s as
+                leaves; their shapes, dtypes and shardings are those of the result.
+
+        Raises:
+            InputError: the stored tree, shapes or dtypes are not those of
+                `abstract_state`.
+            CheckpointError: the last save could not be stored.
         """
         self.wait()
-        folder, found = self.directory / str(step), False
+        folder, intact = self.directory / str(step), False
         if _is_primary():
             problems = manifest.verify(folder) if folder.is_dir() else ["it is gone"]
-            found = not problems
+            intact = not problems
             if problems:
                 warn(f"checkpoint {folder} cannot be used: {problems[0]}")
         if jax.process_count() > 1:
-            found = bool(multihost_utils.broadcast_one_to_all(np.int32(found)))
+            intact = bool(multihost_utils.broadcast_one_to_all(np.int32(intact)))
         return (
-            self._read(folder, self._record(folder), abstract_state) if found else None
+            self._read(folder, self._record(folder), abstract_state) if intact else None
         )
 
     def _record(self, folder: Path) -> dict[str, Any]:
@@ -208,13 +241,21 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(abstract), restored)
 
     def wait(self) -> None:
-        """Block until the last save is sealed; raises the CheckpointError it met."""
+        """Blocks until the last save is sealed.
+
+        Raises:
+            CheckpointError: it could not be stored.
+        """
         sealing, self._sealing = self._sealing, None
         if sealing is not None:
             sealing.result()
 
     def close(self) -> None:
-        """Wait, and release the threads."""
+        """Waits for the last save, and releases the threads in any case.
+
+        Raises:
+            CheckpointError: the last save could not be stored.
+        """
         try:
             self.wait()
         finally:
@@ -232,13 +273,13 @@ class Checkpoints:
         steps = self._steps()
         self._damaged, problems = [], []
         for step in reversed(steps):
-            found = manifest.verify(self.directory / str(step))
-            if not found:
+            faults = manifest.verify(self.directory / str(step))
+            if not faults:
                 return step, problems
             self._damaged.append(step)
-            problem = f"checkpoint {self.directory / str(step)} is damaged: {found[0]}"
-            if len(found) > 1:
-                problem += f", and {len(found) - 1} more"
+            problem = f"checkpoint {self.directory / str(step)} is damaged: {faults[0]}"
+            if len(faults) > 1:
+                problem += f", and {len(faults) - 1} more"
             warn(problem)
             problems.append(problem)
         return (_ALL_DAMAGED if steps else _NONE), problems

@@ -40,7 +40,13 @@ def collect(
 ) -> dict[str, Any]:
     """Versions, devices, the program's revision and its command, as JSON can hold them.
 
-    fingerprint: of the `data` and of the `base`. What cannot be found out is null.
+    Args:
+        seed: the run's seed.
+        deterministic: whether the run repeats bit for bit.
+        fingerprint: the digests of `data` and `base`.
+
+    Returns:
+        {name: value}. What cannot be found out is null.
     """
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -64,8 +70,13 @@ def collect(
 def record(path: Path, found: dict[str, Any], first: int) -> None:
     """Writes what `collect` found at the start of a run, or where it goes on.
 
-    first: the steps taken so far. A run that continues keeps what stands in the file;
-    under `resumed` comes an entry with the step and with what is different this time.
+    A run that continues keeps what stands in the file; under `resumed` comes an entry
+    with the step and with what is different this time.
+
+    Args:
+        path: the `environment.json` to write.
+        found: what `collect` returned.
+        first: the steps taken so far.
     """
     started = _read(path) if first else None
     if started is None:
@@ -80,8 +91,11 @@ def record(path: Path, found: dict[str, Any], first: int) -> None:
 def command(argv: Sequence[str]) -> str:
     """The command line, a program's name alone and without what looks secret.
 
-    That are the values of overrides and options whose names do (`hub.token=...`), and
-    logins in addresses.
+    Hidden are the values of overrides and options whose names look so
+    (`hub.token=...`), and logins in addresses.
+
+    Args:
+        argv: the program's path and its arguments, as `sys.argv` has them.
     """
     words, hidden = [_program(argv[0]) if argv else ""], False
     for word in argv[1:]:
@@ -109,18 +123,18 @@ def _is_secret_option(word: str) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """{package: version} of those that are installed."""
-    found = {}
+    """The versions of the `PACKAGES` that are installed, by name."""
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def settings() -> dict[str, Any]:
-    """What changes the numbers besides the configuration."""
+    """The settings that change the numbers besides the configuration, by name."""
     variables = {name: os.environ.get(name) for name in VARIABLES}
     return {**variables, **{name: getattr(jax.config, name) for name in SETTINGS}}
 
@@ -128,8 +142,9 @@ def settings() -> dict[str, Any]:
 def revision() -> dict[str, Any] | None:
     """The git commit of this package's source, or of the current directory.
 
-    {"of": which of the two, "commit": its hash, "dirty": whether anything that git
-    keeps differs from it}; None where git has no answer.
+    Returns:
+        {"of": which of the two, "commit": its hash, "dirty": whether anything that git
+        keeps differs from it}; None where git has no answer.
     """
     package = Path(__file__).parent
     # A package installed beneath somebody's repository is no part of it.
@@ -164,7 +179,7 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None

@@ -22,7 +22,15 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, moved into place so that nobody reads half of it."""
+    """Writes JSON, moved into place so that nobody reads half of it.
+
+    Args:
+        path: the file.
+        content: what JSON can hold, without NaN and infinities.
+
+    Raises:
+        ValueError: `content` has a NaN or an infinity.
+    """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     replacing.write_text(path, text + "\n")
 

@@ -19,9 +19,17 @@ class RunLock:
     """Holds the lock file of a run directory for the length of a `with` block.
 
     The operating system lets go of the lock when the process ends, however it ends, so
-    a run that was killed never blocks its own repetition. The directory is made if
-    needed. Raises InputError where another process holds the lock, naming it, and
-    where the directory cannot be written.
+    a run that was killed never blocks its own repetition.
+
+    Args:
+        directory: the run directory, made if needed as the block begins.
+
+    Attributes:
+        path: the lock file.
+
+    Raises:
+        InputError: as the block begins, another process holds the lock, which is named,
+            or the directory cannot be written.
     """
 
     def __init__(self, directory: Path):

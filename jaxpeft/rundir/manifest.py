@@ -16,11 +16,17 @@ _UNNAMED = MANIFEST + PARTIAL
 
 
 def seal(directory: Path) -> None:
-    """Write `manifest.json`: `{relative path: [size, blake2b hex]}` of every file.
+    """Writes `manifest.json`: `{relative path: [size, blake2b hex]}` of every file.
 
     All files reach the disk before the manifest does, and the manifest takes its name
     last, so that a power cut leaves either a directory without a manifest or one whose
-    manifest tells the truth. Raises OSError where the directory cannot be written.
+    manifest tells the truth.
+
+    Args:
+        directory: a complete directory.
+
+    Raises:
+        OSError: the directory cannot be written.
     """
     entries = {}
     folders = [directory]
@@ -39,11 +45,17 @@ def seal(directory: Path) -> None:
 
 
 def verify(directory: Path) -> list[str]:
-    """Return what is wrong with a sealed directory, one sentence a file; [] is intact.
+    """What is wrong with a sealed directory; nothing if it is intact.
 
-    Found are a missing or unreadable manifest and every missing, additional, resized or
-    changed file. Only files met in the directory are opened, never a path that the
+    Noticed are a missing or unreadable manifest and every missing, additional, resized
+    or changed file. Only files met in the directory are opened, never a path that the
     manifest names.
+
+    Args:
+        directory: a directory that was sealed.
+
+    Returns:
+        One sentence a file.
     """
     try:
         entries = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
@@ -54,14 +66,16 @@ def verify(directory: Path) -> list[str]:
     if not isinstance(entries, dict):
         return [f"{MANIFEST} does not hold a table of files"]
 
-    found = {
+    present = {
         path.relative_to(directory).as_posix(): path
         for path in sorted(directory.rglob("*"))
         if path.is_symlink() or not path.is_dir()
     }
-    found.pop(MANIFEST, None)
-    problems = [f"{name} is missing" for name in sorted(entries.keys() - found.keys())]
-    for name, path in found.items():
+    present.pop(MANIFEST, None)
+    problems = [
+        f"{name} is missing" for name in sorted(entries.keys() - present.keys())
+    ]
+    for name, path in present.items():
         if name not in entries:
             problems.append(f"{name} does not belong to it")
         elif problem := _compare(path, entries[name]):

@@ -13,19 +13,27 @@ from jaxpeft.errors import InputError
 
 
 class Listener(Protocol):
-    """What gets each entry too, such as a `sinks.Guarded`."""
+    """What gets each entry of the metrics too, such as a `sinks.Guarded`."""
 
-    def write(self, entry: dict[str, Any]) -> None: ...
+    def write(self, entry: dict[str, Any]) -> None:
+        """Takes an entry."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends the listening: no more entries come."""
+        ...
 
 
 class MetricsFile:
-    """`metrics.jsonl`: a line of JSON an entry, written through at once.
+    """Writes `metrics.jsonl`: a line of JSON an entry, written through at once.
 
     JSON has no NaN and no infinity: null stands for them. Resuming at a step drops the
-    lines after it, which the steps to come write anew. Without a path it writes
-    nothing: of several processes one alone does. The sinks get each entry too.
+    lines after it, which the steps to come write anew.
+
+    Args:
+        path: the file; None writes nothing, since of several processes one alone does.
+        resumed_at: the steps taken so far of a run that continues; None: it begins.
+        also: what gets each entry too.
     """
 
     def __init__(
@@ -48,7 +56,11 @@ class MetricsFile:
         self._file = path.open("a")
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Appends an entry."""
+        """Appends an entry.
+
+        Args:
+            entry: {name: number}, `step` among them.
+        """
         if self._file is None:
             return
         finite = {k: v if math.isfinite(v) else None for k, v in entry.items()}
@@ -66,7 +78,17 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> tuple[list[dict], list[dict]]:
-    """(training lines, evaluation lines) of a `metrics.jsonl`, see `read_lines`."""
+    """The training lines and the evaluation lines of a `metrics.jsonl`.
+
+    Args:
+        path: the file; one that is not there has no lines.
+
+    Returns:
+        (training lines, evaluation lines), null read as NaN.
+
+    Raises:
+        InputError: a line is no JSON object with a step.
+    """
     lines = read_lines(path)
     training = [line for line in lines if "loss" in line]
     return training, [line for line in lines if "eval_loss" in line]
@@ -75,8 +97,13 @@ def read_metrics(path: Path) -> tuple[list[dict], list[dict]]:
 def read_lines(path: Path) -> list[dict]:
     """The lines of a `metrics.jsonl`, null read as NaN.
 
-    A file that is not there has none, and a last line without its end, which a run may
-    be writing, does not count. Raises InputError for any other line that is no object.
+    A last line without its end, which a run may be writing, does not count.
+
+    Args:
+        path: the file; one that is not there has no lines.
+
+    Raises:
+        InputError: any other line is no JSON object with a step.
     """
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = []
@@ -99,12 +126,27 @@ def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def values(lines: list[dict], key: str) -> np.ndarray:
-    """One number a line, float64; NaN where a line lacks it."""
+    """One number a line, float64; NaN where a line lacks it.
+
+    Args:
+        lines: entries of the metrics.
+        key: the name of the number.
+
+    Returns:
+        An array of shape (lines,).
+    """
     return np.asarray([line.get(key, math.nan) for line in lines], float)
 
 
 def best_evaluation(lines: list[dict]) -> tuple[int, float] | None:
-    """(step, loss) of the lowest evaluation loss, the first of equal ones; or None."""
+    """The lowest evaluation loss, the first of equal ones.
+
+    Args:
+        lines: the evaluation lines of the metrics.
+
+    Returns:
+        (step, loss in nats per token); None where no loss is finite.
+    """
     losses = values(lines, "eval_loss")
     if not np.isfinite(losses).any():
         return None

@@ -23,7 +23,12 @@ Answers = Sequence[tuple[str, str, str]]  # prompt, reference, answer
 
 
 def keep_before(directory: Path, answers: Answers) -> None:
-    """Writes `samples.json` with the answers that the untrained model gave."""
+    """Writes `samples.json` with the answers that the untrained model gave.
+
+    Args:
+        directory: the run directory.
+        answers: (prompt, reference, answer) of each sample.
+    """
     rows = [
         {"prompt": prompt, "reference": reference, "before": answer, "after": None}
         for prompt, reference, answer in answers
@@ -34,8 +39,13 @@ def keep_before(directory: Path, answers: Answers) -> None:
 def keep_after(directory: Path, answers: Answers) -> None:
     """Puts the trained model's answers into `samples.json`, beside those before.
 
-    They are found by their prompt, so that a run that was resumed, perhaps with another
-    number of samples, keeps what was said before its first step; null: nothing was.
+    They are matched by their prompt, so that a run that was resumed, perhaps with
+    another number of samples, keeps what was said before its first step; null: nothing
+    was.
+
+    Args:
+        directory: the run directory.
+        answers: (prompt, reference, answer) of each sample.
     """
     earlier = {
         row["prompt"]: row["before"] for row in read_json(directory / SAMPLES) or ()
@@ -61,10 +71,21 @@ def keep_summary(
     trainable: int,
     stopped_early: bool,
 ) -> dict[str, Any]:
-    """Writes `summary.json` from these and the metrics of the run; returns it.
+    """Writes `summary.json` from these and the metrics of the run.
 
-    Seconds are those of steps, compilation, evaluation and saving; tokens per second
-    those of steps alone. Losses are in nats per token; null where there is none.
+    Tokens per second are those of steps alone. Losses are in nats per token; null where
+    there is none.
+
+    Args:
+        directory: the run directory.
+        steps: the steps taken.
+        seconds: what steps, compilation, evaluation and saving took.
+        parameters: how many numbers the model has.
+        trainable: how many of them train.
+        stopped_early: whether the run ended before its last step.
+
+    Returns:
+        What stands in the file.
     """
     training, evaluation = read_metrics(directory / METRICS)
     losses = [finite(line["eval_loss"]) for line in evaluation]
@@ -93,9 +114,12 @@ def keep_summary(
 
 
 def peak_memory() -> tuple[int, str]:
-    """(bytes, whose): the largest use so far of a "device", or of this "process".
+    """The largest use of memory so far.
 
-    Devices that do not count, such as CPUs, leave the process's resident memory.
+    Devices that do not count theirs, such as CPUs, leave the process's resident memory.
+
+    Returns:
+        (bytes, whose), the latter "device" or "process".
     """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]

@@ -34,13 +34,24 @@ WANDB_SETTINGS = {
 class Sink(Protocol):
     """A place that takes the entries of a run one by one."""
 
-    def write(self, step: int, values: dict[str, float]) -> None: ...
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Takes the numbers of a step, by the names that sinks give them."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends the sink's part of the run."""
+        ...
 
 
 class TensorBoard:
-    """Event files under `tensorboard/` of the run directory."""
+    """Event files under `tensorboard/` of the run directory.
+
+    Args:
+        output: the run directory.
+        config: the run's configuration, shown as text.
+        state: not used: what was written of the steps to come is hidden instead.
+        first: the step after which the run continues; None: it begins.
+    """
 
     def __init__(self, output: Path, config: dict, state: dict, first: int | None):
         from tensorboardX import SummaryWriter
@@ -60,11 +71,13 @@ class TensorBoard:
             self._writer.add_text("configuration", text, 0)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes the numbers of a step through to the event file."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()  # a killed run must not lose what it will not write again
 
     def close(self) -> None:
+        """Closes the event file."""
         self._writer.close()
 
 
@@ -72,6 +85,12 @@ class Wandb:
     """A run of Weights & Biases; its id, kept in the run directory, continues it.
 
     WANDB_PROJECT, WANDB_NAME and WANDB_MODE=offline work as everywhere.
+
+    Args:
+        output: the run directory.
+        config: the run's configuration.
+        state: the run's `id`, and up to which steps lines were `sent`.
+        first: the step after which the run continues; None: it begins.
     """
 
     def __init__(self, output: Path, config: dict, state: dict, first: int | None):
@@ -91,15 +110,24 @@ class Wandb:
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Sends the numbers of a step, unless an earlier process did."""
         if not _was_sent(self._sent, step, values):
             self._run.log({**values, "train/global_step": step}, step=step)
 
     def close(self) -> None:
+        """Ends the run."""
         self._run.finish()
 
 
 class Trackio:
-    """A run in trackio's local database, or where TRACKIO_SPACE_ID says."""
+    """A run in trackio's local database, or where TRACKIO_SPACE_ID says.
+
+    Args:
+        output: the run directory.
+        config: the run's configuration.
+        state: the run's `id`, and up to which steps lines were `sent`.
+        first: the step after which the run continues; None: it begins.
+    """
 
     def __init__(self, output: Path, config: dict, state: dict, first: int | None):
         import trackio
@@ -117,10 +145,12 @@ class Trackio:
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Logs the numbers of a step, unless an earlier process did."""
         if not _was_sent(self._sent, step, values):
             self._run.log(values, step=step)
 
     def close(self) -> None:
+        """Ends the run."""
         self._run.finish()
 
 
@@ -132,14 +162,23 @@ SINKS: dict[str, Callable[[Path, dict, dict, int | None], Sink]] = {
 
 
 class Guarded:
-    """A sink whose failures, of a network for instance, never end a run."""
+    """A sink whose failures, of a network for instance, never end a run.
+
+    Args:
+        name: the sink's name, for a warning.
+        open_sink: makes the sink; it may fail, too.
+    """
 
     def __init__(self, name: str, open_sink: Callable[[], Sink]):
         self._name, self._sink = name, None
         self._sink = self._try(open_sink)
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Passes on a line of the metrics; null is left out."""
+        """Passes on a line of the metrics; null is left out.
+
+        Args:
+            entry: {name: number or null}, `step` among them.
+        """
         sink, values = self._sink, renamed(entry)
         if sink is not None and values:
             self._try(lambda: sink.write(int(entry["step"]), values))
@@ -163,7 +202,14 @@ class Guarded:
 
 
 def require(names: Iterable[str]) -> None:
-    """Raises InputError for sinks whose package is not installed."""
+    """Checks that the packages of sinks are installed.
+
+    Args:
+        names: as in the configuration.
+
+    Raises:
+        InputError: a package is not installed; every such one is named.
+    """
     missing = [name for name in names if name in MODULES and not _installed(name)]
     if missing:
         raise InputError(
@@ -180,8 +226,11 @@ def open_all(
 ) -> list[Guarded]:
     """The sinks of a run, to be opened before its metrics are cut back.
 
-    names: as in the configuration; "all" stands for those that are installed. first:
-    the step after which the run continues, None where it begins.
+    Args:
+        names: as in the configuration; "all" stands for those that are installed.
+        output: the run directory.
+        config: the run's configuration.
+        first: the step after which the run continues; None: it begins.
     """
     if "all" in names:
         names = [name for name in SINKS if _installed(name)]

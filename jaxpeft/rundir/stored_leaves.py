@@ -15,6 +15,15 @@ def named_leaves(state: Any) -> dict[str, Any]:
 
     Orbax is given these in place of the tree: it would join a tree's keys with dots, so
     that `a.b` and `a` over `b` become one, and it has its own ideas of named tuples.
+
+    Args:
+        state: any pytree.
+
+    Returns:
+        {path, its keys joined by slashes: leaf}.
+
+    Raises:
+        ValueError: two leaves have the same path.
     """
     paths = jax.tree_util.tree_leaves_with_path(state)
     named = {
@@ -27,7 +36,7 @@ def named_leaves(state: Any) -> dict[str, Any]:
 
 
 def layout(leaves: dict[str, Any]) -> dict[str, str]:
-    """Each leaf's dtype and shape, such as `float32[4,16]`."""
+    """The dtype and shape of each leaf, such as `float32[4,16]`, by its path."""
     return {
         name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
         for name, leaf in leaves.items()
@@ -35,7 +44,16 @@ def layout(leaves: dict[str, Any]) -> dict[str, str]:
 
 
 def compare_layout(folder: Path, stored: dict[str, str], asked: dict[str, str]) -> None:
-    """Raise InputError unless two layouts agree: Orbax would cast in silence."""
+    """Checks that two layouts agree: Orbax would cast in silence.
+
+    Args:
+        folder: the checkpoint, for the message.
+        stored: the layout in the checkpoint.
+        asked: the layout of this run's state.
+
+    Raises:
+        InputError: they differ; the first ten differences are named.
+    """
     problems = [
         f"{name}: {stored.get(name, 'absent')} in the checkpoint, "
         f"{asked.get(name, 'absent')} in this run"
@@ -55,7 +73,12 @@ def compare_layout(folder: Path, stored: dict[str, str], asked: dict[str, str]) 
 
 
 def abstract_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and sharding of a leaf to be read; without one, the first device."""
+    """The shape, dtype and sharding of a leaf to be read.
+
+    Args:
+        leaf: an array or a `jax.ShapeDtypeStruct`; one without a sharding goes to the
+            first device of this process.
+    """
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
 
 

@@ -13,7 +13,16 @@ SWEEP, SWEEP_PLOT = "sweep.json", "sweep.png"
 
 @dataclass(frozen=True)
 class PointRecord:
-    """One run of a sweep, and the loss that it ended with: NaN if it has none."""
+    """One run of a sweep, and the loss that it ended with.
+
+    Attributes:
+        name: what the sweep calls it.
+        directory: its run directory.
+        values: key of the configuration -> its value in this run.
+        loss: the loss that the sweep is judged by, in nats per token; NaN if it has
+            none.
+        row: its entry in `sweep.json`.
+    """
 
     name: str
     directory: Path
@@ -24,10 +33,14 @@ class PointRecord:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """A `sweep.json`: its axes as they were given, its points best first.
+    """A `sweep.json` as it was read.
 
-    measure: "evaluation", or "training" where no point has been evaluated. remarks:
-    what the sweep's end said of them.
+    Attributes:
+        directory: the sweep's directory.
+        axes: the axes as they were given.
+        points: the runs, best first.
+        measure: "evaluation", or "training" where no point has been evaluated.
+        remarks: what the sweep's end said of the points.
     """
 
     directory: Path
@@ -40,7 +53,11 @@ class SweepRecord:
 def read_sweep(directory: Path) -> SweepRecord:
     """The sweep in a directory; points without a loss stand last, in their order.
 
-    Raises InputError where there is no `sweep.json`, or not one of a sweep.
+    Args:
+        directory: the sweep's directory.
+
+    Raises:
+        InputError: there is no `sweep.json`, or not one of a sweep.
     """
     path = directory / SWEEP
     if not path.is_file():
