@@ -11,6 +11,8 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
+    """A part of the configuration, checked strictly and unchangeable once made."""
+
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False
     )
@@ -24,7 +26,7 @@ class ComponentSection(Section):
 
     @property
     def choice(self) -> str:
-        """The component's name."""
+        """The name of the component that the section chooses."""
         return getattr(self, self.selector)
 
     @property
@@ -34,5 +36,5 @@ class ComponentSection(Section):
 
 
 def as_tuple(value: Any) -> Any:
-    """A list, which YAML has, as a tuple, which does not change; all else as it is."""
+    """The value, and of a list the tuple of its elements, which does not change."""
     return tuple(value) if isinstance(value, list) else value

@@ -36,7 +36,7 @@ class Row(Protocol):
 
     @property
     def make(self) -> Callable[..., Any]:
-        """What makes the component."""
+        """The callable that makes the component."""
         ...
 
 
@@ -72,11 +72,18 @@ class Table(Generic[RowT]):
 
     @property
     def entries(self) -> dict[str, Callable[..., Any]]:
-        """The callables by name, without what is special about them."""
+        """The components' callables by name, without their traits."""
         return {name: row.make for name, row in self.rows.items()}
 
     def says_of(self, key: str) -> JsonDict:
-        """What a component's key says of itself; LookupError if the table is silent."""
+        """What a component's key says of itself: one of the constants of `keys`.
+
+        Args:
+            key: the key's own name, without the section.
+
+        Raises:
+            LookupError: the table says nothing of the key.
+        """
         said = self.some_say.get(key, self.all_say)
         if said is None:
             raise LookupError(f"the table says nothing of {key!r}: see config.keys")
@@ -87,13 +94,21 @@ class Table(Generic[RowT]):
         return self.aliases.get(name, name)
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        """The keyword parameters of a component, `given` ones included."""
+        """The keyword parameters of a component by name, `given` ones included.
+
+        Args:
+            name: the component's name or alias.
+        """
         signature = inspect.signature(self[name].make, eval_str=True)
         skipped = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
         return {n: p for n, p in signature.parameters.items() if p.kind not in skipped}
 
     def keys(self, name: str) -> list[str]:
-        """The configuration keys of a component; none if there is no such one."""
+        """The configuration keys of a component; none if there is no such component.
+
+        Args:
+            name: the component's name or alias.
+        """
         if self.resolve(name) not in self.rows:
             return []
         return [
@@ -132,14 +147,14 @@ def check_call(
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     problems = []
     for key, value in kwargs.items():
-        found = f"{section}.{key}: found {shown(value)}"
+        opening = f"{section}.{key}: found {shown(value)}"
         if key in table.given:
-            problems.append(f"{found}; is set by the run itself; remove it")
+            problems.append(f"{opening}; is set by the run itself; remove it")
         elif key in keys:
             fault = _fault(parameters[key].annotation, value)
-            problems += [f"{found}; {fault}"] if fault else []
+            problems += [f"{opening}; {fault}"] if fault else []
         elif not takes_any:
-            problems.append(f"{found}; is not a key of {name!r}{meant(key, keys)}")
+            problems.append(f"{opening}; is not a key of {name!r}{meant(key, keys)}")
     problems += [
         f"{section}.{key}: is missing; {name!r} needs it, {described(annotation)}"
         for key in keys
@@ -177,7 +192,7 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 
 
 def described(annotation: Any) -> str:
-    """The annotation in words: "text or a list of text"."""
+    """An annotation in words, such as "text or a list (each text)"."""
     kinds = []
     for kind in _alternatives(annotation):
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)

@@ -41,8 +41,8 @@ def load(
             only against a table.
 
     Raises:
-        InputError: everything that is wrong, at once; what is wrong with the YAML
-            itself comes alone.
+        InputError: something is wrong; all problems are told at once, but those with
+            the YAML itself, which come alone.
     """
     try:
         with open(path, "rb") as file:
@@ -70,8 +70,14 @@ def parse(
 ) -> RunConfig:
     """The configuration that a mapping of sections holds; aliases become real names.
 
+    Args:
+        mapping: section, or key at the top -> its keys, or its value.
+        name: what the mapping is called in messages, such as the file's name.
+        tables: section -> what it chooses from. The keys of a component are checked
+            only against a table.
+
     Raises:
-        InputError: everything that is wrong, at once.
+        InputError: something is wrong; all problems are told at once.
     """
     if not isinstance(mapping, Mapping):
         raise InputError(f"{name}: found {shown(mapping)}; must be a mapping")
@@ -102,10 +108,15 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def parse_section(section: str, keys: Mapping[str, Any], table: Table) -> Any:
-    """One of the sections that choose a component, from a mapping of its keys.
+    """The section that a mapping of its keys holds, of those that choose a component.
+
+    Args:
+        section: the section's name.
+        keys: its keys and their values.
+        table: what it chooses from.
 
     Raises:
-        InputError: everything that is wrong, at once.
+        InputError: something is wrong; all problems are told at once.
     """
     mapping = {section: _named(section, keys, {section: table})}
     known = _known_keys(mapping, {section: table})
@@ -120,7 +131,13 @@ def parse_section(section: str, keys: Mapping[str, Any], table: Table) -> Any:
 
 
 def build(table: Table, choice: ComponentSection, **given: Any) -> Any:
-    """What the component that a section chooses returns for its options and `given`."""
+    """The result of calling the component that a section chooses.
+
+    Args:
+        table: what the section chooses from.
+        choice: the section, whose options become arguments.
+        given: the arguments that the code supplies.
+    """
     return table[choice.choice].make(**choice.options, **given)
 
 
@@ -182,7 +199,7 @@ def _reported(
     for error in failure.errors(include_url=False):
         location = (root, *error["loc"]) if root else error["loc"]
         where = _dotted(location, mapping)
-        found = f"{where}: found {shown(error['input'])}"
+        opening = f"{where}: found {shown(error['input'])}"
         if error["type"] == "value_error":
             lines = str(error.get("ctx", {}).get("error")).splitlines()
             problems += [f"{where}.{line}" for line in lines]
@@ -193,14 +210,17 @@ def _reported(
             names = [part for part in location[:-1] if isinstance(part, str)]
             section = ".".join(names).replace("data.eval", "data.train")
             tail = meant(section, str(location[-1]), known)
-            problems.append(f"{found}; there is no such key{tail}")
+            problems.append(f"{opening}; there is no such key{tail}")
         else:
-            problems.append(f"{found}; {wanted(error)}")
+            problems.append(f"{opening}; {wanted(error)}")
     return problems
 
 
 def _dotted(location: Sequence[str | int], mapping: Any) -> str:
-    """`data.train[1].path`; without `[0]` where the file has no list in that place."""
+    """The key at a location, such as `data.train[1].path`.
+
+    It is without `[0]` where the file has no list in that place.
+    """
     text = ""
     for part in location:
         if isinstance(part, str):

@@ -210,7 +210,7 @@ class OptimizerSection(ComponentSection):
         return self.learning_rate == AUTO
 
     def at_rate(self, learning_rate: float) -> "OptimizerSection":
-        """The same with this learning rate."""
+        """The same section with another learning rate."""
         return self.model_copy(update={"learning_rate": learning_rate})
 
 
@@ -278,7 +278,7 @@ class RunConfig(Section):
     cluster: ClusterSection = Field(default_factory=ClusterSection)
 
     def at_rate(self, learning_rate: float) -> "RunConfig":
-        """The same with this learning rate."""
+        """The same configuration with another learning rate."""
         optimizer = self.optimizer.at_rate(learning_rate)
         return self.model_copy(update={"optimizer": optimizer})
 

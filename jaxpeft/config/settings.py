@@ -13,8 +13,8 @@ def says(section: str, key: str, tables: Mapping[str, Table]) -> Says:
     """What a key says of itself: one of the constants of `keys`.
 
     Args:
-        section: its section's name, "" for the keys at the top.
-        key: its own name, of the section's model or of a component in its table.
+        section: the name of the key's section, "" for the keys at the top.
+        key: the key's own name, of the section's model or of a component in its table.
         tables: section -> what it chooses from.
 
     Raises:
@@ -73,11 +73,11 @@ def program(
 
 def _settings(cfg: RunConfig, keep: Callable[[str, str, Any], bool]) -> dict[str, Any]:
     """The settings for which `keep(section, key, value)` is true."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, value in cfg.model_dump().items():
         if name in SECTIONS:
             kept = {key: own for key, own in value.items() if keep(name, key, own)}
-            found |= {name: kept} if kept else {}
+            settings |= {name: kept} if kept else {}
         elif keep("", name, value):
-            found[name] = value
-    return found
+            settings[name] = value
+    return settings

@@ -56,7 +56,11 @@ def load(text: str | bytes, name: str) -> dict[str, Any]:
 
 
 def parse_scalar(text: str, name: str = "value") -> Any:
-    """The value that `text` would have after `key:` in a file: `2e-4`, `[a, b]`, `on`.
+    """The value that a text would have after `key:` in a file.
+
+    Args:
+        text: the value as YAML, such as `2e-4`, `[a, b]` or `on`.
+        name: what the value is called in messages.
 
     Raises:
         InputError: `text` is not a YAML value; the message starts with `name`.
@@ -64,9 +68,9 @@ def parse_scalar(text: str, name: str = "value") -> Any:
     try:
         return _parse(_decoded(text, name), name)
     except InputError as error:
-        found = text if len(text) <= 60 else text[:57] + "..."
+        excerpt = text if len(text) <= 60 else text[:57] + "..."
         reason = error.problems[0].removeprefix(f"{name}:1: ")
-        raise InputError(f"{name}: found {found!r}; {reason}") from None
+        raise InputError(f"{name}: found {excerpt!r}; {reason}") from None
 
 
 def dump(mapping: dict[str, Any]) -> str:
@@ -106,7 +110,7 @@ def _parse(text: str, name: str) -> Any:
 
 
 def _explained(error: yaml.MarkedYAMLError) -> str:
-    """`line: what is wrong; the remedy` for an error of PyYAML's or of the loader's."""
+    """The message `line: what is wrong; the remedy` for an error in reading YAML."""
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
     problem = error.problem or error.context or "is not YAML"
@@ -171,9 +175,9 @@ class _Loader(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key, _ in node.value:
             if key.tag not in (_TAG + "str", _TAG + "merge"):
-                found = repr(key.value) if key.id == "scalar" else "a collection"
+                kind = repr(key.value) if key.id == "scalar" else "a collection"
                 raise _Refused(
-                    f"found {found} as a key; keys are text: put it in quotes",
+                    f"found {kind} as a key; keys are text: put it in quotes",
                     key.start_mark,
                 )
             if key.value in lines:

@@ -10,7 +10,7 @@ from jaxpeft.config.base import Count, Positive, Section, Whole, as_tuple
 
 
 def _sinks(value: Any) -> Any:
-    """As transformers reads `report_to`: one name or several, "none" for none."""
+    """The names in `report_to`, as transformers reads it: one or several, or "none"."""
     names = as_tuple([value] if isinstance(value, str) else value)
     return () if names is None or names == ("none",) else names
 

@@ -68,7 +68,7 @@ _WANTED = {
 
 
 def shown(value: Any) -> str:
-    """The value as a person would write it in YAML, cut where it is long."""
+    """The value as a person would write it in YAML, cut to 60 characters."""
     text = repr(value) if isinstance(value, str) else None
     if value is None or isinstance(value, bool):
         text = json.dumps(value)
@@ -77,7 +77,11 @@ def shown(value: Any) -> str:
 
 
 def wanted(error: ErrorDetails) -> str:
-    """What a value must be, by pydantic's account of why it is not."""
+    """The words for what a value must be, such as "must be at least 1".
+
+    Args:
+        error: pydantic's account of why the value is refused.
+    """
     kind, value = error["type"], error["input"]
     context = {k: str(v).removesuffix(".0") for k, v in error.get("ctx", {}).items()}
     # Pydantic's own words for the rarer kinds.
@@ -102,7 +106,7 @@ def _is_quoted_number(value: Any) -> bool:
 
 
 def meant(section: str, key: str, keys: Mapping[str, Iterable[str]]) -> str:
-    """A tail for the message about an unknown key: what stands for it, and where.
+    """The tail of the message about an unknown key: what stands for it, and where.
 
     Args:
         section: where the key was found; "" is the top.

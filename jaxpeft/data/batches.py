@@ -26,7 +26,18 @@ _PREFETCH = 8
 def collate(
     examples: Examples, rows: Sequence[np.ndarray], length: int, pad_id: int
 ) -> Batch:
-    """The batch with these examples (numbers) in each row; an empty row is padding."""
+    """The batch that holds the given examples in its rows.
+
+    Args:
+        examples: the data, example by example.
+        rows: for each row the numbers of its examples, in order; a row without any is
+            all padding.
+        length: tokens in a row; the examples of a row fit in it.
+        pad_id: the token that fills rows up.
+
+    Returns:
+        The batch, whose arrays are of shape (rows, length), as in the module's text.
+    """
     shape = (len(rows), length)
     tokens = np.full(shape, pad_id, np.int32)
     targets, positions, segments = (np.zeros(shape, np.int32) for _ in range(3))
@@ -80,7 +91,18 @@ class Batches:
     is dropped at an epoch's end. Unpacked rows are padded to one of `lengths`; packed
     rows always have `max_length`.
 
+    Args:
+        examples: the data, example by example.
+        batch_size: rows in a batch.
+        seed: the seed of shuffling and, with packing, of the order of the rows.
+        max_length: the most tokens that a row may have.
+        pad_id: the token that fills rows up.
+        shuffle: draw every epoch in an order of its own; else in that of the files.
+        packing: put several examples into one row.
+        length_buckets: how many row lengths may occur, without packing.
+
     Attributes:
+        batch_size: rows in a batch.
         examples: the data, example by example.
         lengths: all row lengths that occur, ascending.
         fingerprint: changes with the data or anything that orders it.
@@ -145,7 +167,14 @@ class Batches:
         return batch
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-        """Batches `start_step`, `start_step + 1`, ... made ahead in a thread."""
+        """The batches from `start_step` on, made ahead of their use in a thread.
+
+        Args:
+            start_step: the number of the first batch, counted from 0.
+
+        Yields:
+            The batches `start_step`, `start_step + 1`, ... without an end.
+        """
         import grain
 
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
@@ -159,12 +188,12 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps that see every example once (of the first epoch, if packed)."""
+        """The steps that see every example once; of the first epoch, if packed."""
         rows = self._rows.count(0) if self._rows else len(self.examples)
         return rows / self.batch_size
 
     def epoch(self, step: int) -> float:
-        """Epochs completed, in fractions, when `step` steps have been taken."""
+        """The epochs completed, in fractions, when `step` steps have been taken."""
         if self._rows is None:
             return step * self.batch_size / len(self.examples)
         return self._rows.epoch_at(step * self.batch_size)
@@ -182,9 +211,19 @@ class Batches:
 
 
 class EvalBatches:
-    """Every example once, in order; the last batch is filled up with empty rows.
+    """Evaluation batches: every example once, in order.
+
+    The last batch is filled up with empty rows.
+
+    Args:
+        examples: the data, example by example.
+        batch_size: rows in a batch, of one example each.
+        max_length: the most tokens that a row may have.
+        pad_id: the token that fills rows up.
+        length_buckets: how many row lengths may occur.
 
     Attributes:
+        batch_size: rows in a batch.
         examples: the data, example by example.
         lengths: all row lengths that occur, ascending.
         fingerprint: changes with the data or the batch size.

@@ -11,18 +11,20 @@ _MAX_CANDIDATES = 512
 def choose_lengths(
     lengths: np.ndarray, weights: np.ndarray, *, buckets: int, longest: int, limit: int
 ) -> tuple[int, ...]:
-    """At most `buckets` lengths for which rows cost the fewest padded tokens.
+    """The row lengths, at most `buckets`, that cost the fewest padded tokens.
 
-    Exact, by dynamic programming over the multiples of 32.
+    The choice is exact, by dynamic programming over the multiples of 32, or over a
+    coarser grid where contexts are very long.
 
     Args:
-        lengths: (n,) longest examples of batches that occur.
-        weights: (n,) how often each occurs.
-        longest: the longest example; the largest length holds it.
+        lengths: (n,) int, how long the longest example of a batch is, in tokens.
+        weights: (n,) float, how often each of `lengths` occurs.
+        buckets: how many lengths there may be.
+        longest: tokens in the longest example; the largest length holds it.
         limit: no length exceeds this one (max_length), a multiple of 32 or not.
 
     Returns:
-        Ascending lengths.
+        The lengths in tokens, ascending.
     """
     # Candidate j is (j + 1) * multiple. Very long contexts get a coarser grid.
     multiple = MULTIPLE * -(-longest // (MULTIPLE * _MAX_CANDIDATES)) or MULTIPLE
@@ -59,15 +61,21 @@ def batch_maxima(
     batch_size: int,
     shuffle: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How long the longest example of a batch is: (values, how often each occurs).
+    """How long the longest example of a batch is, and how often it is that long.
 
     Shuffled, the longest of B draws is at most n with probability F(n)^B, where F is
     the share of examples no longer than n. In file order, the batches themselves are
     looked at.
 
     Args:
-        lengths: per source, its examples' lengths in order.
+        lengths: per source, (examples,) the lengths of its examples in order.
         shares: per source, the part of all draws that it supplies; they sum to 1.
+        batch_size: examples in a batch.
+        shuffle: whether examples are drawn in random order.
+
+    Returns:
+        The lengths of longest examples, (n,) int, and how often each occurs, (n,)
+            float.
     """
     if not shuffle and len(lengths) == 1:
         order = np.resize(lengths[0], -(-len(lengths[0]) // batch_size) * batch_size)
@@ -75,8 +83,8 @@ def batch_maxima(
         return maxima, np.ones(len(maxima))
     values = np.unique(np.concatenate(lengths))
     below = sum(
-        share * np.searchsorted(np.sort(some), values, "right") / len(some)
-        for some, share in zip(lengths, shares)
+        share * np.searchsorted(np.sort(own), values, "right") / len(own)
+        for own, share in zip(lengths, shares)
     )
     reached = np.asarray(below) ** batch_size
     return values, np.diff(reached, prepend=0.0)

@@ -11,16 +11,28 @@ Fields = Mapping[str, str | None]
 
 
 def column_of(fields: Fields, name: str) -> str:
-    """The file's own name for the format's column `name`, where it is read."""
+    """The file's own name for a column of the format.
+
+    Args:
+        fields: the format's name for a column -> the file's.
+        name: the format's name for the column, which is one that is read.
+    """
     return fields.get(name) or name
 
 
 def value_of(record: Record, fields: Fields, name: str, *, required: bool) -> Any:
-    """The value of column `fields.get(name, name)`; None where it is absent or null.
+    """The value that a record has in one column; None where it is absent or null.
+
+    Args:
+        record: the record, column by column.
+        fields: the format's name for a column -> the file's, or None for one that is
+            not read.
+        name: the format's name for the column.
+        required: whether the record must have a value there.
 
     Raises:
-        InputError: it is required and absent or null, or absent though `fields` names
-            it.
+        InputError: the value is required and absent or null, or the column is absent
+            though `fields` names it.
     """
     if name in fields and fields[name] is None:
         if required:
@@ -42,10 +54,16 @@ def value_of(record: Record, fields: Fields, name: str, *, required: bool) -> An
 def string(
     record: Record, fields: Fields, name: str, default: str | None = None
 ) -> str:
-    """The text in a column; `default` where it is absent, or required without one.
+    """The text that a record has in one column.
+
+    Args:
+        record: the record, column by column.
+        fields: the format's name for a column -> the file's.
+        name: the format's name for the column.
+        default: the text where there is none; None: the text is required.
 
     Raises:
-        InputError: it is no text, or is required and absent.
+        InputError: the value is no text, or is required and absent.
     """
     value = value_of(record, fields, name, required=default is None)
     if value is None:
@@ -56,10 +74,16 @@ def string(
 
 
 def list_of(record: Record, fields: Fields, name: str, *, required=True) -> list[Any]:
-    """The list in a column; [] where it is absent and not required.
+    """The list that a record has in one column.
+
+    Args:
+        record: the record, column by column.
+        fields: the format's name for a column -> the file's.
+        name: the format's name for the column.
+        required: whether the record must have it; otherwise an absent list is empty.
 
     Raises:
-        InputError: it is no list, or is required and absent.
+        InputError: the value is no list, or is required and absent.
     """
     value = value_of(record, fields, name, required=required)
     if value is None:

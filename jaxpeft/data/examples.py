@@ -12,7 +12,18 @@ from jaxpeft.data.render import Example
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What one source contributed. `supervised` counts target tokens."""
+    """What one source of examples contributed.
+
+    Attributes:
+        path: the file or folder.
+        weight: its share in the mixture, relative to the other sources' weights.
+        examples: the number of examples.
+        tokens: the tokens in them, after cutting at max_length.
+        supervised: the tokens that count in the loss as targets.
+        truncated: the examples that were cut.
+        without_target: the examples with no supervised token left, of which nothing is
+            learned.
+    """
 
     path: str
     weight: float
@@ -27,12 +38,16 @@ class SourceSummary:
 class Summary:
     """A data set in numbers, for the log.
 
-    examples, tokens, supervised: after cutting at max_length.
-    truncated: examples that were cut.
-    without_target: examples with no supervised token left; nothing is learned of them.
-    lengths: the row lengths that batches have; each is compiled once.
-    rows: packed rows in the first epoch; None without packing.
-    sources: the same per source.
+    Attributes:
+        examples: the number of examples.
+        tokens: the tokens in them, after cutting at max_length.
+        supervised: the tokens that count in the loss as targets.
+        truncated: the examples that were cut.
+        without_target: the examples with no supervised token left, of which nothing is
+            learned.
+        lengths: the row lengths that batches have; each is compiled once.
+        rows: the packed rows in the first epoch; None without packing.
+        sources: the numbers of each source.
     """
 
     examples: int
@@ -47,7 +62,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples end to end: number i is `[starts[i], starts[i + 1])` of both arrays."""
+    """All examples of a data set, end to end in flat arrays.
+
+    Example i is the part `[starts[i], starts[i + 1])` of `tokens` and `supervised`.
+
+    Attributes:
+        tokens: the token ids of all examples.
+        supervised: whether a token is itself a target that counts in the loss.
+        starts: where each example begins, and where the last one ends.
+        sources: what each source contributed, in the order of the examples.
+    """
 
     tokens: Int32[np.ndarray, " total"]
     supervised: Bool[np.ndarray, " total"]
@@ -59,7 +83,7 @@ class Examples:
 
     @cached_property
     def lengths(self) -> Int64[np.ndarray, " examples"]:
-        """Tokens in each example."""
+        """The number of tokens in each example."""
         return np.diff(self.starts)
 
     @cached_property
@@ -69,7 +93,15 @@ class Examples:
         return tuple(int(n) for n in np.cumsum(counts))
 
     def question(self, index: int) -> tuple[list[int], list[int]]:
-        """Example `index` as (what comes before its last answer, that answer)."""
+        """The prompt and the answer that an example ends with.
+
+        Args:
+            index: the example's number.
+
+        Returns:
+            The token ids before its last answer, and those of that answer; the answer
+                is empty where no token is supervised.
+        """
         start, stop = self.starts[index : index + 2]
         tokens, learned = self.tokens[start:stop], self.supervised[start:stop]
         if not learned.any():
@@ -80,7 +112,12 @@ class Examples:
         return tokens[:begin].tolist(), tokens[begin:end].tolist()
 
     def summary(self, lengths: Sequence[int], rows: int | None = None) -> Summary:
-        """Totals over the sources."""
+        """The data in numbers, summed over the sources.
+
+        Args:
+            lengths: the row lengths that batches have, in tokens.
+            rows: the packed rows in the first epoch; None without packing.
+        """
         return Summary(
             examples=len(self),
             tokens=len(self.tokens),
@@ -94,8 +131,12 @@ class Examples:
 
 
 def gather(sources: Sequence[tuple[str, float, Sequence[Example]]]) -> Examples:
-    """The examples of all sources, given as (path, weight, examples), in order."""
-    examples = [example for _, _, some in sources for example in some]
+    """The examples of all sources together, one source after another.
+
+    Args:
+        sources: (path, weight, examples) of each source.
+    """
+    examples = [example for _, _, own in sources for example in own]
     sizes = [len(example.tokens) for example in examples]
     return Examples(
         tokens=np.concatenate([example.tokens for example in examples]),
@@ -105,12 +146,12 @@ def gather(sources: Sequence[tuple[str, float, Sequence[Example]]]) -> Examples:
             SourceSummary(
                 path=path,
                 weight=weight,
-                examples=len(some),
-                tokens=sum(len(e.tokens) for e in some),
-                supervised=sum(int(e.supervised.sum()) for e in some),
-                truncated=sum(e.truncated for e in some),
-                without_target=sum(not e.supervised.any() for e in some),
+                examples=len(own),
+                tokens=sum(len(e.tokens) for e in own),
+                supervised=sum(int(e.supervised.sum()) for e in own),
+                truncated=sum(e.truncated for e in own),
+                without_target=sum(not e.supervised.any() for e in own),
             )
-            for path, weight, some in sources
+            for path, weight, own in sources
         ),
     )

@@ -27,12 +27,14 @@ _MAX_PROBLEMS = 5
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a chat template renders.
+    """A conversation, as a chat template renders it.
 
-    messages: {"role": system|user|assistant|tool, "content": str, ...}. A sharegpt
-        function call is an assistant message whose content is the call's JSON, marked
-        with "function_call": True.
-    tools: JSON schemas of the functions the assistant may call.
+    Attributes:
+        messages: {"role": system|user|assistant|tool, "content": str, ...} for each
+            message. A sharegpt function call is an assistant message whose content is
+            the call's JSON, marked with "function_call": True.
+        tools: JSON schemas of the functions that the assistant may call; None: there
+            are none.
     """
 
     messages: list[Message]
@@ -44,10 +46,16 @@ def parse(
 ) -> list[Conversation | str]:
     """Each row as a conversation, or as text for format `text`; the order stays.
 
+    Args:
+        rows: the records, and where each stands.
+        format: one of `FORMATS`.
+        fields: the format's name for a column -> the file's, or None for one that is
+            not read.
+
     Raises:
-        InputError: unknown format or field, or rows that the format cannot read: a
-            column is missing, has the wrong type, roles do not alternate, ...; the
-            first few are reported together, each with its file and row.
+        InputError: the format or a field is unknown, or the format cannot read some
+            rows (a column is missing, has the wrong type, roles do not alternate,
+            ...); the first few are reported together, each with its file and row.
     """
     if format not in FORMATS:
         raise InputError(f"data format {format!r} is unknown{suggest(format, FORMATS)}")
@@ -139,7 +147,18 @@ _MAY_FOLLOW = {
 
 
 def alpaca(record: Record, fields: Fields) -> Conversation:
-    """`instruction` (+ newline + `input`) -> `output`, after `system` and `history`."""
+    """The conversation in an Alpaca record, whose last answer is `output`.
+
+    The last question is `instruction`, with `input` on a new line where there is one;
+    `system` and the pairs of `history` come before it.
+
+    Args:
+        record: the record, column by column.
+        fields: the format's name for a column -> the file's.
+
+    Raises:
+        InputError: a column is missing or mistyped.
+    """
     messages = _system(record, fields)
     for pair in list_of(record, fields, "history", required=False):
         if not (
@@ -158,7 +177,15 @@ def alpaca(record: Record, fields: Fields) -> Conversation:
 
 
 def prompt_completion(record: Record, fields: Fields) -> Conversation:
-    """`prompt` -> `completion`, after an optional `system`."""
+    """The conversation of `prompt` and `completion`, after an optional `system`.
+
+    Args:
+        record: the record, column by column.
+        fields: the format's name for a column -> the file's.
+
+    Raises:
+        InputError: a column is missing or mistyped.
+    """
     prompt = string(record, fields, "prompt")
     completion = string(record, fields, "completion")
     return _checked(_system(record, fields) + _exchange(prompt, completion))
@@ -172,10 +199,19 @@ def _exchange(prompt: str, answer: str) -> list[Message]:
 
 
 def sharegpt(record: Record, fields: Fields) -> Conversation:
-    """`conversations` of {"from", "value"}, optional `system` and `tools`.
+    """The conversation in a ShareGPT record.
 
-    gpt and function_call are the assistant's turns (both are learned); observation is
-    a tool's answer.
+    Its columns are `conversations`, a list of {"from", "value"}, and optionally
+    `system` and `tools`. gpt and function_call are the assistant's turns (both are
+    learned); observation is a tool's answer.
+
+    Args:
+        record: the record, column by column.
+        fields: the format's name for a column -> the file's.
+
+    Raises:
+        InputError: a column is missing or mistyped, a role is unknown, or roles do not
+            alternate.
     """
     messages = _system(record, fields)
     for turn in _turns(record, fields, "conversations"):
@@ -208,10 +244,19 @@ _SHAREGPT_ROLES = {
 
 
 def messages(record: Record, fields: Fields) -> Conversation:
-    """OpenAI's `messages` of {"role", "content"}, optional `tools`.
+    """The conversation in a record of OpenAI's format.
 
+    Its columns are `messages`, a list of {"role", "content"}, and optionally `tools`.
     Content may be text or a list of text parts. An assistant's message may have
     `tool_calls` in place of content, and `weight: 0` so that it is not learned.
+
+    Args:
+        record: the record, column by column.
+        fields: the format's name for a column -> the file's.
+
+    Raises:
+        InputError: a column is missing or mistyped, a role is unknown, or roles do not
+            alternate.
     """
     turns = [_openai_message(m, fields) for m in _turns(record, fields, "messages")]
     return _checked(turns, _tools(record, fields))
@@ -274,7 +319,15 @@ def _openai_call(call: Any) -> dict[str, Any]:
 
 
 def text(record: Record, fields: Fields) -> str:
-    """Plain `text` for continued pre-training."""
+    """The plain document in the column `text`, for continued pre-training.
+
+    Args:
+        record: the record, column by column.
+        fields: the format's name for a column -> the file's.
+
+    Raises:
+        InputError: the column is missing or holds no text.
+    """
     return string(record, fields, "text")
 
 

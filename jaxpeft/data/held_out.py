@@ -10,12 +10,21 @@ from jaxpeft.errors import InputError
 
 
 def divided(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
-    """(the rows to train on, those held out), each in their order.
+    """The rows to train on and the rows held out, divided by their content.
 
     Held out are the records whose hashes are the lowest, `share` of them rounded up.
     So a record is on one side whatever the seed, the order of the file or the name of
-    it, and equal ones are on the same side. Raises InputError where one side would be
-    empty.
+    it, and equal ones are on the same side.
+
+    Args:
+        rows: all records.
+        share: the part of the records to hold out, from 0 to 1.
+
+    Returns:
+        The rows to train on and the rows held out, each in their order.
+
+    Raises:
+        InputError: none would be left to train on.
     """
     hashes = [_hash(row) for row in rows]
     lowest = sorted(hashes)[: math.ceil(share * len(rows))]

@@ -12,10 +12,14 @@ _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 
 
 def parse_json(text: str, path: Path) -> list[Any]:
-    """The elements of a file that holds one JSON list.
+    """The elements of a file that holds one JSON list; none if it is blank.
+
+    Args:
+        text: what the file holds.
+        path: the file, for messages.
 
     Raises:
-        InputError: it is no JSON, no list, or escapes half a surrogate pair.
+        InputError: the text is no JSON, no list, or escapes half a surrogate pair.
     """
     refuse_lone_surrogates(text, path)
     if not text.strip():
@@ -30,7 +34,14 @@ def parse_json(text: str, path: Path) -> list[Any]:
 
 
 def parse_json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of every line that is not blank.
+    """The values of a file that holds one JSON value a line.
+
+    Args:
+        text: what the file holds.
+        path: the file, for messages.
+
+    Yields:
+        The line's number, from 1, and its value, for every line that is not blank.
 
     Raises:
         InputError: a line is no JSON, or escapes half a surrogate pair.
@@ -59,9 +70,16 @@ def _loads(text: str, path: Path, first_line: int) -> Any:
 
 
 def refuse_lone_surrogates(text: str, path: Path) -> None:
-    r"""Raise InputError at the first escape such as `\ud83d` without its other half.
+    r"""Refuse JSON text with an escape such as `\ud83d` without its other half.
 
     Python's json turns it into a string that no tokenizer can encode.
+
+    Args:
+        text: what the file holds.
+        path: the file, for messages.
+
+    Raises:
+        InputError: the text has such an escape; the message names the first one.
     """
     if "\\ud" not in text and "\\uD" not in text:
         return

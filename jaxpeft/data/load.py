@@ -24,16 +24,19 @@ def load_train(
     seed: int,
     vocab_size: int | None = None,
 ) -> Batches:
-    """The training data of `section`, read, rendered, and ready to be drawn from.
+    """The training data of a configuration, read, rendered, and ready to be drawn from.
 
     Args:
+        section: the configuration's section `data`.
+        tokenizer: the model's tokenizer, with its chat template.
         batch_size: rows in a batch, over all devices and accumulation steps.
-        seed: of shuffling.
-        vocab_size: rows of the model's embedding, which every token has to fit.
+        seed: the seed of shuffling.
+        vocab_size: rows of the model's embedding, in which every token has to have
+            one; None: that is not checked.
 
     Raises:
-        InputError: whatever is wrong with the files, records, template or tokens; the
-            problems of all sources together.
+        InputError: something is wrong with the files, records, template or tokens; the
+            problems of all sources are told together.
     """
     examples = _examples(
         "data.train",
@@ -63,9 +66,20 @@ def load_eval(
     batch_size: int,
     vocab_size: int | None = None,
 ) -> EvalBatches | None:
-    """The evaluation data of `section`, never packed; None where there is none.
+    """The evaluation data of a configuration, never packed; None where it has none.
 
-    Arguments and errors as for `load_train`. Weights have no effect here.
+    The weights of the sources have no effect here.
+
+    Args:
+        section: the configuration's section `data`.
+        tokenizer: the model's tokenizer, with its chat template.
+        batch_size: rows in a batch, over all devices.
+        vocab_size: rows of the model's embedding, in which every token has to have
+            one; None: that is not checked.
+
+    Raises:
+        InputError: something is wrong with the files, records, template or tokens; the
+            problems of all sources are told together.
     """
     if not section.evaluates:
         return None
@@ -101,11 +115,11 @@ def _examples(
     problems: list[str] = []
     for source in wanted:
         try:
-            some = _load(source, section, tokenizer, split, held_out)
+            rendered = _load(source, section, tokenizer, split, held_out)
         except InputError as error:
             problems += error.problems
         else:
-            loaded.append((source.path, source.weight, some))
+            loaded.append((source.path, source.weight, rendered))
     if problems:
         raise InputError(*dict.fromkeys(problems))
     examples = gather(loaded)
@@ -147,7 +161,7 @@ def _load(
 
 
 def _pad_id(tokenizer: "PreTrainedTokenizerBase", vocab_size: int | None) -> int:
-    """What fills rows up. Any token would do: padding is masked by position."""
+    """The token that fills rows up; any would do: padding is masked by position."""
     pad = tokenizer.pad_token_id
     if not isinstance(pad, int) or (vocab_size is not None and pad >= vocab_size):
         return 0

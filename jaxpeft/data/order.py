@@ -11,11 +11,16 @@ ENDLESS = 2**62
 
 
 class EpochOrder:
-    """Numbers first .. first + count - 1, again and again; a data source for grain.
+    """The numbers of one source's examples, again and again; a data source for grain.
 
     Shuffled, every epoch has its own permutation, derived from (seed, epoch).
     (grain's own shuffle walks a domain of 2^16 for each element, which costs
     milliseconds on small data.)
+
+    Args:
+        first: the number of the first example.
+        count: how many examples there are: `first` to `first + count - 1`.
+        seed: the seed of shuffling; None: every epoch is in order.
     """
 
     def __init__(self, first: int, count: int, seed: tuple[int, ...] | None):
@@ -30,7 +35,7 @@ class EpochOrder:
         return int(self.epoch(epoch)[at])
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """The numbers of one epoch, in order: (count,) int64."""
+        """The numbers of one epoch, in the order they are drawn: (count,) int64."""
         return self._cached(0 if self._seed is None else epoch)
 
     def _permute(self, epoch: int) -> np.ndarray:
@@ -41,11 +46,20 @@ class EpochOrder:
 
 
 class DrawOrder:
-    """Examples of all sources in the order they are drawn.
+    """The examples of all sources in the order they are drawn.
 
     Several sources are interleaved by grain so that at any point each has supplied
     its share (weight / sum of weights) of the draws; a source that runs out starts
     over. An epoch is as many draws as there are examples.
+
+    Args:
+        source_starts: the number of each source's first example, and one past the last.
+        weights: the weight of each source.
+        seed: the seed of shuffling.
+        shuffle: whether each source is drawn in an order of its own in every epoch.
+
+    Attributes:
+        dataset: the endless draws, as a dataset of grain.
     """
 
     def __init__(
@@ -73,7 +87,7 @@ class DrawOrder:
         )
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """The example numbers drawn in one epoch: (examples,) int64."""
+        """The numbers of the examples drawn in one epoch: (examples,) int64."""
         if len(self._sources) == 1:
             return self._sources[0].epoch(epoch)
         span = range(epoch * self._count, (epoch + 1) * self._count)

@@ -21,8 +21,10 @@ _KEPT_EPOCHS = 3
 class Rows(NamedTuple):
     """Which examples share a row: row r holds `members[starts[r] : starts[r + 1]]`.
 
-    members are positions in the order that was packed, each exactly once; starts has
-    one entry more than there are rows.
+    Attributes:
+        members: (examples,) int64, positions in the order that was packed, each exactly
+            once.
+        starts: (rows + 1,) int64, where each row begins, and where the last one ends.
     """
 
     members: np.ndarray
@@ -32,7 +34,7 @@ class Rows(NamedTuple):
         return len(self.starts) - 1
 
     def row(self, number: int) -> np.ndarray:
-        """The positions in row `number`."""
+        """The positions of the examples in one row."""
         return self.members[self.starts[number] : self.starts[number + 1]]
 
 
@@ -42,20 +44,22 @@ def pack(
     """Rows of at most `capacity` tokens, by best fit decreasing within each window.
 
     Args:
-        lengths: (n,) of the examples in the order they come; 0 is left out.
+        lengths: (n,) int, tokens in each example in the order they come; 0 is left
+            out.
         capacity: tokens in a row; no length exceeds it.
-        seed: rows of a window come in this random order; None keeps them in the order
-            of their first example.
+        seed: the rows of a window come in the random order of this seed; None keeps
+            them in the order of their first example.
+        window: how many examples in turn are considered together.
     """
     rng = None if seed is None else np.random.default_rng(seed)
     rows: list[list[int]] = []
     for start in range(0, len(lengths), window):
-        some = _best_fit(lengths[start : start + window], capacity, start)
+        planned = _best_fit(lengths[start : start + window], capacity, start)
         if rng is None:
-            some.sort(key=lambda row: row[0])
+            planned.sort(key=lambda row: row[0])
         else:
-            some = [some[i] for i in rng.permutation(len(some))]
-        rows += some
+            planned = [planned[i] for i in rng.permutation(len(planned))]
+        rows += planned
     sizes = [len(row) for row in rows]
     members = [member for row in rows for member in row]
     return Rows(np.array(members, np.int64), np.cumsum([0, *sizes], dtype=np.int64))
@@ -95,10 +99,17 @@ def _best_fit(lengths: np.ndarray, capacity: int, start: int) -> list[list[int]]
 
 
 class PackedRows:
-    """Row number -> the examples in it; a data source for grain.
+    """The endless sequence of packed rows; a data source for grain.
 
-    Each epoch is packed by itself, so a row's place follows from the numbers of rows
-    in all epochs before; those are kept, and the last few plans.
+    Item r is the numbers of the examples in row r. Each epoch is packed by itself, so a
+    row's place follows from the numbers of rows in all epochs before; those are kept,
+    and the last few plans.
+
+    Args:
+        examples: the data, example by example.
+        order: the order in which examples are drawn.
+        capacity: tokens in a row.
+        seed: the seed of the order of the rows; None: the order of their first example.
     """
 
     def __init__(
@@ -120,14 +131,14 @@ class PackedRows:
         return drawn[plan.row(index - self._first_rows[epoch])]
 
     def count(self, epoch: int) -> int:
-        """Rows in an epoch."""
+        """The number of rows in an epoch."""
         with self._lock:
             while len(self._first_rows) <= epoch + 1:
                 self._rows_of(len(self._first_rows) - 1)
         return self._first_rows[epoch + 1] - self._first_rows[epoch]
 
     def epoch_at(self, row: int) -> float:
-        """Epochs that the rows before `row` amount to."""
+        """The epochs, in fractions, that the rows before `row` amount to."""
         with self._lock:
             epoch = self._epoch_of(row)
         first, following = self._first_rows[epoch : epoch + 2]

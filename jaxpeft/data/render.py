@@ -25,10 +25,11 @@ T = TypeVar("T")
 class Example(NamedTuple):
     """One training example.
 
-    tokens: token ids.
-    supervised: token i is itself a target that counts in the loss. Never the first,
-        which nothing predicts.
-    truncated: it was longer and has been cut.
+    Attributes:
+        tokens: the token ids.
+        supervised: whether a token is itself a target that counts in the loss. Never
+            the first, which nothing predicts.
+        truncated: whether the example was longer and has been cut.
     """
 
     tokens: Int32[np.ndarray, " length"]
@@ -45,19 +46,28 @@ def render(
     train_on: str = "assistant",
     split: bool = False,
 ) -> list[Example]:
-    """Examples in the order of `items`.
+    """The examples that conversations or documents make, in their order.
 
     A conversation is rendered whole by the tokenizer's chat template and tokenized
     once. With `train_on: assistant` each assistant turn is supervised from right after
     the generation prompt through its end-of-turn token; what follows that is not.
     The end is known by its position, so that it also counts when it is the pad token.
     A document is the tokenizer's bos (if it adds one), the text, and eos, all
-    supervised. With `split`, documents over `max_length` become several examples
-    instead of being cut.
+    supervised.
+
+    Args:
+        items: the conversations, or the documents.
+        places: where each item stands, for messages, such as `train.jsonl:3 (row 3)`.
+        tokenizer: the model's tokenizer, with its chat template.
+        max_length: tokens in an example; what is longer is cut.
+        train_on: "assistant", or "all": every token is supervised.
+        split: whether documents over `max_length` become several examples instead of
+            being cut.
 
     Raises:
-        InputError: no fast tokenizer or no chat template; a conversation that the
-            template refuses, or in which the assistant's turns cannot be found.
+        InputError: there is no fast tokenizer or no chat template, or a conversation is
+            one that the template refuses, or in which the assistant's turns cannot be
+            found.
     """
     if not tokenizer.is_fast:
         raise InputError(
@@ -136,13 +146,13 @@ def _encode_conversations(
     if template.marks_generation:
         masks = _generation_masks(talks, template, special, encoded)
     rest = [i for i in range(len(talks)) if i not in masks]
-    found = find_turns(
+    learned = find_turns(
         template,
         [talks[i] for i in rest],
         [texts[i] for i in rest],
         [places[i] for i in rest],
     )
-    for i, turns in zip(rest, found):
+    for i, turns in zip(rest, learned):
         offsets = np.array(encoded["offset_mapping"][i], np.int64)
         mask = None if turns is None else mask_turns(tokens[i], offsets, turns, special)
         if mask is None:
@@ -157,16 +167,28 @@ def _encode_conversations(
 
 
 def special_ids(tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
-    """Ids of all tokens that can end a turn: those marked special, and eos."""
+    """The ids of all tokens that can end a turn: those marked special, and eos.
+
+    Args:
+        tokenizer: the model's tokenizer.
+
+    Returns:
+        The ids, (n,) int32, ascending.
+    """
     added = tokenizer.added_tokens_decoder  # pyright: ignore[reportAttributeAccessIssue]
     ids = {i for i, token in added.items() if token.special}
     return np.array(sorted(ids | set(tokenizer.all_special_ids)), np.int32)
 
 
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    """The special token that the chat template ends an assistant's turn with.
+    """The id of the special token that the chat template ends an answer with.
 
-    None where it writes none, and without a template that can be used.
+    Args:
+        tokenizer: the model's tokenizer, with its chat template.
+
+    Returns:
+        The id; None where the template writes no such token, and without a template
+            that can be used.
     """
     talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
     try:
@@ -183,15 +205,21 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
 def mask_turns(
     tokens: np.ndarray, offsets: np.ndarray, turns: Sequence[Turn], special: np.ndarray
 ) -> np.ndarray | None:
-    """True at the tokens of `turns`, each through its end-of-turn token.
+    """The mask of the tokens of `turns`, each through its end-of-turn token.
 
     The end of a turn is the first special token after its content, or where the
     content is not known, the last one in it; a template without any has its turn
-    supervised whole. None if a turn's end cannot be established.
+    supervised whole.
 
     Args:
-        tokens: (length,) ids.
-        offsets: (length, 2) the characters that each token covers.
+        tokens: (length,) int32, the ids of the rendered conversation.
+        offsets: (length, 2) int64, the first character that each token covers, and one
+            past the last.
+        turns: where the learned turns stand in the text.
+        special: the ids of the tokens that can end a turn.
+
+    Returns:
+        The mask, (length,) bool; None if a turn's end cannot be established.
     """
     mask = np.zeros(len(tokens), bool)
     if not len(tokens):

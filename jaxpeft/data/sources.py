@@ -21,8 +21,9 @@ _CSV_FIELD_LIMIT = 2**31 - 1
 class Row(NamedTuple):
     """One record and where it stands.
 
-    value: the columns by name, or for a txt file one document.
-    place: for messages, such as `train.jsonl:3 (row 3)`.
+    Attributes:
+        value: the columns by name, or for a txt file one document.
+        place: where it stands, for messages, such as `train.jsonl:3 (row 3)`.
     """
 
     value: dict[str, Any] | str
@@ -30,9 +31,13 @@ class Row(NamedTuple):
 
 
 def read(path: str, max_rows: int | None = None) -> list[Row]:
-    """The first `max_rows` (default: all) rows of a file, or of a directory's files.
+    """The rows of a file, or of a directory's files.
 
     A directory's files are those directly in it with a known suffix, by name.
+
+    Args:
+        path: the file or directory.
+        max_rows: read the first so many rows only; None: all.
 
     Raises:
         InputError: the path does not exist, has an unknown suffix, leads out of its

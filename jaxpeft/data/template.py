@@ -31,7 +31,16 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class ChatTemplate:
-    """Renders conversations with what the tokenizer's template can express.
+    """A tokenizer's chat template, and how conversations become text by it.
+
+    Args:
+        tokenizer: the model's tokenizer.
+
+    Attributes:
+        tokenizer: the model's tokenizer.
+        name: the tokenizer's name or folder, for messages.
+        source: the template, in Jinja.
+        marks_generation: whether the template has `{% generation %}` blocks.
 
     Raises:
         InputError: the tokenizer has no chat template.
@@ -59,6 +68,10 @@ class ChatTemplate:
 
         Before the template is run here, it has to render the first and the largest of
         them in a child process.
+
+        Args:
+            conversations: what is to be rendered.
+            places: where each conversation stands, for messages.
 
         Raises:
             InputError: the template is broken, hangs, explodes or refuses a
@@ -124,7 +137,13 @@ class ChatTemplate:
         *,
         prompt: bool = False,
     ) -> list[str]:
-        """Each conversation as one text; `prompt` adds the assistant's header.
+        """The text that the template makes of each conversation.
+
+        Args:
+            conversations: what is rendered, prepared by `prepare`.
+            places: where each conversation stands, for messages.
+            prompt: whether to add the assistant's header at the end, after which it
+                would answer.
 
         Raises:
             InputError: the template raises; with the row and its message.
@@ -156,7 +175,15 @@ class ChatTemplate:
     def encode_generation(
         self, conversations: Sequence[Conversation]
     ) -> list[tuple[list[int], list[int]]]:
-        """(token ids, 1 where the template's `{% generation %}` block wrote it)."""
+        """The tokens of each conversation, and which a generation block wrote.
+
+        Args:
+            conversations: what is rendered, by a template with `{% generation %}`.
+
+        Returns:
+            For each conversation its token ids, and for each of them 1 where such a
+                block wrote it, else 0.
+        """
         encoded = []
         for conversation in conversations:
             out: Any = self.tokenizer.apply_chat_template(
@@ -173,12 +200,12 @@ class ChatTemplate:
 
 
 def until(conversation: Conversation, turn: int) -> Conversation:
-    """The conversation before message number `turn` (from 0)."""
+    """The part of a conversation before message number `turn`, counted from 0."""
     return replace(conversation, messages=conversation.messages[:turn])
 
 
 def _faults() -> tuple[type[Exception], ...]:
-    """What a template can raise: its own errors, the sandbox's, and plain mistakes."""
+    """The errors a template can raise: its own, the sandbox's, and plain mistakes."""
     import jinja2
 
     return (jinja2.TemplateError, *FAULTS)

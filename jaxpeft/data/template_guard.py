@@ -36,8 +36,10 @@ FAULTS = (
 class Problem(NamedTuple):
     """Why a template cannot be used.
 
-    refused: the number of the conversation that it raised an error for; None when it
-        is the template itself that is at fault.
+    Attributes:
+        text: what is wrong, for a message.
+        refused: the number of the conversation that it raised an error for; None when
+            it is the template itself that is at fault.
     """
 
     text: str
@@ -51,13 +53,15 @@ def check_template(
     *,
     seconds: float = SECONDS,
 ) -> Problem | None:
-    """What is wrong with `template`; None when it renders within its limits.
+    """What is wrong with a template; None when it renders within its limits.
 
     Args:
-        template: Jinja source.
-        conversations: {"messages": [...], "tools": [...] or None}; all are rendered.
-        variables: further names the template sees (`bos_token`, ...).
-        seconds: limit of wall-clock and processor time for all of them together.
+        template: its source, in Jinja.
+        conversations: {"messages": [...], "tools": [...] or None} for each of those
+            that it has to render.
+        variables: further names that the template sees (`bos_token`, ...).
+        seconds: the limit of wall-clock and processor time for all conversations
+            together.
     """
     request = {
         "template": template,
@@ -98,7 +102,7 @@ def _ask_child(request: str, seconds: float) -> Problem | None:
 
 
 def _child() -> None:
-    """Answer the request on standard input with [problem or null, refused or null]."""
+    """Answers the request on standard input with [problem or null, refused or null]."""
     request = json.load(sys.stdin)
     _limit_resources(request["seconds"])
     import jinja2

@@ -54,6 +54,12 @@ def adapt(
 
     Unknown tools are described in the system prompt, an unknown call is the
     assistant's text (its JSON), an unknown answer is a user's turn.
+
+    Args:
+        conversation: the conversation as its format gives it.
+        knows_tools: whether the template writes the functions on offer.
+        knows_calls: whether it writes `tool_calls`.
+        knows_answers: whether it writes messages of the role `tool`.
     """
     turns: list[Message] = []
     calls: list[dict[str, Any]] = []
@@ -87,7 +93,11 @@ def _answer(message: Message, calls: list[dict[str, Any]]) -> Message:
 
 
 def parse_calls(text: str) -> list[dict[str, Any]]:
-    """The JSON of one call or of a list of calls as `tool_calls`; [] if it is none."""
+    """The function calls in a text, as `tool_calls` has them; none if it holds no call.
+
+    Args:
+        text: the JSON of one call or of a list of calls, each {"name", "arguments"}.
+    """
     try:
         calls = json.loads(text)
     except ValueError:

@@ -23,13 +23,14 @@ _MARK = re.compile("\ue000([0-9]+)\ue001")
 
 
 class Turn(NamedTuple):
-    """One assistant turn, in characters of the rendered text.
+    """Where one assistant turn stands, in characters of the rendered text.
 
-    start: right after the generation prompt.
-    content_end: where its content ends; None if the template wrote something else
-        (a tool call), so that only start and stop are known.
-    stop: where the next message begins, or the text ends.
-    is_exact: `stop` is certain; else it is only an upper bound.
+    Attributes:
+        start: where it begins, right after the generation prompt.
+        content_end: where its content ends; None if the template wrote something else
+            (a tool call), so that only start and stop are known.
+        stop: where the next message begins, or the text ends.
+        is_exact: whether `stop` is certain; else it is only an upper bound.
     """
 
     start: int
@@ -44,9 +45,22 @@ def find_turns(
     texts: Sequence[str],
     places: Sequence[str],
 ) -> list[list[Turn] | None]:
-    """The learned assistant turns of each conversation, None where not established.
+    """Where the learned assistant turns of each conversation stand in its text.
 
     Assistant messages with `weight: 0` (OpenAI's) are left out.
+
+    Args:
+        template: the chat template.
+        conversations: the conversations, prepared by `ChatTemplate.prepare`.
+        texts: what the template makes of each.
+        places: where each conversation stands, for messages.
+
+    Returns:
+        For each conversation its turns in order, or None where they cannot be
+            established.
+
+    Raises:
+        InputError: the template refuses the beginning of a conversation.
     """
     wanted = [(c, i) for c, v in enumerate(conversations) for i in _assistants(v)]
     heads = template.render(
@@ -61,7 +75,7 @@ def find_turns(
     )
     head_of, whole_of = dict(zip(wanted, heads)), dict(zip(inner, wholes))
 
-    found = []
+    turns_of_each = []
     for c, conversation in enumerate(conversations):
         learned = _assistants(conversation)
         turns = by_prefix(
@@ -72,8 +86,8 @@ def find_turns(
         )
         if turns is None:
             turns = by_placeholders(template, conversation, texts[c], places[c])
-        found.append(turns)
-    return found
+        turns_of_each.append(turns)
+    return turns_of_each
 
 
 def _assistants(conversation: Conversation) -> list[int]:
@@ -87,7 +101,17 @@ def _assistants(conversation: Conversation) -> list[int]:
 def by_prefix(
     messages: Sequence[Message], text: str, heads: Sequence[str], wholes: Sequence[str]
 ) -> list[Turn] | None:
-    """Turns from what was rendered up to each (`heads`) and including it (`wholes`)."""
+    """The learned turns, found by rendering the conversation up to each of them.
+
+    Args:
+        messages: the conversation's messages.
+        text: what the template makes of all of them.
+        heads: for each learned turn, the text up to it with the generation prompt.
+        wholes: for each learned turn, the text up to it and including it.
+
+    Returns:
+        The learned turns in order; None where the texts do not establish them.
+    """
     learned = [m for m in messages if m["role"] == "assistant" and m.get("weight", 1)]
     if not all(map(text.startswith, heads)):
         return None
@@ -107,24 +131,37 @@ def by_prefix(
 def _variants(content: str) -> list[str]:
     """The content as templates write it: whole, trimmed, without its thoughts."""
     answer = content.rpartition("</think>")[2]
-    forms = (content, content.strip(), answer, answer.strip(), answer.lstrip("\n"))
-    return sorted(set(forms), key=len, reverse=True)
+    written = (content, content.strip(), answer, answer.strip(), answer.lstrip("\n"))
+    return sorted(set(written), key=len, reverse=True)
 
 
 def _find_content(message: Message, text: str, start: int, stop: int) -> int | None:
     if message.get("tool_calls"):
         return None
-    for form in _variants(message["content"]):
-        at = text.find(form, start, stop)
+    for variant in _variants(message["content"]):
+        at = text.find(variant, start, stop)
         if at >= 0:
-            return at + len(form)
+            return at + len(variant)
     return None
 
 
 def by_placeholders(
     template: ChatTemplate, conversation: Conversation, text: str, place: str
 ) -> list[Turn] | None:
-    """Turns from the template's own text between the contents."""
+    """The learned turns, found by the template's own text between the contents.
+
+    Args:
+        template: the chat template.
+        conversation: the conversation, prepared by `ChatTemplate.prepare`.
+        text: what the template makes of it.
+        place: where the conversation stands, for messages.
+
+    Returns:
+        The learned turns in order; None where the texts do not establish them.
+
+    Raises:
+        InputError: the template refuses the conversation with placeholders in it.
+    """
     marked = [
         _with_text(message, f"\ue000{i}\ue001")
         for i, message in enumerate(conversation.messages)
@@ -181,13 +218,13 @@ def _align(
         return None
     position, spans = len(gaps[0]), []
     for content, gap in zip(contents, gaps[1:]):
-        for form in _variants(content):
-            if text.startswith(form + gap, position):
+        for variant in _variants(content):
+            if text.startswith(variant + gap, position):
                 break
         else:
             return None
-        spans.append((position, position + len(form)))
-        position += len(form) + len(gap)
+        spans.append((position, position + len(variant)))
+        position += len(variant) + len(gap)
     return spans if position == len(text) else None
 
 

@@ -36,7 +36,16 @@ __all__ = [
 
 
 def shapes(kind: str, shape: tuple[int, ...], dtype: str) -> Any:
-    """The node that a kernel (*layers, d_in, d_out) becomes, of shapes alone."""
+    """The node that a kernel becomes when it is quantized, of shapes alone.
+
+    Args:
+        kind: one of `KERNELS`.
+        shape: the kernel's shape, (*layers, d_in, d_out).
+        dtype: the kernel's dtype.
+
+    Returns:
+        The node, with a `jax.ShapeDtypeStruct` in the place of each array.
+    """
 
     def make(matrix: Array) -> Any:
         return KERNELS[kind](matrix, dtype)

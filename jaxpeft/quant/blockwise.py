@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jaxtyping import Float
 
 from jaxpeft.errors import InputError
 from jaxpeft.quant import codebooks
@@ -27,9 +28,15 @@ class Blockwise:
     it does not, they are (stacked axes..., ceil(n / block_size)), and the last block
     may be short.
 
-    codes: uint8, of 8 bits in the tensor's shape, of 4 bits two a byte, the even one in
-    the high half: the last axis of the blocks' layout is half as long. signed: whether
-    negative numbers have codes. dtype: the tensor's, what `dequantize` returns.
+    Attributes:
+        codes: uint8, of 8 bits in the tensor's shape, of 4 bits two a byte, the even
+            one in the high half: the last axis of the blocks' layout (see `layout`) is
+            half as long.
+        scales: float32, the largest magnitude of each block.
+        signed: whether negative numbers have codes.
+        block_size: elements in a block.
+        bits: bits in a code, 8 or 4.
+        dtype: the tensor's dtype, in which `dequantize` returns it.
     """
 
     codes: Array
@@ -44,7 +51,7 @@ class Blockwise:
         return dequantize(self)[0]
 
     def _codes(self) -> Array:
-        """A code an element, a block a row, the last one filled up with zeros."""
+        """The codes of all elements, a block a row, the last one filled with zeros."""
         lead, width = self.scales.shape[:-1], self.block_size * self.bits // 8
         codes = self.codes.reshape(*lead, -1)
         short = self.scales.shape[-1] * width - codes.shape[-1]
@@ -65,17 +72,29 @@ class Blockwise:
 
 
 def dequantize(*tensors: Blockwise) -> list[Array]:
-    """What `Blockwise.dequantize` gives for each tensor; all have as many codes."""
+    """The tensors that blockwise ones stand for, looked up together.
+
+    Args:
+        tensors: the blockwise tensors, all of as many codes.
+
+    Returns:
+        What `Blockwise.dequantize` gives for each.
+    """
     codes = [x._codes() for x in tensors]
     values = codebooks.decode_all(codes, [(x.signed, x.bits) for x in tensors])
     return [x._tensor(own) for x, own in zip(tensors, values)]
 
 
 def layout(shape: Sequence[int], block_size: int, stacked: int = 0) -> tuple[int, ...]:
-    """The shape of a tensor whose last axis falls into blocks.
+    """The shape in which the last axis of a tensor falls into blocks.
 
-    Its own where the block size divides the last axis, else flat: the `stacked` leading
-    axes, whose tensors have blocks of their own, and one axis for the rest.
+    It is the tensor's own where the block size divides the last axis, else flat: the
+    `stacked` leading axes and one axis for the rest.
+
+    Args:
+        shape: the tensor's shape.
+        block_size: elements in a block.
+        stacked: how many leading axes stack tensors that have blocks of their own.
     """
     if len(shape) > stacked and shape[-1] % block_size == 0:
         return tuple(shape)
@@ -90,7 +109,15 @@ def zeros(
     stacked: int = 0,
     bits: int = 8,
 ) -> Blockwise:
-    """A tensor of zeros."""
+    """A blockwise tensor of float32 zeros.
+
+    Args:
+        shape: the tensor's shape.
+        signed: whether negative numbers have codes.
+        block_size: elements in a block.
+        stacked: how many leading axes stack tensors that have blocks of their own.
+        bits: bits in a code, 8 or 4.
+    """
     *lead, n = layout(shape, block_size, stacked)
     codes = shape if bits == 8 else (*lead, n * bits // 8)
     scales = (*lead, -(-n // block_size))
@@ -100,12 +127,23 @@ def zeros(
 
 
 def quantize(
-    x: Array, *, signed: bool, block_size: int = 256, stacked: int = 0, bits: int = 8
+    x: Float[Array, "*shape"],
+    *,
+    signed: bool,
+    block_size: int = 256,
+    stacked: int = 0,
+    bits: int = 8,
 ) -> Blockwise:
-    """`x` with every element as the nearest value of its block.
+    """The blockwise tensor with every element of `x` as the nearest value of its block.
 
-    Of two equally near values it gets the lower, see `codebooks.encode`. The numbers of
-    an unsigned tensor must not be negative, and none may be other than finite.
+    Of two equally near values an element gets the lower, see `codebooks.encode`.
+
+    Args:
+        x: the tensor, of finite numbers, which must not be negative if not `signed`.
+        signed: whether negative numbers have codes.
+        block_size: elements in a block.
+        stacked: how many leading axes stack tensors that have blocks of their own.
+        bits: bits in a code, 8 or 4.
     """
     own = layout(x.shape, block_size, stacked)
     flat = x.astype(jnp.float32).reshape(own)
@@ -124,7 +162,16 @@ def quantize(
 
 
 def check(block_size: Any, min_quantized_size: Any, bits: int = 8) -> None:
-    """Raises InputError for a block size or a least size that makes no sense."""
+    """Refuses settings of an optimizer's quantized state that make no sense.
+
+    Args:
+        block_size: what the configuration says of elements in a block.
+        min_quantized_size: what it says of the least elements of a quantized tensor.
+        bits: bits in a code, 8 or 4.
+
+    Raises:
+        InputError: one of the sizes is no whole number in its range.
+    """
     problems = []
     odd = bits == 4 and isinstance(block_size, int) and block_size % 2
     if not isinstance(block_size, int) or block_size < 2 or odd:

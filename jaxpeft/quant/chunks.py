@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Float32
 
 from jaxpeft.quant.blockwise import Blockwise, layout
 
@@ -24,9 +25,15 @@ Body = Callable[[list[Array], Callable[[], list[Array]]], list[Array]]
 class Parts(NamedTuple):
     """How the blocks of a tensor are gone through.
 
-    Each axis i of blocks is (outer[i], inner[i]), the outer part kept whole: arrays
-    sharded over it are sliced without moving data. The inner parts of the axes before
-    `axis` are taken one by one, that of `axis` `count` at a time, the others whole.
+    Each axis i of blocks is split into (outer[i], inner[i]), the outer part kept whole:
+    arrays sharded over it are sliced without moving data.
+
+    Attributes:
+        outer: for each axis, the length of the part that is kept whole.
+        inner: for each axis, the length of the part that is gone through.
+        axis: the axis that is cut: the inner parts of the axes before it are taken one
+            by one, those of the axes after it whole.
+        count: how many of the inner part of `axis` are taken at a time.
     """
 
     outer: tuple[int, ...]
@@ -37,20 +44,29 @@ class Parts(NamedTuple):
 
 def in_chunks(
     step: Step,
-    g: Array,
+    g: Float[Array, "*shape"],
     state: Any,
-    p: Array,
-    running: Array,
+    p: Float[Array, "*shape"],
+    running: Bool[Array, ""],
     *,
     stacked: int = 0,
-) -> tuple[Array, Any]:
-    """(change, new state) of step(g, state, p), blocks of them at a time.
+) -> tuple[Float32[Array, "*shape"], Any]:
+    """The change and the new state of `step(g, state, p)`, some blocks at a time.
 
-    g, p: a tensor's gradient and itself, of any float dtype; the step is given parts
-    of both in float32, a block a row. state: a pytree with `Blockwise` nodes, all of
-    the same block size. running: true, but such that the compiler cannot know, as that
-    the number of the step is positive. The change is float32 and takes over the buffer
-    of a gradient of that dtype; the codes and scales are written in place.
+    Args:
+        step: from parts of `g`, `state` and `p` to the change and the new state of
+            that part. It is given parts of `g` and `p` in float32, a block a row.
+        g: a tensor's gradient.
+        state: a pytree with `Blockwise` nodes, all of the same block size; their codes
+            and scales are written in place.
+        p: the tensor itself.
+        running: true, but such that the compiler cannot know, as that the number of
+            the step is positive.
+        stacked: how many leading axes stack tensors that have blocks of their own.
+
+    Returns:
+        The change, which takes over the buffer of a float32 gradient, and the new
+            state.
     """
     nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Blockwise))
     size = nodes[0].block_size
@@ -105,10 +121,15 @@ def in_chunks(
 
 
 def plan(blocks: Sequence[int], block_size: int, whole: bool, devices: int) -> Parts:
-    """How to go through a tensor of so many blocks along each axis.
+    """The parts in which to go through a tensor of blocks.
 
     An axis is sharded over a number of devices that divides both its length and theirs.
-    whole: whether the tensor ends with a whole block.
+
+    Args:
+        blocks: the number of blocks along each axis.
+        block_size: elements in a block.
+        whole: whether the tensor ends with a whole block.
+        devices: the number of devices.
     """
     outer = [math.gcd(n, devices) for n in blocks]
     if not whole:

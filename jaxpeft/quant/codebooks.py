@@ -23,20 +23,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float32, UInt8
 
 
-def values(signed: bool, bits: int = 8) -> np.ndarray:
-    """The 2**bits numbers of a code book in the order of their codes, float32."""
+def values(signed: bool, bits: int = 8) -> Float32[np.ndarray, " codes"]:
+    """The 2**bits numbers of a code book in the order of their codes, float32.
+
+    Args:
+        signed: whether negative numbers have codes.
+        bits: bits in a code, 8 or 4.
+    """
     if bits == 4 and not signed:
         return np.arange(1, 17, dtype=np.float32) / 16
     return _dynamic_map(signed, bits - 1)
 
 
-def encode(x: Array, signed: bool, bits: int = 8, tables: bool | None = None) -> Array:
-    """The codes, uint8, of the values nearest to float32 `x` of [-1, 1] or [0, 1].
+def encode(
+    x: Float32[Array, "*shape"],
+    signed: bool,
+    bits: int = 8,
+    tables: bool | None = None,
+) -> UInt8[Array, "*shape"]:
+    """The codes of the values nearest to the elements of `x`.
 
-    tables: exact, the lower one of two values equally near, or else arithmetic, either
-    one where rounding decides; None: as the backend has it faster.
+    Args:
+        x: numbers of [-1, 1], or of [0, 1] if not `signed`.
+        signed: whether negative numbers have codes.
+        bits: bits in a code, 8 or 4.
+        tables: true: by lookup, which is exact and gives the lower one of two values
+            equally near; false: by arithmetic, which gives either one where rounding
+            decides; None: the one that is faster on the backend.
     """
     if not _by_tables(tables):
         return _encode(x, signed, bits).astype(jnp.uint8)
@@ -49,11 +65,20 @@ def encode(x: Array, signed: bool, bits: int = 8, tables: bool | None = None) ->
 
 
 def decode(
-    codes: Array, signed: bool, bits: int = 8, tables: bool | None = None
-) -> Array:
-    """The values, float32, of uint8 codes.
+    codes: UInt8[Array, "*shape"],
+    signed: bool,
+    bits: int = 8,
+    tables: bool | None = None,
+) -> Float32[Array, "*shape"]:
+    """The values that codes stand for.
 
-    tables: see `encode`; by arithmetic they are within 6e-7 of themselves.
+    Args:
+        codes: the codes.
+        signed: whether negative numbers have codes.
+        bits: bits in a code, 8 or 4.
+        tables: true: by lookup, which is exact; false: by arithmetic, which gives
+            values within 6e-7 of the exact ones; None: the one that is faster on the
+            backend.
     """
     if not _by_tables(tables):
         return _decode(codes, signed, bits)
@@ -61,11 +86,18 @@ def decode(
 
 
 def decode_all(
-    codes: Sequence[Array], books: Sequence[tuple[bool, int]]
-) -> list[Array]:
-    """What `decode` gives for each array, (signed, bits) in turn; all have one shape.
+    codes: Sequence[UInt8[Array, "*shape"]], books: Sequence[tuple[bool, int]]
+) -> list[Float32[Array, "*shape"]]:
+    """The values of several arrays of codes.
 
     XLA for CPUs gives a lookup to one core unless it is long: there it is one for all.
+
+    Args:
+        codes: the codes, all of one shape.
+        books: (signed, bits) of each array's code book.
+
+    Returns:
+        What `decode` gives for each array.
     """
     if len(codes) == 1 or jax.default_backend() != "cpu":
         return [decode(q, *book) for q, book in zip(codes, books)]
@@ -115,7 +147,7 @@ def _by_tables(wanted: bool | None) -> bool:
 
 
 def _encode(x: Array, signed: bool, bits: int) -> Array:
-    """The codes, int32, but for what a rounding makes of numbers in the middle."""
+    """The codes by arithmetic, int32, exact but where a number is near a middle."""
     if bits == 4 and not signed:
         return jnp.clip(jnp.floor(x * 16 - 0.5), 0, 15).astype(jnp.int32)
     decades = bits - 1

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jaxtyping import Float, Float32
 
 from jaxpeft.kernel import Axes
 
@@ -21,8 +22,10 @@ _STEP = np.float32(1 / 127)
 class Int8:
     """A kernel (*layers, d_in, d_out) in 8 bits a weight.
 
-    codes: of its shape, int8. largest: (*layers, d_out) float32, the largest magnitude
-    of a column. dtype: that of the weights before.
+    Attributes:
+        codes: (*layers, d_in, d_out) int8.
+        largest: (*layers, d_out) float32, the largest magnitude of each column.
+        dtype: the dtype of the weights before they were quantized.
     """
 
     codes: Array
@@ -31,24 +34,35 @@ class Int8:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the matrix: (*layers, d_in, d_out)."""
+        """The shape of the matrix, (*layers, d_in, d_out)."""
         return self.codes.shape
 
     def __rmatmul__(self, x: Array) -> Array:
         return _product(x, self)
 
-    def dense(self) -> Array:
+    def dense(self) -> Float32[Array, "*layers d_in d_out"]:
         """The matrix in float32."""
         return self.codes.astype(jnp.float32) * self.largest[..., None, :] * _STEP
 
     def axes(self, base: Axes) -> "Int8":
-        """The codes are split as the matrix is, the scales as its columns."""
+        """The logical axes of the arrays, in this structure.
+
+        The codes are split as the matrix is, the scales as its columns.
+
+        Args:
+            base: the logical axes of the matrix.
+        """
         *layers, _, d_out = base
         return dataclasses.replace(self, codes=tuple(base), largest=(*layers, d_out))
 
 
-def int8(matrix: Array, dtype: str) -> Int8:
-    """A (d_in, d_out) matrix in 8 bits; dtype: what it is instead of."""
+def int8(matrix: Float[Array, "d_in d_out"], dtype: str) -> Int8:
+    """The matrix in 8 bits a weight.
+
+    Args:
+        matrix: the matrix.
+        dtype: the dtype that the matrix has where it is not quantized.
+    """
     codes, largest = _quantize(matrix)
     return Int8(codes, largest, dtype)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jaxtyping import Float, Float32
 
 from jaxpeft.errors import InputError
 from jaxpeft.kernel import Axes
@@ -48,12 +49,17 @@ _BOUNDS = (VALUES[:-1] + VALUES[1:]) / np.float32(2)
 class NF4:
     """A kernel (*layers, d_in, d_out) in 4.13 bits a weight, or 4.5.
 
-    codes: (*layers, d_out, d_in / 2) uint8, two weights a byte, the even one in the
-    high half. scales: (*layers, d_out, d_in / 64) uint8, codes of the blocks' largest
-    magnitudes. scales_max: (*layers, n) float32, the largest magnitude of each 256 of
-    those, less `offset`, (*layers,) float32, their mean. Without double quantization
-    `scales` are those magnitudes in float32, and these two are None. dtype: that of
-    the weights before, and of the products' operand.
+    Attributes:
+        codes: (*layers, d_out, d_in / 2) uint8, two weights a byte, the even one in the
+            high half.
+        scales: (*layers, d_out, d_in / 64) uint8, codes of the blocks' largest
+            magnitudes; without double quantization float32, those magnitudes.
+        scales_max: (*layers, n) float32, the largest magnitude of each 256 of the
+            blocks' largest magnitudes, less `offset`; None without double quantization.
+        offset: (*layers,) float32, the mean of the blocks' largest magnitudes; None
+            without double quantization.
+        dtype: the dtype of the weights before they were quantized, and of the products'
+            operand.
     """
 
     codes: Array
@@ -64,19 +70,25 @@ class NF4:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the matrix: (*layers, d_in, d_out)."""
+        """The shape of the matrix, (*layers, d_in, d_out)."""
         *layers, d_out, half = self.codes.shape
         return (*layers, 2 * half, d_out)
 
     def __rmatmul__(self, x: Array) -> Array:
         return _product(x, self)
 
-    def dense(self) -> Array:
+    def dense(self) -> Float32[Array, "*layers d_in d_out"]:
         """The matrix that products are formed with, in float32."""
         return jnp.swapaxes(self._rows(), -1, -2).astype(jnp.float32)
 
     def axes(self, base: Axes) -> "NF4":
-        """Codes and scales are split as the matrix is; the few numbers are whole."""
+        """The logical axes of the arrays, in this structure.
+
+        Codes and scales are split as the matrix is; the few numbers are whole.
+
+        Args:
+            base: the logical axes of the matrix.
+        """
         *layers, d_in, d_out = base
         double = self.offset is not None
         return dataclasses.replace(
@@ -108,19 +120,32 @@ class NF4:
         return flat.reshape(self.scales.shape)
 
 
-def nf4(matrix: Array, dtype: str) -> NF4:
-    """A (d_in, d_out) matrix in 4 bits; dtype: what products are to be formed in.
+def nf4(matrix: Float[Array, "d_in d_out"], dtype: str) -> NF4:
+    """The matrix in 4 bits a weight, with double quantization.
 
-    Raises InputError where blocks of 64 do not divide d_in.
+    Args:
+        matrix: the matrix.
+        dtype: the dtype that products are to be formed in.
+
+    Raises:
+        InputError: d_in is no multiple of 64, the length of a block.
     """
     codes, largest = _quantize(_blocks(matrix))
     return NF4(codes, *_quantize_scales(largest), dtype=dtype)
 
 
-def nf4_single(matrix: Array, dtype: str) -> NF4:
-    """`nf4` without double quantization: the scales stay in float32.
+def nf4_single(matrix: Float[Array, "d_in d_out"], dtype: str) -> NF4:
+    """The matrix in 4 bits a weight, without double quantization.
 
-    What bitsandbytes makes where `bnb_4bit_use_double_quant` is false, its default.
+    The scales stay in float32, as bitsandbytes leaves them where
+    `bnb_4bit_use_double_quant` is false, its default.
+
+    Args:
+        matrix: the matrix.
+        dtype: the dtype that products are to be formed in.
+
+    Raises:
+        InputError: d_in is no multiple of 64, the length of a block.
     """
     return NF4(*_quantize(_blocks(matrix)), dtype=dtype)
 
@@ -157,7 +182,7 @@ def _quantize(blocks: Array) -> tuple[Array, Array]:
 
 @jax.jit
 def _quantize_scales(largest: Array) -> tuple[Array, Array, Array]:
-    """The fields `scales`, `scales_max` and `offset`."""
+    """The fields `scales`, `scales_max` and `offset` of an `NF4`."""
     offset = jnp.mean(largest)
     flat = (largest - offset).reshape(-1)
     count = -(-flat.size // SCALES_BLOCK)
