@@ -30,12 +30,17 @@ from jaxpeft.models.spec import ModelConfig
 
 @dataclass(frozen=True)
 class Form:
-    """How the nodes of one kind are laid out.
+    """How the nodes of one kind are laid out in a folder.
 
-    suffixes: {field: the tensor's name after the module's}. settings: what the config
-    says of its own, of {module: node} and the names of all modules. build: (base,
-    {field: stack}, scale, module, config, {key: tensor of no module}) -> node. shared:
-    the tensors of no module, by their keys, of {module: node}.
+    Attributes:
+        peft_type: The kind's name in the config.
+        suffixes: {field of the node: the tensor's name after the module's}.
+        settings: What the config says of this kind alone, of {module: node} and the
+            names of all modules.
+        build: (base, {field: stack}, scale, module, config, {key: tensor of no module})
+            -> node.
+        shared: The tensors of no module, by their keys, of {module: node}.
+        shared_keys: The keys of those tensors.
     """
 
     peft_type: str
@@ -187,8 +192,15 @@ def save(
 ) -> None:
     """Writes the adapters of `params`, and reads them back to compare.
 
-    Raises InputError where the folder is unwritable, NumericsError where a weight is
-    not finite.
+    Args:
+        params: The params mapping with adapters of one kind in `FORMS`.
+        directory: The folder to write.
+        cfg: The model's configuration.
+        base: The model's folder or hub id, noted in the config.
+
+    Raises:
+        InputError: Where the folder is unwritable.
+        NumericsError: Where a weight is not finite.
     """
     kind = kind_of(params)
     assert kind is not None
@@ -241,8 +253,14 @@ def load(
 ) -> dict[str, Any]:
     """The params with the adapter of a folder in its places, float32.
 
-    content: its config. Raises InputError where file, config and base do not belong
-    together.
+    Args:
+        params: The params mapping of the base.
+        directory: The adapter's folder.
+        cfg: The model's configuration.
+        content: What the folder's config holds, of a kind in `TYPES`.
+
+    Raises:
+        InputError: Where file, config and base do not belong together.
     """
     kind = TYPES[content["peft_type"]]
     form, modules = FORMS[kind], linear_modules(cfg)
@@ -310,10 +328,10 @@ def _node(
     if "gain" in whole and _is_feedforward(names[0], content):
         wanted = d_in
     width = next(whole[f] for f in ("gain", "up_bias", "lambda_b") if f in whole)
-    found = width.shape[-1]
-    if found != wanted:
+    size = width.shape[-1]
+    if size != wanted:
         raise InputError(
-            f"{file.path}: {names[0]!r} is {found} wide, and this base needs {wanted}: "
+            f"{file.path}: {names[0]!r} is {size} wide, and this base needs {wanted}: "
             "the adapter was made for another one; set model.path to that"
         )
     stacks = {field: jnp.asarray(values) for field, values in whole.items()}
@@ -323,10 +341,10 @@ def _node(
 
 def _tensor(file: SafetensorsFile, key: str) -> np.ndarray:
     """A tensor as float32. Raises InputError where it is no finite float."""
-    found = file.tensors[key]
-    if found.dtype not in FLOATS:
+    entry = file.tensors[key]
+    if entry.dtype not in FLOATS:
         raise InputError(
-            f"{file.path}: {key!r} has dtype {found.dtype}; handled are "
+            f"{file.path}: {key!r} has dtype {entry.dtype}; handled are "
             + ", ".join(FLOATS)
         )
     values = file.view(key)
