@@ -43,11 +43,19 @@ def save(
 ) -> None:
     """Writes {path: adapter} as a folder of PEFT's.
 
-    modules: the paths of all modules that could have one. What began as a part of the
-    base (PiSSA, OLoRA) becomes a plain LoRA of twice the rank. The files are read back
-    and every value compared before they replace older ones. Raises InputError where
-    there is no adapter or the folder is unwritable, NumericsError where a weight is
-    not finite.
+    What began as a part of the base (PiSSA, OLoRA) becomes a plain LoRA of twice the
+    rank. The files are read back and every value compared before they replace older
+    ones.
+
+    Args:
+        nodes: {dotted path of the module: adapter}.
+        forms: {path: how the module's weight is a matrix}, of those modules at least.
+        modules: The paths of all modules that could have an adapter.
+        directory: The folder to write.
+
+    Raises:
+        InputError: Where there is no adapter or the folder is unwritable.
+        NumericsError: Where a weight is not finite.
     """
     if not nodes:
         raise InputError("the model holds no adapter; put one in with inject")
@@ -77,10 +85,16 @@ def save(
 def load(
     forms: Mapping[str, Form], shapes: Mapping[str, tuple], directory: str | Path
 ) -> dict[str, LoRA]:
-    """{path: adapter} of a folder, their `base` None.
+    """The adapters of a folder, {path: adapter}, their `base` None.
 
-    forms, shapes: of the weights of every module that can be adapted. Raises
-    InputError where file, config and model do not belong together.
+    Args:
+        forms: {dotted path: how the module's weight is a matrix} of every module that
+            can be adapted.
+        shapes: {path: the weight's shape}, axes of stacked layers included.
+        directory: The adapter's folder.
+
+    Raises:
+        InputError: Where file, config and model do not belong together.
     """
     directory = Path(directory)
     config = adapter_config.read(directory)
@@ -114,8 +128,11 @@ def load(
 
 
 def _targets(chosen: list[str], modules: Collection[str]) -> list[str] | str:
-    """What selects exactly `chosen`: their names, or an expression where an entry of
-    a list would also mean the end of another name."""
+    """What selects exactly `chosen`, among the paths of all modules.
+
+    It is their names, or an expression where an entry of a list would also mean the end
+    of another name.
+    """
     others = set(modules) - set(chosen)
     if any(other.endswith(f".{name}") for other in others for name in chosen):
         return "|".join(map(re.escape, chosen))
@@ -186,7 +203,7 @@ def _shapes(nodes: Mapping[str, LoRA], forms: Mapping[str, Form]) -> dict[str, t
 
 
 def _stored(form: Form, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(*lead, d_in, r) and (*lead, r, d_out) as torch has them."""
+    """A and B as torch has them, of (*lead, d_in, r) and (*lead, r, d_out)."""
     a, b = np.swapaxes(a, -1, -2), np.swapaxes(b, -1, -2)
     if isinstance(form, Convolution):
         *window, width, _ = form.shape

@@ -20,9 +20,12 @@ Twin = Callable[[Array, Array], Array]
 class Contraction:
     """A sum over some axes of the input: Linear, LinearGeneral, Dense, Einsum.
 
-    equation: an einsum of input and weight; the input may have an ellipsis. Its labels
-    say which axes of the weight are inputs, outputs, or (in all three) a batch of
-    matrices. shape: the weight's, without axes of stacked layers before it.
+    Attributes:
+        equation: An einsum of input and weight; the input may have an ellipsis. Its
+            labels say which axes of the weight are inputs, outputs, or (in all three) a
+            batch of matrices.
+        shape: The weight's shape, without axes of stacked layers before it.
+        weight: The name of the module's weight.
     """
 
     equation: str
@@ -30,7 +33,14 @@ class Contraction:
     weight = "kernel"
 
     def matrix(self, tensor: Array) -> Array:
-        """The weight as (*layers, *batch, d_in, d_out)."""
+        """The weight as a matrix or batch of matrices.
+
+        Args:
+            tensor: The weight, (*layers, *shape).
+
+        Returns:
+            An array (*layers, *batch, d_in, d_out) of the same dtype.
+        """
         batch, inputs, outputs = self._axes()
         layers = tensor.ndim - len(self.shape)
         order = [layers + axis for axis in (*batch, *inputs, *outputs)]
@@ -38,7 +48,7 @@ class Contraction:
         return tensor.reshape(*tensor.shape[:layers], *self.matrix_shape())
 
     def tensor(self, matrix: Array) -> Array:
-        """Undoes `matrix`."""
+        """The weight, (*layers, *shape), of a matrix that `matrix` gave."""
         batch, inputs, outputs = self._axes()
         order = (*batch, *inputs, *outputs)
         layers = matrix.ndim - len(self.matrix_shape())
@@ -48,15 +58,22 @@ class Contraction:
         return jnp.transpose(tensor, (*range(layers), *back))
 
     def matrix_shape(self) -> tuple[int, ...]:
-        """(*batch, d_in, d_out)."""
+        """The shape of the matrix without layers, (*batch, d_in, d_out)."""
         batch, *others = self._axes()
         sizes = [math.prod(self.shape[axis] for axis in axes) for axes in others]
         return (*(self.shape[axis] for axis in batch), *sizes)
 
     def product(self, node: Any, x: Array, method: Callable[..., Array]) -> Array:
-        """What `method(node, rows)` gives, arranged as the module's output.
+        """The result of a method of an adapter, arranged as the module's output.
 
-        rows: (..., d_in), one batch's of the input; the method returns (..., d_out).
+        Args:
+            node: The adapter, of one layer.
+            x: The module's input.
+            method: `method(node, rows)`, from rows (..., d_in) of one batch of the
+                input to (..., d_out).
+
+        Returns:
+            An array of the shape of the module's output.
         """
         left, right, out = self._labels()
         batch, inputs, outputs = (
@@ -74,7 +91,14 @@ class Contraction:
         return jnp.einsum(f"{batch}{kept}{outputs}->{out}", y)
 
     def update(self, node: Any, x: Array, dtype: Any, twin: Twin) -> Array:
-        """What the adapter adds to the module's output for the input `x`."""
+        """What the adapter adds to the module's output.
+
+        Args:
+            node: The adapter, of one layer.
+            x: The module's input.
+            dtype: The dtype of the products.
+            twin: Not used by this form.
+        """
         return self.product(node, x.astype(dtype), lambda node, rows: node.update(rows))
 
     def _labels(self) -> tuple[str, str, str]:
@@ -91,7 +115,7 @@ class Contraction:
         return both, inputs, outputs
 
     def problem(self) -> str:
-        """What keeps the weight from being a matrix or batch of matrices, if so."""
+        """What keeps the weight from being a matrix or batch of them; "" if nothing."""
         _, right, _ = self._labels()
         axes = self._axes()
         once = "." not in right and len(set(right)) == len(right)
@@ -105,9 +129,15 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution whose weight is (*window, in, out), as a matrix (window in, out).
+    """A convolution whose weight is (*window, in, out), as a matrix (window * in, out).
 
     As in PEFT, A is a convolution with the same window and B one with a window of 1.
+
+    Attributes:
+        shape: The weight's shape, without axes of stacked layers before it.
+        groups: The module's `feature_group_count`.
+        masked: Whether the module has a mask over its weight.
+        weight: The name of the module's weight.
     """
 
     shape: tuple[int, ...]
@@ -116,30 +146,37 @@ class Convolution:
     weight = "kernel"
 
     def problem(self) -> str:
-        """What keeps it from having an adapter that can be merged, if anything."""
+        """What keeps it from having an adapter that can be merged; "" if nothing."""
         if self.groups == 1 and not self.masked:
             return ""
-        found = "a mask" if self.masked else f"feature_group_count {self.groups}"
+        trait = "a mask" if self.masked else f"feature_group_count {self.groups}"
         return (
-            f"found a convolution with {found}, into whose weight no adapter can be "
+            f"found a convolution with {trait}, into whose weight no adapter can be "
             "merged; leave this module out"
         )
 
     def matrix(self, tensor: Array) -> Array:
-        """The weight as (*layers, window * in, out)."""
+        """The weight (*layers, *window, in, out) as (*layers, window * in, out)."""
         layers = tensor.shape[: tensor.ndim - len(self.shape)]
         return tensor.reshape(*layers, *self.matrix_shape())
 
     def tensor(self, matrix: Array) -> Array:
-        """Undoes `matrix`."""
+        """The weight, (*layers, *window, in, out), of a matrix that `matrix` gave."""
         return matrix.reshape(*matrix.shape[:-2], *self.shape)
 
     def matrix_shape(self) -> tuple[int, ...]:
-        """(window * in, out)."""
+        """The shape of the matrix without layers, (window * in, out)."""
         return math.prod(self.shape[:-1]), self.shape[-1]
 
     def update(self, node: Any, x: Array, dtype: Any, twin: Twin) -> Array:
-        """What the adapter adds to the module's output for the input `x`."""
+        """What the adapter adds to the module's output.
+
+        Args:
+            node: The adapter, of one layer.
+            x: The module's input.
+            dtype: The dtype of the products.
+            twin: The module itself with another kernel and no bias.
+        """
         x = x.astype(dtype)
 
         def low_rank(x: Array, a: Array, b: Array) -> Array:
@@ -157,13 +194,18 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Lookup:
-    """An embedding (entries, features): a product with rows of one-hot vectors."""
+    """An embedding (entries, features): a product with rows of one-hot vectors.
+
+    Attributes:
+        shape: The embedding's shape, (entries, features).
+        weight: The name of the module's weight.
+    """
 
     shape: tuple[int, ...]
     weight = "embedding"
 
     def problem(self) -> str:
-        """Nothing: every embedding is a matrix."""
+        """Always "": every embedding is a matrix."""
         return ""
 
     def matrix(self, tensor: Array) -> Array:
@@ -175,18 +217,33 @@ class Lookup:
         return matrix
 
     def matrix_shape(self) -> tuple[int, ...]:
-        """(entries, features)."""
+        """The shape of the matrix, (entries, features)."""
         return self.shape
 
     def update(self, node: Any, x: Array, dtype: Any, twin: Twin) -> Array:
-        """What the adapter adds to the entries looked up. Nothing is dropped here."""
+        """What the adapter adds to the entries looked up; nothing is dropped here.
+
+        Args:
+            node: The adapter, of one layer.
+            x: The indices of the entries.
+            dtype: The dtype of the products.
+            twin: Not used by this form.
+        """
         if self.shape[0] == 1:
             x = jnp.zeros_like(x)  # Flax takes the only entry whatever the index
         low = (jnp.take(node.a, x, axis=0) * node.scale).astype(dtype)
         return low @ node.b.astype(dtype)
 
     def attend(self, node: Any, query: Array) -> Array:
-        """What it adds to the products of queries (..., features) with all entries."""
+        """What the adapter adds to the products of queries with all entries.
+
+        Args:
+            node: The adapter, of one layer.
+            query: The queries, (..., features).
+
+        Returns:
+            An array (..., entries) in the queries' dtype.
+        """
         low = (query @ node.b.T.astype(query.dtype)) * node.scale.astype(query.dtype)
         return low @ node.a.T.astype(query.dtype)
 
@@ -199,8 +256,10 @@ def over_axes(
 ) -> Contraction:
     """The contraction of LinearGeneral and DenseGeneral.
 
-    axis: of the input, summed over; batch_axes: its leading axes that the weight has
-    too. shape: the weight's, (*batch, *inputs, *outputs).
+    Args:
+        axis: The axes of the input that are summed over.
+        batch_axes: The leading axes of the input that the weight has too.
+        shape: The weight's shape, (*batch, *inputs, *outputs).
     """
     ordered = sorted(axis, key=lambda a: (a < 0, a))  # the weight has them in order
     first = max([a + 1 for a in (*ordered, *batch_axes) if a >= 0], default=0)

@@ -32,7 +32,9 @@ __all__ = ["apply", "inject", "load", "merge", "save", "trainable_mask", "with_d
 class Tensor:
     """A weight of a Linen module as the matrix that it stands for: a kernel.
 
-    values: the weight, (*layers, ...) as the module has it.
+    Attributes:
+        values: The weight, (*layers, ...) as the module has it.
+        form: How it is a matrix, a `Form`.
     """
 
     values: Array
@@ -40,13 +42,13 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the matrix: (*layers, *batch, d_in, d_out)."""
+        """The shape of the matrix, (*layers, *batch, d_in, d_out)."""
         layers = self.values.shape[: self.values.ndim - len(self.form.shape)]
         return (*layers, *self.form.matrix_shape())
 
     @property
     def dtype(self) -> Any:
-        """That of the weight."""
+        """The dtype of the weight."""
         return self.values.dtype
 
     def __rmatmul__(self, x: Array) -> Array:
@@ -107,13 +109,20 @@ def inject(
 ) -> dict[str, Any]:
     """The variables with an adapter in place of every targeted weight of `params`.
 
-    rules: as for `adapters.inject` (method lora or lora_fa, target_modules, r,
-    lora_alpha, lora_dropout, use_rslora, init_lora_weights). Names are dotted paths of
-    modules ("blocks_0.attention.query"); "all-linear" leaves out Conv and Embed.
-    args, kwargs: those of `model.apply` after the variables, as arrays or shapes: the
-    model is traced with them once, to learn what its modules are.
+    Args:
+        model: The module, as it is called with `model.apply`.
+        variables: Its variables; weights may be stacked layers of `linen.scan`.
+        rules: The settings that `adapters.inject` takes: method lora or lora_fa,
+            target_modules, r, lora_alpha, lora_dropout, use_rslora, init_lora_weights.
+            Names are dotted paths of modules ("blocks_0.attention.query"); "all-linear"
+            leaves out Conv and Embed.
+        key: The key that the adapters are drawn with.
+        args: The arguments of `model.apply` after the variables, as arrays or shapes:
+            the model is traced with them once, to learn what its modules are.
+        kwargs: Its keyword arguments, likewise.
 
-    Raises InputError as `adapters.inject`, and for weights with metadata around them.
+    Raises:
+        InputError: As `adapters.inject`, and for weights with metadata around them.
     """
     forms, weights = _modules(model, variables, args, kwargs)
     problems = {path: _problem(form, weights[path]) for path, form in forms.items()}
@@ -124,8 +133,13 @@ def inject(
 def save(variables: Mapping[str, Any], directory: str | Path) -> None:
     """Writes the adapters as a folder in PEFT's format, see `flax.files`.
 
-    Raises InputError where there are none or the folder is unwritable, NumericsError
-    where a weight is not finite.
+    Args:
+        variables: The variables that hold them.
+        directory: The folder to write.
+
+    Raises:
+        InputError: Where there are none or the folder is unwritable.
+        NumericsError: Where a weight is not finite.
     """
     nodes, forms = {}, {}
     for name, node in _nodes(variables).items():
@@ -144,8 +158,16 @@ def load(
 ) -> dict[str, Any]:
     """The variables with the adapters of a folder, as `inject` would put them in.
 
-    args, kwargs: see `inject`. Raises InputError where the folder is damaged, was made
-    for another model, or the variables hold adapters already.
+    Args:
+        model: The module, as it is called with `model.apply`.
+        variables: Its variables, without adapters.
+        directory: The adapters' folder.
+        args: The arguments of `model.apply`, see `inject`.
+        kwargs: Its keyword arguments, likewise.
+
+    Raises:
+        InputError: Where the folder is damaged, was made for another model, or the
+            variables hold adapters already.
     """
     forms, weights = _modules(model, variables, args, kwargs)
     problems = {path: _problem(form, weights[path]) for path, form in forms.items()}
@@ -159,11 +181,17 @@ def load(
 def apply(
     model: linen.Module, variables: Mapping[str, Any], *args: Any, **kwargs: Any
 ) -> Any:
-    """`model.apply` for variables that hold adapters: the same arguments and result.
+    """The result of `model.apply` for variables that hold adapters.
 
     An adapted module computes its own product with its own weight, and the update of
-    low rank is added: no matrix is formed. Works inside and around `jit`, `grad`,
-    `linen.remat` and `linen.scan`.
+    low rank is added: no matrix is formed. The call works inside and around `jit`,
+    `grad`, `linen.remat` and `linen.scan`.
+
+    Args:
+        model: The module.
+        variables: Its variables, adapters included.
+        args: The arguments of `model.apply` after the variables.
+        kwargs: Its keyword arguments.
     """
     with linen.intercept_methods(_with_update):
         return model.apply(variables, *args, **kwargs)
@@ -172,7 +200,10 @@ def apply(
 def merge(variables: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
     """The variables with every adapter folded into the weight, as before `inject`.
 
-    The sum is formed in float32 and stored in `dtype`, by default the weight's own.
+    Args:
+        variables: The variables that hold the adapters.
+        dtype: The dtype in which the sum, formed in float32, is stored; None: the
+            weight's own.
     """
     changes = {
         name: node.base.form.tensor(node.dense()).astype(dtype or node.base.dtype)
@@ -239,7 +270,7 @@ def _forms(
     model: linen.Module, variables: Mapping[str, Any], args: tuple, kwargs: dict
 ) -> dict[str, Form]:
     """{dotted path: form} of every module that can be adapted, in calling order."""
-    found: dict[str, Form] = {}
+    forms: dict[str, Form] = {}
 
     def record(call: Any, inputs: tuple, settings: dict, context: Any) -> Any:
         kind = _kind(context.module)
@@ -247,9 +278,9 @@ def _forms(
             given, others = _positional(inputs, settings)
             form = FORMS[kind](context.module, *given, **others)
             path = ".".join(context.module.path)
-            if found.setdefault(path, form) != form:
+            if forms.setdefault(path, form) != form:
                 raise InputError(
-                    f"{path}: called as {found[path]} and as {form}; a module must use "
+                    f"{path}: called as {forms[path]} and as {form}; a module must use "
                     "its weight in one way to be adapted"
                 )
         return call(*inputs, **settings)
@@ -266,7 +297,7 @@ def _forms(
     bases = {name: node.base.values for name, node in _nodes(variables).items()}
     with linen.intercept_methods(record):
         jax.eval_shape(trace, tree.replace(variables, bases), arrays)
-    return found
+    return forms
 
 
 def _kind(module: linen.Module) -> type | None:

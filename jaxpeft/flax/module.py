@@ -16,17 +16,25 @@ from jaxpeft.models import ModelConfig
 class Model(nnx.Module):
     """A decoder-only transformer of ours with its params, adapters included.
 
-    params: the mapping that the functions of `jaxpeft.models` take, its leaves now
-    NNX variables under the same names: `nnx.LoRAParam` where an adapter trains,
-    `AdapterConstant` for what else belongs to adapters or quantized weights, and
-    `nnx.Param` for all other weights. cfg: the model's configuration.
+    Attributes:
+        params: The mapping that the functions of `jaxpeft.models` take, its leaves now
+            NNX variables under the same names: `nnx.LoRAParam` where an adapter trains,
+            `AdapterConstant` for what else belongs to adapters or quantized weights,
+            and `nnx.Param` for all other weights.
+        cfg: The model's configuration.
     """
 
     def __init__(
         self, params: Mapping[str, Any], cfg: ModelConfig, key: Array | None = None
     ):
-        """key: for the adapters' dropout, which `train()` and `eval()` set on and off;
-        needed only where one drops."""
+        """Makes an NNX variable of every leaf of the params.
+
+        Args:
+            params: The params mapping, of arrays.
+            cfg: The model's configuration.
+            key: The key of the adapters' dropout, which `train()` and `eval()` set on
+                and off; needed only where one drops.
+        """
         kinds = _kinds(params)
         self.params = nnx.data(jax.tree.map(lambda kind, x: kind(x), kinds, params))
         self.cfg = nnx.static(cfg)
@@ -48,9 +56,18 @@ class Model(nnx.Module):
     ) -> "Model":
         """The model of a folder in Hugging Face's format, or of a hub id.
 
-        rules, key: see `adapters.inject`; None: no new adapter. adapter: the folder of
-        a PEFT adapter to put in. dtype, quantization: see `hf.load`. Raises InputError
-        for what is missing or does not fit.
+        Args:
+            path: The model's folder or hub id.
+            rules: What new adapters are made of, see `adapters.inject`; None: none is
+                made.
+            key: The key that adapters and their dropout are drawn with; None:
+                `jax.random.key(0)`.
+            dtype: The dtype of the weights, see `hf.load`.
+            quantization: What the layers' kernels are stored in, see `hf.load`.
+            adapter: The folder of a PEFT adapter to put in.
+
+        Raises:
+            InputError: For what is missing or does not fit.
         """
         directory = hf.resolve(str(path))
         cfg = models.config(directory)
@@ -69,9 +86,19 @@ class Model(nnx.Module):
         positions: Array | None = None,
         segments: Array | None = None,
     ) -> Array:
-        """Logits (batch, seq, vocab) float32 of tokens, see `models.forward`."""
-        places = {"positions": positions, "segments": segments}
-        return models.forward(self._dropping(), tokens, self.cfg, **places)
+        """The logits of the next token at every place, see `models.forward`.
+
+        Args:
+            tokens: The tokens, (batch, seq) int32.
+            positions: Their positions, (batch, seq) int32; None: 0, 1, ...
+            segments: Which packed example a token belongs to, (batch, seq) int32 (0:
+                padding); None: one example in each row.
+
+        Returns:
+            An array (batch, seq, vocab) float32.
+        """
+        packing = {"positions": positions, "segments": segments}
+        return models.forward(self._dropping(), tokens, self.cfg, **packing)
 
     def hidden_states(
         self,
@@ -80,13 +107,26 @@ class Model(nnx.Module):
         positions: Array | None = None,
         segments: Array | None = None,
     ) -> Array:
-        """The normalised last hidden states (batch, seq, hidden): for another head."""
-        places = {"positions": positions, "segments": segments}
-        return models.hidden_states(self._dropping(), tokens, self.cfg, **places)
+        """The normalised last hidden states, for another head.
+
+        Args:
+            tokens: The tokens, (batch, seq) int32.
+            positions: Their positions, (batch, seq) int32; None: 0, 1, ...
+            segments: Which packed example a token belongs to, (batch, seq) int32 (0:
+                padding); None: one example in each row.
+
+        Returns:
+            An array (batch, seq, hidden).
+        """
+        packing = {"positions": positions, "segments": segments}
+        return models.hidden_states(self._dropping(), tokens, self.cfg, **packing)
 
     def values(self) -> dict[str, Any]:
-        """The params as plain arrays, for the functions of this library: merging,
-        generating, `hf.save_adapter(model.values(), directory, model.cfg)`."""
+        """The params as plain arrays, to merge, generate and save with this library.
+
+        For example, `hf.save_adapter(model.values(), directory, model.cfg)` saves an
+        adapter.
+        """
         return jax.tree.map(lambda v: v[...], self.params, is_leaf=_is_variable)
 
     def _dropping(self) -> Mapping[str, Any]:

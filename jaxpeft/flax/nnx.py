@@ -19,17 +19,22 @@ ARRAYS = ("a", "b", "scale", "start_a", "start_b")  # of a LoRA, besides its bas
 
 
 class AdapterConstant(nnx.Variable):
-    """What belongs to an adapter and does not train."""
+    """A variable that belongs to an adapter and does not train."""
 
 
 class Adapted(nnx.Module):
     """A module whose output has an adapter's update added.
 
-    base: the module itself, its arrays as they were. lora_a, lora_b: the adapter's
-    matrices, float32, `nnx.LoRAParam`s where they train. lora_scale: an
-    AdapterConstant, like lora_start_a and lora_start_b of PiSSA and OLoRA. With
-    dropout there is an RNG stream too, and `deterministic`, which `model.train()` and
-    `model.eval()` set.
+    The adapter's arrays are attributes too: `lora_a` and `lora_b`, its matrices,
+    float32, `nnx.LoRAParam`s where they train, and `lora_scale`, an AdapterConstant,
+    like `lora_start_a` and `lora_start_b` of PiSSA and OLoRA. With dropout there is an
+    RNG stream `rngs`, and `deterministic`, which `model.train()` and `model.eval()`
+    set.
+
+    Attributes:
+        base: The module itself, its arrays as they were.
+        form: How its weight is a matrix.
+        settings: The adapter without its arrays.
     """
 
     def __init__(self, base: Any, form: Form, node: LoRA, key: Array):
@@ -52,9 +57,16 @@ class Adapted(nnx.Module):
         return y + update.astype(y.dtype)
 
     def attend(self, query: Array) -> Array:
-        """Of an embedding: the products of queries with all adapted entries.
+        """The products of queries with all adapted entries, of an embedding.
 
-        Raises AttributeError for other modules.
+        Args:
+            query: The queries, (..., features).
+
+        Returns:
+            An array (..., entries).
+
+        Raises:
+            AttributeError: For other modules than embeddings.
         """
         y = self.base.attend(query)
         return y + self.form.attend(self.values(), query.astype(y.dtype))
@@ -71,7 +83,11 @@ class Adapted(nnx.Module):
         return dataclasses.replace(self.settings, **arrays)
 
     def merged(self, dtype: Any = None) -> nnx.Module:
-        """The base module with the update in its weight, summed in float32."""
+        """The base module with the update in its weight, summed in float32.
+
+        Args:
+            dtype: The dtype in which the sum is stored; None: the weight's own.
+        """
         weight = getattr(self.base, self.form.weight)
         matrix = self.form.matrix(weight[...])
         node = dataclasses.replace(self.values(), base=matrix)
@@ -126,14 +142,20 @@ FORMS: dict[type, Callable[[Any], Form]] = {
 def inject(model: nnx.Module, rules: Mapping[str, Any], key: Array) -> Any:
     """The model with an adapter around every targeted module; it computes the same.
 
-    rules: as for `adapters.inject` (method lora or lora_fa, target_modules, r,
-    lora_alpha, lora_dropout, use_rslora, init_lora_weights). Names are dotted paths of
-    modules ("blocks.0.attention.query"); "all-linear" leaves out Conv and Embed.
-
     The model given stays as it is; the result shares its arrays. Only the adapters'
     arrays are `nnx.LoRAParam`: give `wrt=nnx.LoRAParam` to the optimizer and
-    `nnx.DiffState(0, nnx.LoRAParam)` to `nnx.grad`. Raises InputError as
-    `adapters.inject`, and where the model has such arrays already.
+    `nnx.DiffState(0, nnx.LoRAParam)` to `nnx.grad`.
+
+    Args:
+        model: The model.
+        rules: The settings that `adapters.inject` takes: method lora or lora_fa,
+            target_modules, r, lora_alpha, lora_dropout, use_rslora, init_lora_weights.
+            Names are dotted paths of modules ("blocks.0.attention.query"); "all-linear"
+            leaves out Conv and Embed.
+        key: The key that the adapters and their dropout are drawn with.
+
+    Raises:
+        InputError: As `adapters.inject`, and where the model has such arrays already.
     """
     modules = _modules(model)
     forms = {path: form for path, (form, _) in modules.items()}
@@ -144,8 +166,13 @@ def inject(model: nnx.Module, rules: Mapping[str, Any], key: Array) -> Any:
 def save(model: nnx.Module, directory: str | Path) -> None:
     """Writes the model's adapters as a folder in PEFT's format, see `flax.files`.
 
-    Raises InputError where there are none or the folder is unwritable, NumericsError
-    where a weight is not finite.
+    Args:
+        model: The model that holds them.
+        directory: The folder to write.
+
+    Raises:
+        InputError: Where there are none or the folder is unwritable.
+        NumericsError: Where a weight is not finite.
     """
     adapters = _adapted(model)
     others = {
@@ -164,8 +191,14 @@ def load(
 ) -> nnx.Module:
     """The model with the adapters of a folder, as `inject` would have put them in.
 
-    key: for their dropout. Raises InputError where the folder is damaged or was made
-    for another model.
+    Args:
+        model: The model, without adapters.
+        directory: The adapters' folder.
+        key: The key of their dropout; None: `jax.random.key(0)`.
+
+    Raises:
+        InputError: Where the folder is damaged, was made for another model, or the
+            model holds adapters already.
     """
     modules = _modules(model)
     forms = {path: form for path, (form, _) in modules.items()}
@@ -177,8 +210,12 @@ def load(
 def merge(model: nnx.Module, dtype: Any = None) -> Any:
     """The model with every adapter folded into its module's weight.
 
-    The sum is formed in float32 and stored in `dtype`, by default the weight's own.
     The result has the structure of the model before `inject`.
+
+    Args:
+        model: The model that holds the adapters.
+        dtype: The dtype in which the sum, formed in float32, is stored; None: the
+            weight's own.
     """
 
     def fold(path: tuple, value: Any) -> Any:
@@ -207,12 +244,12 @@ def _modules(model: nnx.Module) -> dict[str, tuple[Form, Any]]:
             f"the model: {name} is an nnx.LoRAParam already; merge its adapters first "
             "(jaxpeft.flax.merge), as those would train too"
         )
-    found = {}
+    modules = {}
     for path, module in nnx.iter_modules(model):
         form = _form(module)
         if form is not None:
-            found[_dotted(path)] = form, getattr(module, form.weight)
-    return found
+            modules[_dotted(path)] = form, getattr(module, form.weight)
+    return modules
 
 
 def _wrapped(

@@ -30,14 +30,23 @@ def make(
     key: Array,
     problems: Mapping[str, str] | None = None,
 ) -> dict[str, LoRA]:
-    """{path: adapter} of the modules that the rules target; their `base` is None.
+    """The adapters of the modules that the rules target, {path: adapter}.
 
-    forms, weights: of every module that can be adapted, by its dotted path. rules: as
-    for `adapters.inject`, methods lora and lora_fa. "all-linear" are the modules that
-    sum over axes, neither convolutions nor embeddings, and no module named `lm_head`.
-    problems: {path: what keeps a module from being adapted}, raised if it is targeted.
-    Raises InputError for an unknown method or key, a pattern that matches nothing, a
-    module or rank that does not fit.
+    Their `base` is None. "all-linear" are the modules that sum over axes, neither
+    convolutions nor embeddings, and no module named `lm_head`.
+
+    Args:
+        forms: {dotted path: how the module's weight is a matrix} of every module that
+            can be adapted.
+        weights: {path: weight} of the same modules.
+        rules: The settings that `adapters.inject` takes, methods lora and lora_fa.
+        key: The key that the adapters are drawn with.
+        problems: {path: what keeps a module from being adapted}, raised if it is
+            targeted.
+
+    Raises:
+        InputError: For an unknown method or key, a pattern that matches nothing, a
+            module or rank that does not fit.
     """
     settings = dict(rules)
     name = settings.pop("method", "lora")
@@ -57,12 +66,12 @@ def make(
     chosen = sorted(targets.among(names, pattern, linear, excluded))
     for section in ("rank_pattern", "alpha_pattern"):
         targets.require_hits(section, settings.get(section) or {}, chosen)
-    found = {
+    flaws = {
         path: (problems or {}).get(path) or forms[path].problem() for path in chosen
     }
-    if any(found.values()):
+    if any(flaws.values()):
         raise InputError(
-            *(f"adapter.target_modules: {path}: {p}" for path, p in found.items() if p)
+            *(f"adapter.target_modules: {path}: {p}" for path, p in flaws.items() if p)
         )
     nodes = {}
     for index, path in enumerate(chosen):

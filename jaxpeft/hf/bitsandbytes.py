@@ -37,7 +37,14 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def check(cfg: ModelConfig) -> None:
-    """Raises InputError for families whose kernels this format has no tensors for."""
+    """Checks that bitsandbytes' format has tensors for the kernels of a model's family.
+
+    Args:
+        cfg: The model's configuration.
+
+    Raises:
+        InputError: Where its kernels are no linear modules there (Conv1D, experts).
+    """
     if cfg.conv1d or cfg.experts is not None:
         raise InputError(
             f"model.path: {cfg.model_type!r} is not handled in bitsandbytes' 4 bits, "
@@ -47,14 +54,23 @@ def check(cfg: ModelConfig) -> None:
 
 
 def find(sources: Sources, cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
-    """{dotted name in the params: declaration} of the weights stored in 4 bits.
+    """The weights that a checkpoint stores in 4 bits: {dotted name: declaration}.
 
-    kind: "nf4" or "nf4_single". Their headers and states are checked, no weight is
-    read. Raises InputError where they are damaged or not as `kind` says, where a stack
-    of layers is stored in two ways, and for other weights in 4 bits than the layers'.
+    The names are those in the params mapping. Headers and states are checked, no weight
+    is read.
+
+    Args:
+        sources: {tensor name: the open file that holds it}.
+        cfg: The model's configuration.
+        kind: "nf4" with double quantization, "nf4_single" without.
+
+    Raises:
+        InputError: Where the tensors are damaged or not as `kind` says, where a stack
+            of layers is stored in two ways, and for other weights in 4 bits than the
+            layers'.
     """
     check(cfg)
-    problems, found, known = [], {}, set()
+    problems, specs, known = [], {}, set()
     for path, spec in tree.walk(param_specs(cfg)):
         names = spec.hf_names()
         quantized = [name for name in names if name + STATE in sources]
@@ -70,7 +86,7 @@ def find(sources: Sources, cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
             continue
         for name in names:
             problems += _problems(sources, name, spec, kind)
-        found[path] = spec
+        specs[path] = spec
     problems += [
         f"{file.path}: {name!r}: handled in 4 bits are the layers' kernels in nf4 "
         f"alone: {REMEDY}"
@@ -81,11 +97,11 @@ def find(sources: Sources, cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
         more = len(problems) - MOST_PROBLEMS
         rest = [f"... and {more} more"] if more > 0 else []
         raise InputError(*problems[:MOST_PROBLEMS], *rest)
-    return found
+    return specs
 
 
 def tensors(name: str, kind: str) -> list[str]:
-    """The names of all tensors of a weight."""
+    """The names of all tensors that hold the weight `name`, stored as `kind`."""
     return [name, name + STATE, *(f"{name}.{part}" for part in _parts(1, kind))]
 
 
@@ -96,10 +112,19 @@ def read(
     dtype: str,
     mesh: jax.sharding.Mesh | None = None,
 ) -> NF4:
-    """The kernels of all layers, codes and scales as they are stored.
+    """The kernels of all layers of a weight, codes and scales as they are stored.
 
-    spec: one that `find` returned. dtype: what products are to be formed in; with the
-    dtype of the weights before, they are bit for bit those of bitsandbytes.
+    Args:
+        sources: {tensor name: the open file that holds it}.
+        spec: A declaration that `find` returned.
+        kind: "nf4" with double quantization, "nf4_single" without.
+        dtype: What products are to be formed in; with the dtype of the weights before,
+            they are bit for bit those of bitsandbytes.
+        mesh: The devices over which the kernels are laid by their axes; None: one
+            device.
+
+    Raises:
+        InputError: Where a scale is not finite.
     """
     layers = [_layer(sources, name, spec, kind) for name in spec.hf_names()]
     fields: dict[str, Any] = {
@@ -118,11 +143,11 @@ def _layer(
 
     def values(tensor: str, dtype: type) -> np.ndarray:
         file = sources[tensor]
-        found = file.raw(tensor).copy().view(dtype)
+        array = file.raw(tensor).copy().view(dtype)
         file.release(tensor)
         if dtype == np.float32:
-            layout.require_finite(found, f"{file.path}: {tensor!r}")
-        return found
+            layout.require_finite(array, f"{file.path}: {tensor!r}")
+        return array
 
     d_out, _ = spec.hf_shape()
     fields = {"codes": values(name, np.uint8).reshape(d_out, -1)}
@@ -178,10 +203,10 @@ def _problems(sources: Sources, name: str, spec: ParamSpec, kind: str) -> Iterab
         )
     for part, expected in parts.items():
         key = f"{name}.{part}"
-        found = sources[key].tensors[key]
-        if (found.dtype, found.shape) != expected:
+        entry = sources[key].tensors[key]
+        if (entry.dtype, entry.shape) != expected:
             yield (
-                f"{sources[key].path}: {key!r} is {found.dtype} {found.shape}, "
+                f"{sources[key].path}: {key!r} is {entry.dtype} {entry.shape}, "
                 f"expected {expected[0]} {expected[1]}: download the weights again"
             )
         elif part in _books(kind):
@@ -198,23 +223,23 @@ def _state_problems(
     file: SafetensorsFile, key: str, spec: ParamSpec, kind: str
 ) -> Iterable[str]:
     try:
-        found = _state(file, key)
+        state = _state(file, key)
     except InputError as error:
         yield from error.problems
         return
     wanted = {"quant_type": "nf4", "blocksize": BLOCK, "shape": list(spec.hf_shape())}
     if kind == "nf4":
         wanted |= {"nested_blocksize": SCALES_BLOCK, "nested_dtype": "float32"}
-        offset = found.get("nested_offset")
+        offset = state.get("nested_offset")
         if type(offset) is not float or not abs(offset) < LARGEST:
             yield (
                 f"{file.path}: {key!r}: nested_offset: found {offset!r}; it must be a "
                 "float32 number: download the weights again"
             )
     for field, expected in wanted.items():
-        if found.get(field) != expected:
+        if state.get(field) != expected:
             yield (
-                f"{file.path}: {key!r}: {field}: found {found.get(field)!r}, handled "
+                f"{file.path}: {key!r}: {field}: found {state.get(field)!r}, handled "
                 f"is {expected!r}: {REMEDY}"
             )
 
@@ -228,23 +253,29 @@ def _state(file: SafetensorsFile, key: str) -> dict[str, Any]:
             "as bytes: download the weights again"
         )
     try:
-        found = json.loads(bytes(file.raw(key)))
+        state = json.loads(bytes(file.raw(key)))
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{file.path}: {key!r} is not valid JSON ({error}): download the weights "
             "again"
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(state, dict):
         raise InputError(
             f"{file.path}: {key!r} holds no JSON object: download the weights again"
         )
-    return found
+    return state
 
 
 def stored(node: NF4, spec: ParamSpec, dtype: str) -> dict[str, Announced]:
-    """{tensor: (dtype, shape, its values)} of a stack of kernels, to be written.
+    """The tensors to write for a stack of kernels: {name: (dtype, shape, values)}.
 
-    dtype: what they count as the dtype of the weights before.
+    Args:
+        node: The kernels of all layers.
+        spec: The weight's declaration.
+        dtype: What they count as the dtype of the weights before.
+
+    Returns:
+        For every tensor its dtype, its shape and a function that returns its values.
     """
     kind = "nf4_single" if node.offset is None else "nf4"
     d_out, d_in = spec.hf_shape()
@@ -283,7 +314,9 @@ def stored(node: NF4, spec: ParamSpec, dtype: str) -> dict[str, Announced]:
 def config(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """The `quantization_config` of a config.json for params that hold NF4 kernels.
 
-    dtype: what transformers computes in.
+    Args:
+        params: The params mapping.
+        dtype: What transformers computes in.
     """
     kernels = {n: k for n, k in tree.walk(params) if n.endswith(".kernel")}
     nodes = [k for k in kernels.values() if isinstance(k, NF4)]

@@ -12,12 +12,17 @@ INDEX = "model.safetensors.index.json"
 
 
 def tensors(directory: Path) -> dict[str, SafetensorsFile]:
-    """{Hugging Face tensor name: the open file that holds it} for a model's folder.
+    """The tensors of a model's folder: {Hugging Face's name: the open file of each}.
 
     Reads `model.safetensors`, else the shards that `model.safetensors.index.json`
-    names; other files are ignored. Raises InputError for missing or damaged files, a
-    file outside the folder, and for weights that exist as pickles only, which are
-    never opened.
+    names; other files are ignored.
+
+    Args:
+        directory: The model's folder.
+
+    Raises:
+        InputError: For missing or damaged files, a file outside the folder, and for
+            weights that exist as pickles only, which are never opened.
     """
     if not directory.is_dir():
         raise InputError(
@@ -35,9 +40,15 @@ def tensors(directory: Path) -> dict[str, SafetensorsFile]:
 def contained(directory: Path, name: str) -> Path:
     """The path of a file that a folder names as its own, symlinks resolved.
 
-    Raises InputError where it lies elsewhere. The hub's cache keeps its snapshots
-    (`models--*/snapshots/*`) as links into the model's `blobs` and the cache's, which
-    count as inside.
+    The hub's cache keeps its snapshots (`models--*/snapshots/*`) as links into the
+    model's `blobs` and the cache's, which count as inside.
+
+    Args:
+        directory: The model's folder.
+        name: The file's name as the folder's own files give it.
+
+    Raises:
+        InputError: Where the file lies outside the folder.
     """
     root = directory.resolve()
     inside = [root]
@@ -100,11 +111,11 @@ def _shards(
                 for tensor in absent[:10]
             )
         )
-    found = {tensor: files[name] for tensor, name in weight_map.items()}
+    sources = {tensor: files[name] for tensor, name in weight_map.items()}
     for file in files.values():
         for tensor in file.tensors:
-            found.setdefault(tensor, file)
-    return found
+            sources.setdefault(tensor, file)
+    return sources
 
 
 def _no_weights(directory: Path) -> str:

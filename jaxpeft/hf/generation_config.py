@@ -37,11 +37,18 @@ UNHANDLED: dict[str, tuple[Any, ...]] = {
 
 
 def stop_ids(directory: str | Path, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer.
+    """The tokens that end an answer, ascending.
 
-    All of the generation config's `eos_token_id`, the tokenizer's eos, and what the
-    chat template writes after an assistant's turn: base models often name another
-    token, and one that was fine-tuned would never stop.
+    They are all of the generation config's `eos_token_id`, the tokenizer's eos, and
+    what the chat template writes after an assistant's turn: base models often name
+    another token, and one that was fine-tuned would never stop.
+
+    Args:
+        directory: The model's folder.
+        tokenizer: The model's tokenizer, of transformers.
+
+    Raises:
+        InputError: Where the generation config is no JSON object.
     """
     stored = _content(directory).get("eos_token_id")
     ids = stored if isinstance(stored, list) else [stored]
@@ -52,33 +59,39 @@ def stop_ids(directory: str | Path, tokenizer: Any) -> list[int]:
 def sampling(directory: str | Path) -> Sampling:
     """How a model's generation config says that tokens are drawn.
 
-    As transformers reads it: without `do_sample` it is greedy, and temperature 1 and
-    top_k 50 hold where it says nothing. Raises InputError for fields that are damaged,
-    or that would choose other tokens than can be chosen here.
+    It is read as by transformers: without `do_sample` decoding is greedy, and
+    temperature 1 and top_k 50 hold where it says nothing.
+
+    Args:
+        directory: The model's folder.
+
+    Raises:
+        InputError: For fields that are damaged, or that would choose other tokens than
+            can be chosen here.
     """
-    content, place = _content(directory), Path(directory) / NAME
+    content, path = _content(directory), Path(directory) / NAME
     problems = [
-        f"{place}: {name}: found {content[name]!r}, which is not handled; leave out "
+        f"{path}: {name}: found {content[name]!r}, which is not handled; leave out "
         "--generation-config and give the settings themselves"
         for name, neutral in UNHANDLED.items()
         if content.get(name) not in neutral
     ]
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     usual = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
     for name, default in usual.items():
         value = content.get(name)
-        found[name] = default if value is None else value
-        if not _is_number(found[name]) or (name == "top_k" and found[name] % 1):
-            problems.append(f"{place}: {name}: found {value!r}, which is no number")
+        settings[name] = default if value is None else value
+        if not _is_number(settings[name]) or (name == "top_k" and settings[name] % 1):
+            problems.append(f"{path}: {name}: found {value!r}, which is no number")
     if content.get("do_sample") not in (None, True, False):
         value = content["do_sample"]
-        problems.append(f"{place}: do_sample: found {value!r}; write true or false")
+        problems.append(f"{path}: do_sample: found {value!r}; write true or false")
     if problems:
         raise InputError(*problems)
-    found["top_k"] = int(found["top_k"])
+    settings["top_k"] = int(settings["top_k"])
     if not content.get("do_sample"):
-        return Sampling(repetition_penalty=found["repetition_penalty"])
-    return Sampling(**found)
+        return Sampling(repetition_penalty=settings["repetition_penalty"])
+    return Sampling(**settings)
 
 
 def _is_number(value: Any) -> bool:

@@ -23,8 +23,12 @@ TIMEOUT = 5.0  # seconds for the hub to answer at all
 def resolve(path_or_id: str | Path) -> Path:
     """The local folder of a model or adapter, downloaded first if it is a hub id.
 
-    A folder that exists is returned as it is. `org/name` is fetched into the hub's
-    cache (or found there without a network). Raises InputError where neither helps.
+    Args:
+        path_or_id: A folder that exists is returned as it is; `org/name` is fetched
+            into the hub's cache, or found there without a network.
+
+    Raises:
+        InputError: Where it is neither a folder nor a reachable hub id.
     """
     text, path = str(path_or_id), Path(path_or_id)
     if path.is_dir():

@@ -24,6 +24,12 @@ def copy(source: np.ndarray, target: np.ndarray, *, transposed: bool) -> None:
     """Fills `target` from `source` or its transpose, cast to the target's dtype.
 
     Values beyond the target's range become infinite: see `is_finite`.
+
+    Args:
+        source: The values, of the target's shape, or with `transposed` a matrix of the
+            transposed shape.
+        target: The array that is written.
+        transposed: Whether the transpose is copied.
     """
     with np.errstate(all="ignore"):
         if not transposed:
@@ -36,8 +42,8 @@ def copy(source: np.ndarray, target: np.ndarray, *, transposed: bool) -> None:
 def is_finite(values: np.ndarray) -> bool:
     """Whether a float32, float16 or bfloat16 array is free of NaN and infinity.
 
-    Works on the bits: as integers, the non-finite values are the largest of their
-    sign. That takes no memory and is faster than arithmetic on 16-bit floats.
+    The check works on the bits: as integers, the non-finite values are the largest of
+    their sign. That takes no memory and is faster than arithmetic on 16-bit floats.
     """
     if not values.size:
         return True
@@ -53,7 +59,15 @@ def is_finite(values: np.ndarray) -> bool:
 
 
 def require_finite(values: np.ndarray, name: str) -> None:
-    """Raises InputError where `values` of the tensor `name` hold NaN or infinity."""
+    """Checks that a tensor is free of NaN and infinity.
+
+    Args:
+        values: The tensor, float32, float16 or bfloat16.
+        name: What the message calls it.
+
+    Raises:
+        InputError: Where it holds NaN or infinity.
+    """
     if not is_finite(values):
         raise InputError(
             f"{name}: holds NaN or infinity; the file is damaged or its training "

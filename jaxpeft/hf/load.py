@@ -31,19 +31,27 @@ MOST_PROBLEMS = 8  # listed of one kind; a wrong config breaks every tensor alik
 
 
 class Stored(NamedTuple):
-    """A tensor of a file, under the name that it has there."""
+    """A tensor of a file, under the name that it has there.
+
+    Attributes:
+        file: The open file.
+        name: The tensor's name in the file.
+    """
 
     file: SafetensorsFile
     name: str
 
     @property
     def tensor(self) -> TensorEntry:
+        """The tensor's dtype, shape and place in the file."""
         return self.file.tensors[self.name]
 
     def view(self) -> np.ndarray:
+        """A read-only array over the file's own pages, see `SafetensorsFile.view`."""
         return self.file.view(self.name)
 
     def release(self) -> None:
+        """Gives the tensor's pages back to the system."""
         self.file.release(self.name)
 
     def __str__(self) -> str:
@@ -66,26 +74,37 @@ def load(
 ) -> dict[str, Any]:
     """The params mapping of a model's folder, layers stacked, cast to `dtype`.
 
-    path: a local folder with `model.safetensors` or its shards. mesh: the devices,
-    each of which then reads its own part alone; shardings: where a weight goes, by its
-    declaration, if not where its logical axes say. No second copy of the model ever
-    exists in memory. quantization: one of `quant.KERNELS`, which every stacked kernel
-    is stored in, a layer at a time, so that they never exist in 16 bits together; but
-    for those whose name ends with an entry of `skip` ("down_proj"). What a checkpoint
-    of bitsandbytes holds in 4 bits stays as it is.
+    No second copy of the model ever exists in memory. What a checkpoint of bitsandbytes
+    holds in 4 bits stays as it is.
 
-    Raises InputError for tensors that are missing, left over, of another shape than
-    `cfg` says, not finite, or neither float32, float16 nor bfloat16; for a checkpoint
-    in 4 bits and another quantization.
+    Args:
+        path: A local folder with `model.safetensors` or its shards.
+        cfg: The model's configuration.
+        dtype: "float32", "bfloat16" or "float16".
+        mesh: The devices, each of which then reads its own part alone.
+        shardings: Where a weight goes, by its declaration, if not where its logical
+            axes say.
+        quantization: One of `quant.KERNELS`, which every stacked kernel is stored in, a
+            layer at a time, so that they never exist in 16 bits together.
+        skip: Names of modules ("down_proj") whose kernels stay unquantized: those whose
+            name ends with one of them.
+
+    Returns:
+        The params, as the functions of `jaxpeft.models` take them.
+
+    Raises:
+        InputError: For tensors that are missing, left over, of another shape than `cfg`
+            says, not finite, or neither float32, float16 nor bfloat16; for a checkpoint
+            in 4 bits and another quantization.
     """
     _check_names(dtype, quantization)
     specs = param_specs(cfg)
     sources = _sources(Path(path), specs)
-    files = {name: found.file for name, found in sources.items()}
+    files = {name: source.file for name, source in sources.items()}
     kind = stored.quantization(cfg.hf)
     ready, done = _ready(files, cfg, kind, quantization, skip)
     others = [spec for path, spec in tree.walk(specs) if path not in ready]
-    _check(others, {n: found for n, found in sources.items() if n not in done}, cfg)
+    _check(others, {n: source for n, source in sources.items() if n not in done}, cfg)
 
     def place(spec: ParamSpec, pool: Executor) -> Array:
         read = functools.partial(_read, sources, jnp.dtype(dtype), spec, pool)
@@ -127,7 +146,11 @@ def is_quantized(path: str, spec: ParamSpec, skip: Sequence[str]) -> bool:
     """Whether quantization concerns a weight: the layers' kernels, some left out.
 
     A router's never is: small differences decide there, and it is small itself.
-    path: its dotted name in the params mapping.
+
+    Args:
+        path: The weight's dotted name in the params mapping.
+        spec: Its declaration.
+        skip: Names of modules that are left out, see `load`.
     """
     if spec.parameter is not None and len(spec.stack) == 1:
         return False
@@ -145,7 +168,7 @@ def _ready(
 ) -> tuple[dict[str, ParamSpec], set[str]]:
     """(weights by path, names of all their tensors) of what is stored in few bits.
 
-    Raises InputError where they are wanted in other ones.
+    Raises InputError where the kernels are wanted in other few bits.
     """
     if kind is None:
         return {}, set()
@@ -165,7 +188,14 @@ def _ready(
 def kept_whole(path: str | Path, cfg: ModelConfig) -> tuple[str, ...]:
     """The names of the layers' modules that a checkpoint in 4 bits stores as they are.
 
-    Raises InputError as `load` does, and reads no weight.
+    No weight is read.
+
+    Args:
+        path: The model's folder.
+        cfg: Its configuration, which says that the checkpoint is stored in 4 bits.
+
+    Raises:
+        InputError: As `load` does.
     """
     kind = stored.quantization(cfg.hf)
     assert kind is not None
@@ -221,12 +251,12 @@ def _read(
         within = slice(start - piece.columns.start, stop - piece.columns.start)
         within = (*index[len(piece.at) : -1], within)
         at = tuple(i - r.start for i, r in zip(piece.at, ranges))
-        place = target[(*at, ..., slice(start - columns.start, stop - columns.start))]
+        region = target[(*at, ..., slice(start - columns.start, stop - columns.start))]
         source = sources[piece.name]
         values = source.view()[within[::-1] if spec.transposed else within]
         layout.require_finite(values, str(source))
-        layout.copy(values, place, transposed=spec.transposed)
-        if dtype == np.float16 and not layout.is_finite(place):
+        layout.copy(values, region, transposed=spec.transposed)
+        if dtype == np.float16 and not layout.is_finite(region):
             raise InputError(
                 f"model.dtype: {piece.name!r} holds values beyond float16's range; "
                 "use bfloat16 or float32"
@@ -259,16 +289,16 @@ def _check(specs: list[ParamSpec], sources: Sources, cfg: ModelConfig) -> None:
     for name, spec in wanted.items():
         if name not in sources:
             continue
-        expected, found = spec.hf_shape(), sources[name].tensor
-        if found.shape != expected:
+        expected, entry = spec.hf_shape(), sources[name].tensor
+        if entry.shape != expected:
             mismatched.append(
-                f"{sources[name]} has shape {found.shape}; config.json implies "
+                f"{sources[name]} has shape {entry.shape}; config.json implies "
                 f"{expected}. Weights and config.json belong to different models: "
                 "restore both from the same source"
             )
-        if found.dtype not in FLOATS:
+        if entry.dtype not in FLOATS:
             mismatched.append(
-                f"{sources[name]} has dtype {found.dtype}; handled are "
+                f"{sources[name]} has dtype {entry.dtype}; handled are "
                 f"{', '.join(FLOATS)}. Use the model's unquantized weights"
             )
     surplus = [name for name in sources if name not in wanted and not INERT.match(name)]
@@ -310,16 +340,16 @@ def _sources(directory: Path, specs: Any) -> Sources:
     `transformer.wte.weight`), and transformers reads it as if they had it.
     """
     files = checkpoint_index.tensors(directory)
-    found = {name: Stored(file, name) for name, file in files.items()}
+    tensors = {name: Stored(file, name) for name, file in files.items()}
     embedding = _embedding(jax.tree.leaves(specs, is_leaf=is_spec))
     prefix = embedding.partition(".")[0] + "."
-    if any(name.startswith(prefix) for name in found):
-        return found
-    if embedding.removeprefix(prefix) not in found:
-        return found
+    if any(name.startswith(prefix) for name in tensors):
+        return tensors
+    if embedding.removeprefix(prefix) not in tensors:
+        return tensors
     return {
         name if name == HEAD else prefix + name: stored
-        for name, stored in found.items()
+        for name, stored in tensors.items()
     }
 
 

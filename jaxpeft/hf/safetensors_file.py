@@ -35,7 +35,14 @@ WRITTEN = {**FLOATS, "U8": np.dtype(np.uint8)}
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor stands in its file: `start` and `stop` count from the top."""
+    """Where a tensor stands in its file, and what it is.
+
+    Attributes:
+        dtype: The format's own name of the dtype, such as "BF16".
+        shape: The tensor's shape.
+        start: The first of its bytes, counted from the top of the file.
+        stop: The end of its bytes, counted likewise.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -46,8 +53,13 @@ class TensorEntry:
 class SafetensorsFile:
     """A validated file whose tensors are read on demand; nothing is loaded on opening.
 
-    Raises InputError where the header is not one, lies about the file, or is out of
-    all proportion, before anything of its announced size is allocated.
+    Attributes:
+        path: The file.
+        tensors: {name: entry} of all tensors in it.
+
+    Raises:
+        InputError: Where the header is not one, lies about the file, or is out of all
+            proportion, before anything of its announced size is allocated.
     """
 
     def __init__(self, path: Path):
@@ -62,12 +74,19 @@ class SafetensorsFile:
         self._opening = threading.Lock()
 
     def view(self, name: str) -> np.ndarray:
-        """A read-only array over the file's own pages: no copy. Only for FLOATS."""
+        """A read-only array over the file's own pages, without a copy.
+
+        Args:
+            name: A tensor of one of the dtypes in FLOATS.
+
+        Returns:
+            The values in the tensor's dtype and shape.
+        """
         tensor = self.tensors[name]
         return self.raw(name).view(FLOATS[tensor.dtype]).reshape(tensor.shape)
 
     def raw(self, name: str) -> np.ndarray:
-        """The bytes of a tensor of any dtype, read-only: no copy."""
+        """The bytes of a tensor of any dtype, read-only and without a copy."""
         tensor = self.tensors[name]
         with self._opening:
             if self._map is None:
@@ -98,8 +117,15 @@ def write(
 ) -> None:
     """Writes a file tensor by tensor: only one is in memory at a time.
 
-    tensors: {name: (dtype, shape)} in the order of the file; `values(name)` returns
-    the array when its turn comes.
+    Args:
+        path: The file, written over if it exists.
+        tensors: {name: (dtype, shape)} in the order of the file, of the dtypes in
+            WRITTEN.
+        values: Returns the array of a name when its turn comes.
+        metadata: The texts of the header's `__metadata__`.
+
+    Raises:
+        ValueError: Where an array is not of the dtype and shape that `tensors` says.
     """
     names = {dtype: name for name, dtype in WRITTEN.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -168,7 +194,7 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def _tensors(text: bytes, data: int) -> dict[str, TensorEntry]:
-    """Those of a checked header, `data` being where the tensors' bytes begin."""
+    """{name: entry} of a checked header; `data` is where the tensors' bytes begin."""
     header = json.loads(text)
     header.pop("__metadata__", None)
     return {

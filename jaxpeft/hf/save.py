@@ -28,7 +28,13 @@ WEIGHTS = re.compile(
 
 
 class Part(NamedTuple):
-    """One tensor of a file: its dtype and shape, and what reads its values."""
+    """One tensor of a file that is to be written.
+
+    Attributes:
+        dtype: The dtype that it is written in.
+        shape: The shape that it has in the file.
+        values: Reads its values.
+    """
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -36,6 +42,7 @@ class Part(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """The bytes that the tensor takes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -49,14 +56,24 @@ def save(
 ) -> None:
     """Writes `config.json` and `model.safetensors` (or shards and their index).
 
-    dtype: float32, bfloat16 or float16; None keeps each weight's own, bit for bit.
-    NF4 kernels are written as they are, in bitsandbytes' format. Weights of which
-    some layers train (`adapters.Partly`) are written whole.
-    A file replaces its predecessor only when all are complete and verified; weights
-    of an earlier save are removed. One tensor at a time is copied. The tokenizer's
-    files are not touched. Of several processes all call this, and the first writes.
-    Raises InputError where adapters or int8 weights are left in `params`, where they
-    are not those of `cfg`, or the folder is unwritable.
+    NF4 kernels are written as they are, in bitsandbytes' format. Weights of which some
+    layers train (`adapters.Partly`) are written whole. A file replaces its predecessor
+    only when all are complete and verified; weights of an earlier save are removed. One
+    tensor at a time is copied. The tokenizer's files are not touched. Of several
+    processes all call this, and the first writes.
+
+    Args:
+        params: The params mapping, its adapters merged.
+        directory: The folder to write.
+        cfg: The model's configuration.
+        max_shard_bytes: The most bytes of tensors in one file, but for a single larger
+            one.
+        dtype: "float32", "bfloat16" or "float16"; None keeps each weight's own, bit for
+            bit.
+
+    Raises:
+        InputError: Where adapters or int8 weights are left in `params`, where they are
+            not those of `cfg`, or the folder is unwritable.
     """
     directory = Path(directory)
     parts = _parts(params, cfg, dtype)
@@ -201,9 +218,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _verify(directory: Path, parts: Mapping[str, Part]) -> None:
     """Reopens what was written: every tensor must have its shape and dtype."""
-    found = checkpoint_index.tensors(directory)
+    written = checkpoint_index.tensors(directory)
     for name, part in parts.items():
-        tensor = found[name].tensors[name]
+        tensor = written[name].tensors[name]
         dtype = safetensors_file.WRITTEN[tensor.dtype]
         if (tensor.shape, dtype) != (part.shape, part.dtype):
             raise RuntimeError(f"{directory}: {name} was not written as it should be")

@@ -33,8 +33,13 @@ NOT_OVERRULED = ("llama",)
 def load_tokenizer(path: str | Path) -> Any:
     """The transformers tokenizer in a model's folder, as AutoTokenizer loads it.
 
-    Raises InputError where its files are missing or cannot be read. Code beside the
-    tokenizer (`auto_map`) is never imported.
+    Code beside the tokenizer (`auto_map`) is never imported.
+
+    Args:
+        path: The model's folder.
+
+    Raises:
+        InputError: Where the tokenizer's files are missing or cannot be read.
     """
     directory = Path(path)
     if not any((directory / name).is_file() for name in SOURCES):
@@ -60,9 +65,16 @@ def load_tokenizer(path: str | Path) -> Any:
 
 
 def check_vocab(tokenizer: Any, cfg: ModelConfig) -> None:
-    """Raises InputError where the tokenizer has tokens that the embedding lacks.
+    """Checks that the embedding has a row for each of the tokenizer's tokens.
 
     An embedding with rows to spare is fine: many are padded to a round number.
+
+    Args:
+        tokenizer: The tokenizer, of transformers.
+        cfg: The model's configuration.
+
+    Raises:
+        InputError: Where the tokenizer has tokens that the embedding lacks.
     """
     largest = max(tokenizer.get_vocab().values(), default=-1)
     needed = max(len(tokenizer), largest + 1)

@@ -43,7 +43,31 @@ INITS = (None, True, False, "gaussian", "eva", "mica", "orthogonal")
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The fields of a LoRA's adapter_config.json, under PEFT's names and defaults."""
+    """The fields of a LoRA's adapter_config.json, under PEFT's names and defaults.
+
+    Module names are Hugging Face's, in full. A list of names means what ends with one
+    of them; a single text is a regular expression for the whole name.
+
+    Attributes:
+        r: The rank.
+        lora_alpha: The scale times the rank, or with `use_rslora` times its square
+            root.
+        lora_dropout: The probability with which entries of the input are zeroed in
+            training.
+        use_rslora: Whether the scale is alpha / sqrt(r) in place of alpha / r.
+        use_dora: Whether it is a DoRA.
+        target_modules: The linear modules that carry the adapter, or "all-linear";
+            None: the file's keys say it.
+        target_parameters: The parameters in no linear module that carry it.
+        exclude_modules: Modules that carry none, whatever `target_modules` says.
+        layers_to_transform: The numbers of the layers that carry it; None: all.
+        layers_pattern: Regular expressions for what stands before a layer's number in a
+            module's name; None: anything.
+        rank_pattern: {regular expression: the `r` of the modules whose name ends so}.
+        alpha_pattern: {regular expression: the `lora_alpha` of such modules}.
+        modules_to_save: The modules whose weights the folder holds as a whole.
+        bias: Which biases it holds: "none", "all" or "lora_only".
+    """
 
     r: int = 8
     lora_alpha: float = 8
@@ -80,11 +104,11 @@ class AdapterConfig:
 
     @property
     def is_all_linear(self) -> bool:
-        """Whether it targets every linear module, so no embedding."""
+        """Whether the adapter targets every linear module, so no embedding."""
         return str(self.target_modules).lower() == "all-linear"
 
     def targets_parameter(self, parameter: str) -> bool:
-        """Whether a parameter of this full name, in no linear module, carries one."""
+        """Whether a parameter of this full name carries the adapter."""
         return _matches(self.target_parameters or [], parameter)
 
     def rank(self, module: str) -> int:
@@ -103,9 +127,9 @@ class AdapterConfig:
             return True
         patterns = self.layers_pattern or [r"[^.]*"]
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
-            if found:
-                return int(found[1]) in (
+            match = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
+            if match:
+                return int(match[1]) in (
                     [layers] if isinstance(layers, int) else layers
                 )
         return False
@@ -114,16 +138,26 @@ class AdapterConfig:
 def read(directory: Path) -> AdapterConfig:
     """The config of a LoRA's folder.
 
-    Raises InputError where it is missing or malformed, or asks for what is not
-    handled. Missing fields get PEFT's defaults; unknown ones warn, as in PEFT.
+    Missing fields get PEFT's defaults; unknown ones warn, as in PEFT.
+
+    Args:
+        directory: The adapter's folder.
+
+    Raises:
+        InputError: Where the config is missing or malformed, or asks for what is not
+            handled.
     """
     return _parse(directory / CONFIG, content(directory))
 
 
 def content(directory: Path) -> dict[str, Any]:
-    """What the config of an adapter's folder holds, of whatever kind it is.
+    """The content of an adapter_config.json, of whatever kind its adapter is.
 
-    Raises InputError where it is missing or no JSON object.
+    Args:
+        directory: The adapter's folder.
+
+    Raises:
+        InputError: Where the file is missing or no JSON object.
     """
     path = directory / CONFIG
     if not path.is_file():
@@ -136,20 +170,28 @@ def content(directory: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_CONFIG:
             raise ValueError(f"larger than {LARGEST_CONFIG} bytes")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not valid JSON ({error}); restore the file"
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise InputError(f"{path}: holds no JSON object; restore the file")
-    return found
+    return config
 
 
 def beside(path: Path, content: Mapping[str, Any]) -> AdapterConfig:
     """What a config of any method says of base weights that the folder holds.
 
-    path: the config's, for messages. Raises InputError where it makes no sense.
+    Args:
+        path: The config's file, for messages.
+        content: What it holds.
+
+    Returns:
+        A config with `modules_to_save` and `bias` alone.
+
+    Raises:
+        InputError: Where one of the two makes no sense.
     """
     values = {
         name: content[name]

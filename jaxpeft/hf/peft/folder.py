@@ -20,8 +20,17 @@ def writing(
 ) -> Iterator[Path]:
     """The folder's files as they will be, to be verified before they replace others.
 
-    Raises InputError where the folder is unwritable, NumericsError where a weight is
-    not finite.
+    Args:
+        directory: The adapter's folder, made if it does not exist.
+        tensors: {key: values} of adapter_model.safetensors, each of a float dtype.
+        config: The content of adapter_config.json.
+
+    Yields:
+        A folder with both files; they replace those of `directory` in the end.
+
+    Raises:
+        InputError: Where the folder is unwritable.
+        NumericsError: Where a weight is not finite.
     """
     for key, values in tensors.items():
         if not layout.is_finite(values):

@@ -33,10 +33,16 @@ MOST_PROBLEMS = 10
 
 
 def keys(place: str, dora: bool = False, embedding: bool = False) -> tuple[str, ...]:
-    """The names of a module's tensors in the safetensors file; place: of `places`.
+    """The names of a module's tensors in the safetensors file.
 
-    A (r, in), B (out, r) and, of a DoRA, the magnitudes (out,). Of n experts together
-    A (n * r, in), expert by expert, and B (out, r * n), the expert counting fastest.
+    They are A (r, in), B (out, r) and, of a DoRA, the magnitudes (out,). Of n experts
+    together A is (n * r, in), expert by expert, and B (out, r * n), the expert counting
+    fastest.
+
+    Args:
+        place: The name before the tensors, of `places`.
+        dora: Whether the adapter is a DoRA.
+        embedding: Whether the module is an embedding.
     """
     names = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
     if embedding:
@@ -49,14 +55,21 @@ def load_adapter(
 ) -> dict[str, Any]:
     """The params with the PEFT adapter of a folder in its places, float32.
 
-    A LoRA, DoRA or IA3 of PEFT's, or a bottleneck adapter of ours (`other_adapters`).
-    Plain params get LoRA or DoRA nodes as the adapter's own config says. Params that
-    hold such nodes already keep them, dropout included, and take the adapter's values;
+    The adapter is a LoRA, DoRA, IA3 or VeRA of PEFT's, a prompt or prefix, or a
+    bottleneck adapter (`other_adapters`) or BitFit (`saved_weights`) of ours. Plain
+    params get LoRA or DoRA nodes as the adapter's own config says. Params that hold
+    such nodes already keep them, dropout included, and take the adapter's values;
     modules, ranks and scales must then agree. Layers of one stack may differ in rank:
     the smaller ones are padded with zeros, which stay zero in training.
 
-    Raises InputError where the adapter is damaged, contradicts its config, was made
-    for another base, or is of a kind that is not handled.
+    Args:
+        params: The params mapping of the base, with or without adapters.
+        directory: The adapter's folder.
+        cfg: The model's configuration.
+
+    Raises:
+        InputError: Where the adapter is damaged, contradicts its config, was made for
+            another base, or is of a kind that is not handled.
     """
     directory = Path(directory)
     content = adapter_config.content(directory)
@@ -167,7 +180,7 @@ def _targeted(
     repeated: set[str],
 ) -> list[str]:
     """The adapted modules; config, file and base must agree about each of them."""
-    found, dora = set(file.tensors) - repeated, config.use_dora
+    stored, dora = set(file.tensors) - repeated, config.use_dora
 
     def own(name: str, place: str) -> tuple[str, ...]:
         return keys(place, dora, modules[name].embedding)
@@ -177,20 +190,20 @@ def _targeted(
             return config.targets_parameter(module.parameter)
         if config.target_modules is None and not config.target_parameters:
             # PEFT has a table for each architecture; the keys themselves say it better.
-            return bool(found & set(own(name, name)))
+            return bool(stored & set(own(name, name)))
         if module.embedding and config.is_all_linear:
             return False
         return config.targets(name)
 
     targeted = [name for name, module in modules.items() if is_targeted(name, module)]
-    at = places(targeted, modules)
-    wanted = {key for name in targeted for key in own(name, at[name])}
-    problems = [_surplus(key, modules) for key in sorted(found - wanted)]
+    at_places = places(targeted, modules)
+    wanted = {key for name in targeted for key in own(name, at_places[name])}
+    problems = [_surplus(key, modules) for key in sorted(stored - wanted)]
     problems += [
         f"{key!r} is missing, though the config targets its module; restore both files"
         for name in targeted
-        for key in own(name, at[name])
-        if key not in found
+        for key in own(name, at_places[name])
+        if key not in stored
     ]
     if config.use_dora:
         problems += [
@@ -200,8 +213,8 @@ def _targeted(
             if modules[name].embedding
         ]
     for name in targeted:
-        if found >= set(own(name, at[name])):
-            problems += _mismatches(at[name], name, modules[name], config, file)
+        if stored >= set(own(name, at_places[name])):
+            problems += _mismatches(at_places[name], name, modules[name], config, file)
     if not targeted and not problems:
         problems = ["it adapts no module of this base; use the base it was made for"]
     more = len(problems) - MOST_PROBLEMS
@@ -273,12 +286,12 @@ def _mismatches(
 
 
 def matrix_a(stored: np.ndarray, module: Module) -> np.ndarray:
-    """A as nodes have it, (*experts, in, r), of (experts * r, in)."""
+    """A as nodes have it, (*experts, in, r), of the stored (experts * r, in)."""
     return np.swapaxes(stored.reshape(*module.lead, -1, module.d_in), -1, -2)
 
 
 def matrix_b(stored: np.ndarray, module: Module) -> np.ndarray:
-    """B as nodes have it, (*experts, r, out), of (out, r * experts)."""
+    """B as nodes have it, (*experts, r, out), of the stored (out, r * experts)."""
     return stored.reshape(module.d_out, -1, *module.lead).T
 
 

@@ -14,15 +14,23 @@ PREFIX = "base_model.model."  # of every key in PEFT's files
 class Module:
     """A module of the base: its weight's place in the params, and its size.
 
-    Of an embedding d_in counts the tokens.
+    Attributes:
+        path: The dotted name of its weight in the params mapping.
+        layer: The layer's number in the stack; None where nothing is stacked.
+        d_in: The width of its input; of an embedding, the number of tokens.
+        d_out: The width of its output.
+        experts: The number of experts whose kernels stand side by side in it, if any
+            do.
+        parameter: The name of the bare parameter that it stands for, see `ParamSpec`.
+        embedding: Whether it is an embedding.
     """
 
-    path: str  # dotted name of the kernel in the params mapping
-    layer: int | None  # None: not stacked
+    path: str
+    layer: int | None
     d_in: int
     d_out: int
-    experts: int | None = None  # whose kernels stand side by side in it
-    parameter: str | None = None  # a bare parameter's name, see `ParamSpec`
+    experts: int | None = None
+    parameter: str | None = None
     embedding: bool = False
 
     @property
@@ -32,17 +40,20 @@ class Module:
 
 
 def linear_modules(cfg: ModelConfig) -> dict[str, Module]:
-    """{Hugging Face's module name: module} for every linear module of a model."""
+    """The linear modules of a model, {Hugging Face's module name: module}."""
     return {n: m for n, m in lora_modules(cfg).items() if not m.embedding}
 
 
 def lora_modules(cfg: ModelConfig) -> dict[str, Module]:
-    """Likewise of what a LoRA can stand in: the embedding too."""
-    found = {}
+    """The modules that a LoRA can stand in, {Hugging Face's module name: module}.
+
+    These are the linear modules and the embedding.
+    """
+    modules = {}
     for path, spec in tree.walk(param_specs(cfg)):
         if path.endswith((".kernel", ".embedding")):
             for layer, name in enumerate(spec.module_names()):
-                found[name] = Module(
+                modules[name] = Module(
                     path,
                     layer if spec.stacked else None,
                     *spec.shape[-2:],
@@ -50,27 +61,42 @@ def lora_modules(cfg: ModelConfig) -> dict[str, Module]:
                     parameter=spec.parameter and spec.parameter.format(layer),
                     embedding=path.endswith(".embedding"),
                 )
-    return found
+    return modules
 
 
 def places(chosen: Collection[str], modules: Mapping[str, Module]) -> dict[str, str]:
-    """{module: the name before the tensors of its adapter in PEFT's file}.
+    """The name before the tensors of each module's adapter in PEFT's file, by module.
 
-    chosen: the modules that are adapted, in the model's order. PEFT wraps what holds
-    the experts once for each of its parameters, the first one innermost.
+    PEFT wraps what holds the experts once for each of its parameters, the first one
+    innermost.
+
+    Args:
+        chosen: The names of the modules that are adapted, in the model's order.
+        modules: {name: module} of all that there are.
+
+    Returns:
+        {module's name: the name before its adapter's tensors}.
     """
-    found = {name: name for name in chosen}
+    placed = {name: name for name in chosen}
     for name in chosen:
         if modules[name].experts is not None:
             holder = name.rpartition(".")[0]
             inside = [n for n in chosen if n.rpartition(".")[0] == holder]
             depth = len(inside) - 1 - inside.index(name)
-            found[name] = holder + ".base_layer" * depth
-    return found
+            placed[name] = holder + ".base_layer" * depth
+    return placed
 
 
 def shortened(chosen: Set[str], everything: Set[str]) -> list[str]:
-    """Names that select exactly `chosen`: the last component wherever that does."""
+    """Names that select exactly `chosen`: the last component wherever that does.
+
+    Args:
+        chosen: The names of the modules to select.
+        everything: The names of all modules, `chosen` included.
+
+    Returns:
+        The names, sorted.
+    """
     left_out = {last(name) for name in everything - chosen}
     return sorted({n if last(n) in left_out else last(n) for n in chosen})
 

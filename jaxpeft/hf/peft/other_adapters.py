@@ -170,8 +170,15 @@ def save(
 ) -> None:
     """Writes the adapters of `params`, and reads them back to compare.
 
-    Raises InputError where the folder is unwritable, NumericsError where a weight is
-    not finite.
+    Args:
+        params: The params mapping with adapters of one kind in `FORMS`.
+        directory: The folder to write.
+        cfg: The model's configuration.
+        base: The model's folder or hub id, noted in the config.
+
+    Raises:
+        InputError: Where the folder is unwritable.
+        NumericsError: Where a weight is not finite.
     """
     kind = kind_of(params)
     assert kind is not None
@@ -224,8 +231,14 @@ def load(
 ) -> dict[str, Any]:
     """The params with the adapter of a folder in its places, float32.
 
-    content: its config. Raises InputError where file, config and base do not belong
-    together.
+    Args:
+        params: The params mapping of the base.
+        directory: The adapter's folder.
+        cfg: The model's configuration.
+        content: What the folder's config holds, of a kind in `TYPES`.
+
+    Raises:
+        InputError: Where file, config and base do not belong together.
     """
     kind = TYPES[content["peft_type"]]
     form, modules = FORMS[kind], linear_modules(cfg)
@@ -305,10 +318,10 @@ def _node(
 
 def _tensor(file: SafetensorsFile, key: str) -> np.ndarray:
     """A tensor as float32. Raises InputError where it is no finite float."""
-    found = file.tensors[key]
-    if found.dtype not in FLOATS:
+    entry = file.tensors[key]
+    if entry.dtype not in FLOATS:
         raise InputError(
-            f"{file.path}: {key!r} has dtype {found.dtype}; handled are "
+            f"{file.path}: {key!r} has dtype {entry.dtype}; handled are "
             + ", ".join(FLOATS)
         )
     values = file.view(key)

@@ -23,17 +23,30 @@ from jaxpeft.models.spec import ModelConfig
 
 
 class Adapter(NamedTuple):
-    """One module's adapter in PEFT's layout, and the alpha that gives its scale."""
+    """One module's adapter in PEFT's layout, and the alpha that gives its scale.
 
-    a: np.ndarray  # (r, in) float32, of experts one after another
-    b: np.ndarray  # (out, r) float32, of experts interleaved
+    Attributes:
+        a: A, (r, in) float32, of experts one after another.
+        b: B, (out, r) float32, of experts interleaved.
+        rank: The rank, of one expert.
+        alpha: The `lora_alpha` that gives the scale.
+        magnitude: The magnitudes of a DoRA, (out,) float32.
+        embedding: Whether the module is an embedding.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
     rank: int
     alpha: float
-    magnitude: np.ndarray | None = None  # of a DoRA, (out,) float32
+    magnitude: np.ndarray | None = None
     embedding: bool = False
 
     def tensors(self, place: str) -> dict[str, np.ndarray]:
-        """What the safetensors file holds of it."""
+        """The adapter's tensors in the safetensors file, {key: values}.
+
+        Args:
+            place: The name before the tensors, see `keys`.
+        """
         values = [self.a, self.b]
         values += [] if self.magnitude is None else [self.magnitude]
         names = keys(place, self.magnitude is not None, self.embedding)
@@ -50,13 +63,21 @@ def save_adapter(
 
     What began as a part of the base (PiSSA, OLoRA) becomes a plain LoRA of twice the
     rank, for the base as it is. Weights of the base that trained go along as PEFT's
-    modules_to_save and biases. Other adapters go into the files that `other_adapters`
-    describes.
-    base: the model's folder or hub id, noted in the config. Layers that an adapter
-    leaves out (scale 0) are not written. The files are reopened and every tensor
-    compared before they replace older ones. Raises InputError where there is nothing to
-    write, an adapter has no such form, or the folder is unwritable; NumericsError where
-    a weight is not finite.
+    modules_to_save and biases. Other adapters go into the files that `other_adapters`,
+    `virtual_tokens` and `saved_weights` describe. Layers that an adapter leaves out
+    (scale 0) are not written. The files are reopened and every tensor compared before
+    they replace older ones.
+
+    Args:
+        params: The params mapping with its adapters.
+        directory: The folder to write.
+        cfg: The model's configuration.
+        base: The model's folder or hub id, noted in the config.
+
+    Raises:
+        InputError: Where there is nothing to write, an adapter has no such form, or the
+            folder is unwritable.
+        NumericsError: Where a weight is not finite.
     """
     directory = Path(directory)
     name = None if base is None else str(base)
@@ -107,7 +128,7 @@ def _adapters(
         ]
         for path, node in loras.items()
     }
-    found = {}
+    adapters = {}
     for name, module in modules.items():
         if module.path not in host:
             continue
@@ -121,7 +142,7 @@ def _adapters(
             rank = node.ranks[_first(module)] if node.ranks else a.shape[-1]
             alpha = alpha_of(float(scale.flat[0]), rank, node, rslora)
             a, b = a[..., :rank], b[..., :rank, :]
-            found[name] = Adapter(
+            adapters[name] = Adapter(
                 np.swapaxes(a, -1, -2).reshape(-1, module.d_in),
                 b.T.reshape(module.d_out, -1),
                 rank,
@@ -129,16 +150,16 @@ def _adapters(
                 magnitude,
                 module.embedding,
             )
-    if not found:
+    if not adapters:
         raise InputError(
             "the params hold no LoRA with a scale other than 0; put adapters in with "
             "adapters.inject(params, rules, key), lora_alpha not 0"
         )
-    return rslora, found
+    return rslora, adapters
 
 
 def _nodes(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that have such a form."""
+    """{dotted name: node} of the LoRA and DoRA nodes."""
     return {
         name: node
         for name, node in kernel.nodes(params).items()
@@ -156,7 +177,17 @@ def _plain(node: Any) -> Any:
 
 
 def alpha_of(scale: float, rank: int, node: Any, rslora: bool) -> float:
-    """The lora_alpha that gives `scale`: the node's own wherever it does."""
+    """The lora_alpha that gives `scale`: the node's own wherever it does.
+
+    Args:
+        scale: The factor before `a @ b`.
+        rank: The rank of the layer.
+        node: The adapter.
+        rslora: Whether the scale is alpha / sqrt(rank) in place of alpha / rank.
+
+    Returns:
+        The alpha, an int where it is whole.
+    """
     divisor = math.sqrt(rank) if rslora else rank
     if np.float32(node.lora_alpha / divisor) == np.float32(scale):
         alpha = node.lora_alpha
@@ -172,10 +203,15 @@ def lora_config(
     dropout: float,
     base: str | Path | None,
 ) -> dict[str, Any]:
-    """The content of adapter_config.json.
+    """The content of adapter_config.json for a LoRA or DoRA.
 
-    modules: {name of each module there is: that of the bare parameter it stands for,
-    or None}.
+    Args:
+        adapters: {module name: adapter} of what is adapted.
+        modules: {name of each module there is: the name of the bare parameter that it
+            stands for, or None}.
+        rslora: Whether alpha gives the scale as alpha / sqrt(r).
+        dropout: The probability with which entries of the input are zeroed in training.
+        base: The model's folder or hub id.
     """
     called = {name: modules[name] or name for name in adapters}
     ranks = {called[name]: adapter.rank for name, adapter in adapters.items()}
@@ -231,13 +267,13 @@ def _verify(params: Mapping[str, Any], directory: Path, cfg: ModelConfig) -> Non
     bare = tree.replace(params, {name: node.base for name, node in loras.items()})
     read_back = load_adapter(bare, directory, cfg)
     saved_weights.same(params, read_back, directory)
-    found = kernel.nodes(read_back)
+    read_nodes = kernel.nodes(read_back)
     for name, node in loras.items():
         scale = np.asarray(node.scale)
         adapted = scale != 0
         if not adapted.any():
             continue
-        read = found[name]
+        read = read_nodes[name]
         same = all(
             np.array_equal(np.asarray(mine)[adapted], np.asarray(other)[adapted])
             for mine, other in (

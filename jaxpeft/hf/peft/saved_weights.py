@@ -29,14 +29,22 @@ BITFIT = "BITFIT"
 
 
 def saved(params: Mapping[str, Any]) -> dict[str, Saved]:
-    """{dotted name: node} of the weights that train themselves."""
+    """The weights that train themselves, {dotted name: node}."""
     return {n: k for n, k in kernel.nodes(params).items() if isinstance(k, Saved)}
 
 
 def tensors(params: Mapping[str, Any], cfg: ModelConfig) -> dict[str, np.ndarray]:
-    """{key in PEFT's file: values} of them, as torch lays them out."""
+    """The weights that train themselves, laid out as torch has them, by their keys.
+
+    Args:
+        params: The params mapping.
+        cfg: The model's configuration.
+
+    Returns:
+        {key in PEFT's file: values}.
+    """
     nodes, adapted = saved(params), _adapted(params)
-    found = {}
+    by_key = {}
     for path, spec in tree.walk(param_specs(cfg)):
         if path not in nodes:
             continue
@@ -45,12 +53,17 @@ def tensors(params: Mapping[str, Any], cfg: ModelConfig) -> dict[str, np.ndarray
         for layer, name in enumerate(spec.hf_names()):
             values = weight[layer] if spec.stacked else weight
             values = np.ascontiguousarray(values.T if spec.transposed else values)
-            found[PREFIX + (_wrapped(name) if wrapped else name)] = values
-    return found
+            by_key[PREFIX + (_wrapped(name) if wrapped else name)] = values
+    return by_key
 
 
 def settings(params: Mapping[str, Any], cfg: ModelConfig) -> dict[str, Any]:
-    """`modules_to_save` and `bias` as the config of the folder says them."""
+    """`modules_to_save` and `bias` as the config of the folder says them.
+
+    Args:
+        params: The params mapping.
+        cfg: The model's configuration.
+    """
     nodes, specs = saved(params), dict(tree.walk(param_specs(cfg)))
     modules: dict[str, ParamSpec] = {}
     for path in nodes:
@@ -75,7 +88,15 @@ def save_biases(
 ) -> None:
     """Writes the biases that BitFit trained, and reads them back to compare.
 
-    Raises as `peft_save.save_adapter`.
+    Args:
+        params: The params mapping, in which biases train.
+        directory: The folder to write.
+        cfg: The model's configuration.
+        base: The model's folder or hub id, noted in the config.
+
+    Raises:
+        InputError: Where the folder is unwritable.
+        NumericsError: Where a bias is not finite.
     """
     content = {
         "peft_type": BITFIT,
@@ -93,7 +114,13 @@ def load_biases(
 ) -> dict[str, Any]:
     """The params with the biases of a folder that BitFit made.
 
-    Raises InputError where they are not those of this base.
+    Args:
+        params: The params mapping of the base.
+        directory: The adapter's folder.
+        cfg: The model's configuration.
+
+    Raises:
+        InputError: Where the biases are not those of this base.
     """
     file = SafetensorsFile(directory / adapter_config.WEIGHTS)
     nodes, used = read(params, file, AdapterConfig(bias="all"), cfg)
@@ -112,9 +139,19 @@ def read(
     config: AdapterConfig,
     cfg: ModelConfig,
 ) -> tuple[dict[str, Saved], set[str]]:
-    """({dotted name: node}, keys used) of the weights that a file holds.
+    """The base weights that an adapter's file holds as a whole.
 
-    Raises InputError where layers are missing, or a shape is not the base's.
+    Args:
+        params: The params mapping of the base.
+        file: The adapter's safetensors file.
+        config: Which weights the file holds: its `modules_to_save` and `bias`.
+        cfg: The model's configuration.
+
+    Returns:
+        ({dotted name: node}, the keys of the file that they were read from).
+
+    Raises:
+        InputError: Where layers are missing, or a shape is not the base's.
     """
     leaves = dict(tree.walk(params))
     nodes: dict[str, Saved] = {}
@@ -154,8 +191,8 @@ def _keys(
         return [PREFIX + name for name in names]
     if config.bias == "none" or not path.endswith(BIAS):
         return None
-    for form in (_wrapped, str):
-        keys = [PREFIX + form(name) for name in names]
+    for rename in (_wrapped, str):
+        keys = [PREFIX + rename(name) for name in names]
         if any(key in file.tensors for key in keys):
             return keys
     return None
@@ -163,11 +200,11 @@ def _keys(
 
 def _mismatches(keys: list[str], spec: ParamSpec, file: SafetensorsFile) -> list[str]:
     return [
-        f"{file.path}: {key!r} has shape {found.shape} and dtype {found.dtype}; the "
+        f"{file.path}: {key!r} has shape {entry.shape} and dtype {entry.dtype}; the "
         f"base's is {spec.hf_shape()}: the adapter was made for another base"
         for key in keys
-        for found in [file.tensors[key]]
-        if found.shape != spec.hf_shape() or found.dtype not in FLOATS
+        for entry in [file.tensors[key]]
+        if entry.shape != spec.hf_shape() or entry.dtype not in FLOATS
     ]
 
 
@@ -176,8 +213,8 @@ def _node(keys: list[str], spec: ParamSpec, file: SafetensorsFile, base: Any) ->
     for layer, key in enumerate(keys):
         values = file.view(key)
         layout.require_finite(values, f"{file.path}: {key!r}")
-        place = weight[layer] if spec.stacked else weight
-        place[...] = np.asarray(values, np.float32).T if spec.transposed else values
+        target = weight[layer] if spec.stacked else weight
+        target[...] = np.asarray(values, np.float32).T if spec.transposed else values
     return Saved(jnp.asarray(weight), str(base.dtype))
 
 
@@ -196,7 +233,16 @@ def _adapted(params: Mapping[str, Any]) -> set[str]:
 
 
 def same(params: Mapping[str, Any], other: Mapping[str, Any], folder: Path) -> None:
-    """Raises RuntimeError where what was read back differs from what was to be kept."""
+    """Checks that the weights read back are those that were to be kept.
+
+    Args:
+        params: The params mapping that was written.
+        other: What was read back.
+        folder: Where it was written, for the message.
+
+    Raises:
+        RuntimeError: Where a weight differs.
+    """
     read = saved(other)
     for name, node in saved(params).items():
         if not np.array_equal(np.asarray(node.weight), np.asarray(read[name].weight)):

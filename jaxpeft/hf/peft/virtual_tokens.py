@@ -25,7 +25,17 @@ def save(
     """Writes the virtual tokens of `params`, and reads them back to compare.
 
     A prompt is (n, hidden); a prefix (n, layers * 2 * width), of each layer its keys
-    and then its values. Raises as `peft_save.save_adapter`.
+    and then its values.
+
+    Args:
+        params: The params mapping with a prompt or a prefix.
+        directory: The folder to write.
+        cfg: The model's configuration.
+        base: The model's folder or hub id, noted in the config.
+
+    Raises:
+        InputError: Where the folder is unwritable.
+        NumericsError: Where a weight is not finite.
     """
     nodes = virtual(params)
     if PROMPT in nodes:
@@ -68,18 +78,24 @@ def load(
 ) -> dict[str, Any]:
     """The params with the virtual tokens of a folder, float32.
 
-    content: its config. Raises InputError where file, config and base do not belong
-    together.
+    Args:
+        params: The params mapping of the base.
+        directory: The adapter's folder.
+        cfg: The model's configuration.
+        content: What the folder's config holds, of a kind in `TYPES`.
+
+    Raises:
+        InputError: Where file, config and base do not belong together.
     """
     file = SafetensorsFile(directory / adapter_config.WEIGHTS)
     count = content.get("num_virtual_tokens")
     prompt = content["peft_type"] == TYPES[0]
     width = cfg.num_key_value_heads * cfg.head_dim
     across = cfg.hidden_size if prompt else cfg.num_hidden_layers * 2 * width
-    found = file.tensors.get(KEY)
-    if found is None or found.dtype not in FLOATS or found.shape != (count, across):
+    entry = file.tensors.get(KEY)
+    if entry is None or entry.dtype not in FLOATS or entry.shape != (count, across):
         raise InputError(
-            f"{file.path}: {KEY!r} is {found and found.shape}, and this base needs "
+            f"{file.path}: {KEY!r} is {entry and entry.shape}, and this base needs "
             f"({count}, {across}) for {count} virtual tokens: the adapter was made for "
             "another one; set model.path to that"
         )

@@ -33,9 +33,19 @@ def save_for_vllm(
 ) -> None:
     """Writes LoRA nodes as an adapter that vLLM, and PEFT, load unmodified.
 
-    It is written by `save_adapter`, so it is verified, and computes what `params` do.
-    Warns where the rank is above vLLM's default. Raises InputError as `save_adapter`
-    does, for adapters other than LoRA, and for a rank that vLLM has no setting for.
+    It is written by `save_adapter`, so it is verified, and computes what `params` do. A
+    warning is shown where the rank is above vLLM's default.
+
+    Args:
+        params: The params mapping with its LoRA nodes.
+        directory: The folder to write.
+        cfg: The model's configuration.
+        base: The model's folder or hub id, noted in the config.
+
+    Raises:
+        InputError: As `save_adapter` does, for adapters other than LoRA, and for a rank
+            that vLLM has no setting for.
+        NumericsError: Where a weight is not finite.
     """
     same = uniform(params)
     nodes = filter(kernel.is_adapter, kernel.nodes(same).values())
@@ -59,8 +69,14 @@ def uniform(params: Mapping[str, Any]) -> dict[str, Any]:
 
     Lower ranks are filled up with zeros to the largest, and what a module's scale
     differs from the common one goes into its B: the product stays the same but for a
-    rounding of B where the quotient of the scales is no power of two. Raises
-    InputError where an adapter is no LoRA, or there is none.
+    rounding of B where the quotient of the scales is no power of two.
+
+    Args:
+        params: The params mapping with its LoRA nodes.
+
+    Raises:
+        InputError: Where an adapter is no LoRA or stands in a router or experts, or
+            where there is none whose scale is other than 0.
     """
     adapters = {
         n: node.plain() if isinstance(node, LoRA) else node

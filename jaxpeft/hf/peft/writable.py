@@ -44,7 +44,7 @@ PLACES: dict[type, Callable[[ModelConfig], set[str]]] = {
 
 
 def check_writable(params: Mapping[str, Any], cfg: ModelConfig) -> None:
-    """Raises InputError for adapters that an adapter's folder has no place for.
+    """Checks that an adapter's folder has a place for the adapters of `params`.
 
     A folder is of one kind, beside which weights of the base can stand whole but for
     virtual tokens. Routers and experts are no linear modules to PEFT but parameters,
@@ -53,6 +53,9 @@ def check_writable(params: Mapping[str, Any], cfg: ModelConfig) -> None:
     Args:
         params: The params that hold the adapters; shapes in place of values will do.
         cfg: The model's configuration.
+
+    Raises:
+        InputError: Where there is no such place.
     """
     nodes = {n: k for n, k in kernel.nodes(params).items() if kernel.is_adapter(k)}
     problems = _of_no_kind(nodes) or [*_misplaced(nodes, cfg), *_mixed(nodes)]
