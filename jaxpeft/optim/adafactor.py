@@ -20,7 +20,12 @@ from jaxpeft.optim.rule import (
 
 
 class AdafactorState(NamedTuple):
-    """nu: the second moment of a tensor. mu: with `beta1`, the mean of its updates."""
+    """Moments of one tensor, float32.
+
+    Attributes:
+        nu: the second moment of the tensor.
+        mu: the moving average of its updates; None without `beta1`.
+    """
 
     nu: factored.Moment
     mu: Array | None
@@ -35,7 +40,10 @@ def adafactor_rule(
     relative_step: bool,
     warmup_init: bool,
 ) -> Rule:
-    """The rule of `adafactor`; with `relative_step` its learning rate is a factor."""
+    """The rule of `adafactor`, which explains the arguments.
+
+    With `relative_step` its learning rate is a factor.
+    """
 
     def init(p: Array, place: Place) -> AdafactorState:
         mu = None if beta1 is None else jnp.zeros_like(p)
@@ -62,7 +70,11 @@ def adafactor_rule(
 
 
 def relative_rate(warmup_init: bool = False) -> optax.Schedule:
-    """The rate that `relative_step` sets: updates made -> rate, () float32."""
+    """The rate that `relative_step` sets: updates made -> rate, () float32.
+
+    Args:
+        warmup_init: whether the rate rises from 1e-6, instead of starting at 1e-2.
+    """
 
     def rate(count: Any) -> Array:
         t = jnp.asarray(count, jnp.float32) + 1
@@ -102,11 +114,33 @@ def adafactor(
     a parameter more.
 
     Equal to transformers' `Adafactor` with the settings that its Trainer makes: there
-    `scale_parameter` and `relative_step` are off, though the class has them on. Raises
-    InputError for a learning rate beside `relative_step`, for none without it, and for
-    `warmup_init` without it. `optax.adafactor` agrees for matrices if told
-    `min_dim_size_to_factor=1` and the decay times the rate. mask, layout: see
-    `rule.transformation`; with `relative_step` a group's factor applies all the same.
+    `scale_parameter` and `relative_step` are off, though the class has them on.
+    `optax.adafactor` agrees for matrices if told `min_dim_size_to_factor=1` and the
+    decay times the rate.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+            None with `relative_step`, and only then.
+        eps: what is added to the squares, and the least root mean square that
+            `scale_parameter` counts with.
+        clip_threshold: the root mean square above which an update is scaled down, above
+            0.
+        decay_rate: the power of t that new squares are weighted by, below 0.
+        beta1: the decay of m, from 0 to below 1; None: no m.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        scale_parameter: whether the rate is in proportion to the tensor's size.
+        relative_step: whether the rate follows from the step alone. A group's factor
+            applies all the same.
+        warmup_init: whether the rate of `relative_step` rises from 1e-6.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once; for a learning rate
+            beside `relative_step`, for none without it, and for `warmup_init` without
+            it.
     """
     _check(learning_rate, decay_rate, relative_step, warmup_init)
     rule = adafactor_rule(

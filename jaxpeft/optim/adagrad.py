@@ -19,7 +19,7 @@ from jaxpeft.optim.sgd import with_decay
 
 
 def adagrad_rule(lr_decay: float, initial_accumulator_value: float, eps: float) -> Rule:
-    """The rule of `adagrad`; its state is the sum of squares."""
+    """The rule of `adagrad`, which explains the arguments; its state is s."""
 
     def init(p: Array, place: Place) -> Array:
         return jnp.full_like(p, initial_accumulator_value)
@@ -51,7 +51,20 @@ def adagrad(
 
     State: s in float32, 4 bytes a parameter. Equal to torch.optim.Adagrad, decay
     included; `optax.adagrad` starts at 0.1, has eps inside the root and no lr_decay.
-    mask, layout: see `rule.transformation`.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        lr_decay: how fast the rate falls with the updates, 0 or more.
+        initial_accumulator_value: where s starts, 0 or more.
+        eps: what is added to the root of s, 0 or more.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once.
     """
     return transformation(
         adagrad_rule(lr_decay, initial_accumulator_value, eps),

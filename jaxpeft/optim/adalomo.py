@@ -21,7 +21,7 @@ from jaxpeft.optim.rule import (
 def adalomo_rule(
     eps: tuple[float, float], clip_threshold: float, decay_rate: float
 ) -> Rule:
-    """The rule of `adalomo`."""
+    """The rule of `adalomo`, which explains the arguments."""
 
     def init(p: Array, place: Place) -> factored.Moment:
         return factored.zeros(p)
@@ -60,8 +60,23 @@ def adalomo(
     State: 4 bytes for each row and column, float32; a tensor of one axis has a second
     moment of full size. Equal to lomo_optim's `AdaLomo` for one and two axes; that one
     fails on more, here they are treated as in `adafactor`, as a pile of matrices with
-    one rms. Its loss scale of 1024 is divided out again and has no counterpart. mask,
-    layout: see `rule.transformation`.
+    one rms. Its loss scale of 1024 is divided out again and has no counterpart.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        eps: what is added to the squares, and the least root mean square of the tensor
+            that the rate counts with.
+        clip_threshold: the root mean square above which an update is scaled down, above
+            0.
+        decay_rate: the power of t that new squares are weighted by, below 0.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once.
     """
     return transformation(
         adalomo_rule(eps, clip_threshold, decay_rate),

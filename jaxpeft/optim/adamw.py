@@ -19,14 +19,19 @@ from jaxpeft.optim.rule import (
 
 
 class AdamState(NamedTuple):
-    """Both moments of one tensor, float32 and shaped like it."""
+    """Both moments of one tensor, float32 and shaped like it.
+
+    Attributes:
+        mu: the moving average of the gradients.
+        nu: the moving average of their squares.
+    """
 
     mu: Array
     nu: Array
 
 
 def adamw_rule(b1: float, b2: float, eps: float) -> Rule:
-    """The rule of `adamw`."""
+    """The rule of `adamw`, which explains the arguments."""
 
     def init(p: Array, place: Place) -> AdamState:
         return AdamState(jnp.zeros_like(p), jnp.zeros_like(p))
@@ -61,9 +66,22 @@ def adamw(
         p <- p (1 - rate * weight_decay)
         p <- p - rate / (1 - b1**t) * m / (sqrt(v) / sqrt(1 - b2**t) + eps)
 
-    State: m and v in float32, 8 bytes a parameter. mask, layout: see
-    `rule.transformation`. Equal to torch.optim.AdamW; `optax.adamw` differs from both
-    by the rounding of its fused decay and of 1 - b**t.
+    State: m and v in float32, 8 bytes a parameter. Equal to torch.optim.AdamW;
+    `optax.adamw` differs from both by the rounding of its fused decay and of 1 - b**t.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        b1: the decay of m, from 0 to below 1.
+        b2: the decay of v, from 0 to below 1.
+        eps: what is added to the root of v, 0 or more.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once.
     """
     return transformation(
         adamw_rule(b1, b2, eps),

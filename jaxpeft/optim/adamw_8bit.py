@@ -22,7 +22,12 @@ from jaxpeft.quant import Blockwise, dequantize, in_chunks, quantize, zeros
 
 
 class QuantizedAdamState(NamedTuple):
-    """Both moments of one tensor, or in float32 those of one that is not quantized."""
+    """Both moments of one tensor, or in float32 those of one that is not quantized.
+
+    Attributes:
+        mu: the moving average of the gradients.
+        nu: the moving average of their squares.
+    """
 
     mu: Blockwise | Array
     nu: Blockwise | Array
@@ -31,7 +36,15 @@ class QuantizedAdamState(NamedTuple):
 def quantized_adamw_rule(
     b1: float, b2: float, eps: float, select: Selection, bits: int
 ) -> Rule:
-    """The rule of AdamW whose moments have so many bits where `select` takes them."""
+    """The rule of AdamW whose moments have few bits where `select` takes them.
+
+    Args:
+        b1: the decay of the first moment.
+        b2: the decay of the second moment.
+        eps: what is added to the root of the second moment.
+        select: which tensors have quantized moments.
+        bits: the bits of a code, 8 or 4.
+    """
     whole = adamw_rule(b1, b2, eps)
 
     def init(p: Array, place: Place) -> QuantizedAdamState:
@@ -110,10 +123,8 @@ def adamw_8bit(
     to zero, and the step would explode.
 
     State: a code of m and one of v an element, a float32 scale of each a block; 2.03
-    bytes a parameter. Tensors of fewer than `min_quantized_size` elements (a layer of
-    a stack counts alone) and leaves whose whole names `float32_names` matches, such as
-    ".*embed.*", keep float32 moments, 8 bytes a parameter. An update goes through a
-    tensor in parts: no whole moment exists in float32.
+    bytes a parameter, and 8 bytes a parameter where a tensor is not quantized. An
+    update goes through a tensor in parts: no whole moment exists in float32.
 
     Equal to bitsandbytes' AdamW8bit (Dettmers et al., 2022) but for the rounding of
     codes, which there depends on the device: its CPU code looks codes up in a table of
@@ -121,7 +132,24 @@ def adamw_8bit(
     CUDA code. An element whose gradient is not finite becomes so itself, and is not
     passed over; what it leaves in the state of its block depends on the backend.
 
-    mask, layout: see `rule.transformation`.
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        b1: the decay of m, from 0 to below 1.
+        b2: the decay of v, from 0 to below 1.
+        eps: what is added to the root of v, 0 or more.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        block_size: elements to a scale, 2 or more.
+        min_quantized_size: tensors of fewer elements (a layer of a stack counts alone)
+            keep float32 moments.
+        float32_names: a regular expression; leaves whose whole names it matches, such
+            as ".*embed.*", keep float32 moments. None: no leaf does.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once.
     """
     select = Selection(block_size, min_quantized_size, float32_names).check()
     return transformation(

@@ -21,7 +21,13 @@ from jaxpeft.optim.rule import (
 
 
 class AdemamixState(NamedTuple):
-    """State of one tensor, float32 and shaped like it."""
+    """State of one tensor, float32 and shaped like it.
+
+    Attributes:
+        mu: the fast moving average of the gradients, m.
+        slow: the slow moving average of the gradients, s.
+        nu: the moving average of their squares, v.
+    """
 
     mu: Array
     slow: Array
@@ -37,7 +43,7 @@ def ademamix_rule(
     t_beta3: int | None,
     eps: float,
 ) -> Rule:
-    """The rule of `ademamix`."""
+    """The rule of `ademamix`, which explains the arguments."""
 
     def init(p: Array, place: Place) -> AdemamixState:
         return AdemamixState(jnp.zeros_like(p), jnp.zeros_like(p), jnp.zeros_like(p))
@@ -87,12 +93,33 @@ def ademamix(
         p <- p - rate (m / (1 - b1**t) + a_t s) / (sqrt(v) / sqrt(1 - b2**t) + eps)
 
     a_t rises to alpha over `t_alpha` steps, linearly, and b_t from b1 to b3 over
-    `t_beta3`, as ln b_t = ln b1 ln b3 / ((1 - x) ln b3 + x ln b1) at x = t / t_beta3;
-    None: from the start. State: m, s and v in float32, 12 bytes a parameter. Equal to
-    bitsandbytes' AdEMAMix with 32-bit state, whose defaults these are;
-    `optax.contrib.ademamix` is the same without the decay of this form, but a b3 that
-    warms up loses the digits of 1 - b3 there. Raises InputError for b1 or b3 outside
-    of (0, 1) and for warmups below 1.
+    `t_beta3`, as ln b_t = ln b1 ln b3 / ((1 - x) ln b3 + x ln b1) at x = t / t_beta3.
+
+    State: m, s and v in float32, 12 bytes a parameter. Equal to bitsandbytes' AdEMAMix
+    with 32-bit state, whose defaults these are; `optax.contrib.ademamix` is the same
+    without the decay of this form, but a b3 that warms up loses the digits of 1 - b3
+    there.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        b1: the decay of m, above 0 and below 1.
+        b2: the decay of v, from 0 to below 1.
+        b3: the decay of s, above 0 and below 1.
+        alpha: the weight of s in the step, 0 or more.
+        t_alpha: the steps over which the weight rises, 1 or more; None: it has its full
+            value from the start.
+        t_beta3: the steps over which the decay of s rises, 1 or more; None: it has its
+            full value from the start.
+        eps: what is added to the root of v, 0 or more.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once, among them b1 or b3
+            outside of (0, 1) and warmups below 1.
     """
     problems = [
         f"optimizer.{key}: found {value}; use a number between 0 and 1"

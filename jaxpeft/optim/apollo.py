@@ -27,8 +27,11 @@ _GROWTH = 1.01
 class ApolloState(NamedTuple):
     """State of one projected matrix, float32.
 
-    mu, nu: (channels, rank). norm: (), of the last scaled gradient, 0 before the first.
-    projection: (reduced, rank) where it comes from a decomposition, else None.
+    Attributes:
+        mu: (channels, rank), the moving average of the projected gradients.
+        nu: (channels, rank), the moving average of their squares.
+        norm: (), the norm of the last scaled gradient, 0 before the first.
+        projection: (reduced, rank) where it comes from a decomposition, else None.
     """
 
     mu: Array
@@ -47,7 +50,19 @@ def apollo_rule(
     limited: bool = True,
     strict: bool = False,
 ) -> Rule:
-    """The rule of `apollo`, whatever its projections come from."""
+    """The rule of `apollo`, whatever its projections come from.
+
+    Args:
+        adam: the Adam of the projected gradients, and of the tensors left out.
+        projector: where the projections come from.
+        targets: which matrices are projected.
+        rank: the length that their reduced axis is projected to.
+        scale: the factor whose root multiplies the step.
+        scale_type: a factor for each channel, or one for the whole tensor.
+        limited: whether the growth of the step's norm is limited.
+        strict: whether a first norm of zero limits the steps after it, as in the
+            reference.
+    """
 
     def init(p: Array, place: Place) -> ApolloState | AdamState:
         if not targets.include(place.name, p.shape):
@@ -135,25 +150,47 @@ def apollo(
         p <- p - rate weight_decay p
 
     The channels are the longer side of the matrix, of a square one its outputs (see
-    `projection`). P is random, entries N(0, 1) / sqrt(rank), or with proj "svd" the
-    leading singular vectors of the gradient; there is a new one whenever
-    (t - 1) % update_proj_gap == 0, and the moments stay. n limits the growth of the
-    step; at first there is no limit; `disable_nl` removes it for good. `correct_bias`
-    keeps the two factors 1 - b**t. `scale_front` scales before the limiter, which
-    changes nothing (the factor cancels) and is accepted without effect.
+    `projection`). There is a new P whenever (t - 1) % update_proj_gap == 0, and the
+    moments stay. n limits the growth of the step; at first there is no limit.
 
-    `target_modules` chooses the matrices, by default all of them (see
-    `projection.Targets`); other tensors get plain AdamW with these formulas. State:
-    8 rank bytes a channel, and 4 bytes a matrix; P random is derived from `seed`, the
-    tensor's index and the step, not stored; P of "svd" adds 4 rank bytes for each row
+    Tensors that are not projected get plain AdamW with these formulas. State: 8 rank
+    bytes a channel, and 4 bytes a matrix; a random P is derived from `seed`, the
+    tensor's index and the step, not stored; a P of "svd" adds 4 rank bytes for each row
     of the reduced side. Other tensors: 8 bytes a parameter, float32.
 
-    Raises InputError for a rank above a targeted matrix's shorter side and for targets
-    that match no matrix. apollo-torch's APOLLOAdamW is the reference, whose random
-    numbers torch draws. A deviation: there the first norm is n even where it is zero,
-    and then growth by 1 % from 1e-8 freezes the tensor for a thousand steps (LoRA's A,
-    whose first gradient is zero). Here norms of zero are passed over; `strict` does
-    as the reference does.
+    apollo-torch's APOLLOAdamW is the reference, whose random numbers torch draws. A
+    deviation: there the first norm is n even where it is zero, and then growth by 1 %
+    from 1e-8 freezes the tensor for a thousand steps (LoRA's A, whose first gradient is
+    zero). Here norms of zero are passed over; `strict` does as the reference does.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        rank: the columns of P, 1 or more.
+        scale: the factor whose root multiplies the step, above 0.
+        scale_type: a factor f for each channel, or one for the whole tensor.
+        update_proj_gap: the updates that one P serves, 1 or more.
+        proj: where P comes from. "random": its entries are N(0, 1) / sqrt(rank). "svd":
+            the leading singular vectors of the gradient.
+        b1: the decay of m, from 0 to below 1.
+        b2: the decay of v, from 0 to below 1.
+        eps: what is added to the root of v, 0 or more.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        correct_bias: whether the rate has the two factors 1 - b**t.
+        disable_nl: whether the limit on the growth of the step is removed for good.
+        scale_front: whether to scale before the limiter, which changes nothing (the
+            factor cancels) and is accepted without effect.
+        seed: the seed of the random projections.
+        target_modules: which matrices are projected, by default all of them (see
+            `projection.Targets`).
+        strict: whether a first norm of zero counts, as in the reference.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once; at `init` for a rank
+            above a targeted matrix's shorter side and for targets that match no matrix.
     """
     targets = Targets(target_modules)
     if proj == "random":
@@ -202,9 +239,9 @@ def apollo_mini(
 ) -> RuleTransformation:
     """`apollo` of rank 1 with one factor for the whole tensor.
 
-    State of a targeted matrix: 8 bytes a channel, about what SGD has; everything else
-    is said at `apollo`. The scale of 128 stands in for the ratio that a rank of 1
-    underestimates.
+    State of a targeted matrix: 8 bytes a channel, about what SGD has; everything else,
+    the arguments and errors too, is said at `apollo`. The scale of 128 stands in for
+    the ratio that a rank of 1 underestimates.
     """
     return apollo(
         learning_rate,

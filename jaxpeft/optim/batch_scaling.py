@@ -16,8 +16,13 @@ def scaled_rate(
 ) -> float:
     """The rate for `batch_size`, of one that was found at `reference` sequences a step.
 
-    "linear" multiplies by batch_size / reference, which keeps SGD's course (Goyal et
-    al., 2017), "sqrt" by the square root of it, for Adam and what resembles it
-    (Malladi et al., 2022; their rule moves b1, b2 and eps too, which stay here).
+    Args:
+        learning_rate: the rate at the reference batch size.
+        rule: a key of `BATCH_SCALING`. "none" keeps the rate. "linear" multiplies by
+            batch_size / reference, which keeps SGD's course (Goyal et al., 2017),
+            "sqrt" by the square root of it, for Adam and what resembles it (Malladi et
+            al., 2022; their rule moves b1, b2 and eps too, which stay here).
+        batch_size: sequences a step of the run.
+        reference: sequences a step where the rate was found.
     """
     return learning_rate * BATCH_SCALING[rule](batch_size / reference)

@@ -21,9 +21,11 @@ from jaxpeft.optim.rule import (
 class CameState(NamedTuple):
     """Moments of one tensor, float32.
 
-    mu: the mean of the updates, in full. nu: of the squares of gradients.
-    instability: of the squares of an update's distance from mu; None for a tensor of
-    fewer than two axes.
+    Attributes:
+        mu: the moving average of the updates, in full.
+        nu: the moving average of the squares of gradients.
+        instability: the moving average of the squares of an update's distance from mu;
+            None for a tensor of fewer than two axes.
     """
 
     mu: Array
@@ -34,7 +36,7 @@ class CameState(NamedTuple):
 def came_rule(
     eps: tuple[float, float], clip_threshold: float, b1: float, b2: float, b3: float
 ) -> Rule:
-    """The rule of `came`."""
+    """The rule of `came`, which explains the arguments."""
 
     def init(p: Array, place: Place) -> CameState:
         instability = None if p.ndim < 2 else factored.zeros(p)
@@ -81,9 +83,26 @@ def came(
 
     There is no correction of the moments' start. State: m in float32, 4 bytes a
     parameter, and 8 bytes for each row and column; a tensor of one axis has a second
-    moment of full size. More than two axes: as in `adafactor`. Equal to came_pytorch's
-    `CAME`, whose three betas are b1, b2 and b3. mask, layout: see
-    `rule.transformation`.
+    moment of full size. Tensors of more than two axes are treated as in `adafactor`.
+    Equal to came_pytorch's `CAME`, whose three betas are b1, b2 and b3.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        b1: the decay of m, from 0 to below 1.
+        b2: the decay of R and C, from 0 to below 1.
+        b3: the decay of S and T, from 0 to below 1.
+        eps: what is added to the squares of the gradients, and to those of the
+            distances u - m.
+        clip_threshold: the root mean square above which an update is scaled down, above
+            0.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once.
     """
     return transformation(
         came_rule(eps, clip_threshold, b1, b2, b3),

@@ -24,7 +24,10 @@ from jaxpeft.optim.rule import Context, Layout, Place, Rule, RuleTransformation
 class GaloreState(NamedTuple):
     """State of one projected matrix, float32.
 
-    mu, nu: (channels, rank). projection: (reduced, rank), zeros before the first step.
+    Attributes:
+        mu: (channels, rank), the moving average of the projected gradients.
+        nu: (channels, rank), the moving average of their squares.
+        projection: (reduced, rank), zeros before the first step.
     """
 
     mu: Array
@@ -35,7 +38,15 @@ class GaloreState(NamedTuple):
 def galore_rule(
     adam: LateAdam, projector: Projector, targets: Targets, rank: int, scale: float
 ) -> Rule:
-    """The rule of `galore`, whatever its projections come from."""
+    """The rule of `galore`, whatever its projections come from.
+
+    Args:
+        adam: the Adam of the projected gradients, and of the tensors left out.
+        projector: where the projections come from; it stores them.
+        targets: which matrices are projected.
+        rank: the length that their reduced axis is projected to.
+        scale: what multiplies the step of a projected matrix.
+    """
 
     def init(p: Array, place: Place) -> GaloreState | AdamState:
         if not targets.include(place.name, p.shape):
@@ -85,18 +96,35 @@ def galore(
     whenever (t - 1) % update_proj_gap == 0; the moments stay, though their axes have
     changed. In between nothing is decomposed, nor in stacked layers.
 
-    `target_modules` chooses the matrices, by default all of them (see
-    `projection.Targets`); other tensors get plain AdamW with these formulas. State:
-    for a matrix of c channels and a shorter side of d, 4 rank (2 c + d) bytes; other
-    tensors 8 bytes a parameter, float32.
+    Tensors that are not projected get plain AdamW with these formulas. State: for a
+    matrix of c channels and a shorter side of d, 4 rank (2 c + d) bytes; other tensors
+    8 bytes a parameter, float32.
 
-    Raises InputError for a rank above a targeted matrix's shorter side and for targets
-    that match no matrix. The reference is galore-torch's GaLoreAdamW with proj_type
-    "std" and transformers' defaults. Before the second projection both agree to
-    rounding. After it they part: a decomposition leaves signs, and rotations among
-    close values, open, and the moments meet them. Here the largest entry of a vector
-    is positive, so that runs repeat. `optax.contrib.galore` keeps the other side of
-    the matrix and is another algorithm.
+    The reference is galore-torch's GaLoreAdamW with proj_type "std" and transformers'
+    defaults. Before the second projection both agree to rounding. After it they part: a
+    decomposition leaves signs, and rotations among close values, open, and the moments
+    meet them. Here the largest entry of a vector is positive, so that runs repeat.
+    `optax.contrib.galore` keeps the other side of the matrix and is another algorithm.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        rank: the columns of P, 1 or more.
+        scale: what multiplies the step of a projected matrix, above 0.
+        update_proj_gap: the updates that one P serves, 1 or more.
+        b1: the decay of m, from 0 to below 1.
+        b2: the decay of v, from 0 to below 1.
+        eps: what is added to the root of v, 0 or more.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        target_modules: which matrices are projected, by default all of them (see
+            `projection.Targets`).
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once; at `init` for a rank
+            above a targeted matrix's shorter side and for targets that match no matrix.
     """
     targets = Targets(target_modules)
     rule = galore_rule(

@@ -26,25 +26,40 @@ _LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\..*")
 
 
 class GrokState(NamedTuple):
-    """State of one tensor, float32 and shaped like it."""
+    """State of one tensor, float32 and shaped like it.
+
+    Attributes:
+        mu: the moving average of the amplified gradients.
+        nu: the moving average of their squares.
+        slow: the moving average of the gradients themselves.
+    """
 
     mu: Array
     nu: Array
-    slow: Array  # the moving average of its gradients
+    slow: Array
 
 
 class Losses(NamedTuple):
-    """The last losses that the optimizer was told of, () float32; nan: none yet."""
+    """The last losses that the optimizer was told of, () float32; nan: none yet.
+
+    Attributes:
+        train: the training loss.
+        eval: the evaluation loss.
+    """
 
     train: Array
     eval: Array
 
     def observed(self, value: Array) -> "Losses":
-        """The losses after an evaluation, see `plateau.observe`."""
+        """The losses after an evaluation, see `plateau.observe`.
+
+        Args:
+            value: () float32, the evaluation loss.
+        """
         return self._replace(eval=value)
 
     def signal(self) -> Array:
-        """By which part the evaluation loss exceeds the training loss, 0 to 1."""
+        """By which part the evaluation loss exceeds the training one, (), 0 to 1."""
         larger = jnp.maximum(self.train, self.eval)  # nan where either one is missing
         gap = jnp.maximum(0.0, self.eval - self.train)
         return jnp.where(larger > 0, gap / jnp.where(larger > 0, larger, 1.0), 0.0)
@@ -61,7 +76,7 @@ def grokadamw_rule(
     gradient_clipping: float,
     corrected_bias: bool = False,
 ) -> Rule:
-    """The rule of `grokadamw`."""
+    """The rule of `grokadamw`, which explains the arguments."""
 
     def init(p: Array, place: Place) -> GrokState:
         return GrokState(jnp.zeros_like(p), jnp.zeros_like(p), jnp.zeros_like(p))
@@ -106,7 +121,11 @@ class LayerIndexed(Leafwise):
     """A rule whose tensors have the numbers of their layers, 0 outside of layers."""
 
     def tensors(self, params: Any) -> list[Tensor]:
-        """The settings of every leaf; the layers of a stack number from 0."""
+        """The settings of every leaf; the layers of a stack number from 0.
+
+        Args:
+            params: the tree of parameters.
+        """
         return [
             replace(t, index=0 if t.stacked else _layer(t.place.name))
             for t in super().tensors(params)
@@ -114,8 +133,8 @@ class LayerIndexed(Leafwise):
 
 
 def _layer(name: str) -> int:
-    found = _LAYER.fullmatch(name)
-    return int(found.group(1)) if found else 0
+    match = _LAYER.fullmatch(name)
+    return int(match.group(1)) if match else 0
 
 
 @in_range
@@ -147,18 +166,40 @@ def grokadamw(
     The signal G is max(0, eval - train) / max(eval, train) of the losses that `update`
     takes as `train_loss` (or `value`) and `eval_loss`, or `observe` as the latter; each
     stays until another comes, and until both have come G is 0. The training command
-    gives both, where transformers' Trainer gives none. State: m, v and e in float32,
-    12 bytes a parameter.
+    gives both, where transformers' Trainer gives none. State: m, v and e in float32, 12
+    bytes a parameter.
 
     i numbers the tensors in the order of the flattened tree, each layer of a stack on
-    its own: another order gives another course, and a torch model's parameters come
-    in another one. So it is in the reference, grokadamw 0.1.2, with two odd effects
-    that two options remove. The momentum of the twentieth tensor is almost none; with
-    `index="layer"` i is the number of the layer, and 0 outside of layers. And the bias
-    correction of all is that of b1, so that late tensors begin with steps of up to 10
-    times the rate; with `corrected_bias` it is 1 - b_i**t.
+    its own: another order gives another course, and a torch model's parameters come in
+    another one. So it is in the reference, grokadamw 0.1.2, with two odd effects that
+    two options remove. The momentum of the twentieth tensor is almost none: see
+    `index`. And the bias correction of all is that of b1, so that late tensors begin
+    with steps of up to 10 times the rate: see `corrected_bias`.
 
-    Raises InputError for b1 or gamma outside of [0, 1).
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        b1: the decay of the first tensor's m, from 0 to below 1.
+        b2: the decay of v, from 0 to below 1.
+        eps: what is added to the root of v, 0 or more.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        alpha_init: the decay of e while the signal is 0, from 0 to below 1.
+        lamb: the weight of e in the amplified gradient, 0 or more.
+        gamma: the share by which the decay of m falls from one tensor to the next, from
+            0 to below 1.
+        grokking_signal_decay_rate: how fast the decay of e falls with the signal, 0 or
+            more.
+        gradient_clipping: the norm that each tensor's gradient is clipped to; 0: none.
+        index: what i numbers. "tensor": the tensors. "layer": i is the number of the
+            layer, and 0 outside of layers.
+        corrected_bias: whether the bias correction of a tensor is its own, 1 - b_i**t.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once, among them b1 or gamma
+            outside of [0, 1).
     """
     rule = grokadamw_rule(
         b1,

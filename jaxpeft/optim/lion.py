@@ -18,7 +18,7 @@ from jaxpeft.optim.rule import (
 
 
 def lion_rule(b1: float, b2: float) -> Rule:
-    """The rule of `lion`; its state is the momentum."""
+    """The rule of `lion`, which explains the arguments; its state is the momentum."""
 
     def init(p: Array, place: Place) -> Array:
         return jnp.zeros_like(p)
@@ -47,8 +47,20 @@ def lion(
 
     State: m in float32, 4 bytes a parameter. Rates are a third to a tenth of AdamW's.
     Equal to bitsandbytes' 32-bit `Lion` but for entries whose sign hangs on a rounding;
-    `optax.lion` has a default weight decay of 1e-3. mask, layout: see
-    `rule.transformation`.
+    `optax.lion` has a default weight decay of 1e-3.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        b1: the weight of m in the direction, from 0 to below 1.
+        b2: the decay of m, from 0 to below 1.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once.
     """
     return transformation(
         lion_rule(b1, b2),

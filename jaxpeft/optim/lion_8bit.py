@@ -22,13 +22,23 @@ from jaxpeft.quant import Blockwise, in_chunks, quantize, zeros
 
 
 class QuantizedLionState(NamedTuple):
-    """The momentum of one tensor, in float32 that of one that is not quantized."""
+    """The momentum of one tensor, in float32 where the tensor is not quantized.
+
+    Attributes:
+        mu: the moving average of the gradients.
+    """
 
     mu: Blockwise | Array
 
 
 def lion_8bit_rule(b1: float, b2: float, select: Selection) -> Rule:
-    """The rule of `lion_8bit`."""
+    """The rule of `lion_8bit`.
+
+    Args:
+        b1: the weight of the momentum in the direction.
+        b2: the decay of the momentum.
+        select: which tensors have a quantized momentum.
+    """
     whole = lion_rule(b1, b2)
 
     def init(p: Array, place: Place) -> QuantizedLionState:
@@ -82,14 +92,30 @@ def lion_8bit(
         p <- p - rate * sign(b1 decode(m) + (1 - b1) g)
         m <- encode(b2 decode(m) + (1 - b2) g)
 
-    Codes and blocks are those of `adamw_8bit`. State: 1.016 bytes a parameter, 4 where
-    a tensor has fewer than `min_quantized_size` elements or `float32_names` matches the
-    whole name of its leaf. An update goes through a tensor in parts: no whole momentum
-    exists in float32.
+    Codes and blocks are those of `adamw_8bit`. State: 1.016 bytes a parameter, and 4
+    where a tensor is not quantized. An update goes through a tensor in parts: no whole
+    momentum exists in float32.
 
     Equal to bitsandbytes' Lion8bit but for the rounding of codes (see `adamw_8bit`).
-    Lion: Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023. mask,
-    layout: see `rule.transformation`.
+    Lion: Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        b1: the weight of m in the direction, from 0 to below 1.
+        b2: the decay of m, from 0 to below 1.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        block_size: elements to a scale, 2 or more.
+        min_quantized_size: tensors of fewer elements (a layer of a stack counts alone)
+            keep a float32 momentum.
+        float32_names: a regular expression; leaves whose whole names it matches keep a
+            float32 momentum. None: no leaf does.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once.
     """
     select = Selection(block_size, min_quantized_size, float32_names).check()
     return transformation(

@@ -18,7 +18,7 @@ from jaxpeft.optim.rule import (
 
 
 def lomo_rule(clip_value: float | None) -> Rule:
-    """The rule of `lomo`."""
+    """The rule of `lomo`, which explains the argument; it has no state."""
 
     def init(p: Array, place: Place) -> tuple[()]:
         return ()
@@ -48,8 +48,20 @@ def lomo(
     No state. What LOMO saves is the memory of the gradients, and that is the work of
     the backward pass, not of this rule. Equal to lomo_optim's `Lomo` in float32; its
     clipping by the global norm happens before a rule sees the gradient, and its loss
-    scale has no counterpart, being of use in float16 only. Raises InputError for a
-    `clip_value` that is not above 0. mask, layout: see `rule.transformation`.
+    scale has no counterpart, being of use in float16 only.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        clip_value: the largest magnitude of a gradient's entry, above 0; None: no
+            limit.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once.
     """
     return transformation(
         lomo_rule(clip_value),

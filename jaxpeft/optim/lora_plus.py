@@ -18,19 +18,25 @@ def lora_plus(
 ) -> optax.GradientTransformationExtraArgs:
     """Two optimizers of one kind, one of them at `ratio` times the learning rate.
 
-    tx_for_lr: from a learning rate, a number or a schedule, to a transformation.
-    pattern: a regular expression for the whole dotted names of the leaves that train
-    at the higher rate; by default those called `b`, LoRA's second factors, which start
-    at zero. The paper advises a ratio of 16 or so. State: that of the two.
-
     Each of the two sees its own leaves only, and whatever it computes over a whole
-    tree, such as a global norm, is over those. Raises InputError at `init` where no
-    leaf matches, and here for a ratio that is not above 0.
+    tree, such as a global norm, is over those. State: that of the two.
 
     >>> tx = lora_plus(lambda rate: adamw(rate, weight_decay=0.0), 2e-4, ratio=16)
 
     For the optimizers of this package `Layout(groups=(Group(pattern, ratio),))` does
     the same in one transformation.
+
+    Args:
+        tx_for_lr: from a learning rate, a number or a schedule, to a transformation.
+        learning_rate: the lower rate, a number or a schedule.
+        ratio: the higher rate over the lower one, above 0. The paper advises 16 or so.
+        pattern: a regular expression for the whole dotted names of the leaves that
+            train at the higher rate; by default those called `b`, LoRA's second
+            factors, which start at zero.
+
+    Raises:
+        InputError: for a ratio that is not above 0, and at `init` where no leaf
+            matches.
     """
     if not ratio > 0:
         raise InputError(f"optimizer.ratio: found {ratio}; must be above 0")

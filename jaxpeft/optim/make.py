@@ -31,8 +31,12 @@ LORA_B = r"(.*\.)?b"
 class Parts(NamedTuple):
     """What a configuration says of the optimizer.
 
-    optimizer: without clipping. max_grad_norm: None for no clipping. scale: what an
-    evaluation loss steers, if anything does. rate: the learning rate of each step.
+    Attributes:
+        optimizer: the transformation, without clipping.
+        max_grad_norm: the global norm that gradients are clipped to; None for no
+            clipping.
+        scale: what an evaluation loss steers, if anything does.
+        rate: the learning rate of each step.
     """
 
     optimizer: optax.GradientTransformation
@@ -42,19 +46,19 @@ class Parts(NamedTuple):
 
     @property
     def leafwise(self) -> Leafwise | None:
-        """The rule that the optimizer applies to each tensor, where it is made so."""
-        made = self.optimizer
-        return made.leafwise if isinstance(made, RuleTransformation) else None
+        """The rule that the optimizer applies to each tensor; None if it has none."""
+        tx = self.optimizer
+        return tx.leafwise if isinstance(tx, RuleTransformation) else None
 
     def chain(self) -> optax.GradientTransformationExtraArgs:
-        """All of them in one transformation."""
+        """Clipping, optimizer and scale in one transformation."""
         chain = [self.optimizer]
         if self.max_grad_norm is not None:
             chain.insert(0, optax.clip_by_global_norm(self.max_grad_norm))
         if self.scale is not None:
             chain.append(self.scale)
-        made = optax.chain(*chain) if len(chain) > 1 else self.optimizer
-        return optax.with_extra_args_support(made)
+        tx = optax.chain(*chain) if len(chain) > 1 else self.optimizer
+        return optax.with_extra_args_support(tx)
 
 
 def make(
@@ -62,12 +66,18 @@ def make(
 ) -> optax.GradientTransformationExtraArgs:
     """The optax transformation that a configuration describes.
 
-    optimizer: `name`, `learning_rate`, `max_grad_norm` (clipping by the global norm,
-    None: none), `groups`, `lora_plus_ratio`, `decay_all` and the optimizer's own
-    keywords. schedule: see `make_schedule`. Leaves with "layers" in their names are
-    taken to stack the layers of a model. Raises InputError for unknown names and keys,
-    all at once for each section, and for an optimizer and a schedule that do not go
-    together.
+    Leaves with "layers" in their names are taken to stack the layers of a model.
+
+    Args:
+        optimizer: `name`, `learning_rate`, `max_grad_norm` (clipping by the global
+            norm, None: none), `groups`, `lora_plus_ratio`, `decay_all` and the
+            optimizer's own keywords.
+        schedule: the `schedule` section, see `make_schedule`.
+        total_steps: the steps of the run.
+
+    Raises:
+        InputError: for unknown names and keys, all at once for each section, and for an
+            optimizer and a schedule that do not go together.
     """
     return make_parts(optimizer, schedule, total_steps).chain()
 
@@ -78,10 +88,18 @@ def make_parts(
     total_steps: int,
     rate: optax.Schedule | None = None,
 ) -> Parts:
-    """What `make` puts together, in parts; takes and raises the same.
+    """The parts that `make` puts together.
 
-    rate: step (from 0) -> learning rate, in place of what `learning_rate` and
-    `schedule` say: no warmup, and nothing that an evaluation steers.
+    Args:
+        optimizer: the `optimizer` section, see `make`.
+        schedule: the `schedule` section, see `make_schedule`.
+        total_steps: the steps of the run.
+        rate: step (from 0) -> learning rate, in place of what `learning_rate` and
+            `schedule` say: no warmup, and nothing that an evaluation steers.
+
+    Raises:
+        InputError: as in `make`; with `rate` also for an optimizer that finds or sets
+            its rate by itself.
     """
     section = config.parse_section("optimizer", optimizer, OPTIMIZERS)
     given: dict[str, Any] = {"learning_rate": rate}
@@ -101,14 +119,14 @@ def make_parts(
         )
     if "mask" in takes and not section.decay_all:
         given["mask"] = decayed
-    made = config.build(OPTIMIZERS, section, **given)
-    return Parts(made, section.max_grad_norm, scale, rate)
+    tx = config.build(OPTIMIZERS, section, **given)
+    return Parts(tx, section.max_grad_norm, scale, rate)
 
 
 def _scheduled(
     section: Any, schedule: Mapping[str, Any], total_steps: int
 ) -> tuple[dict[str, Any], optax.Schedule]:
-    """(what of the rate the optimizer is given, the learning rate of each step)."""
+    """What of the rate the optimizer is given, and the learning rate of each step."""
     if section.is_auto:
         raise InputError(
             "optimizer.learning_rate: found 'auto', which only training itself "
@@ -136,8 +154,13 @@ def _scheduled(
 def leafwise(parts: Parts, name: str) -> Leafwise:
     """The rule of an optimizer, for a backward pass that updates as it goes.
 
-    Raises InputError where the optimizer, called `name`, needs all gradients at once,
-    and where the schedule needs the whole update.
+    Args:
+        parts: what `make_parts` returns.
+        name: what the optimizer is called, for the message.
+
+    Raises:
+        InputError: where the optimizer needs all gradients at once, and where the
+            schedule needs the whole update.
     """
     if parts.leafwise is None:
         raise InputError(
@@ -155,7 +178,10 @@ def leafwise(parts: Parts, name: str) -> Leafwise:
 def decayed(params: Any) -> Any:
     """A tree of booleans: true where weight decay applies, so not to biases and norms.
 
-    As transformers' Trainer has it.
+    The choice is that of transformers' Trainer.
+
+    Args:
+        params: the tree of parameters.
     """
     names = [name for name, _ in tree.named_weights(params)]
     decays = [not UNDECAYED.fullmatch(name) for name in names]
@@ -201,9 +227,9 @@ def _own_warmup(name: str, schedule: Mapping[str, Any], total_steps: int) -> int
 
 def _relative(section: Any, schedule: Mapping[str, Any]) -> optax.Schedule:
     """The rate that Adafactor chooses by itself."""
-    given = config.parse_section("schedule", schedule, SCHEDULES)
-    level = SCHEDULES[given.name].level
-    if not level or given.warmup_steps or given.warmup_ratio:
+    course = config.parse_section("schedule", schedule, SCHEDULES)
+    level = SCHEDULES[course.name].level
+    if not level or course.warmup_steps or course.warmup_ratio:
         raise InputError(
             "optimizer.relative_step: found true; the rate then follows from the step "
             "alone: use it with schedule {name: constant} without a warmup; "

@@ -24,7 +24,11 @@ _EPS = 1e-20
 
 
 class MuonState(NamedTuple):
-    """State of one matrix: its momentum, float32."""
+    """State of one matrix, float32.
+
+    Attributes:
+        mu: its momentum.
+    """
 
     mu: Array
 
@@ -39,7 +43,14 @@ def muon_rule(
     adam_factor: float,
     adam_names: str,
 ) -> Rule:
-    """The rule of `muon`; adam: that of the tensors it leaves out."""
+    """The rule of `muon`, which explains the arguments not listed here.
+
+    Args:
+        adam: the rule of the tensors that Muon leaves out.
+        adam_factor: their learning rate over everybody's.
+        adam_names: a regular expression for the whole dotted names of matrices left
+            out.
+    """
     # Without momentum of its own this is nothing but the iteration.
     newton_schulz = optax.contrib.scale_by_muon(
         ns_coefficients, ns_steps, beta=0.0, eps=_EPS, nesterov=False
@@ -95,14 +106,35 @@ def muon(
         p <- p - rate r O,  r = sqrt(max(1, out / in)), or with "match_rms_adamw"
                             0.2 sqrt(max(in, out)), so that AdamW's rates suit it
 
-    Kernels are (in, out). AdamW has every tensor that is no matrix and those whose
-    whole dotted names `adam_names` matches, by default embeddings and the head; its
-    rate is the common one times `adam_learning_rate_factor`. State: B in float32, 4
-    bytes a parameter; of AdamW 8. Raises InputError for `adam_names` that match none.
+    Kernels are (in, out). AdamW has every tensor that is no matrix and those that
+    `adam_names` matches. State: B in float32, 4 bytes a parameter; of AdamW 8.
 
     The reference is torch.optim.Muon, which has the same defaults but iterates in
     bfloat16, where here it is float32 by `optax.contrib`. That alone moves a course by
     parts in a thousand. torch divides by max(|x|, 1e-7); here the norm has no floor.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        momentum: the decay of B, from 0 to below 1.
+        nesterov: whether the step looks ahead along B.
+        ns_coefficients: a, b and c of the iteration.
+        ns_steps: the rounds of the iteration, 1 or more.
+        adjust_lr_fn: which r multiplies the rate.
+        adam_names: a regular expression; AdamW has the tensors whose whole dotted names
+            it matches. None: embeddings and the head.
+        adam_learning_rate_factor: AdamW's rate over the common one, 0 or more.
+        adam_b1: AdamW's b1, from 0 to below 1.
+        adam_b2: AdamW's b2, from 0 to below 1.
+        adam_eps: AdamW's eps, 0 or more.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once, and at `init` for
+            `adam_names` that match no tensor.
     """
     if adam_names is not None:
         check_pattern("adam_names", adam_names)

@@ -32,19 +32,34 @@ def prodigy(
         d' = max(d, d_coef r / sum|s|)
         p <- p - rate d weight_decay p - rate d m / (sqrt(v) + d' eps),  d <- d'
 
-    b3: None for sqrt(b2). With `use_bias_correction` the rate is multiplied by
-    sqrt(1 - b2**t) / (1 - b1**t); with `safeguard_warmup` it is left out of s. Leave
-    the learning rate at 1 and scale d by `d_coef`; a schedule goes from 1 downwards.
-
-    State: m, v, s and the start p0 in float32, 16 bytes a parameter, and scalars. One
-    d for the whole tree, so all gradients are needed at once: this is no rule, and
-    does not go with a fused backward pass. mask: see `rule.transformation`.
+    State: m, v, s and the start p0 in float32, 16 bytes a parameter, and scalars. One d
+    for the whole tree, so all gradients are needed at once: this is no rule, and does
+    not go with a fused backward pass.
 
     It is `optax.contrib.prodigy`, equal to prodigyopt's Prodigy with its defaults;
-    optax alone always corrects the bias, decays every leaf, keeps state in the dtype
-    of the parameters, and turns to nan where all gradients so far were zero (here, as
-    in prodigyopt, such a step changes nothing). `growth_rate` and `slice_p` are not
+    optax alone always corrects the bias, decays every leaf, keeps state in the dtype of
+    the parameters, and turns to nan where all gradients so far were zero (here, as in
+    prodigyopt, such a step changes nothing). `growth_rate` and `slice_p` are not
     offered.
+
+    Args:
+        learning_rate: the factor of d, a number or a schedule. Leave it at 1 and scale
+            d by `d_coef`; a schedule goes from 1 downwards.
+        b1: the decay of m, from 0 to below 1.
+        b2: the decay of v, from 0 to below 1.
+        b3: the decay of r and s, from 0 to below 1; None for sqrt(b2).
+        eps: what is added, times d', to the root of v, 0 or more.
+        d0: where d starts, above 0.
+        d_coef: what multiplies the estimate, above 0.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        use_bias_correction: whether the rate is multiplied by
+            sqrt(1 - b2**t) / (1 - b1**t).
+        safeguard_warmup: whether the rate is left out of s.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+
+    Raises:
+        InputError: for settings out of their range, all at once.
     """
 
     def rate(count: Any) -> Array:

@@ -24,9 +24,12 @@ COPIES = "params0|z"
 class Selection(NamedTuple):
     """Which tensors have a state in few bits; the others keep theirs in float32.
 
-    block_size: elements to a scale. min_quantized_size: of a tensor, each layer of a
-    stack being one. float32_names: a regular expression for the whole dotted names of
-    leaves that keep float32 all the same, such as embeddings.
+    Attributes:
+        block_size: elements to a scale.
+        min_quantized_size: the elements that a tensor has at least, each layer of a
+            stack being one tensor.
+        float32_names: a regular expression for the whole dotted names of leaves that
+            keep float32 all the same, such as embeddings; None: no leaf does.
     """
 
     block_size: int
@@ -34,13 +37,25 @@ class Selection(NamedTuple):
     float32_names: str | None
 
     def check(self, bits: int = 8) -> "Selection":
-        """Itself; raises InputError for values that make no sense."""
+        """The selection itself, once its values are found to make sense.
+
+        Args:
+            bits: the bits of a code, 8 or 4.
+
+        Raises:
+            InputError: for values that make no sense.
+        """
         blockwise.check(self.block_size, self.min_quantized_size, bits)
         check_pattern("float32_names", self.float32_names)
         return self
 
     def takes(self, size: int, name: str) -> bool:
-        """Whether a tensor of so many elements and this name is quantized."""
+        """Whether a tensor is quantized.
+
+        Args:
+            size: its number of elements.
+            name: the dotted name of its leaf.
+        """
         pattern = self.float32_names
         named = pattern is not None and re.fullmatch(pattern, name)
         return size >= self.min_quantized_size and not named
@@ -57,10 +72,10 @@ def quantize_state(
 ) -> optax.GradientTransformationExtraArgs:
     """`tx` with the float arrays of its state in 8 bits between the updates.
 
-    An update decodes the whole state, does that of `tx` and encodes the result, so
-    that one more state in float32 exists meanwhile: what is saved are the bytes that
-    stay and are stored. The optimizers of this library with 8 bits in their names go
-    through a tensor in parts instead.
+    An update decodes the whole state, does that of `tx` and encodes the result, so that
+    one more state in float32 exists meanwhile: what is saved are the bytes that stay
+    and are stored. The optimizers of this library with 8 bits in their names go through
+    a tensor in parts instead.
 
     State: that of `tx` with a `Blockwise` in the place of each float array of at least
     `min_quantized_size` elements, 1.016 bytes an element. Integers, keys, scalars and
@@ -78,10 +93,14 @@ def quantize_state(
         unsigned: a regular expression for the whole names of the fields whose arrays
             are never negative; they get the unsigned code book, the others the signed
             one. Only fields of named tuples and dataclasses count, so that parameters
-            may have any names in dictionaries. A negative number in such an array
-            would become zero: pass "" if a field of yours has such a name.
-        copies: the same of fields that hold copies of the parameters, from which small
-            steps are to be told apart: these stay, too.
+            may have any names in dictionaries. A negative number in such an array would
+            become zero: pass "" if a field of yours has such a name.
+        copies: a regular expression for the whole names of the fields that hold copies
+            of the parameters, from which small steps are to be told apart: these stay,
+            too.
+
+    Raises:
+        InputError: for sizes that make no sense and for what is no regular expression.
     """
     select = Selection(block_size, min_quantized_size, float32_names).check()
     check_pattern("unsigned", unsigned)

@@ -37,10 +37,16 @@ _RANGES = {
 
 
 def in_range(make: Callable[P, T]) -> Callable[P, T]:
-    """`make`, refusing with InputError numbers without sense, all at once.
+    """`make`, but refusing numbers that make no sense, all at once.
 
     It goes by the names of the parameters. Only Python's own numbers are looked at:
     arrays may be traced, as by `optax.inject_hyperparams`.
+
+    Args:
+        make: a function that makes an optimizer, with a parameter `learning_rate`.
+
+    Returns:
+        A function of the same signature that raises InputError for such numbers.
     """
     signature = inspect.signature(make)
 
@@ -61,7 +67,16 @@ def in_range(make: Callable[P, T]) -> Callable[P, T]:
 
 
 def check_pattern(key: str, pattern: str | None) -> None:
-    """Raises InputError unless `pattern` is None or a regular expression."""
+    """Refuses what is neither None nor a regular expression.
+
+    Args:
+        key: the setting's name in the configuration's `optimizer` section, for the
+            message.
+        pattern: its value.
+
+    Raises:
+        InputError: where `pattern` is no regular expression.
+    """
     try:
         re.compile(pattern or "")
     except (re.error, TypeError) as error:
@@ -83,7 +98,12 @@ def _problem(name: str, value: Any) -> str:
 
 
 def rate_problems(rate: Any, default: Any = None) -> list[str]:
-    """What is wrong with a learning rate; with a default of None it may be None."""
+    """What is wrong with a learning rate; an empty list where nothing is.
+
+    Args:
+        rate: the learning rate; a function is not looked into.
+        default: the parameter's default; with a default of None the rate may be None.
+    """
     if isinstance(rate, int | float):
         if math.isfinite(rate) and rate >= 0:
             return []

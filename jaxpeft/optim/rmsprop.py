@@ -21,7 +21,10 @@ from jaxpeft.optim.sgd import with_decay
 class RmspropState(NamedTuple):
     """Averages of one tensor, float32 and shaped like it; None for the unused ones.
 
-    nu: of the squares. mean: of the gradients, if centered. momentum: of the steps.
+    Attributes:
+        nu: the moving average of the squares of gradients.
+        mean: the moving average of the gradients, if centered.
+        momentum: the decaying sum of the steps.
     """
 
     nu: Array
@@ -30,7 +33,7 @@ class RmspropState(NamedTuple):
 
 
 def rmsprop_rule(alpha: float, eps: float, momentum: float, centered: bool) -> Rule:
-    """The rule of `rmsprop`."""
+    """The rule of `rmsprop`, which explains the arguments."""
 
     def init(p: Array, place: Place) -> RmspropState:
         return RmspropState(
@@ -78,8 +81,22 @@ def rmsprop(
     The average starts at 0 and is not corrected: first steps are up to
     1 / sqrt(1 - alpha) times the rate. State: v, and a and b where they are used, in
     float32, 4 bytes a parameter each. Equal to torch.optim.RMSprop, decay included,
-    except that a V that rounding made negative counts as 0. mask, layout: see
-    `rule.transformation`.
+    except that a V that rounding made negative counts as 0.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        alpha: the decay of v and a, 0 or more.
+        eps: what is added to the root of V, 0 or more.
+        momentum: the decay of b, from 0 to below 1; 0: no momentum.
+        centered: whether V is the variance of the gradients.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+
+    Raises:
+        InputError: for settings out of their range, all at once.
     """
     return transformation(
         rmsprop_rule(alpha, eps, momentum, centered),

@@ -24,10 +24,12 @@ from jaxpeft.optim.ranges import rate_problems
 
 
 class Place(NamedTuple):
-    """Which tensor it is.
+    """Which tensor a rule is given.
 
-    name: the dotted path of its leaf. stacked: how many leading axes of the array
-    that a rule is given stack tensors: 0, or 1 for a `chunked` rule on stacked layers.
+    Attributes:
+        name: the dotted path of its leaf.
+        stacked: how many leading axes of the array stack tensors: 0, or 1 for a
+            `chunked` rule on stacked layers.
     """
 
     name: str
@@ -37,10 +39,14 @@ class Place(NamedTuple):
 class Context(NamedTuple):
     """What a rule knows of the step, and what this tensor's settings are.
 
-    t: () int32, the number of this update, from 1. learning_rate: () float32, the
-    tensor's own. weight_decay: 0.0 where the mask leaves the tensor out. index: the
-    tensor's number among all that train, from 0, each layer of a stack counted; an
-    array inside a stack. shared: the rule's shared scalars of this step.
+    Attributes:
+        t: () int32, the number of this update, from 1.
+        learning_rate: () float32, the tensor's own.
+        weight_decay: the tensor's own; 0.0 where the mask leaves the tensor out.
+        place: which tensor it is.
+        index: the tensor's number among all that train, from 0, each layer of a stack
+            counted; an array inside a stack.
+        shared: the rule's shared scalars of this step.
     """
 
     t: Array
@@ -58,28 +64,30 @@ class Context(NamedTuple):
         )
 
     def decayed(self, p: Array) -> Array:
-        """p (1 - rate * decay): the form of torch's AdamW, rounded as it rounds."""
+        """The tensor after its decay: p (1 - rate * decay), rounded as by torch."""
         return p if not self.decays else p * (1 - self.rate_times_decay)
 
     @property
     def rate_times_decay(self) -> Array:
-        """rate * decay, () float32."""
+        """The learning rate times the weight decay, () float32."""
         return self.learning_rate * self.weight_decay
 
 
 class Rule(NamedTuple):
     """The mathematics of an optimizer for one tensor.
 
-    init: (tensor, place) -> state, any pytree. update: (gradient, state, tensor,
-    context) -> (new tensor, new state). Tensors and gradients come in float32, the
-    new tensor goes back in float32, and a state's arrays keep shape and dtype.
+    Tensors and gradients come in float32, the new tensor goes back in float32, and a
+    state's arrays keep shape and dtype.
 
-    shared: scalars that all tensors share; `advance` makes those of a step from the
-    last ones, the learning rate, t and the keyword arguments of the update.
-
-    chunked: the rule goes through a tensor in parts, so as never to hold a second
-    one; it is given arrays in their own dtype, and stacked layers in one piece. It
-    returns the change of the tensor, float32, instead of the new tensor.
+    Attributes:
+        init: (tensor, place) -> state, any pytree.
+        update: (gradient, state, tensor, context) -> (new tensor, new state).
+        shared: scalars that all tensors share.
+        advance: (the last shared scalars, learning rate, t, keyword arguments of the
+            update) -> the shared scalars of this step; None: they stay.
+        chunked: the rule goes through a tensor in parts, so as never to hold a second
+            one; it is given arrays in their own dtype, stacked layers in one piece, and
+            returns the change of the tensor, float32, instead of the new tensor.
     """
 
     init: Callable[[Array, Place], Any]
@@ -93,9 +101,12 @@ class Rule(NamedTuple):
 class Group:
     """Tensors with settings of their own.
 
-    pattern: a regular expression for the whole dotted name of a leaf. factor: their
-    learning rate over everybody's. weight_decay: None for everybody's; what the mask
-    leaves out does not decay in a group either. key: what made the group, for messages.
+    Attributes:
+        pattern: a regular expression for the whole dotted name of a leaf.
+        factor: their learning rate over everybody's.
+        weight_decay: their decay; None for everybody's. What the mask leaves out does
+            not decay in a group either.
+        key: the configuration key that made the group, for messages.
     """
 
     pattern: str
@@ -108,9 +119,10 @@ class Group:
 class Layout:
     """How the leaves of a tree are treated, by their dotted names.
 
-    stacked: a regular expression for the whole name of the leaves whose first axis
-    stacks the layers of a model; each layer then is a tensor of its own. groups: the
-    first one that matches a leaf counts.
+    Attributes:
+        stacked: a regular expression for the whole name of the leaves whose first axis
+            stacks layers, each a tensor of its own; None: no leaf is stacked.
+        groups: the groups; the first one that matches a leaf counts.
     """
 
     stacked: str | None = None
@@ -121,12 +133,12 @@ class Layout:
         return self.stacked is not None and bool(re.fullmatch(self.stacked, name))
 
     def group(self, name: str) -> Group | None:
-        """The group of the leaf of this name."""
+        """The group of the leaf of this name; None where no group matches it."""
         matching = (g for g in self.groups if re.fullmatch(g.pattern, name))
         return next(matching, None)
 
     def check(self, names: list[str]) -> None:
-        """Raises InputError for a group that no leaf belongs to."""
+        """Raises InputError for the groups that none of these names belongs to."""
         problems = [
             f"{group.key}: no parameter that trains has a name that matches "
             f"{group.pattern!r}; remove it, or mend it: the names are such as "
@@ -141,8 +153,10 @@ class Layout:
 class RuleState(NamedTuple):
     """State of a rule over a tree.
 
-    count: () int32, updates made. shared: the rule's scalars. leaves: a tree like the
-    parameters, each leaf replaced by its rule's state.
+    Attributes:
+        count: () int32, updates made.
+        shared: the rule's scalars.
+        leaves: a tree like the parameters, each leaf replaced by its rule's state.
     """
 
     count: Array
@@ -152,7 +166,7 @@ class RuleState(NamedTuple):
 
 @dataclass(frozen=True)
 class Tensor:
-    """A leaf of the parameters and its settings."""
+    """A leaf of the parameters, its settings, and its number among all tensors."""
 
     place: Place
     stacked: bool
@@ -184,44 +198,48 @@ class Leafwise:
     def tuned(
         self, learning_rate: optax.ScalarOrSchedule, weight_decay: float | Array
     ) -> "Leafwise":
-        """The same with another rate and decay, which may be traced.
+        """The same rule with another rate and decay, which may be traced.
 
-        So that one program can carry several runs that differ in these numbers.
+        So one program can carry several runs that differ in these numbers.
         """
-        made = copy.copy(self)
-        made.learning_rate, made.weight_decay = learning_rate, weight_decay
-        return made
+        tuned = copy.copy(self)
+        tuned.learning_rate, tuned.weight_decay = learning_rate, weight_decay
+        return tuned
 
     def transformation(self) -> "RuleTransformation":
-        """The optax transformation that it is, which remembers it as `leafwise`."""
-        made = RuleTransformation(self.init, self.update)
-        made.leafwise = self
-        return made
+        """The optax transformation of this rule, remembering it as `leafwise`."""
+        tx = RuleTransformation(self.init, self.update)
+        tx.leafwise = self
+        return tx
 
     def tensors(self, params: Any) -> list[Tensor]:
         """The settings of every leaf of `params`, in the order of `jax.tree.leaves`."""
         named = tree.named_weights(params)
-        decays = _mask_leaves(self.mask, params, len(named))
-        found, index = [], 0
-        for (name, leaf), decay in zip(named, decays, strict=True):
+        mask = _mask_leaves(self.mask, params, len(named))
+        settings, index = [], 0
+        for (name, leaf), decays in zip(named, mask, strict=True):
             group = self.layout.group(name) or Group("")
             own = group.weight_decay
-            wanted = self.weight_decay if own is None else own
+            weight_decay = self.weight_decay if own is None else own
             stacked = self.layout.is_stacked(name) and leaf.ndim > 0
-            found.append(
+            settings.append(
                 Tensor(
                     Place(name, int(stacked and self.rule.chunked)),
                     stacked,
                     group.factor,
-                    wanted if decay else 0.0,
+                    weight_decay if decays else 0.0,
                     index,
                 )
             )
             index += leaf.shape[0] if stacked else 1
-        return found
+        return settings
 
     def init(self, params: Any) -> RuleState:
-        """The state before the first update; raises InputError for problems."""
+        """The state before the first update.
+
+        Raises:
+            InputError: for a group without a leaf, and for what `problems` finds.
+        """
         leaves, treedef = jax.tree.flatten(params)
         tensors = self.tensors(params)
         if leaves:
@@ -243,7 +261,7 @@ class Leafwise:
         return Context(t, rate, 0.0, Place(""), 0, shared)
 
     def context(self, common: Context, tensor: Tensor) -> Context:
-        """`common` with what is the tensor's own."""
+        """The context of the update of one tensor; `common` is what `begin` returns."""
         return common._replace(
             learning_rate=common.learning_rate * np.float32(tensor.factor),
             weight_decay=tensor.weight_decay,
@@ -254,7 +272,7 @@ class Leafwise:
     def change(
         self, g: Array, state: Any, p: Array, context: Context
     ) -> tuple[Array, Any]:
-        """(new - old in float32, new state) of one tensor.
+        """The change of one tensor, new - old in float32, and its new state.
 
         The difference is exact wherever the new value is within a factor of 2 of the
         old one, so that adding it gives the new value bit for bit.
@@ -268,7 +286,7 @@ class Leafwise:
     def update(
         self, updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
-        """optax's update: (changes in float32, new state)."""
+        """The update that optax calls: the changes in float32, and the new state."""
         if params is None:
             raise ValueError(
                 "this optimizer's update needs the parameters: give params"
@@ -340,11 +358,22 @@ def transformation(
 ) -> RuleTransformation:
     """The optax transformation that applies `rule` to every leaf of a tree.
 
-    learning_rate: a number, or a function of the updates made. mask: which leaves
-    decay, a tree of booleans or a function from the parameters to one; None: all.
-    problems: what `init` refuses. kind: for rules that number tensors in another way.
-    Its updates are float32 differences, to be added by `optax.apply_updates`. Raises
-    InputError for a rate that is not finite or below 0.
+    Args:
+        rule: the mathematics for one tensor.
+        learning_rate: a number, or a function of the updates made.
+        weight_decay: everybody's decay.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups; None: neither.
+        problems: from the shapes of tensors by name to what `init` refuses; None:
+            nothing.
+        kind: the class that goes through the tree, for other ways to number tensors.
+
+    Returns:
+        A transformation to float32 differences, for `optax.apply_updates`.
+
+    Raises:
+        InputError: for a rate that is not finite or below 0.
     """
     if wrong := rate_problems(learning_rate):
         raise InputError(*wrong)

@@ -31,9 +31,12 @@ from jaxpeft.optim.rule import (
 class Scalars(NamedTuple):
     """What all tensors share, each () float32.
 
-    b1: how far y is from z, a setting that `evaluation_params` reads here. weight_sum:
-    of the averaging weights so far. lr_max: the highest rate so far. scale: the rate
-    of the last update over the learning rate. c: the last z's share in the average.
+    Attributes:
+        b1: how far y is from z, a setting that `evaluation_params` reads here.
+        weight_sum: the sum of the averaging weights so far.
+        lr_max: the highest rate so far.
+        scale: the rate of the last update over the learning rate.
+        c: the last z's share in the average.
     """
 
     b1: Array
@@ -44,7 +47,12 @@ class Scalars(NamedTuple):
 
 
 class ScheduleFreeState(NamedTuple):
-    """z: float32, like the tensor. nu: likewise, the mean of squares; None for SGD."""
+    """State of one tensor, float32 and shaped like it.
+
+    Attributes:
+        z: the sequence that takes the optimizer's steps.
+        nu: the moving average of the squares of gradients; None for SGD.
+    """
 
     z: Array
     nu: Array | None
@@ -62,11 +70,16 @@ def schedule_free_rule(
     scale: Scale,
     direction: Direction,
 ) -> Rule:
-    """The rule that the three share.
+    """The rule that the three schedule-free optimizers share.
 
-    b2: of the average of squares, None for none. scale: from t to the factor of the
-    learning rate. direction: from the gradient, the average of squares and t to the
-    step of z without decay.
+    Args:
+        b1: how far y is from z, above 0 and below 1.
+        b2: the decay of the average of squares, None for no such average.
+        r: the power of t in the averaging weights.
+        weight_lr_power: the power of the highest rate so far in them.
+        scale: from t to the factor of the learning rate.
+        direction: from the gradient, the average of squares and t to the step of z
+            without decay.
     """
 
     def init(p: Array, place: Place) -> ScheduleFreeState:
@@ -121,16 +134,32 @@ def schedule_free_sgd(
         y <- y + c (z - y) + rate_t (momentum (1 - c) - 1) s
         z <- z - rate_t * s
 
-    The parameters in training are y; evaluate and export `evaluation_params`, and
-    never write those back. `learning_rate` should be constant: the average does the
-    work of a decay, and `warmup_steps` is a linear warmup whose first step is not 0. A
-    schedule is followed all the same, as the reference follows its caller's.
+    The parameters in training are y; evaluate and export `evaluation_params`, and never
+    write those back.
 
     State: z in float32, 4 bytes a parameter, and a few float32 scalars. Equal to
-    schedulefree's `SGDScheduleFree`, except that the reference gives z the dtype of
-    the parameters and takes fractions for `warmup_steps`: 0.1 there begins with ten
-    times the rate. Here they raise InputError, and so does a momentum that is not
-    between 0 and 1. mask, layout: see `rule.transformation`.
+    schedulefree's `SGDScheduleFree`, except that the reference gives z the dtype of the
+    parameters and takes fractions for `warmup_steps`: 0.1 there begins with ten times
+    the rate. Here they raise InputError.
+
+    Args:
+        learning_rate: the rate, which should be constant: the average does the work of
+            a decay. A schedule is followed all the same, as the reference follows its
+            caller's.
+        momentum: how far y is from z, above 0 and below 1.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+        warmup_steps: the updates of a linear warmup whose first step is not 0; 0: none.
+        r: the power of t in the averaging weights, 0 or more.
+        weight_lr_power: the power of the highest rate so far in them, 0 or more.
+
+    Raises:
+        InputError: for settings out of their range, all at once; for a momentum that is
+            not between 0 and 1, and for `warmup_steps` that are no whole number of 0 or
+            more.
     """
     _check(momentum, warmup_steps, "momentum")
     rule = schedule_free_rule(
@@ -162,7 +191,26 @@ def schedule_free_adamw(
 
     and all else as there, b1 for the momentum. State: z and v in float32, 8 bytes a
     parameter. Equal to schedulefree's `AdamWScheduleFree`, with the exceptions named
-    there; InputError as there.
+    there.
+
+    Args:
+        learning_rate: the rate, which should be constant, see `schedule_free_sgd`.
+        b1: how far y is from z, above 0 and below 1.
+        b2: the decay of v, from 0 to below 1.
+        eps: what is added to the root of v, 0 or more.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+        warmup_steps: the updates of a linear warmup whose first step is not 0; 0: none.
+        r: the power of t in the averaging weights, 0 or more.
+        weight_lr_power: the power of the highest rate so far in them, 0 or more.
+
+    Raises:
+        InputError: for settings out of their range, all at once; for a b1 that is not
+            between 0 and 1, and for `warmup_steps` that are no whole number of 0 or
+            more.
     """
     _check(b1, warmup_steps, "b1")
 
@@ -197,11 +245,29 @@ def schedule_free_radam(
         rate_t = rate * sqrt((rho - 4) (rho - 2) rho_inf
                              / ((rho_inf - 4) (rho_inf - 2) rho)) where rho > 4
 
-    and all else as in `schedule_free_adamw`; the rectification is the warmup. While
-    rho is at most 4, the first 4 updates with the usual b2, only v changes; without
-    `silent_sgd_phase` those updates are plain gradient steps of the full rate. State:
-    8 bytes a parameter. Equal to schedulefree's `RAdamScheduleFree`, z's dtype
-    excepted. Raises InputError for a b1 that is not between 0 and 1.
+    and all else as in `schedule_free_adamw`; the rectification is the warmup. While rho
+    is at most 4, the first 4 updates with the usual b2, only v changes, unless
+    `silent_sgd_phase` is off. State: 8 bytes a parameter. Equal to schedulefree's
+    `RAdamScheduleFree`, z's dtype excepted.
+
+    Args:
+        learning_rate: the rate, which should be constant, see `schedule_free_sgd`.
+        b1: how far y is from z, above 0 and below 1.
+        b2: the decay of v, from 0 to below 1.
+        eps: what is added to the root of v, 0 or more.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+        r: the power of t in the averaging weights, 0 or more.
+        weight_lr_power: the power of the highest rate so far in them, 0 or more.
+        silent_sgd_phase: whether only v changes while rho is at most 4; if not, those
+            updates are plain gradient steps of the full rate.
+
+    Raises:
+        InputError: for settings out of their range, all at once, and for a b1 that is
+            not between 0 and 1.
     """
     _check(b1, 0, "b1")
 
@@ -221,18 +287,24 @@ def schedule_free_radam(
 def evaluation_params(opt_state: Any, params: Any) -> Any:
     """The averages x = y + (1 - 1 / b1) (z - y): what to evaluate and to export.
 
-    opt_state: any state that a schedule-free one is somewhere inside of, as in
-    optax.chain, optax.partition or optax.MultiSteps; where there is none, or for
-    leaves that it does not train, the result is the params themselves. params: y, the
-    tree in training, whose dtypes the result has. Go on training from y, never from
-    the result: in 16 bits a round trip loses digits every time.
+    Go on training from y, never from the result: in 16 bits a round trip loses digits
+    every time.
+
+    Args:
+        opt_state: any state that a schedule-free one is somewhere inside of, as in
+            optax.chain, optax.partition or optax.MultiSteps.
+        params: y, the tree in training.
+
+    Returns:
+        A tree like `params`, in its dtypes. Where there is no schedule-free state, and
+            for leaves that it does not train, it holds the params themselves.
     """
     leaves, treedef = jax.tree.flatten(params)
     for state in jax.tree.leaves(opt_state, is_leaf=_is_schedule_free):
         if _is_schedule_free(state):
-            found = treedef.flatten_up_to(state.leaves)
+            states = treedef.flatten_up_to(state.leaves)
             b1 = state.shared.b1
-            leaves = [_average(y, s, b1) for y, s in zip(leaves, found, strict=True)]
+            leaves = [_average(y, s, b1) for y, s in zip(leaves, states, strict=True)]
     return treedef.unflatten(leaves)
 
 

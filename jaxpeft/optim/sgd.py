@@ -19,12 +19,18 @@ from jaxpeft.optim.rule import (
 
 
 def with_decay(g: Array, p: Array, ctx: Context) -> Array:
-    """g + weight_decay * p: the decay as torch's oldest optimizers have it."""
+    """g + weight_decay * p: the decay as torch's oldest optimizers have it.
+
+    Args:
+        g: the gradient, shaped like the tensor.
+        p: the tensor.
+        ctx: the step, with the tensor's settings.
+    """
     return g if not ctx.decays else g + ctx.weight_decay * p
 
 
 def sgd_rule(momentum: float, dampening: float, nesterov: bool) -> Rule:
-    """The rule of `sgd`; its state is the momentum, or nothing."""
+    """The rule of `sgd`, which explains the arguments; its state is m, or nothing."""
 
     def init(p: Array, place: Place) -> Any:
         return jnp.zeros_like(p) if momentum else ()
@@ -60,8 +66,21 @@ def sgd(
 
     The decay is part of the gradient, so the momentum carries it on: torch.optim.SGD,
     which this equals. State: m in float32, 4 bytes a parameter; none without momentum.
-    Raises InputError for `nesterov` without momentum or with dampening. mask, layout:
-    see `rule.transformation`.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        momentum: the decay of m, from 0 to below 1; 0: no momentum.
+        nesterov: whether the step looks ahead along m.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+        dampening: the share of a gradient that m leaves out, 0 or more.
+
+    Raises:
+        InputError: for settings out of their range, all at once, and for `nesterov`
+            without momentum or with dampening.
     """
     if nesterov and (momentum <= 0 or dampening != 0):
         raise InputError(

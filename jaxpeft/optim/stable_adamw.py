@@ -21,7 +21,10 @@ from jaxpeft.optim.rule import (
 
 
 def stable_adamw_rule(b1: float, b2: float, eps: float, max_lr: float | None) -> Rule:
-    """The rule of `stable_adamw`; max_lr: None where the decay follows the rate."""
+    """The rule of `stable_adamw`, which explains the arguments.
+
+    Its `max_lr` is None where the decay follows the rate.
+    """
 
     def init(p: Array, place: Place) -> AdamState:
         return AdamState(jnp.zeros_like(p), jnp.zeros_like(p))
@@ -65,12 +68,28 @@ def stable_adamw(
              p (1 - rate / max_lr * weight_decay)
         p <- p - rate * m / (sqrt(v) + eps)
 
-    max_lr: the highest rate of the schedule; a number for a learning rate stands for
-    itself. State: m and v in float32, 8 bytes a parameter. Raises InputError for
-    `decouple_lr` with a schedule and no `max_lr`, and for a `max_lr` that is not above
-    0. Equal to optimi's `StableAdamW` for float32 parameters. For 16-bit ones that
-    keeps a compensation of their rounding by default; here there is none. mask,
-    layout: see `rule.transformation`.
+    State: m and v in float32, 8 bytes a parameter. Equal to optimi's `StableAdamW` for
+    float32 parameters. For 16-bit ones that keeps a compensation of their rounding by
+    default; here there is none.
+
+    Args:
+        learning_rate: the rate, a number or a schedule: a function of the updates made.
+        b1: the decay of m, from 0 to below 1.
+        b2: the decay of v, from 0 to below 1.
+        eps: what is added to the root of v, 0 or more.
+        weight_decay: the factor of the decay in the formulas; 0: none.
+        mask: which leaves decay, a tree of booleans or a function from the parameters
+            to one; None: all.
+        layout: which leaves stack layers, and the groups of tensors with settings of
+            their own; None: neither.
+        decouple_lr: whether the decay goes by the rate's share of `max_lr` instead of
+            by the rate.
+        max_lr: the highest rate of the schedule, above 0; None: a number for a learning
+            rate stands for itself.
+
+    Raises:
+        InputError: for settings out of their range, all at once, and for `decouple_lr`
+            with a schedule and no `max_lr`.
     """
     if decouple_lr and max_lr is None:
         if callable(learning_rate):

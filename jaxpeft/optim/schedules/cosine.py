@@ -18,8 +18,18 @@ def cosine(
 ) -> optax.Schedule:
     """(1 + cos(2 pi num_cycles p)) / 2 over the progress p after warmup.
 
-    With the default half cycle it falls from the rate to 0. transformers: `cosine`,
-    which rises again past `total_steps`; this does so with `strict` only.
+    With the default half cycle it falls from the rate to 0. transformers: `cosine`.
+
+    Args:
+        learning_rate: the highest rate, 0 or more.
+        total_steps: the steps of the run, 1 or more.
+        warmup_steps: the steps of the warmup, at most `total_steps`; 0: none.
+        num_cycles: the waves from the warmup to the end, above 0.
+        strict: whether the rate rises again past `total_steps`, as in transformers,
+            instead of staying.
+
+    Raises:
+        InputError: for settings that make no sense, all at once.
     """
     wrong = settings.positive("num_cycles", num_cycles)
     settings.check(learning_rate, total_steps, warmup_steps, wrong)
@@ -42,8 +52,16 @@ def cosine_with_restarts(
 ) -> optax.Schedule:
     """(1 + cos(pi (num_cycles p mod 1))) / 2 over the progress p after warmup.
 
-    It falls from the rate to 0 `num_cycles` times. transformers:
-    `cosine_with_restarts`.
+    transformers: `cosine_with_restarts`.
+
+    Args:
+        learning_rate: the highest rate, 0 or more.
+        total_steps: the steps of the run, 1 or more.
+        warmup_steps: the steps of the warmup, at most `total_steps`; 0: none.
+        num_cycles: how many times it falls from the rate to 0, 1 or more.
+
+    Raises:
+        InputError: for settings that make no sense, all at once.
     """
     wrong = settings.least("num_cycles", num_cycles, 1)
     settings.check(learning_rate, total_steps, warmup_steps, wrong)
@@ -68,8 +86,20 @@ def cosine_with_min_lr(
 ) -> optax.Schedule:
     """As `cosine`, but down to a rate above 0 that one of two settings names.
 
-    min_lr: the lowest rate. min_lr_rate: the lowest rate over the highest. strict: see
-    `cosine`. transformers: `cosine_with_min_lr`.
+    transformers: `cosine_with_min_lr`.
+
+    Args:
+        learning_rate: the highest rate, 0 or more.
+        total_steps: the steps of the run, 1 or more.
+        warmup_steps: the steps of the warmup, at most `total_steps`; 0: none.
+        num_cycles: the waves from the warmup to the end, above 0.
+        min_lr: the lowest rate, from 0 to `learning_rate`.
+        min_lr_rate: the lowest rate over the highest, from 0 to 1; in place of
+            `min_lr`.
+        strict: see `cosine`.
+
+    Raises:
+        InputError: for settings that make no sense, all at once.
     """
     settings.check(
         learning_rate,
@@ -103,8 +133,22 @@ def cosine_warmup_with_min_lr(
     """As `cosine_with_min_lr`, one step ahead: no update has a rate of 0.
 
     Step s of a warmup of W has (s + 1) / W of the rate, or, where `warmup_lr_rate` w is
-    given, w + (1 - w) s / (W - 1). The last step has the lowest rate. strict: see
-    `cosine`. transformers: `cosine_warmup_with_min_lr`.
+    given, w + (1 - w) s / (W - 1). The last step has the lowest rate. transformers:
+    `cosine_warmup_with_min_lr`.
+
+    Args:
+        learning_rate: the highest rate, 0 or more.
+        total_steps: the steps of the run, 1 or more.
+        warmup_steps: the steps of the warmup, at most `total_steps`; 0: none.
+        num_cycles: the waves from the warmup to the end, above 0.
+        min_lr: the lowest rate, from 0 to `learning_rate`.
+        min_lr_rate: the lowest rate over the highest, from 0 to 1; in place of
+            `min_lr`.
+        warmup_lr_rate: the first step's share of the rate, from 0 to 1; None: 1 / W.
+        strict: see `cosine`.
+
+    Raises:
+        InputError: for settings that make no sense, all at once.
     """
     settings.check(
         learning_rate,
@@ -135,7 +179,13 @@ def cosine_warmup_with_min_lr(
 
 
 def wave(cycles: float, done: Array, length: int) -> Array:
-    """(1 + cos(2 pi cycles done / length)) / 2, () float32, of whole steps `done`."""
+    """(1 + cos(2 pi cycles done / length)) / 2, () float32.
+
+    Args:
+        cycles: the waves of the whole length.
+        done: () int32, steps that are over.
+        length: the steps in all.
+    """
     progress = done.astype(jnp.float32) / length
     return 0.5 * (1 + jnp.cos(2 * jnp.pi * cycles * progress))
 

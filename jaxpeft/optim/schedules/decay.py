@@ -16,6 +16,14 @@ def constant(
     """The rate itself, after a linear warmup if there is one.
 
     transformers: `constant`, `constant_with_warmup`.
+
+    Args:
+        learning_rate: the highest rate, 0 or more.
+        total_steps: the steps of the run, 1 or more.
+        warmup_steps: the steps of the warmup, at most `total_steps`; 0: none.
+
+    Raises:
+        InputError: for settings that make no sense, all at once.
     """
     settings.check(learning_rate, total_steps, warmup_steps)
     return with_warmup(lambda after: 1.0, learning_rate, total_steps, warmup_steps)
@@ -24,7 +32,18 @@ def constant(
 def linear(
     learning_rate: float, total_steps: int, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """A straight line from the rate to 0 at `total_steps`. transformers: `linear`."""
+    """A straight line from the rate to 0 at `total_steps`.
+
+    transformers: `linear`.
+
+    Args:
+        learning_rate: the highest rate, 0 or more.
+        total_steps: the steps of the run, 1 or more.
+        warmup_steps: the steps of the warmup, at most `total_steps`; 0: none.
+
+    Raises:
+        InputError: for settings that make no sense, all at once.
+    """
     settings.check(learning_rate, total_steps, warmup_steps)
     length = steps_after(total_steps, warmup_steps)
     return with_warmup(
@@ -45,7 +64,17 @@ def polynomial(
 ) -> optax.Schedule:
     """(rate - lr_end) (1 - p)^power + lr_end over the progress p after warmup.
 
-    It ends at `lr_end`, which must be below the rate. transformers: `polynomial`.
+    transformers: `polynomial`.
+
+    Args:
+        learning_rate: the highest rate, above `lr_end`.
+        total_steps: the steps of the run, 1 or more.
+        warmup_steps: the steps of the warmup, at most `total_steps`; 0: none.
+        power: the power of what is left of the course, above 0.
+        lr_end: the rate that it ends at, 0 or more and below the highest.
+
+    Raises:
+        InputError: for settings that make no sense, all at once.
     """
     low = settings.least("lr_end", lr_end, 0)
     if not low and not learning_rate > lr_end:
@@ -73,9 +102,18 @@ def inverse_sqrt(
 ) -> optax.Schedule:
     """sqrt(timescale / (s + timescale)) over the steps s after warmup.
 
-    timescale: steps; None for those of the warmup, or 10,000 without one. With the
-    former it is the schedule of the Transformer (Vaswani et al., 2017). transformers:
-    `inverse_sqrt`.
+    With the default timescale it is, behind a warmup, the schedule of the Transformer
+    (Vaswani et al., 2017). transformers: `inverse_sqrt`.
+
+    Args:
+        learning_rate: the highest rate, 0 or more.
+        total_steps: the steps of the run, 1 or more.
+        warmup_steps: the steps of the warmup, at most `total_steps`; 0: none.
+        timescale: steps, 1 or more; None for those of the warmup, or 10,000 without
+            one.
+
+    Raises:
+        InputError: for settings that make no sense, all at once.
     """
     scale = timescale if timescale is not None else warmup_steps or 10_000
     wrong = settings.least("timescale", timescale, 1) if timescale is not None else ""
@@ -99,9 +137,19 @@ def step(
 ) -> optax.Schedule:
     """gamma^k, where k is how many stairs the run has gone down since the warmup.
 
-    A stair every `step_size` steps, or one at each of the `milestones`, both counted
-    from the end of the warmup: torch's StepLR and MultiStepLR behind a warmup, as
-    SequentialLR has them.
+    These are torch's StepLR and MultiStepLR behind a warmup, as SequentialLR has them.
+
+    Args:
+        learning_rate: the highest rate, 0 or more.
+        total_steps: the steps of the run, 1 or more.
+        warmup_steps: the steps of the warmup, at most `total_steps`; 0: none.
+        step_size: the steps between two stairs, 1 or more.
+        milestones: the steps at which there is a stair, rising, counted from the end of
+            the warmup; in place of `step_size`.
+        gamma: what a stair multiplies the rate by, above 0 and at most 1.
+
+    Raises:
+        InputError: for settings that make no sense, all at once.
     """
     wrong = settings.positive("gamma", gamma) or settings.ratio("gamma", gamma)
     stairs = _stairs_problem(step_size, milestones)

@@ -1,6 +1,6 @@
 """A learning rate that goes up while an evaluation loss falls: transformers' GreedyLR.
 
-See `jaxpeft.optim.plateau` for how it is driven.
+See `jaxpeft.optim.schedules.plateau` for how it is driven.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class _Greedy:
         return self.eps / self.learning_rate
 
     def problems(self) -> list[str]:
-        """What is wrong with them; empty texts where nothing is."""
+        """What is wrong with the settings; empty texts where nothing is."""
         highest = wrong.positive("max_lr", self.max_lr)
         if not highest and self.max_lr < self.learning_rate:
             highest = (
@@ -77,11 +77,17 @@ class _Greedy:
 class GreedyState(NamedTuple):
     """The state of `scale_by_greedy`; its settings are no arrays and are not saved.
 
-    factor: () float32. best: () float32, the best value so far. good, bad: () int32,
-    evaluations in a row that were better, and that were not. cooling, warming: ()
-    int32, evaluations to come that do not count. resets_in: () int32, reductions at the
-    lowest rate before all begins anew. window: (n,) float32, the newest values, the
-    oldest one first. seen: () int32, how many of them there are.
+    Attributes:
+        settings: what `scale_by_greedy` was told.
+        factor: () float32, what the updates are multiplied by.
+        best: () float32, the best value so far.
+        good: () int32, evaluations in a row that were better.
+        bad: () int32, evaluations in a row that were not better.
+        cooling: () int32, evaluations to come that do not count, after a reduction.
+        warming: () int32, evaluations to come that do not count, after an increase.
+        resets_in: () int32, reductions at the lowest rate before all begins anew.
+        window: (n,) float32, the newest values, the oldest one first.
+        seen: () int32, how many of them there are.
     """
 
     settings: _Greedy
@@ -96,7 +102,11 @@ class GreedyState(NamedTuple):
     seen: Array
 
     def observed(self, value: Array) -> "GreedyState":
-        """The state after an evaluation gave `value`, () float32."""
+        """The state after an evaluation.
+
+        Args:
+            value: () float32, what the evaluation gave, usually a loss.
+        """
         s, state = self.settings, self._remember(value)
         value = jnp.sum(state.window) / state.seen.astype(jnp.float32)
         cooling, warming = self.cooling > 0, self.warming > 0
@@ -171,14 +181,25 @@ def scale_by_greedy(
     that `min_lr` must be below the rate; the default, transformers' own, seldom is.
     State: two float32 and six int32 scalars, and the window.
 
-    factor: above 0, below 1. patience: evaluations. mode: whether the value should fall
-    ("min") or rise ("max"). threshold: by how much a better value is better, as such
-    ("abs") or as a share of the best one ("rel"). cooldown, warmup: evaluations after a
-    reduction, and after an increase, that do not count. min_lr, max_lr: the bounds of
-    the learning rate. eps: no smaller change of it is made. smooth: judge the mean of
-    the newest `window_size` values instead of each. reset_start: reductions at the
-    lowest rate before all begins anew. learning_rate: the optimizer's own, without the
-    factor. Raises InputError for what makes no sense, all at once.
+    Args:
+        mode: whether the value should fall ("min") or rise ("max").
+        factor: what a reduction multiplies by, above 0 and below 1.
+        patience: evaluations in a row that change nothing yet, 0 or more.
+        threshold: by how much a better value is better, 0 or more.
+        threshold_mode: how the threshold is meant, as such ("abs") or as a share of the
+            best value ("rel").
+        cooldown: evaluations after a reduction that do not count, 0 or more.
+        warmup: evaluations after an increase that do not count, 0 or more.
+        min_lr: the lowest learning rate, 0 or more and below `learning_rate`.
+        max_lr: the highest learning rate, at least `learning_rate`.
+        eps: no smaller change of the learning rate is made, 0 or more.
+        smooth: whether the mean of the newest values is judged instead of each.
+        window_size: how many newest values `smooth` takes the mean of, 1 or more.
+        reset_start: reductions at the lowest rate before all begins anew, 0 or more.
+        learning_rate: the optimizer's own, without the factor, above 0.
+
+    Raises:
+        InputError: for settings that make no sense, all at once.
     """
     settings = _Greedy(
         Improvement(mode, threshold, threshold_mode),

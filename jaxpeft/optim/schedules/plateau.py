@@ -27,21 +27,22 @@ ThresholdMode = Literal["rel", "abs"]
 
 @runtime_checkable
 class Observing(Protocol):
-    """The state of what evaluations steer, a NamedTuple of arrays.
-
-    observed: the state after an evaluation gave `value`, () float32; shapes and dtypes
-    are the same.
-    """
+    """The state of what evaluations steer, a NamedTuple of arrays."""
 
     def observed(self, value: Array) -> Any:
-        """The state after an evaluation."""
+        """The state after an evaluation, of the same shapes and dtypes.
+
+        Args:
+            value: () float32, what the evaluation gave.
+        """
 
 
 @runtime_checkable
 class Scaling(Observing, Protocol):
     """The state of a transformation that multiplies the updates.
 
-    factor: () float32, by what.
+    Attributes:
+        factor: () float32, what the updates are multiplied by.
     """
 
     factor: Any
@@ -52,8 +53,11 @@ class Scaling(Observing, Protocol):
 class Improvement:
     """What counts as a value better than the best so far; the same in torch.
 
-    mode: whether lower or higher is better. threshold: by how much at least, as a
-    share of the best value ("rel") or as such ("abs").
+    Attributes:
+        mode: whether a lower value ("min") or a higher one ("max") is better.
+        threshold: by how much at least a better value is better.
+        threshold_mode: how the threshold is meant, as a share of the best value ("rel")
+            or as such ("abs").
     """
 
     mode: str
@@ -74,7 +78,12 @@ class Improvement:
         return math.inf if self.mode == "min" else -math.inf
 
     def better(self, value: Array, best: Array) -> Array:
-        """Whether `value` is better; a NaN never is."""
+        """Whether a value is better than the best one; a NaN never is.
+
+        Args:
+            value: () float32, the newest value.
+            best: () float32, the best value so far.
+        """
         sign = -1 if self.mode == "min" else 1
         if self.threshold_mode == "rel":
             bound = best * (1 + sign * self.threshold)
@@ -105,7 +114,7 @@ class _Plateau:
         return self.eps / self.learning_rate
 
     def problems(self) -> list[str]:
-        """What is wrong with them; empty texts where nothing is."""
+        """What is wrong with the settings; empty texts where nothing is."""
         return [
             *rate_problems(self.learning_rate, self.min_lr),
             factor_problem(self.factor),
@@ -119,9 +128,12 @@ class _Plateau:
 class PlateauState(NamedTuple):
     """The state of `scale_by_plateau`; its settings are no arrays and are not saved.
 
-    factor: () float32. best: () float32, the best value so far. bad: () int32,
-    evaluations in a row that were no better. cooling: () int32, evaluations to come
-    that do not count as bad.
+    Attributes:
+        settings: what `scale_by_plateau` was told.
+        factor: () float32, what the updates are multiplied by.
+        best: () float32, the best value so far.
+        bad: () int32, evaluations in a row that were no better.
+        cooling: () int32, evaluations to come that do not count as bad.
     """
 
     settings: _Plateau
@@ -131,7 +143,11 @@ class PlateauState(NamedTuple):
     cooling: Array
 
     def observed(self, value: Array) -> "PlateauState":
-        """The state after an evaluation gave `value`, () float32."""
+        """The state after an evaluation.
+
+        Args:
+            value: () float32, what the evaluation gave, usually a loss.
+        """
         s = self.settings
         better = s.improvement.better(value, self.best)
         cooling = self.cooling > 0
@@ -168,12 +184,20 @@ def scale_by_plateau(
 
     State: two float32 and two int32 scalars, whatever the parameters.
 
-    factor: above 0, below 1. patience, cooldown: evaluations. threshold: by how much a
-    better value is better, as a share of the best one ("rel") or as such ("abs").
-    min_lr: the lowest learning rate. eps: no smaller change of it is made. mode:
-    whether the value should fall ("min") or rise ("max"). learning_rate: the
-    optimizer's own, without the factor. Raises InputError for what makes no sense, all
-    at once.
+    Args:
+        factor: what a reduction multiplies by, above 0 and below 1.
+        patience: evaluations in a row that change nothing yet, 0 or more.
+        threshold: by how much a better value is better, 0 or more.
+        threshold_mode: how the threshold is meant, as a share of the best value ("rel")
+            or as such ("abs").
+        cooldown: evaluations after a reduction that do not count, 0 or more.
+        min_lr: the lowest learning rate, 0 or more and below `learning_rate`.
+        eps: no smaller change of the learning rate is made, 0 or more.
+        mode: whether the value should fall ("min") or rise ("max").
+        learning_rate: the optimizer's own, without the factor, above 0.
+
+    Raises:
+        InputError: for settings that make no sense, all at once.
     """
     settings = _Plateau(
         Improvement(mode, threshold, threshold_mode),
@@ -199,7 +223,16 @@ def scale_by_plateau(
 
 
 def scale_by_factor(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    """The update of a transformation whose state has a factor: the state stays."""
+    """The update of a transformation whose state has a factor: the state stays.
+
+    Args:
+        updates: the tree of updates, whose dtypes stay.
+        state: a `Scaling`.
+        params: not used.
+
+    Returns:
+        (the updates times the factor, the state).
+    """
     scaled = jax.tree.map(lambda u: (u * state.factor).astype(u.dtype), updates)
     return scaled, state
 
@@ -210,6 +243,10 @@ def observe(opt_state: Any, value: ArrayLike) -> Any:
     It looks for states that evaluations steer anywhere in `opt_state` and leaves all
     else untouched, the very same arrays. Shapes, dtypes and shardings stay, so that a
     compiled step goes on with the result. Works inside `jit` too.
+
+    Args:
+        opt_state: the state of any optimizer.
+        value: (), what the evaluation gave.
     """
     return jax.tree.map(
         lambda node: _observed(node, value) if isinstance(node, Observing) else node,
@@ -219,13 +256,21 @@ def observe(opt_state: Any, value: ArrayLike) -> Any:
 
 
 def observes(opt_state: Any) -> bool:
-    """Whether evaluations steer anything in it; shapes in place of arrays do."""
+    """Whether evaluations steer anything in an optimizer's state.
+
+    Args:
+        opt_state: the state; shapes in place of arrays do.
+    """
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda n: isinstance(n, Observing))
     return any(isinstance(node, Observing) for node in nodes)
 
 
 def rate_factor(opt_state: Any) -> Array:
-    """What evaluations have made of the learning rate, () float32: 1.0 without them."""
+    """What evaluations have made of the learning rate, () float32: 1.0 without them.
+
+    Args:
+        opt_state: the state of any optimizer.
+    """
     factor = jnp.ones((), jnp.float32)
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda n: isinstance(n, Scaling))
     for node in nodes:
@@ -248,7 +293,12 @@ def _observed_on_device(state: Any, value: Array) -> Any:
 
 
 def rate_problems(learning_rate: float, min_lr: float) -> list[str]:
-    """What is wrong with a rate to scale and its lowest value."""
+    """What is wrong with a rate to scale and its lowest value; empty if nothing is.
+
+    Args:
+        learning_rate: the optimizer's own, without a factor.
+        min_lr: the lowest rate.
+    """
     low = wrong.least("min_lr", min_lr, 0)
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         rate = (
@@ -265,7 +315,14 @@ def rate_problems(learning_rate: float, min_lr: float) -> list[str]:
 
 
 def factor_problem(factor: float) -> str:
-    """The factor that a reduction multiplies the rate by must lower it."""
+    """What is wrong with the factor of a reduction, which must lower the rate.
+
+    Args:
+        factor: what a reduction multiplies the rate by.
+
+    Returns:
+        A message, empty where nothing is wrong.
+    """
     if factor >= 1:
         return f"schedule.factor: found {factor!r}; must be below 1"
     return wrong.positive("factor", factor)

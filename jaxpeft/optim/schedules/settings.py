@@ -9,9 +9,16 @@ from jaxpeft.errors import InputError
 def check(
     learning_rate: float, total_steps: int, warmup_steps: int, *found: str
 ) -> None:
-    """Raises InputError for what is wrong with the common settings, and for `found`.
+    """Refuses common settings that make no sense, and passes on what else is wrong.
 
-    found: what the functions below say of a schedule's own settings.
+    Args:
+        learning_rate: the highest rate.
+        total_steps: the steps of the run.
+        warmup_steps: the steps of the warmup.
+        *found: what the functions below say of a schedule's own settings.
+
+    Raises:
+        InputError: for all of it at once.
     """
     problems = [
         rate_problem(learning_rate),
@@ -23,14 +30,14 @@ def check(
 
 
 def refuse(*problems: str) -> None:
-    """Raises InputError for those that are not empty, all at once."""
-    found = [problem for problem in problems if problem]
-    if found:
-        raise InputError(*found)
+    """Raises InputError for those problems that are not empty, all at once."""
+    messages = [problem for problem in problems if problem]
+    if messages:
+        raise InputError(*messages)
 
 
 def rate_problem(learning_rate: float) -> str:
-    """The learning rate must be a finite number, 0 or more."""
+    """What is wrong with a learning rate, which must be a finite number, 0 or more."""
     if math.isfinite(learning_rate) and learning_rate >= 0:
         return ""
     return (
@@ -40,24 +47,46 @@ def rate_problem(learning_rate: float) -> str:
 
 
 def least(key: str, value: float, low: float) -> str:
-    """The setting must be a finite number, `low` or more."""
+    """What is wrong with a setting that must be a finite number, `low` or more.
+
+    Args:
+        key: its name in the configuration's `schedule` section.
+        value: its value.
+        low: the lowest value that makes sense.
+    """
     fine = math.isfinite(value) and value >= low
     return "" if fine else _message(key, value, f"must be {low} or more")
 
 
 def positive(key: str, value: float) -> str:
-    """The setting must be a finite number above 0."""
+    """What is wrong with a setting that must be a finite number above 0.
+
+    Args:
+        key: its name in the configuration's `schedule` section.
+        value: its value.
+    """
     fine = math.isfinite(value) and value > 0
     return "" if fine else _message(key, value, "must be a number above 0")
 
 
 def ratio(key: str, value: float) -> str:
-    """The setting must be from 0 to 1."""
+    """What is wrong with a setting that must be from 0 to 1.
+
+    Args:
+        key: its name in the configuration's `schedule` section.
+        value: its value.
+    """
     return "" if 0 <= value <= 1 else _message(key, value, "must be from 0 to 1")
 
 
 def choice(key: str, value: str, choices: Collection[str]) -> str:
-    """The setting must be one of `choices`."""
+    """What is wrong with a setting that must be one of `choices`.
+
+    Args:
+        key: its name in the configuration's `schedule` section.
+        value: its value.
+        choices: the values that make sense.
+    """
     if value in choices:
         return ""
     return _message(key, value, "must be " + " or ".join(map(repr, choices)))

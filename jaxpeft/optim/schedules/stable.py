@@ -31,9 +31,23 @@ def warmup_stable_decay(
     decay 1 - x, (1 + cos(2 pi num_cycles x)) / 2 or 1 - sqrt(x) over its own, both
     scaled to [min_lr_ratio, 1]. After the decay the rate is that ratio.
 
-    decay_steps: the length of the decay. stable_steps: of the level stretch; None for
-    what the run leaves. transformers: `warmup_stable_decay`, whose keys are called
-    num_decay_steps and num_stable_steps (Hu et al., 2024; Hägele et al., 2024).
+    transformers: `warmup_stable_decay`, whose keys are called num_decay_steps and
+    num_stable_steps (Hu et al., 2024; Hägele et al., 2024).
+
+    Args:
+        learning_rate: the highest rate, 0 or more.
+        total_steps: the steps of the run, 1 or more.
+        warmup_steps: the steps of the warmup, at most `total_steps`; 0: none.
+        decay_steps: the steps of the decay, 0 or more.
+        stable_steps: the steps of the level stretch, 0 or more; None for what the run
+            leaves.
+        warmup_type: which of the three forms the warmup has.
+        decay_type: which of the three forms the decay has.
+        min_lr_ratio: the lowest rate over the highest, from 0 to 1.
+        num_cycles: the waves of a decay along a cosine, above 0.
+
+    Raises:
+        InputError: for settings that make no sense, all at once.
     """
     forms = get_args(Form)
     settings.check(

@@ -109,9 +109,16 @@ def make_schedule(
 ) -> optax.Schedule:
     """The schedule that a `schedule` section describes: step (from 0) -> rate.
 
-    schedule: `name`, `warmup_ratio` or `warmup_steps`, and the schedule's own keys. Of
-    one that the evaluation loss steers it is the rate without that, see `make_scale`.
-    Raises InputError for unknown names and keys and for values that make no sense.
+    Of a schedule that the evaluation loss steers it is the rate without that, see
+    `make_scale`.
+
+    Args:
+        learning_rate: the highest rate.
+        schedule: `name`, `warmup_ratio` or `warmup_steps`, and the schedule's own keys.
+        total_steps: the steps of the run.
+
+    Raises:
+        InputError: for unknown names and keys and for values that make no sense.
     """
     section = config.parse_section("schedule", schedule, SCHEDULES)
     warmup = resolve_warmup(total_steps, section.warmup_steps, section.warmup_ratio)
@@ -129,8 +136,16 @@ def make_scale(
 ) -> optax.GradientTransformation | None:
     """What comes after the optimizer, where the evaluation loss steers the rate.
 
-    Its state waits for `plateau.observe`. None for any other schedule. Takes and raises
-    what `make_schedule` does.
+    Args:
+        schedule: the `schedule` section, see `make_schedule`.
+        learning_rate: the highest rate.
+
+    Returns:
+        A transformation whose state waits for `plateau.observe`; None for any other
+            schedule.
+
+    Raises:
+        InputError: for unknown names and keys and for values that make no sense.
     """
     section = config.parse_section("schedule", schedule, SCHEDULES)
     scale = SCHEDULES[section.name].scale

@@ -19,7 +19,13 @@ def resolve_warmup(
 ) -> int:
     """The number of warmup steps that either setting means; a ratio is rounded up.
 
-    Raises InputError where the warmup is longer than the run.
+    Args:
+        total_steps: the steps of the run.
+        warmup_steps: the setting in steps, which counts where it is given.
+        warmup_ratio: the setting as a share of the run; None: no warmup.
+
+    Raises:
+        InputError: where the warmup is longer than the run.
     """
     if warmup_steps is None:
         warmup_steps = math.ceil((warmup_ratio or 0.0) * total_steps)
@@ -47,8 +53,14 @@ def with_warmup(
 ) -> optax.Schedule:
     """The rate times `rising` of the step, then times `shape` of the steps after it.
 
-    rising: None for the straight line from 0. ends: what `shape` is given ends with the
-    run.
+    Args:
+        shape: from the steps since the warmup to the rate over the highest one.
+        learning_rate: the highest rate.
+        total_steps: the steps of the run.
+        warmup_steps: the steps of the warmup.
+        rising: from the step in the warmup to the rate over the highest one; None for
+            the straight line from 0.
+        ends: whether what `shape` is given ends with the run.
     """
     last = total_steps - warmup_steps if ends else None
 
