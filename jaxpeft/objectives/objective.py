@@ -20,15 +20,19 @@ Shape = tuple[int, ...]
 
 
 class Loss(NamedTuple):
-    """What a micro-batch adds to the loss of its step.
+    """The sums that a micro-batch adds to the loss of its step.
 
     The step's loss is the sum of all `total` over the sum of all `weight`, so that it
     is the same however a batch is cut for accumulation and over devices.
+
+    Attributes:
+        total: () float32, the sum of the losses.
+        weight: () float32, such as the number of supervised tokens.
+        metrics: further figures for the log, {name: (sum, weight)}, each () float32.
     """
 
-    total: Array  # () float32
-    weight: Array  # () float32, such as the number of supervised tokens
-    # Further figures for the log, each as (sum, weight), () float32.
+    total: Array
+    weight: Array
     metrics: Mapping[str, tuple[Array, Array]] = {}
 
 
@@ -48,7 +52,11 @@ def row_shapes(shape: Shape, packing: bool) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def nothing(params: Any) -> Any:
-    """What an objective without a reference holds: an empty tree."""
+    """An empty tree: what an objective without a reference holds.
+
+    Args:
+        params: the params of the run, which are not looked at.
+    """
     return ()
 
 
