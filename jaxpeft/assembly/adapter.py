@@ -94,9 +94,10 @@ def add_adapter(
 
 
 def _check_scale(options: Mapping[str, Any]) -> None:
-    """Raises InputError where every adapter's scale is zero, so that none has a form.
+    """Checks that not every adapter's scale is zero, so that none has a form.
 
-    A layer of scale 0 is one that an adapter leaves out.
+    A layer of scale 0 is one that an adapter leaves out. Raises InputError where all
+    are.
     """
     patterns = (options.get("alpha_pattern") or {}).values()
     if options.get("lora_alpha") == 0 and not any(patterns):

@@ -160,8 +160,12 @@ def base_shapes(section: ModelSection, cfg: ModelConfig, dtype: str) -> dict[str
 def check_length(cfg: RunConfig, base: Base) -> None:
     """Checks that no example can be longer than the model's context.
 
+    Args:
+        cfg: the configuration, which says how long examples may be.
+        base: the opened model.
+
     Raises:
-        InputError: where `data.max_length` exceeds it.
+        InputError: where `data.max_length` exceeds the context.
     """
     context = base.cfg.max_position_embeddings
     if cfg.data.max_length > context:

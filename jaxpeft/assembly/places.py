@@ -16,7 +16,7 @@ from jaxpeft.models import ModelConfig
 
 @dataclass(frozen=True)
 class Places:
-    """Where the arrays of a run lie on its mesh.
+    """The places of a run's arrays on its mesh.
 
     Attributes:
         params: the place of every parameter, adapters beside the weight that they
@@ -41,7 +41,7 @@ def make_places(
     mesh: jax.sharding.Mesh,
     tx: optax.GradientTransformation,
 ) -> Places:
-    """Where the arrays of a run lie, by the logical axes of its model.
+    """The places of a run's arrays, by the logical axes of its model.
 
     Args:
         params: the parameters, arrays or shapes, with their adapters.
@@ -72,6 +72,10 @@ def make_places(
 
 def check_batches(cfg: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """Checks that the devices of the mesh can share a batch evenly.
+
+    Args:
+        cfg: the configuration, which says how large batches are and how they are cut.
+        mesh: the devices.
 
     Raises:
         InputError: where they cannot, with the nearest sizes that would do.

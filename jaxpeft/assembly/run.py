@@ -144,12 +144,16 @@ class Run:
         return compiled(self.trainable)
 
     def view(self, state: TrainState) -> Any:
-        """The trainable parameters to evaluate and to keep: averaged ones, if any."""
+        """The trainable parameters to evaluate and to keep: averaged ones, if any.
+
+        Args:
+            state: of this run.
+        """
         return optim.evaluation_params(state.opt_state, state.params)
 
     @property
     def fixed(self) -> Frozen:
-        """What the steps are given and leave as it is."""
+        """The arrays that the steps are given and leave as they are."""
         return Frozen(self.frozen, self.held)
 
     def train_step(self) -> TrainStep:
@@ -194,5 +198,9 @@ def steps_in(epochs: float, steps_per_epoch: float) -> int:
 
     The product is rounded first: 0.7 epochs of 10 steps are 7, not the 8 of
     7.000000000000001.
+
+    Args:
+        epochs: passes over the data.
+        steps_per_epoch: of one pass, which need not be whole.
     """
     return max(1, math.ceil(round(epochs * steps_per_epoch, 6)))

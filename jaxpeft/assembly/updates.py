@@ -17,7 +17,7 @@ from jaxpeft.optim.rule import Leafwise
 
 @dataclass(frozen=True)
 class Updates:
-    """How a run updates what trains.
+    """The way in which a run updates what trains.
 
     Attributes:
         parts: what the configuration says of the optimizer.
@@ -85,7 +85,7 @@ def learning_rate(cfg: RunConfig) -> float:
 
 
 def scaling_line(cfg: RunConfig) -> str | None:
-    """How the batch size changed the learning rate, as a line; None if it did not."""
+    """A line on how the batch size changed the learning rate; None if it did not."""
     training, given = cfg.training, cfg.optimizer.learning_rate
     if training.lr_scaling == "none":
         return None
