@@ -155,7 +155,7 @@ def _chunk_sums(head: Any, hidden: Array, targets: Array, mask: Array) -> TokenS
 
 
 def _supervised_first(mask: Array) -> Array:
-    """For each row the places of the sequence, the supervised ones first, in order."""
+    """The places of the sequence in each row, the supervised ones first, in order."""
     return jnp.argsort(~mask, axis=1, stable=True)
 
 
