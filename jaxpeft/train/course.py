@@ -34,7 +34,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class Guards(NamedTuple):
-    """What a course is kept safe by.
+    """The guards of a course, which keep it safe.
 
     Attributes:
         checkpoints: what it saves.
@@ -48,7 +48,7 @@ class Guards(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a course ended.
+    """The end of a course.
 
     Attributes:
         standings: how each run stands.
@@ -236,7 +236,7 @@ def _settle(
 
 
 def _watch(standings: Sequence[Standing], display: Progress) -> list[Watch]:
-    """Of a run alone what is newly found in its curves is said at once."""
+    """The hook that says what is new in the findings of a run alone, or none."""
     if len(standings) > 1 or not cluster.is_primary():
         return []
     cfg = standings[0].run.cfg
@@ -289,7 +289,7 @@ def _finish(program: Alone, ended: Ended) -> None:
 
 
 def _check(cfg: RunConfig, resume: str) -> None:
-    """What can be wrong before anything is opened; the same in every process."""
+    """Checks what can be before anything is opened; the same in every process."""
     if cfg.deterministic:
         determinism.require()
     cluster.require_same(

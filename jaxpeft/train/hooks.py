@@ -206,7 +206,7 @@ class Evaluate:
         return reports
 
     def _rates(self, step: int) -> list[float]:
-        """Of each run whose schedule follows evaluations."""
+        """The learning rate of each run whose schedule follows evaluations."""
         return [
             rate(one, self._program.state(number), step)
             for number, one in enumerate(self._standings)

@@ -169,7 +169,12 @@ class Alone:
         return self._step.is_new(batch)
 
     def take(self, batch: Any, active: np.ndarray) -> Metrics:
-        """Takes one step."""
+        """Takes one step.
+
+        Args:
+            batch: from `on_devices`.
+            active: not looked at: a run alone is active.
+        """
         self.saved, metrics = self._step(self.saved, self.run.fixed, batch)
         return metrics
 

@@ -169,5 +169,10 @@ Progress = PlainProgress | BarProgress | SeveralProgress
 
 
 def make_progress(total: int, done: int) -> Progress:
-    """A display for a run of `total` steps of which `done` are taken."""
+    """A display for a run: a bar on a terminal, plain lines elsewhere.
+
+    Args:
+        total: how many steps there are.
+        done: how many are taken already.
+    """
     return (BarProgress if sys.stdout.isatty() else PlainProgress)(total, done)

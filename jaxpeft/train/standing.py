@@ -48,7 +48,7 @@ class Standing:
 
 
 def stand(run: Run, position: Mapping[str, Any], resumed_at: int | None) -> Standing:
-    """How a run stands before its first step, or where a checkpoint left off.
+    """The standing of a run before its first step, or where a checkpoint left off.
 
     Args:
         run: what it works with.
@@ -79,7 +79,7 @@ def positions(standings: Sequence[Standing]) -> dict[str, Any]:
 def stand_all(
     runs: Sequence[Run], note: Mapping[str, Any], done: int
 ) -> list[Standing]:
-    """How runs stand before their first step, or where a checkpoint left off.
+    """The standings of runs before their first step, or where a checkpoint left off.
 
     Args:
         runs: the runs.
