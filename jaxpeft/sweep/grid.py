@@ -108,7 +108,7 @@ def together(
 
 
 def _program(cfg: RunConfig, number: int, devices: int) -> str:
-    """What points of one program must have in common, as text."""
+    """The settings that points of one program must have in common, as text."""
     if not _can_share(cfg, devices):
         return str(number)
     own = {"own"}  # the kinds of keys of which each point has its own value

@@ -186,7 +186,13 @@ class Together:
     def observe(
         self, losses: Sequence[float], improved: np.ndarray, active: np.ndarray
     ) -> None:
-        """Lets schedules that follow evaluations see them, and keeps the best."""
+        """Lets schedules that follow evaluations see them, and keeps the best so far.
+
+        Args:
+            losses: of each run.
+            improved: (runs,) bool, whether the loss is the run's best so far.
+            active: (runs,) bool, whether the run still takes steps.
+        """
         state, best = self.saved["state"], self.saved["best"]
         if best is not None:
             self.saved["best"] = joint_step.chosen(
@@ -215,7 +221,7 @@ class Together:
         )
 
     def _initial_state(self) -> TrainState:
-        """All states before the first step, stacked, on the device."""
+        """The states before the first step, stacked, on the device."""
         stacked = joint_step.stacked([run.trainable for run in self.runs])
         keys = jnp.stack([run.key for run in self.runs])
         for run in self.runs:  # a second copy, of which only the structure is needed

@@ -336,7 +336,7 @@ def advice(sweep: Sweep) -> list[str]:
 
 
 def _ends(key: str, axis: Any) -> tuple[float, ...]:
-    """(lowest, highest) value of a key; () where these are no ends of a scale."""
+    """The (lowest, highest) value of a key; () where these are no ends of a scale."""
     if isinstance(axis, dict):
         return (axis["low"], axis["high"]) if "low" in axis else ()
     if key == SEED or len(axis) < 3 or not all(map(_is_number, axis)):
