@@ -111,7 +111,11 @@ def totals(found: Iterable[Collective]) -> dict[str, float]:
 
 
 def _computations(lines: list[str]) -> tuple[dict[str, list[str]], str]:
-    """({name: its lines}, the name of the entry)."""
+    """The computations of an HLO text.
+
+    Returns:
+        ({name: its lines}, the name of the entry).
+    """
     bodies: dict[str, list[str]] = {}
     entry, name = "", ""
     for line in lines:

@@ -239,7 +239,11 @@ class _Step:
         self.batch = self._batch(size, cfg.data.packing)
 
     def _arrays(self, cfg: RunConfig, model: ModelConfig, dtype: str) -> tuple:
-        """(state, frozen) as shapes, and how many parameters the base has."""
+        """The state and the frozen parameters as shapes.
+
+        Returns:
+            (state, frozen, how many parameters the base has).
+        """
         rules, names = rules_of(cfg.adapter), models.module_names(model)
         base = base_shapes(cfg.model, model, dtype)
         params = jax.eval_shape(
@@ -260,7 +264,7 @@ class _Step:
         )
 
     def _held(self, params: Any) -> Any:
-        """What the objective keeps, as shapes; whole everywhere at the worst."""
+        """The shapes of what the objective keeps; whole everywhere at the worst."""
         whole = sharding.replicated(self.mesh)
         held = jax.eval_shape(self.objective.held, params)
         return jax.tree.map(lambda x: x.update(sharding=whole), held)
@@ -273,7 +277,7 @@ class _Step:
         )
 
     def build(self) -> tuple[Any, Any]:
-        """(jaxpr, program) of the step."""
+        """The step as (jaxpr, program)."""
         function = self.updates.train_step(self.model, self.objective)
         arguments = (*self._compiled_as, self.batch)
         return build(function, arguments, carries=True, mesh=self.mesh)
@@ -302,7 +306,7 @@ class _Step:
 
 
 def _scans(jaxpr: Any) -> Iterator[Any]:
-    """Every scan in it, in the order that they run."""
+    """Every scan in a jaxpr, in the order that they run."""
     for equation in jaxpr.eqns:
         for inner in flops.inner_jaxprs(equation):
             yield from _scans(inner)
