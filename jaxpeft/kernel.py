@@ -71,7 +71,7 @@ class Kernel(Protocol):
 
 
 class KernelExtras(Protocol):
-    """What a kernel may say besides, and here what holds where it does not say it.
+    """The members that a kernel may have besides, and what holds where it has them not.
 
     Nothing is inherited from this class: `_said` takes from it what a node lacks.
 
@@ -147,7 +147,7 @@ class LayerwiseKernel(Kernel, Protocol):
         ...
 
     def rows(self, first: int, last: int) -> Array:
-        """What trains of a range of layers, all of which do.
+        """The trained weights of a range of layers, all of which train.
 
         Args:
             first: the number of the first layer.
@@ -248,7 +248,13 @@ def axes_of(kernel: Any, base: Axes) -> Any:
 
 
 def product(subscripts: str, left: Array, right: Array) -> Array:
-    """`jnp.einsum` of two arrays of one dtype, summed and returned in float32."""
+    """`jnp.einsum` of two arrays of one dtype, summed and returned in float32.
+
+    Args:
+        subscripts: as of `jnp.einsum`.
+        left: the first operand.
+        right: the second operand, of the same dtype.
+    """
     if jax.default_backend() == "cpu":
         # XLA has no such product of 16-bit operands for every shape there.
         left, right = left.astype(jnp.float32), right.astype(jnp.float32)
@@ -279,7 +285,7 @@ def layer(node: Any, index: int | Array) -> Any:
 
 
 def _shared(node: Any) -> dict[str, Any]:
-    """{field: value} of what all layers of a node have in common."""
+    """The fields that all layers of a node have in common, {field: value}."""
     return {name: getattr(node, name) for name in _said(node, "SHARED")}
 
 

@@ -51,6 +51,10 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Writes a file in UTF-8 by `replacing`.
 
+    Args:
+        path: the file, which need not exist; its folder must.
+        text: all that is to be in it.
+
     Raises:
         OSError: where the place cannot be written or the disk is full.
     """
@@ -63,6 +67,10 @@ def rename(path: Path, target: Path) -> None:
 
     What is in it must be on the disk already (`flush`): a name that survives a power
     cut then stands for a content that did.
+
+    Args:
+        path: the finished file or folder.
+        target: its name.
 
     Raises:
         OSError: where that is not permitted, or a folder of that name is not empty.

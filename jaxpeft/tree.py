@@ -110,7 +110,7 @@ def digest(tree: PyTree) -> str:
 
 
 def to_host(x: Any) -> np.ndarray:
-    """All of an array, in every process: what others hold of it is fetched.
+    """The whole of an array, in every process: what others hold of it is fetched.
 
     Then each process of a run must ask for it, and in the same order.
     """
