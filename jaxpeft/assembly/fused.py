@@ -174,7 +174,7 @@ class _Backward:
 
         Returns:
             (parameters, states, the squared norm of the gradient, that of what is added
-            to the parameters, whether all was finite).
+                to the parameters, whether all was finite).
         """
         depth, top = self.depth, self.run.top
         square = _squares(top)

@@ -79,7 +79,7 @@ def report(totals: tuple[float, float, float]) -> dict[str, float]:
 
     Returns:
         `eval_loss` in nats per token, `eval_perplexity`, exp of it, `eval_accuracy`,
-        the share of tokens whose logit is the largest, and `eval_tokens`.
+            the share of tokens whose logit is the largest, and `eval_tokens`.
     """
     nll, correct, count = totals
     mean = nll / count

@@ -150,7 +150,7 @@ def follow(
 
     Returns:
         How each run stands, and the seconds that it took. `program.trained` is then
-        what each has trained.
+            what each has trained.
     """
     checkpoints, _, watchdog = guards
     restored = checkpoints.restore(program.saved, check_fingerprint=not anyway)
