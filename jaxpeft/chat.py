@@ -45,7 +45,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command's arguments; raises InputError for those that contradict."""
+    """The arguments of `jaxpeft chat`.
+
+    Raises:
+        InputError: for those that contradict.
+    """
     commands = ", ".join(f"{name}: {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="jaxpeft chat",

@@ -47,7 +47,7 @@ COMMANDS: dict[str, str] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `jaxpeft COMMAND ...` and return its exit code.
+    """Runs `jaxpeft COMMAND ...` and returns its exit code.
 
     Args:
         argv: the arguments after the program's name; those of the process by default.
@@ -69,11 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
-    """Run a command's `main` and return the exit code that its outcome stands for.
+    """Runs a command's `main` and returns the exit code that its outcome stands for.
 
     Failures that a person can act on become lines on standard error; any other
     exception is a fault of the program, and passes through with its traceback. A
     process among several ends its part in the run, see `cluster.leave`.
+
+    Args:
+        main: takes the arguments; returns an exit code, None for 0.
+        argv: the command's arguments.
     """
     try:
         code = _outcome(main, argv)
@@ -120,10 +124,14 @@ def _outcome(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> in
 
 
 def config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add `--config FILE` and the positional `overrides` to a command's parser.
+    """Adds `--config FILE` and the positional `overrides` to a command's parser.
 
-    Read them with `parser.parse_intermixed_args`, so that options may stand between
-    the overrides.
+    Read them with `parser.parse_intermixed_args`, so that options may stand between the
+    overrides.
+
+    Args:
+        parser: the command's.
+        required: whether the command needs `--config`.
     """
     parser.add_argument(
         "--config",
@@ -141,7 +149,7 @@ def config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> 
 
 
 def process_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what says where a process stands among several, where no launcher does."""
+    """Adds the options that number a process among several, for want of a launcher."""
     group = parser.add_argument_group(
         "several processes",
         "srun, mpirun and Cloud TPU say this themselves; docs/cluster.md has recipes",
@@ -166,7 +174,12 @@ def process_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def place(args: argparse.Namespace) -> launch.Rank | None:
-    """What `process_arguments` and the environment say; None: it is alone."""
+    """The rank of this process among several; None: it is alone.
+
+    Args:
+        args: what a parser with `process_arguments` has read; the environment is asked
+            for the rest.
+    """
     return launch.place(
         os.environ, args.coordinator, args.num_processes, args.process_id
     )

@@ -22,7 +22,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command's arguments; raises InputError for those without sense."""
+    """The arguments of `jaxpeft combine`, each `--adapter` as (path, weight).
+
+    Raises:
+        InputError: for those without sense.
+    """
     parser = argparse.ArgumentParser(
         prog="jaxpeft combine",
         description="Write the weighted sum of several LoRA adapters of one model as a "

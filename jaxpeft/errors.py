@@ -10,10 +10,13 @@ EXIT_STALLED = 124
 
 
 class InputError(ValueError):
-    """What the user gave is wrong: a key, a file, a value. Ends a command with 2.
+    """A key, a file or a value that the user gave is wrong. Ends a command with 2.
 
-    Each problem is one sentence or two that name the key or file, the value found
-    and the remedy; several are reported together, so that one run finds them all.
+    Each problem is one sentence or two that name the key or file, the value found and
+    the remedy; several are reported together, so that one run finds them all.
+
+    Attributes:
+        problems: the problems, one text each.
     """
 
     def __init__(self, *problems: str):
@@ -22,11 +25,14 @@ class InputError(ValueError):
 
 
 class NumericsError(ArithmeticError):
-    """The numbers went wrong: the loss or gradient is not finite. Ends with 3."""
+    """The loss or the gradient is not finite. Ends a command with 3."""
 
 
 class Preempted(Exception):
-    """The run was asked to stop and has saved: repeat the command. Ends with 75."""
+    """The run was asked to stop and has saved. Ends a command with 75.
+
+    The same command continues the run.
+    """
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
@@ -34,6 +40,10 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 
     >>> suggest("lorra", ["lora", "dora"])
     "; did you mean 'lora'?"
+
+    Args:
+        word: what was given.
+        choices: what could have been.
     """
     choices = list(choices)
     near = difflib.get_close_matches(str(word), choices, n=3, cutoff=0.6)

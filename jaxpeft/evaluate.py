@@ -50,10 +50,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def lines(result: Mapping[str, float]) -> list[str]:
-    """A report of an objective, a line for each figure."""
+    """The lines of a report, one for each figure.
+
+    Args:
+        result: {name: figure}, see `Objective.report`.
+    """
     named = [(*FIGURES.get(n, (n.removeprefix("eval_"), "{:.4f}")), n) for n in result]
     width = max(len(name) for name, _, _ in named)
-    return [f"{name:<{width}}  {form.format(result[n])}" for name, form, n in named]
+    return [
+        f"{name:<{width}}  {pattern.format(result[n])}" for name, pattern, n in named
+    ]
 
 
 if __name__ == "__main__":

@@ -40,56 +40,79 @@ class Kernel(Protocol):
         ...
 
     def __rmatmul__(self, x: Array) -> Array:
-        """`x @ kernel` of one layer: x (..., d_in) -> (..., d_out) in x's dtype."""
+        """The product `x @ kernel` of one layer.
+
+        Args:
+            x: (..., d_in).
+
+        Returns:
+            (..., d_out) in x's dtype.
+        """
         ...
 
     def dense(self) -> Array:
         """The matrix in float32, of its shape: what `x @ kernel` multiplies with.
 
-        Raises InputError, with what to do instead, where there is no such matrix.
+        Raises:
+            InputError: with what to do instead, where there is no such matrix.
         """
         ...
 
     def axes(self, base: Axes) -> Any:
-        """Logical axes in the kernel's own structure; `base` are the matrix's.
+        """The logical axes of the kernel, in its own structure.
 
-        In the place of each array a tuple of as many names as it has axes.
+        Args:
+            base: the names of the matrix's axes, one each or None.
+
+        Returns:
+            In the place of each array a tuple of as many names as it has axes.
         """
         ...
 
 
 class KernelExtras(Protocol):
-    """What a kernel may say besides, and here what holds where it does not say it.
+    """The members that a kernel may have besides, and what holds where it has them not.
 
     Nothing is inherited from this class: `_said` takes from it what a node lacks.
+
+    Attributes:
+        TRAINABLE: the fields of its own that train, such as ("a", "b"), all arrays of a
+            float dtype. None: it is no adapter but a storage, of which nothing trains.
+        SHARED: the fields without a layer axis, of which all layers of a stack have the
+            same.
+        base: the kernel that an adapter stands around, an array or a node, of the same
+            shape. None: it stands around nothing, but in a weight's place.
+        dtype: the dtype of the weights beneath, in which a merged matrix is stored.
+            None: that of the base, or float32 without one.
+        dropout: the probability with which entries of x are zeroed in training. None:
+            it knows no dropout, and its configuration no such key.
     """
 
-    # The fields of its own that train, such as ("a", "b"), all arrays of a float dtype.
-    # None: it is no adapter but a storage, of which nothing trains.
     TRAINABLE: tuple[str, ...] | None = None
-    # The fields without a layer axis, of which all layers of a stack have the same.
     SHARED: tuple[str, ...] = ()
-    # The kernel that an adapter stands around, an array or a node, of the same shape.
-    # None: it stands around nothing, but in a weight's place.
     base: Any = None
-    # The dtype of the weights beneath, in which a merged matrix is stored. None: that
-    # of the base, or float32 without one.
     dtype: Any = None
-    # The probability with which entries of x are zeroed in training. None: it knows no
-    # dropout, and its configuration no such key.
     dropout: float | None = None
 
     def with_key(self, key: Array | None) -> Any:
-        """The same node dropping by `key`, (*layers,) keys made of it; None: never.
+        """The same node with dropout by a key, or without dropout.
 
         Whatever says a `dropout` has it.
+
+        Args:
+            key: one key, of which (*layers,) keys are made; None: nothing drops.
         """
         raise NotImplementedError(f"{type(self).__name__} drops and has no with_key")
 
     def linear(self, x: Array, bias: Array) -> Array:
-        """A whole module's output; those say it that change its bias with it.
+        """A whole module's output, for the nodes that change its bias with it.
 
-        x: (..., d_in); bias: (d_out,). Returns (..., d_out) in x's dtype.
+        Args:
+            x: (..., d_in).
+            bias: (d_out,).
+
+        Returns:
+            (..., d_out) in x's dtype.
         """
         y = x @ self  # type: ignore[operator]
         return y + bias.astype(y.dtype)
@@ -97,7 +120,8 @@ class KernelExtras(Protocol):
     def dense_bias(self, bias: Array) -> Array | None:
         """The bias that goes with `dense`, float32 like it; None: the one there is.
 
-        bias: (*layers, d_out) float32.
+        Args:
+            bias: (*layers, d_out) float32.
         """
         return None
 
@@ -106,23 +130,29 @@ class KernelExtras(Protocol):
 class LayerwiseKernel(Kernel, Protocol):
     """A kernel that knows the layers of its stack by number, for some of them train.
 
-    own: (n, d_in, d_out), those that train, or a whole weight without layers. stack:
-    (layers, d_in, d_out), all as they were; None where all of them train.
+    Attributes:
+        own: (n, d_in, d_out), the layers that train, or a whole weight without layers.
+        stack: (layers, d_in, d_out), all as they were; None where all of them train.
     """
 
     own: Any
     stack: Any
 
     def of_layer(self, number: int | Array) -> Array:
-        """The weight of one layer, (d_in, d_out); a traced number will do."""
+        """The weight of one layer, (d_in, d_out); its number may be traced."""
         ...
 
     def trains(self, number: int) -> bool:
-        """Whether that layer trains."""
+        """Whether the layer of that number trains."""
         ...
 
     def rows(self, first: int, last: int) -> Array:
-        """What trains of the layers from `first` to before `last`, all of which do."""
+        """The trained weights of a range of layers, all of which train.
+
+        Args:
+            first: the number of the first layer.
+            last: the number after that of the last one.
+        """
         ...
 
 
@@ -137,7 +167,7 @@ def is_adapter(x: Any) -> bool:
 
 
 def trainable(kernel: Any) -> dict[str, Any]:
-    """{field: value} of what trains of a kernel itself; nothing of a storage's."""
+    """The fields that train of a kernel itself, {field: value}; a storage has none."""
     names = (_said(kernel, "TRAINABLE") or ()) if is_node(kernel) else ()
     return {name: getattr(kernel, name) for name in names}
 
@@ -145,7 +175,7 @@ def trainable(kernel: Any) -> dict[str, Any]:
 def base_of(kernel: Any) -> Any:
     """The kernel that an adapter stands around; any other kernel, or an array, itself.
 
-    None in a tree of which only what trains is left (`tree.partition`).
+    It is None in a tree of which only what trains is left (`tree.partition`).
     """
     return kernel.base if is_node(kernel) and hasattr(kernel, "base") else kernel
 
@@ -154,8 +184,8 @@ def dtype_of(kernel: Any) -> Any:
     """The dtype of the weights beneath all adapters; float32 where none says one."""
     while (base := base_of(kernel)) is not kernel:
         kernel = base
-    found = _said(kernel, "dtype")
-    return jnp.float32 if found is None else found
+    dtype = _said(kernel, "dtype")
+    return jnp.float32 if dtype is None else dtype
 
 
 def dropout_rate(kernel: Any) -> float | None:
@@ -169,7 +199,12 @@ def drops(kernel: Any) -> bool:
 
 
 def dense_bias(kernel: Any, bias: Array) -> Array | None:
-    """The bias beside `dense(kernel)`, float32; None where that is the module's own."""
+    """The bias beside `dense(kernel)`, float32; None where it is the module's own.
+
+    Args:
+        kernel: an array or a node.
+        bias: (*layers, d_out) float32.
+    """
     return _said(kernel, "dense_bias")(bias)
 
 
@@ -189,20 +224,37 @@ def dense(kernel: Any) -> Array:
 
 
 def linear(x: Array, kernel: Any, bias: Any = None) -> Array:
-    """`x @ kernel + bias`, in x's dtype, or what the kernel says in its place.
+    """`x @ kernel + bias` in x's dtype, or what the kernel says in its place.
 
-    x: (..., d_in); bias: (d_out,) or None. Returns (..., d_out).
+    Args:
+        x: (..., d_in).
+        kernel: an array or a node, (d_in, d_out).
+        bias: (d_out,) or None.
+
+    Returns:
+        (..., d_out).
     """
     return x @ kernel if bias is None else _said(kernel, "linear")(x, bias)
 
 
 def axes_of(kernel: Any, base: Axes) -> Any:
-    """Logical axes of a kernel in its own structure; those of an array are `base`."""
+    """The logical axes of a kernel in its own structure; an array's are the matrix's.
+
+    Args:
+        kernel: an array or a node.
+        base: the names of the matrix's axes, one each or None.
+    """
     return kernel.axes(base) if is_node(kernel) else base
 
 
 def product(subscripts: str, left: Array, right: Array) -> Array:
-    """`jnp.einsum` of two arrays of one dtype, summed and returned in float32."""
+    """`jnp.einsum` of two arrays of one dtype, summed and returned in float32.
+
+    Args:
+        subscripts: as of `jnp.einsum`.
+        left: the first operand.
+        right: the second operand, of the same dtype.
+    """
     if jax.default_backend() == "cpu":
         # XLA has no such product of 16-bit operands for every shape there.
         left, right = left.astype(jnp.float32), right.astype(jnp.float32)
@@ -210,7 +262,7 @@ def product(subscripts: str, left: Array, right: Array) -> Array:
 
 
 def nodes(params: Mapping) -> dict[str, Any]:
-    """{dotted name: kernel} for the adapters and quantized weights in `params`."""
+    """The adapters and quantized weights in `params`, {dotted name: kernel}."""
     return {name: leaf for name, leaf in tree.walk(params) if is_node(leaf)}
 
 
@@ -218,6 +270,10 @@ def layer(node: Any, index: int | Array) -> Any:
     """One layer of a stacked kernel; what its layers share goes along whole.
 
     A node that knows its layers by number gives the weight itself.
+
+    Args:
+        node: an array or a node whose arrays have a first axis of layers.
+        index: the layer's number, which may be traced.
     """
     if not is_node(node):
         return node[index]
@@ -229,21 +285,27 @@ def layer(node: Any, index: int | Array) -> Any:
 
 
 def _shared(node: Any) -> dict[str, Any]:
-    """{field: value} of what all layers of a node have in common."""
+    """The fields that all layers of a node have in common, {field: value}."""
     return {name: getattr(node, name) for name in _said(node, "SHARED")}
 
 
 def shared_apart(layers: Mapping) -> tuple[Mapping, Callable[[Mapping], Mapping]]:
-    """(what has a layer axis, the function that completes one layer of it).
+    """The layers without what a kernel names in `SHARED`, which stays outside a scan.
 
-    For a scan over layers: what a kernel names in `SHARED` stays outside of it.
+    Args:
+        layers: nested mappings with stacked kernels.
+
+    Returns:
+        (what has a layer axis, the function that completes one layer of it).
     """
-    found = nodes(layers)
-    shared = {name: fields for name, node in found.items() if (fields := _shared(node))}
+    kernels = nodes(layers)
+    shared = {
+        name: fields for name, node in kernels.items() if (fields := _shared(node))
+    }
     if not shared:
         return layers, lambda layer: layer
     apart = {
-        name: dataclasses.replace(found[name], **dict.fromkeys(fields))
+        name: dataclasses.replace(kernels[name], **dict.fromkeys(fields))
         for name, fields in shared.items()
     }
 
@@ -261,10 +323,14 @@ def shared_apart(layers: Mapping) -> tuple[Mapping, Callable[[Mapping], Mapping]
 
 
 def with_dropout(params: Mapping, key: Array) -> Mapping:
-    """`params` with a dropout key in every adapter that drops; without it none drops.
+    """The params with a dropout key in every adapter that drops.
 
-    Keys depend on `key` and on the adapter's place alone, so that a step repeats
-    exactly when its key is a function of the step.
+    Without it none drops. Keys depend on `key` and on the adapter's place alone, so
+    that a step repeats exactly when its key is a function of the step.
+
+    Args:
+        params: nested mappings.
+        key: the key of the step.
     """
     changes = {
         name: _said(node, "with_key")(jax.random.fold_in(key, index))
@@ -275,6 +341,12 @@ def with_dropout(params: Mapping, key: Array) -> Mapping:
 
 
 def dropout(x: Array, rate: float, key: Array) -> Array:
-    """`x` with entries zeroed with probability `rate` and the rest over `1 - rate`."""
+    """An array with entries zeroed at random, and the rest divided by `1 - rate`.
+
+    Args:
+        x: an array of any shape.
+        rate: the probability that an entry is zeroed.
+        key: decides which.
+    """
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))

@@ -27,12 +27,12 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     stays as it was.
 
     Args:
-        path: The file that is to be written; it need not exist, its folder must.
-        durable: Whether the new content is on the disk, and after it its name, when
+        path: the file that is to be written; it need not exist, its folder must.
+        durable: whether the new content is on the disk, and after it its name, when
             this returns. Without it a power cut may cost the file, a kill may not.
 
     Raises:
-        OSError: Where the place cannot be written or the disk is full.
+        OSError: where the place cannot be written or the disk is full.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
@@ -51,8 +51,12 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Writes a file in UTF-8 by `replacing`.
 
+    Args:
+        path: the file, which need not exist; its folder must.
+        text: all that is to be in it.
+
     Raises:
-        OSError: Where the place cannot be written or the disk is full.
+        OSError: where the place cannot be written or the disk is full.
     """
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -64,8 +68,12 @@ def rename(path: Path, target: Path) -> None:
     What is in it must be on the disk already (`flush`): a name that survives a power
     cut then stands for a content that did.
 
+    Args:
+        path: the finished file or folder.
+        target: its name.
+
     Raises:
-        OSError: Where that is not permitted, or a folder of that name is not empty.
+        OSError: where that is not permitted, or a folder of that name is not empty.
     """
     os.replace(path, target)
     flush(target.parent)
@@ -80,10 +88,10 @@ def files_of(directory: Path) -> Iterator[Path]:
     block fails nothing is left behind, `directory` itself included if it is new.
 
     Args:
-        directory: The folder to write into; it is made where it is missing.
+        directory: the folder to write into; it is made where it is missing.
 
     Raises:
-        InputError: Where the place cannot be written (a full disk, missing rights, a
+        InputError: where the place cannot be written (a full disk, missing rights, a
             file in the way).
     """
     created = not directory.exists()
@@ -114,7 +122,7 @@ def flush(path: Path) -> None:
     """Waits until a file's content, or a folder's list of names, is on the disk.
 
     Raises:
-        OSError: Where it cannot be written there.
+        OSError: where it cannot be written there.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

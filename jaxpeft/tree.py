@@ -21,7 +21,12 @@ def path_name(path: tuple) -> str:
 def named_leaves(
     tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
 ) -> list[tuple[str, Any]]:
-    """(dotted name, leaf) of every leaf, in the order of `jax.tree.leaves`."""
+    """The pairs (dotted name, leaf) of every leaf, in the order of `jax.tree.leaves`.
+
+    Args:
+        tree: any tree.
+        is_leaf: as of `jax.tree.leaves`: what else counts as a leaf.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
     return [(path_name(path), leaf) for path, leaf in leaves]
 
@@ -39,17 +44,27 @@ def map_named(
     tree: PyTree,
     is_leaf: Callable[[Any], bool] | None = None,
 ) -> PyTree:
-    """`jax.tree.map` whose function also gets the dotted name of each leaf."""
+    """`jax.tree.map` whose function also gets the dotted name of each leaf.
+
+    Args:
+        function: (dotted name, leaf) -> what takes the leaf's place.
+        tree: any tree.
+        is_leaf: as of `jax.tree.map`: what else counts as a leaf.
+    """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: function(path_name(path), leaf), tree, is_leaf=is_leaf
     )
 
 
 def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
-    """Splits `tree` into (where `mask` is true, where it is false).
+    """Splits a tree into (where the mask is true, where it is false).
 
     Both results keep the structure, with `None` in each other's places, so that only
     the first one meets `grad`, the optimizer and the checkpoint. Inverse: `combine`.
+
+    Args:
+        tree: any tree.
+        mask: a bool for each of its leaves.
     """
     true = jax.tree.map(lambda m, x: x if m else None, mask, tree)
     false = jax.tree.map(lambda m, x: None if m else x, mask, tree)
@@ -57,7 +72,11 @@ def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def combine(*trees: PyTree) -> PyTree:
-    """Fills the `None` holes of the first tree from the others: undoes `partition`."""
+    """Fills the `None` holes of the first tree from the others: undoes `partition`.
+
+    Args:
+        trees: of one structure, in the order of precedence.
+    """
 
     def first(*leaves: Any) -> Any:
         return next((x for x in leaves if x is not None), None)
@@ -91,7 +110,7 @@ def digest(tree: PyTree) -> str:
 
 
 def to_host(x: Any) -> np.ndarray:
-    """All of an array, in every process: what others hold of it is fetched.
+    """The whole of an array, in every process: what others hold of it is fetched.
 
     Then each process of a run must ask for it, and in the same order.
     """
@@ -102,10 +121,14 @@ def to_host(x: Any) -> np.ndarray:
 
 
 def walk(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of everything that is not a mapping, nodes kept whole.
+    """The pairs (dotted name, value) of all that is no mapping, nodes kept whole.
 
     Unlike `named_leaves` it does not look into adapters or quantized weights: each
     stands under the name of the weight whose place it took.
+
+    Args:
+        tree: nested mappings.
+        prefix: put before every name.
     """
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -116,7 +139,12 @@ def walk(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def replace(tree: Mapping, changes: Mapping[str, Any]) -> dict:
-    """A copy of nested mappings with the values at the dotted names exchanged."""
+    """A copy of nested mappings with the values at the dotted names exchanged.
+
+    Args:
+        tree: nested mappings.
+        changes: {dotted name: new value}; names that the tree has not are passed over.
+    """
 
     def visit(node: Mapping, prefix: str) -> dict:
         return {

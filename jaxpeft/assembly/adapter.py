@@ -17,7 +17,17 @@ TARGETS = "target_modules"
 
 
 def check_adapter(base: Base, section: AdapterSection) -> None:
-    """Raises InputError if the adapter does not fit, before any weight is read."""
+    """Checks that the adapter fits the base, before any weight is read.
+
+    Args:
+        base: the opened model.
+        section: the section `adapter` of the configuration.
+
+    Raises:
+        InputError: where the method does not go with an adapter to continue from or
+            with the base's quantization, where no module can be adapted so, or where
+            the result could not be written.
+    """
     gives_model, method = gives_a_model(section), section.method
     if gives_model and section.init_from is not None:
         raise InputError(
@@ -53,6 +63,12 @@ def add_adapter(
 
     What the configuration says of an adapter to continue from (`r`, `lora_alpha`,
     `target_modules`) must agree with it; what it does not say is the adapter's own.
+
+    Args:
+        params: the base's weights, nested mappings.
+        section: the section `adapter` of the configuration.
+        cfg: the hyperparameters of the base.
+        key: the random key that a new adapter is drawn with.
     """
     names = models.module_names(cfg)
     if section.init_from is None:
@@ -78,9 +94,10 @@ def add_adapter(
 
 
 def _check_scale(options: Mapping[str, Any]) -> None:
-    """Raises InputError where every adapter's scale is zero, so that none has a form.
+    """Checks that not every adapter's scale is zero, so that none has a form.
 
-    A layer of scale 0 is one that an adapter leaves out.
+    A layer of scale 0 is one that an adapter leaves out. Raises InputError where all
+    are.
     """
     patterns = (options.get("alpha_pattern") or {}).values()
     if options.get("lora_alpha") == 0 and not any(patterns):
@@ -101,16 +118,23 @@ def gives_a_model(section: AdapterSection) -> bool:
 
 
 def trains_all(section: AdapterSection) -> bool:
-    """Whether every weight of the base trains: it does, and no part of it is named."""
+    """Whether every weight of the base trains: the base does, and no part is named."""
     named = any(_says_something(section, name) for name in adapters.COMMON)
     given = any(value is not None for value in section.options.values())
     return gives_a_model(section) and not named and not given
 
 
 def rules_of(section: AdapterSection) -> dict[str, Any]:
-    """What `adapters.inject` takes, of a section: its method's keys, and those given.
+    """The keywords of `adapters.inject`: a section's method, and the keys it gives.
 
-    Raises InputError where keys of an adapter are given beside a method without one.
+    Args:
+        section: the section `adapter` of the configuration.
+
+    Returns:
+        {keyword: value}, `method` among them.
+
+    Raises:
+        InputError: where keys of an adapter are given beside a method without one.
     """
     given = {
         name: getattr(section, name)

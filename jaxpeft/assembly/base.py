@@ -18,7 +18,15 @@ COMPANIONS = ("generation_config.json", *hf.TOKENIZER_FILES)
 
 @dataclass(frozen=True)
 class Base:
-    """A base model before its weights are read."""
+    """A base model before its weights are read.
+
+    Attributes:
+        directory: the model's folder.
+        cfg: its hyperparameters.
+        tokenizer: its tokenizer.
+        section: the section `model` of the configuration, with the quantization that
+            the checkpoint is stored in.
+    """
 
     directory: Path
     cfg: ModelConfig
@@ -27,11 +35,15 @@ class Base:
 
     @property
     def dtype(self) -> str:
-        """That the weights are stored in, or in place of which they are quantized."""
+        """The dtype of the weights, or the one that quantized ones stand for."""
         return self.section.dtype
 
     def load(self, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
-        """The weights, on the mesh by their logical axes."""
+        """The weights, on the mesh by their logical axes.
+
+        Args:
+            mesh: the devices to place them on; None: the default device alone.
+        """
         kind = self.section.quantization
         return hf.load(
             self.directory,
@@ -43,7 +55,7 @@ class Base:
         )
 
     def shapes(self) -> dict[str, Any]:
-        """The weights' shapes alone."""
+        """The weights' shapes and dtypes alone: nothing is read."""
         return base_shapes(self.section, self.cfg, self.dtype)
 
     def copy_companions(self, target: Path) -> None:
@@ -54,7 +66,15 @@ class Base:
 
 
 def open_base(section: ModelSection) -> Base:
-    """Opens a model's config and tokenizer; raises InputError for what is wrong."""
+    """Opens a model's config and tokenizer.
+
+    Args:
+        section: the section `model` of the configuration.
+
+    Raises:
+        InputError: where the model is missing or not supported, or its tokenizer or
+            quantization does not fit it.
+    """
     directory = hf.resolve(section.path)
     cfg = model_config(section, directory)
     section = as_stored(section, directory, cfg)
@@ -66,7 +86,13 @@ def open_base(section: ModelSection) -> Base:
 def as_stored(section: ModelSection, directory: Path, cfg: ModelConfig) -> ModelSection:
     """The section, with the quantization of a checkpoint that is stored in few bits.
 
-    Raises InputError where the section wants another.
+    Args:
+        section: the section `model` of the configuration.
+        directory: the model's folder.
+        cfg: its hyperparameters.
+
+    Raises:
+        InputError: where the section wants another quantization.
     """
     kind = stored.quantization(cfg.hf)
     if kind is None:
@@ -79,8 +105,12 @@ def as_stored(section: ModelSection, directory: Path, cfg: ModelConfig) -> Model
 def model_config(section: ModelSection, directory: Path) -> ModelConfig:
     """The hyperparameters in a model's folder, and how the section says to run it.
 
-    On a CPU the activations are float32 whatever the weights are stored in: products
-    of 16-bit numbers are slower there, and no memory would be saved.
+    On a CPU the activations are float32 whatever the weights are stored in: products of
+    16-bit numbers are slower there, and no memory would be saved.
+
+    Args:
+        section: the section `model` of the configuration.
+        directory: the model's folder.
     """
     widened = jax.default_backend() == "cpu" and section.dtype != "float32"
     return models.config(
@@ -93,8 +123,17 @@ def model_config(section: ModelSection, directory: Path) -> ModelConfig:
 def base_shapes(section: ModelSection, cfg: ModelConfig, dtype: str) -> dict[str, Any]:
     """The shapes of a model's weights, quantized ones as the section says.
 
-    Raises InputError for a module to leave out that is none, and for matrices that
-    cannot be quantized so.
+    Args:
+        section: the section `model` of the configuration.
+        cfg: the model's hyperparameters.
+        dtype: of the weights that are not quantized.
+
+    Returns:
+        The params tree with a shape and dtype in the place of each array.
+
+    Raises:
+        InputError: for a module to leave out that is none, and for matrices that cannot
+            be quantized so.
     """
     whole = models.shapes(cfg, dtype)
     if section.quantization == "none":
@@ -119,7 +158,15 @@ def base_shapes(section: ModelSection, cfg: ModelConfig, dtype: str) -> dict[str
 
 
 def check_length(cfg: RunConfig, base: Base) -> None:
-    """Raises InputError where examples could be longer than the model's context."""
+    """Checks that no example can be longer than the model's context.
+
+    Args:
+        cfg: the configuration, which says how long examples may be.
+        base: the opened model.
+
+    Raises:
+        InputError: where `data.max_length` exceeds the context.
+    """
     context = base.cfg.max_position_embeddings
     if cfg.data.max_length > context:
         raise InputError(

@@ -19,7 +19,15 @@ TABLES = {
 
 
 def open_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration in a file, checked against all that it can choose from."""
+    """The configuration in a file, checked against all that it can choose from.
+
+    Args:
+        path: the YAML file.
+        overrides: texts `section.key=value` that replace keys of the file.
+
+    Raises:
+        InputError: for all that is wrong with the file and the overrides.
+    """
     return config.load(path, overrides, TABLES)
 
 
@@ -29,8 +37,17 @@ def open_run(
     """The configuration of a run directory and the folder of its trained adapter.
 
     After full fine-tuning there is no adapter, and the configuration's base model is
-    the one that was trained. Raises InputError where the directory holds no run, or
-    one that has not ended.
+    the one that was trained.
+
+    Args:
+        directory: the run's `output_dir`.
+        overrides: texts `section.key=value` that replace keys of its configuration.
+
+    Returns:
+        (configuration, the adapter's folder or None).
+
+    Raises:
+        InputError: where the directory holds no run, or one that has not ended.
     """
     directory = Path(directory)
     path = directory / CONFIG
@@ -53,5 +70,5 @@ def open_run(
 
 
 def objective(cfg: RunConfig) -> Objective:
-    """What a run minimises, as its section `objective` says."""
+    """The objective that a run minimises, as its section `objective` says."""
     return config.build(objectives.OBJECTIVES, cfg.objective)

@@ -30,11 +30,15 @@ from jaxpeft.optim.rule import Context, Leafwise, Place, Tensor
 class _Forward(NamedTuple):
     """A forward pass, and how to go back through its two ends.
 
-    value: () float32, the mean loss. figures: its weight and metrics. inputs: (layers,
-    batch, seq, hidden), what each layer read. block: one layer. top: the gradients of
-    what stands above the layers, and of the last layer's output. bottom: from the
-    gradient of the first layer's input, and that of the head where it is tied, to that
-    of the embedding.
+    Attributes:
+        value: () float32, the mean loss.
+        figures: its weight and metrics.
+        inputs: (layers, batch, seq, hidden), what each layer read.
+        block: one layer: (its input, its weights, its number) -> its output.
+        top: the gradients of what stands above the layers.
+        dlast: the gradient of the last layer's output, (batch, seq, hidden).
+        bottom: the gradient of the first layer's input -> that of the embedding, to
+            which a tied head adds its own.
     """
 
     value: Array
@@ -54,12 +58,18 @@ def make_fused_train_step(
 ) -> TrainStep:
     """The function (state, frozen, batch) -> (state, metrics), for full fine-tuning.
 
-    It computes what `step.make_train_step` does without accumulation. Batch leaves
-    are (1, batch, seq); `frozen` holds nothing, and `objective` reads the last hidden
-    states alone (`from_hidden`). With `max_grad_norm` the backward pass
+    It computes what `step.make_train_step` does without accumulation. Batch leaves are
+    (1, batch, seq), and `frozen` holds nothing. With `max_grad_norm` the backward pass
     runs twice, first for the norm alone. A step whose loss or norm is not finite
-    changes nothing; without `max_grad_norm` the layers above the first gradient that
-    is not finite are already updated by then.
+    changes nothing; without `max_grad_norm` the layers above the first gradient that is
+    not finite are already updated by then.
+
+    Args:
+        cfg: the model's hyperparameters.
+        leafwise: the optimizer's rule for one tensor.
+        max_grad_norm: the global norm that gradients are clipped to; None: they are
+            not.
+        objective: reads the last hidden states alone (`from_hidden`).
     """
 
     def train_step(
@@ -153,12 +163,18 @@ class _Backward:
     def update(
         self, factor: Array, finite: Array
     ) -> tuple[Any, Any, Array, Array, Array]:
-        """(parameters, states, two squared norms, whether all was finite).
+        """The parameters and states after an update, from the loss down.
 
-        The norms: of the gradient, and of what is added to the parameters.
-        factor: of the gradients. From the loss down. A layer's weights are read for
-        the next turn only after the stack has been written: reading first would make
-        XLA keep a copy of it.
+        A layer's weights are read for the next turn only after the stack has been
+        written: reading first would make XLA keep a copy of it.
+
+        Args:
+            factor: () float32, by which all gradients are multiplied.
+            finite: () bool, whether all was finite so far.
+
+        Returns:
+            (parameters, states, the squared norm of the gradient, that of what is added
+                to the parameters, whether all was finite).
         """
         depth, top = self.depth, self.run.top
         square = _squares(top)
@@ -231,9 +247,10 @@ class _Backward:
         finite: Array,
         layer: Array | int = 0,
     ) -> tuple[Any, Any, Array]:
-        """(new parameters, new states, squared norm of what was added).
+        """The tensors that `tensors` names, updated.
 
-        Of the tensors that `tensors` names.
+        Returns:
+            (new parameters, new states, squared norm of what was added).
         """
         settings, treedef = jax.tree.flatten(tensors)
         params = {name: params[name] for name in tensors}

@@ -16,10 +16,13 @@ from jaxpeft.models import ModelConfig
 
 @dataclass(frozen=True)
 class Places:
-    """Where the arrays of a run lie on its mesh.
+    """The places of a run's arrays on its mesh.
 
-    params: of every parameter, adapters beside the weight that they adapt. mask: true
-    where one trains. state: of a `TrainState`.
+    Attributes:
+        params: the place of every parameter, adapters beside the weight that they
+            adapt.
+        mask: true where a parameter trains, in the structure of `params`.
+        state: the places of a `TrainState`.
     """
 
     params: Any
@@ -28,7 +31,7 @@ class Places:
 
     @property
     def frozen(self) -> Any:
-        """Of the parameters that do not train."""
+        """The places of the parameters that do not train."""
         return tree.partition(self.params, self.mask)[1]
 
 
@@ -38,7 +41,14 @@ def make_places(
     mesh: jax.sharding.Mesh,
     tx: optax.GradientTransformation,
 ) -> Places:
-    """Where everything lies, given the parameters (arrays or shapes), adapters in."""
+    """The places of a run's arrays, by the logical axes of its model.
+
+    Args:
+        params: the parameters, arrays or shapes, with their adapters.
+        model: the hyperparameters of the base.
+        mesh: the devices of the run.
+        tx: the optimizer, whose states lie beside what they belong to.
+    """
     specs = dict(tree.walk(models.param_specs(model)))
     axes = {
         name: kernel.axes_of(
@@ -61,7 +71,15 @@ def make_places(
 
 
 def check_batches(cfg: RunConfig, mesh: jax.sharding.Mesh) -> None:
-    """Raises InputError where the devices of the mesh cannot share a batch evenly."""
+    """Checks that the devices of the mesh can share a batch evenly.
+
+    Args:
+        cfg: the configuration, which says how large batches are and how they are cut.
+        mesh: the devices.
+
+    Raises:
+        InputError: where they cannot, with the nearest sizes that would do.
+    """
     parts = cfg.training.gradient_accumulation_steps
     devices, size = mesh.shape["data"] * mesh.shape["fsdp"], cfg.training.batch_size
     step = devices * parts

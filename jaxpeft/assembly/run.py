@@ -27,14 +27,39 @@ from jaxpeft.errors import InputError
 
 
 class Run:
-    """Everything a run works with, prepared without writing anything.
+    """Everything that a run works with, prepared without writing anything.
 
-    like: a run of the same model and data, made with `shares`: its weights and examples
-    serve this one too, which may differ in its seed, adapter and optimizer. shares:
-    remember the weights for such runs.
+    Args:
+        cfg: the configuration.
+        like: a run of the same model and data, made with `shares`: its weights and
+            examples serve this one too, which may differ in its seed, adapter and
+            optimizer.
+        shares: whether to remember the weights for such runs.
 
-    Raises InputError for whatever is wrong with the configuration, the model, the data
-    or the adapter.
+    Attributes:
+        cfg: the configuration.
+        output: the directory that the run writes into.
+        mesh: its devices.
+        parts: the micro-batches of a step (`gradient_accumulation_steps`).
+        objective: what it minimises.
+        base: the model and its tokenizer.
+        batches: the training data.
+        evaluation: the evaluation data, or None.
+        steps: how many steps it takes.
+        updates: the optimizer, the schedule and the step that uses them.
+        tx: the optimizer's transformation.
+        key: the random key of its steps.
+        weights: the base's weights with `shares`, else None.
+        of_base: true for the arrays that are the base's own; only of runs that share
+            them.
+        places: where its arrays lie on the mesh.
+        held: what the objective keeps frozen besides the base.
+        trainable: the parameters that train, None where one is frozen.
+        frozen: the others, None where one trains.
+
+    Raises:
+        InputError: for whatever is wrong with the configuration, the model, the data or
+            the adapter.
     """
 
     def __init__(self, cfg: RunConfig, like: "Run | None" = None, shares: bool = False):
@@ -115,16 +140,20 @@ class Run:
             return TrainState.create(trainable, self.tx, self.key)
 
         # Compiled: each device makes its own part, of which no other holds a copy.
-        made = jax.jit(create, out_shardings=self.places.state, donate_argnums=0)
-        return made(self.trainable)
+        compiled = jax.jit(create, out_shardings=self.places.state, donate_argnums=0)
+        return compiled(self.trainable)
 
     def view(self, state: TrainState) -> Any:
-        """The trainable parameters to evaluate and to keep: averaged ones, if any."""
+        """The trainable parameters to evaluate and to keep: averaged ones, if any.
+
+        Args:
+            state: of this run.
+        """
         return optim.evaluation_params(state.opt_state, state.params)
 
     @property
     def fixed(self) -> Frozen:
-        """What the steps are given and leave as it is."""
+        """The arrays that the steps are given and leave as they are."""
         return Frozen(self.frozen, self.held)
 
     def train_step(self) -> TrainStep:
@@ -132,11 +161,15 @@ class Run:
         return self.updates.train_step(self.base.cfg, self.objective)
 
     def eval_step(self) -> EvalStep:
-        """(trainable, fixed, batch) -> the objective's sums, to be jitted."""
+        """The step (trainable, fixed, batch) -> the objective's sums, to be jitted."""
         return make_eval_step(self.base.cfg, self.objective)
 
     def fingerprint(self) -> dict[str, str]:
-        """What a resumed run must share with the one that was saved."""
+        """The settings, data and base that a resumed run must share with the saved one.
+
+        Returns:
+            `config`, `data` and `base`, each as text to compare.
+        """
         state = jax.eval_shape(self.tx.init, self.trainable)
         # What is evaluated, and when, then decides what the steps compute.
         steering = self.evaluation is not None and optim.observes(state)
@@ -163,6 +196,11 @@ class Run:
 def steps_in(epochs: float, steps_per_epoch: float) -> int:
     """The steps that so many epochs take, a last one begun being taken whole.
 
-    Rounded first: 0.7 epochs of 10 steps are 7, not the 8 of 7.000000000000001.
+    The product is rounded first: 0.7 epochs of 10 steps are 7, not the 8 of
+    7.000000000000001.
+
+    Args:
+        epochs: passes over the data.
+        steps_per_epoch: of one pass, which need not be whole.
     """
     return max(1, math.ceil(round(epochs * steps_per_epoch, 6)))

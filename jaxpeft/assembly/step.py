@@ -22,9 +22,13 @@ SFT = sft()
 class TrainState:
     """Everything that changes while training, and all that a checkpoint holds.
 
-    step: () int32, batches consumed. params: the trainable tree, `None` where frozen.
-    key: the run's random key; each step folds its number into it. skipped and
-    skipped_in_row: () int32, steps whose gradient was not finite.
+    Attributes:
+        step: () int32, batches consumed.
+        params: the trainable tree, `None` where frozen.
+        opt_state: the optimizer's state.
+        key: the run's random key; each step folds its number into it.
+        skipped: () int32, steps so far whose gradient was not finite.
+        skipped_in_row: () int32, how many of them were the last ones in a row.
     """
 
     step: Array
@@ -38,7 +42,13 @@ class TrainState:
     def create(
         cls, params: Any, tx: optax.GradientTransformation, key: Array
     ) -> "TrainState":
-        """The state before the first step."""
+        """The state before the first step.
+
+        Args:
+            params: the trainable tree, `None` where frozen.
+            tx: the optimizer.
+            key: the run's random key.
+        """
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -55,10 +65,11 @@ EvalStep = Callable[[Any, "Frozen", Batch], Any]
 
 
 class Frozen(NamedTuple):
-    """What does not change while training.
+    """The arrays that do not change while training.
 
-    params: the params tree, `None` where something trains. held: what the objective
-    keeps besides, such as a reference.
+    Attributes:
+        params: the params tree, `None` where something trains.
+        held: what the objective keeps besides, such as a reference.
     """
 
     params: Any
@@ -77,9 +88,14 @@ def make_train_step(
     number of supervised tokens): the same step at any accumulation. A step whose
     gradient is not finite changes nothing but the counters.
 
-    Metrics: `loss` (with sft the mean over supervised tokens, nats), `grad_norm`
+    The metrics are `loss` (with sft the mean over supervised tokens, nats), `grad_norm`
     (global, before clipping), `update_norm` (global, of what is added to the
     parameters), `weight`, `skipped_in_row`, and those of the objective.
+
+    Args:
+        cfg: the model's hyperparameters.
+        tx: the optimizer.
+        objective: what the step minimises.
     """
 
     def loss_of(trainable: Any, frozen: Frozen, micro: Batch, key: Array) -> tuple:
@@ -160,6 +176,10 @@ def make_eval_step(cfg: ModelConfig, objective: Objective = SFT) -> EvalStep:
     """The function (trainable, frozen, batch) -> the objective's sums over the batch.
 
     Batch leaves are (batch, ...). Nothing drops, and nothing is kept but the sums.
+
+    Args:
+        cfg: the model's hyperparameters.
+        objective: what is evaluated.
     """
 
     def eval_step(trainable: Any, frozen: Frozen, batch: Batch) -> Any:

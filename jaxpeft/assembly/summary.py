@@ -21,6 +21,10 @@ def parameter_table(params: Mapping[str, Any], trainable: Any) -> list[str]:
     """Lines with the parameters of each kind of module: total and trainable.
 
     A kind is the last named component before the weight: "q_proj", "norm".
+
+    Args:
+        params: all parameters, nested mappings.
+        trainable: those that train, None where one is frozen.
     """
     total: dict[str, int] = defaultdict(int)
     trains: dict[str, int] = defaultdict(int)
@@ -40,7 +44,12 @@ def parameter_table(params: Mapping[str, Any], trainable: Any) -> list[str]:
 
 
 def parameter_counts(params: Mapping[str, Any], trainable: Any) -> tuple[int, int]:
-    """The parameters of all modules, and those of them that train."""
+    """The number of parameters of all modules, and of those among them that train.
+
+    Args:
+        params: all parameters, nested mappings.
+        trainable: those that train, None where one is frozen.
+    """
     total, trains = (
         sum(_count(value) for _, value in tree.walk(some))
         for some in (params, trainable)
@@ -51,9 +60,13 @@ def parameter_counts(params: Mapping[str, Any], trainable: Any) -> tuple[int, in
 def memory_line(
     frozen: Any, trainable: Any, opt_state: Any, trains: str = "adapter"
 ) -> str:
-    """The bytes of what stays in memory between two steps.
+    """A line with the MiB of what stays in memory between two steps.
 
-    trains: what to call the part that trains beside a frozen one.
+    Args:
+        frozen: the parameters that do not train.
+        trainable: those that do.
+        opt_state: the optimizer's state.
+        trains: what to call the part that trains beside a frozen one.
     """
     parts = {"base": frozen, trains: trainable, "optimizer": opt_state}
     if not jax.tree.leaves(frozen):
@@ -63,7 +76,12 @@ def memory_line(
 
 
 def data_lines(kind: str, summary: Summary) -> list[str]:
-    """Lines about a data set; what was cut is never passed over in silence."""
+    """Lines about a data set; what was cut is never passed over in silence.
+
+    Args:
+        kind: what the data serve for, such as "training".
+        summary: their counts.
+    """
     lengths = ", ".join(map(str, summary.lengths))
     rows = f" in {summary.rows:,} packed rows" if summary.rows is not None else ""
     lines = [

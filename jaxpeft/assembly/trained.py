@@ -22,8 +22,11 @@ from jaxpeft.objectives import evaluation
 class Trained:
     """A base model with its weights and, if it has one, its adapter.
 
-    names: of several adapters, each for requests that choose it (`adapters.choose`);
-    of one alone, or none, there is nothing to choose.
+    Attributes:
+        base: the opened model.
+        params: its weights, adapters in.
+        names: of several adapters, each for requests that choose it
+            (`adapters.choose`); of one alone, or none, there is nothing to choose.
     """
 
     base: Base
@@ -40,9 +43,15 @@ def load(
 ) -> Trained:
     """A finished run, or a model's folder and perhaps a PEFT adapter for it.
 
-    dtype: of the weights; None: the run's, or float32. several: {name: folder} of
-    adapters for the model, in place of one. Raises InputError for what is missing or
-    does not fit together.
+    Args:
+        run: the `output_dir` of a finished run, or None.
+        model: a model's folder or hub id, in place of a run.
+        adapter: the folder or hub id of a PEFT adapter for the model, or None.
+        dtype: of the weights; None: the run's, or float32.
+        several: {name: folder} of adapters for the model, in place of one.
+
+    Raises:
+        InputError: for what is missing or does not fit together.
     """
     if run is not None:
         cfg, directory = configuration.open_run(run)
@@ -67,8 +76,17 @@ def load(
 def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
     """The losses over the evaluation data of `cfg`, see `Objective.report`.
 
-    adapter: a PEFT adapter's folder; None: the one that the run would continue from,
-    or the base alone.
+    Args:
+        cfg: the configuration.
+        adapter: a PEFT adapter's folder; None: the one that the run would continue
+            from, or the base alone.
+
+    Returns:
+        {name: figure}, `eval_loss` among them.
+
+    Raises:
+        InputError: where the configuration names no data to evaluate on, or what it
+            names cannot be used.
     """
     if not cfg.data.evaluates:
         raise InputError(

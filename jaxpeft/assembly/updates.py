@@ -17,12 +17,16 @@ from jaxpeft.optim.rule import Leafwise
 
 @dataclass(frozen=True)
 class Updates:
-    """How a run updates what trains.
+    """The way in which a run updates what trains.
 
-    parts: what the configuration says of the optimizer. tx: the transformation, its
-    states. leafwise: where layers are updated inside the backward pass. rate: the
-    learning rate of each step. follows_evaluation: whether the schedule wants
-    evaluation losses.
+    Attributes:
+        parts: what the configuration says of the optimizer.
+        tx: the transformation that makes and advances the optimizer's state.
+        leafwise: the same for one tensor at a time, where layers are updated inside the
+            backward pass; else None.
+        rate: the learning rate of each step.
+        max_grad_norm: the global norm that gradients are clipped to, or None.
+        follows_evaluation: whether the schedule wants evaluation losses.
     """
 
     parts: optim.Parts
@@ -33,7 +37,12 @@ class Updates:
     follows_evaluation: bool
 
     def train_step(self, model: ModelConfig, objective: Objective) -> TrainStep:
-        """The step (state, frozen, batch) -> (state, metrics), to be jitted."""
+        """The step (state, frozen, batch) -> (state, metrics), to be jitted.
+
+        Args:
+            model: the hyperparameters of the base.
+            objective: what the step minimises.
+        """
         if self.leafwise is None:
             return make_train_step(model, self.tx, objective)
         return make_fused_train_step(
@@ -42,21 +51,26 @@ class Updates:
 
 
 def updates(cfg: RunConfig, steps: int, rate: optax.Schedule | None = None) -> Updates:
-    """What `optimizer` and `schedule` say, for a run of so many steps.
+    """The optimizer, schedule and step that a configuration names.
 
-    rate: the learning rate of each step, in place of theirs. Raises InputError where
-    they do not go together.
+    Args:
+        cfg: the configuration.
+        steps: how many the run takes.
+        rate: the learning rate of each step, in place of the schedule's.
+
+    Raises:
+        InputError: where optimizer, schedule and method do not go together.
     """
     fused = fused_backward(cfg)
     optimizer = {**cfg.optimizer.model_dump(), "learning_rate": learning_rate(cfg)}
-    made = optim.make_parts(optimizer, cfg.schedule.model_dump(), steps, rate)
+    parts = optim.make_parts(optimizer, cfg.schedule.model_dump(), steps, rate)
     return Updates(
-        parts=made,
-        tx=made.optimizer if fused else made.chain(),
-        leafwise=optim.leafwise(made, cfg.optimizer.name) if fused else None,
-        rate=made.rate,
+        parts=parts,
+        tx=parts.optimizer if fused else parts.chain(),
+        leafwise=optim.leafwise(parts, cfg.optimizer.name) if fused else None,
+        rate=parts.rate,
         max_grad_norm=cfg.optimizer.max_grad_norm,
-        follows_evaluation=made.scale is not None,
+        follows_evaluation=parts.scale is not None,
     )
 
 
@@ -71,7 +85,7 @@ def learning_rate(cfg: RunConfig) -> float:
 
 
 def scaling_line(cfg: RunConfig) -> str | None:
-    """What came of the rate at another batch size; None where it is as given."""
+    """A line on how the batch size changed the learning rate; None if it did not."""
     training, given = cfg.training, cfg.optimizer.learning_rate
     if training.lr_scaling == "none":
         return None
@@ -83,7 +97,8 @@ def scaling_line(cfg: RunConfig) -> str | None:
 def fused_backward(cfg: RunConfig) -> bool:
     """Whether layers are updated inside the backward pass.
 
-    Raises InputError where that was asked for and cannot be.
+    Raises:
+        InputError: where that was asked for and cannot be.
     """
     wanted, full = cfg.training.fused_backward, adapter.trains_all(cfg.adapter)
     of_hidden = configuration.objective(cfg).from_hidden is not None

@@ -50,9 +50,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command's arguments; raises InputError for those that contradict.
+    """The arguments of `jaxpeft generate`.
 
-    several: {name: folder} of named adapters, which `adapter` then leaves out.
+    `several` among them is {name: folder} of named adapters, which `adapter` then
+    leaves out.
+
+    Raises:
+        InputError: for those that contradict.
     """
     parser = argparse.ArgumentParser(
         prog="jaxpeft generate",
@@ -78,7 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _add_requests(parser: argparse.ArgumentParser) -> None:
-    """What is asked, of which adapter, and where the answers go."""
+    """Adds the options for what is asked, of which adapter, and where answers go."""
     parser.add_argument(
         "--use",
         metavar="NAME",
@@ -119,52 +123,60 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
 
 
 def _problems(args: argparse.Namespace) -> list[str]:
-    found = []
+    problems = []
     if not args.prompt and not args.prompts:
-        found.append("--prompt: missing; give the text to answer, or --prompts FILE")
+        problems.append("--prompt: missing; give the text to answer, or --prompts FILE")
     if args.prompt and args.prompts:
-        found.append("--prompts: found beside --prompt; give one of them")
+        problems.append("--prompts: found beside --prompt; give one of them")
     if args.out and not args.prompts:
-        found.append("--out belongs to --prompts; redirect the output instead")
+        problems.append("--out belongs to --prompts; redirect the output instead")
     if args.out and Path(args.out).exists():
-        found.append(f"--out: {args.out!r} exists; name a new file")
+        problems.append(f"--out: {args.out!r} exists; name a new file")
     if args.stream and args.prompts:
-        found.append("--stream belongs to --prompt; a file is answered in batches")
+        problems.append("--stream belongs to --prompt; a file is answered in batches")
     if args.stream and args.batch_size:
-        found.append("--batch-size: --stream answers one prompt after another")
+        problems.append("--batch-size: --stream answers one prompt after another")
     if args.batch_size is not None and args.batch_size < 1:
-        found.append(f"--batch-size: found {args.batch_size}; it must be 1 or more")
+        problems.append(f"--batch-size: found {args.batch_size}; it must be 1 or more")
     if args.system and args.raw:
-        found.append("--system needs the chat template; leave out it or --raw")
-    return found
+        problems.append("--system needs the chat template; leave out it or --raw")
+    return problems
 
 
 def _named(args: argparse.Namespace) -> tuple[dict[str, str], list[str]]:
-    """({name: folder}, problems) of the adapters; none where one stands alone."""
+    """The named adapters; there are none where one stands alone.
+
+    Returns:
+        ({name: folder}, problems).
+    """
     matches = [None if os.path.exists(a) else NAMED.fullmatch(a) for a in args.adapter]
-    found = {match[1]: match[2] for match in matches if match}
+    folders = {match[1]: match[2] for match in matches if match}
     problems = []
     if len(args.adapter) > 1 and not all(matches):
         plain = args.adapter[matches.index(None)]
         problems.append(
             f"--adapter: found {plain!r} among several; write NAME=DIR for each"
         )
-    elif len(found) < len(args.adapter) and found:
+    elif len(folders) < len(args.adapter) and folders:
         problems.append("--adapter: two have the same name; give each its own")
-    if args.use and not found:
+    if args.use and not folders:
         problems.append(
             f"--use: found {args.use!r} without named adapters; add --adapter NAME=DIR"
         )
-    known = [*found, "base"]
-    if found and args.use and args.use not in known:
+    known = [*folders, "base"]
+    if folders and args.use and args.use not in known:
         problems.append(f"--use: found {args.use!r}; choose from {', '.join(known)}")
-    if "base" in found:
+    if "base" in folders:
         problems.append("--adapter: 'base' is the model alone; choose another name")
-    return found, problems
+    return folders, problems
 
 
 def _questions(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[Any]]:
-    """(records, questions), each with its adapter where there are some to choose."""
+    """The requests, each with its adapter where there are some to choose.
+
+    Returns:
+        (records, questions); only a file has records.
+    """
     from jaxpeft.generate import prompts
     from jaxpeft.generate.answering import Question
 

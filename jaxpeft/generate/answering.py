@@ -17,11 +17,13 @@ from jaxpeft.models.sampling import Sampling
 
 @dataclass(frozen=True)
 class Question:
-    """What one request asks.
+    """One request to a model.
 
-    content: a conversation for the chat template, or a text to continue as it is.
-    place: what it is called in messages. adapter: one of the model's names, or "base";
-    None where there is nothing to choose.
+    Attributes:
+        content: a conversation for the chat template, or a text to continue as it is.
+        place: what it is called in messages.
+        adapter: one of the model's names, or "base"; None where there is nothing to
+            choose.
     """
 
     content: Conversation | str
@@ -40,8 +42,18 @@ def answers(
     """The answers in the order of the questions, special tokens left out.
 
     They come a batch at a time; what is wrong with any question is said before the
-    first. Raises InputError for that: see `generation.check`, a tokenizer without a
-    chat template, an adapter that is none of the model's.
+    first.
+
+    Args:
+        model: what answers.
+        questions: the requests.
+        max_new_tokens: the most tokens of an answer.
+        sampling: how tokens are drawn.
+        batch_size: questions that are answered together.
+
+    Raises:
+        InputError: see `generation.check`; also for a tokenizer without a chat
+            template, and for an adapter that is none of the model's.
     """
     prompts = encoded(model, questions)
     places = [question.place for question in questions]
@@ -56,7 +68,7 @@ def answers(
         if model.names:
             chosen = [questions[row].adapter or adapters.BASE for row in used]
             params = adapters.choose(params, chosen)
-        found = generate(
+        continued = generate(
             params,
             model.base.cfg,
             [prompts[row] for row in used],
@@ -65,7 +77,7 @@ def answers(
             sampling=sampling,
             first_request=start,
         )
-        return found[: len(rows)]
+        return continued[: len(rows)]
 
     return (
         model.base.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -81,10 +93,21 @@ def stream(
     max_new_tokens: int,
     sampling: Sampling,
 ) -> Iterator[Iterator[str]]:
-    """The same answers one after another, each in pieces as its tokens arrive.
+    """The same as `answers`, one after another, each in pieces as its tokens arrive.
 
-    What a prompt has in common with the one before it is not read again. Raises
-    InputError as `answers` does.
+    What a prompt has in common with the one before it is not read again.
+
+    Args:
+        model: what answers.
+        questions: the requests.
+        max_new_tokens: the most tokens of an answer.
+        sampling: how tokens are drawn.
+
+    Returns:
+        The pieces of each answer.
+
+    Raises:
+        InputError: as `answers` does.
     """
     prompts = encoded(model, questions)
     places = [question.place for question in questions]
@@ -105,7 +128,13 @@ def stream(
 def continuation(
     model: Trained, sampling: Sampling, adapter: str | None = None
 ) -> Continuation:
-    """A sequence that the model continues, with one of its adapters."""
+    """A sequence that the model continues, with one of its adapters.
+
+    Args:
+        model: what answers.
+        sampling: how tokens are drawn.
+        adapter: one of the model's names; None: the base, where there are names.
+    """
     params = model.params
     if model.names:
         params = adapters.choose(params, [adapter or adapters.BASE])
@@ -114,7 +143,12 @@ def continuation(
 
 
 def in_pieces(model: Trained, tokens: Iterator[int]) -> Iterator[str]:
-    """The text of tokens while they arrive, see `TextStream`."""
+    """The text of tokens while they arrive, see `TextStream`.
+
+    Args:
+        model: whose tokenizer decodes them.
+        tokens: ids, one at a time.
+    """
     text = TextStream(model.base.tokenizer)
     for token in tokens:
         if piece := text.push(token):
@@ -124,7 +158,16 @@ def in_pieces(model: Trained, tokens: Iterator[int]) -> Iterator[str]:
 
 
 def encoded(model: Trained, questions: Sequence[Question]) -> list[list[int]]:
-    """The tokens that the model is to continue for each question."""
+    """The tokens that the model is to continue for each question.
+
+    Args:
+        model: whose tokenizer and chat template are used.
+        questions: the requests.
+
+    Raises:
+        InputError: for a tokenizer without a chat template, and for an adapter that is
+            none of the model's.
+    """
     tokenizer, prompts = model.base.tokenizer, {}
     _check_adapters(model, questions)
     contents = [question.content for question in questions]
@@ -133,17 +176,17 @@ def encoded(model: Trained, questions: Sequence[Question]) -> list[list[int]]:
         template, places = ChatTemplate(tokenizer), [questions[i].place for i in talks]
         prepared = template.prepare(list(talks.values()), places)
         texts = template.render(prepared, places, prompt=True)
-        found = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        prompts.update(zip(talks, found, strict=True))
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        prompts.update(zip(talks, ids, strict=True))
     texts = {i: c for i, c in enumerate(contents) if isinstance(c, str)}
     if texts:
-        found = tokenizer(list(texts.values()))["input_ids"]
-        prompts.update(zip(texts, found, strict=True))
+        ids = tokenizer(list(texts.values()))["input_ids"]
+        prompts.update(zip(texts, ids, strict=True))
     return [prompts[i] for i in range(len(questions))]
 
 
 def _check_adapters(model: Trained, questions: Sequence[Question]) -> None:
-    """Raises InputError for questions whose adapter is not there."""
+    """Checks that each question's adapter is there; raises InputError otherwise."""
     known = [*model.names, adapters.BASE] if model.names else []
     problems = []
     for question in questions:

@@ -23,7 +23,12 @@ DRAWING: dict[str, tuple[type, str, str]] = {
 
 
 def add_model(parser: argparse.ArgumentParser, adapter_help: str) -> None:
-    """Add --run, --model, --adapter (a list) and --dtype."""
+    """Adds --run, --model, --adapter (a list) and --dtype.
+
+    Args:
+        parser: the command's.
+        adapter_help: what --adapter means there.
+    """
     parser.add_argument("--run", metavar="DIR", help="the output_dir of a finished run")
     parser.add_argument("--model", metavar="PATH", help="a model's folder or hub id")
     parser.add_argument(
@@ -38,7 +43,12 @@ def add_model(parser: argparse.ArgumentParser, adapter_help: str) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
-    """Add what chooses the tokens; `sampling` reads it."""
+    """Adds the options that choose the tokens; `sampling` reads them.
+
+    Args:
+        parser: the command's.
+        max_new_tokens: the default of --max-new-tokens.
+    """
     parser.add_argument(
         "--max-new-tokens",
         type=int,
@@ -59,30 +69,43 @@ def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
 
 
 def problems(args: argparse.Namespace) -> list[str]:
-    """What is wrong with the arguments of `add_model`, a line each."""
-    found = []
+    """The problems with the arguments of `add_model`, a line each."""
+    lines = []
     if bool(args.run) == bool(args.model):
-        found.append("give one of --run DIR and --model PATH")
+        lines.append("give one of --run DIR and --model PATH")
     if args.adapter and not args.model:
-        found.append("--adapter belongs to --model; a run has its own")
-    return found
+        lines.append("--adapter belongs to --model; a run has its own")
+    return lines
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises InputError for settings of drawing that are out of range."""
+    """Checks the settings of drawing.
+
+    Args:
+        args: what a parser with `add_sampling` has read.
+
+    Raises:
+        InputError: for settings that are out of range.
+    """
     from jaxpeft.models.sampling import Sampling
 
-    found = Sampling(**_given(args)).problems()
+    complaints = Sampling(**_given(args)).problems()
     if args.max_new_tokens < 1:
-        found.append(
+        complaints.append(
             f"max-new-tokens: found {args.max_new_tokens}; it must be 1 or more"
         )
-    if found:
-        raise InputError(*found)
+    if complaints:
+        raise InputError(*complaints)
 
 
 def sampling(args: argparse.Namespace, directory: Any) -> Any:
-    """The `Sampling` for a model in `directory`: what is given, then what it says."""
+    """The `Sampling` that the arguments say, and the model where they ask it.
+
+    Args:
+        args: what a parser with `add_sampling` has read.
+        directory: the model's folder, whose generation_config.json counts where no
+            argument is given and --generation-config is.
+    """
     import dataclasses
 
     from jaxpeft import hf

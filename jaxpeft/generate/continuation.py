@@ -20,11 +20,20 @@ LEAST_READ, LEAST_SLOTS = 32, 256
 
 
 class Continuation:
-    """Answers prompts one after another, token by token.
+    """A sequence that answers prompts one after another, token by token.
 
-    Of a prompt that begins as the sequence before it (an earlier prompt and its
-    answer) only the rest is read; `reused` says how many tokens were there already.
-    The cache starts small and doubles when a longer sequence needs it.
+    Of a prompt that begins as the sequence before it (an earlier prompt and its answer)
+    only the rest is read. The cache starts small and doubles when a longer sequence
+    needs it.
+
+    Args:
+        params: of the whole model, adapters in.
+        cfg: the model's hyperparameters.
+        stop: ids that end an answer.
+        sampling: how tokens are drawn.
+
+    Attributes:
+        reused: how many tokens of the last prompt were there already.
     """
 
     def __init__(
@@ -43,11 +52,18 @@ class Continuation:
     def answer(
         self, prompt: Sequence[int], max_new_tokens: int, request: int = 0
     ) -> Iterator[int]:
-        """The tokens that continue `prompt`, without the one that stopped them.
+        """The tokens that continue a prompt, without the one that stopped them.
 
         They are `generate`'s for the request of that number. The iterator may be left
-        before its end, but not used once the next answer has begun. Raises InputError
-        as `generation.check` does.
+        before its end, but not used once the next answer has begun.
+
+        Args:
+            prompt: token ids.
+            max_new_tokens: the most tokens of the answer.
+            request: its number, on which what is drawn depends.
+
+        Raises:
+            InputError: as `generation.check` does.
         """
         check(self._cfg, [prompt], max_new_tokens, self._sampling)
         return self._answer(list(prompt), max_new_tokens, request)
@@ -62,11 +78,11 @@ class Continuation:
             before = token
             if left:  # under way while the token before it is looked at
                 state, token = self._step(state)
-            if (found := int(before[0, 0])) < 0:
+            if (token_id := int(before[0, 0])) < 0:
                 return
             if left:
-                self._tokens.append(found)
-            yield found
+                self._tokens.append(token_id)
+            yield token_id
 
     def _step(self, state: State) -> tuple[State, Array]:
         self._cache = None  # given away, should anything interrupt here
@@ -143,22 +159,22 @@ def _extend(
     What stood in later slots, and the padding that is written there, is never seen: a
     token sees no slot after its own, and the next ones overwrite them.
     """
-    places = jnp.arange(tokens.shape[1])
+    offsets = jnp.arange(tokens.shape[1])
     first = virtual_count(params["model"]) + start
     _, cache = decode(
         params,
         tokens,
         cfg,
         dataclasses.replace(cache, length=first),
-        positions=(start + places)[None],
-        valid=(places < count)[None],
+        positions=(start + offsets)[None],
+        valid=(offsets < count)[None],
         last_only=True,
     )
     return dataclasses.replace(cache, length=first + count)
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
+    """The number of tokens that two sequences begin with in common."""
     pairs = enumerate(zip(one, other))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 

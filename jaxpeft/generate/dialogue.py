@@ -11,9 +11,18 @@ from jaxpeft.models.sampling import Sampling
 class Dialogue:
     """Turns of a user and their answers, through the tokenizer's chat template.
 
-    Each turn's prompt is the whole conversation; what the model has read or written
-    of it before is not computed again, as long as the template begins with the same
-    text (some leave out earlier turns' reasoning: then all after it is read anew).
+    Each turn's prompt is the whole conversation; what the model has read or written of
+    it before is not computed again, as long as the template begins with the same text
+    (some leave out earlier turns' reasoning: then all after it is read anew).
+
+    Args:
+        model: what answers.
+        system: the system message, or None.
+        max_new_tokens: the most tokens of an answer.
+        sampling: how tokens are drawn.
+
+    Attributes:
+        messages: the conversation so far.
     """
 
     def __init__(
@@ -34,14 +43,19 @@ class Dialogue:
 
     @property
     def reused(self) -> int:
-        """How many tokens of the last prompt were not read again."""
+        """The number of tokens of the last prompt that were not read again."""
         return self._sequence.reused
 
     def say(self, text: str) -> Iterator[str]:
         """The answer to the user's next message, in pieces.
 
-        If it is left before its end the conversation goes on from there. Raises
-        InputError where there is no room; then the message was never said.
+        If it is left before its end the conversation goes on from there.
+
+        Args:
+            text: the message.
+
+        Raises:
+            InputError: where there is no room; then the message was never said.
         """
         question = {"role": "user", "content": text}
         talk = Conversation([*self.messages, question])

@@ -23,12 +23,16 @@ GREEDY = Sampling()
 
 @struct.dataclass
 class State:
-    """Where the answers of a batch stand.
+    """The state of the answers of a batch, between two tokens.
 
-    cache: of all tokens but the newest, `token` (batch,) int32, whose places are
-    `position` (batch,) int32. done: (batch,) bool, which rows have met a stop token.
-    count: () int32, the steps made. requests: (batch,) int32, see `sampling.choose`.
-    seen: (batch, vocab) bool, the tokens in each row; None where nobody asks.
+    Attributes:
+        cache: of all tokens but the newest.
+        token: (batch,) int32, the newest tokens.
+        position: (batch,) int32, their places.
+        done: (batch,) bool, which rows have met a stop token.
+        count: () int32, the steps made.
+        requests: (batch,) int32, see `sampling.choose`.
+        seen: (batch, vocab) bool, the tokens in each row; None where nobody asks.
     """
 
     cache: Cache
@@ -52,10 +56,19 @@ def generate(
 ) -> list[list[int]]:
     """The tokens that continue each prompt, without the one that stopped it.
 
-    prompts: token ids, of any lengths. stop: ids that end an answer. first_request:
-    the number of the first prompt among those of several calls: what is drawn for a
-    request depends on the seed and its number, not on the batch that it is in.
-    Raises InputError as `check` does.
+    Args:
+        params: of the whole model, adapters in.
+        cfg: the model's hyperparameters.
+        prompts: token ids, of any lengths.
+        max_new_tokens: the most tokens of an answer.
+        stop: ids that end an answer.
+        sampling: how tokens are drawn.
+        first_request: the number of the first prompt among those of several calls: what
+            is drawn for a request depends on the seed and its number, not on the batch
+            that it is in.
+
+    Raises:
+        InputError: as `check` does.
     """
     check(cfg, prompts, max_new_tokens, sampling)
     longest = max(map(len, prompts))
@@ -88,10 +101,18 @@ def check(
     sampling: Sampling,
     places: Sequence[str] | None = None,
 ) -> None:
-    """Raises InputError for settings out of range and prompts that cannot be answered.
+    """Checks that prompts can be answered with these settings.
 
-    Those are empty ones, and ones that leave no room in the model's context. places:
-    what each prompt is called in messages, by default "prompt".
+    Args:
+        cfg: the model's hyperparameters.
+        prompts: token ids.
+        max_new_tokens: the most tokens of an answer.
+        sampling: how tokens are drawn.
+        places: what each prompt is called in messages, by default "prompt".
+
+    Raises:
+        InputError: for settings out of range, for empty prompts, and for ones that
+            leave no room in the model's context.
     """
     problems = [] if prompts else ["prompt: it is empty; give at least one token"]
     if max_new_tokens < 1:
@@ -112,7 +133,7 @@ def check(
 
 
 def stop_array(stop: Sequence[int]) -> np.ndarray:
-    """Stop tokens as `advance` takes them; -1, which is no token, where none is."""
+    """The stop tokens as `advance` takes them; -1, which is no token, for none."""
     return np.array(list(stop) or [-1], np.int32)
 
 
@@ -156,15 +177,28 @@ def _start(
 def empty_cache(
     params: Mapping[str, Any], cfg: ModelConfig, batch: int, slots: int
 ) -> Cache:
-    """`start_cache` in the dtype that the model's activations have."""
+    """An empty cache in the dtype that the model's activations have.
+
+    Args:
+        params: of the whole model.
+        cfg: its hyperparameters.
+        batch: rows.
+        slots: tokens of a row that it has room for.
+    """
     dtype = cfg.activation_dtype or params["model"]["embed_tokens"]["embedding"].dtype
     return start_cache(params, cfg, batch, slots, dtype)
 
 
 def seen_in(tokens: Array, valid: Array, cfg: ModelConfig) -> Array:
-    """Which tokens each row holds, (batch, vocab) bool; those not valid do not count.
+    """The tokens that each row holds; those not valid do not count.
 
-    tokens, valid: (batch, width).
+    Args:
+        tokens: (batch, width) int32.
+        valid: (batch, width) bool.
+        cfg: the model's hyperparameters.
+
+    Returns:
+        (batch, vocab) bool.
     """
     seen = jnp.zeros((len(tokens), cfg.vocab_size), bool)
     return seen.at[jnp.arange(len(tokens))[:, None], tokens].max(valid)
@@ -182,10 +216,20 @@ def advance(
     cfg: ModelConfig,
     steps: int,
 ) -> tuple[State, Array]:
-    """The state `steps` tokens later and these tokens, (batch, steps) int32.
+    """The state some tokens later, and these tokens.
 
-    They are -1 from a row's stop token on; when all rows have met theirs nothing is
-    computed any more. The state given is no longer usable.
+    When all rows have met their stop tokens nothing is computed any more.
+
+    Args:
+        params: of the whole model, adapters in.
+        state: no longer usable afterwards.
+        stop: int32, see `stop_array`.
+        warpers: how tokens are drawn.
+        cfg: the model's hyperparameters.
+        steps: how many tokens.
+
+    Returns:
+        (state, tokens (batch, steps) int32), which are -1 from a row's stop token on.
     """
     batch = len(state.token)
 

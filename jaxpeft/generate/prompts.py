@@ -16,21 +16,31 @@ MOST_PROBLEMS = 10
 def read(
     path: str, *, system: str | None = None, raw: bool = False, adapter: str | None
 ) -> tuple[list[dict[str, Any]], list[Question]]:
-    """(records, questions) of a jsonl file, or of any other that data can come in.
+    """The requests in a jsonl file, or in any other that data can come in.
 
     A record has a `prompt`, or `messages` that end with the user's, and perhaps a
-    `system` message, an `adapter` and an `id` of any kind. system, adapter: for
-    records without one. raw: prompts are texts to continue, without chat template.
-    Raises InputError with the first records that cannot be understood.
+    `system` message, an `adapter` and an `id` of any kind.
+
+    Args:
+        path: the file.
+        system: the system message of records without one.
+        raw: whether prompts are texts to continue, without chat template.
+        adapter: of records without one.
+
+    Returns:
+        (records, questions), one of each for each request.
+
+    Raises:
+        InputError: with the first records that cannot be understood.
     """
     records, questions, problems = [], [], []
     for row in read_rows(path):
         record = {"prompt": row.value} if isinstance(row.value, str) else row.value
-        found = _problems(record, raw)
-        problems += [f"{row.place}: {problem}" for problem in found]
+        faults = _problems(record, raw)
+        problems += [f"{row.place}: {problem}" for problem in faults]
         if len(problems) >= MOST_PROBLEMS:
             break
-        if not found:
+        if not faults:
             content = record["prompt"] if raw else _conversation(record, system)
             name = record.get("adapter", adapter)
             records.append(record)
@@ -41,7 +51,12 @@ def read(
 
 
 def conversation(prompt: str, system: str | None) -> Conversation:
-    """One message of the user's, after a system message if there is one."""
+    """A conversation of one message of the user's.
+
+    Args:
+        prompt: the message.
+        system: the system message before it, or None.
+    """
     return _conversation({"prompt": prompt}, system)
 
 
@@ -54,25 +69,25 @@ def _conversation(record: Mapping[str, Any], system: str | None) -> Conversation
 
 
 def _problems(record: Mapping[str, Any], raw: bool) -> list[str]:
-    found = [
+    problems = [
         f"{key!r} is no key of a request{suggest(key, KEYS)}"
         for key in record
         if key not in KEYS
     ]
     if ("prompt" in record) == ("messages" in record):
-        found.append("give one of 'prompt' and 'messages'")
+        problems.append("give one of 'prompt' and 'messages'")
     for key in ("prompt", "system", "adapter"):
         if key in record and not isinstance(record[key], str):
-            found.append(f"{key}: found {record[key]!r}; write a text")
+            problems.append(f"{key}: found {record[key]!r}; write a text")
     if raw:
-        found += [
+        problems += [
             f"{key}: needs the chat template; leave it out, or --raw"
             for key in ("messages", "system")
             if key in record
         ]
     elif "messages" in record:
-        found += _message_problems(record["messages"])
-    return found
+        problems += _message_problems(record["messages"])
+    return problems
 
 
 def _message_problems(messages: Any) -> list[str]:

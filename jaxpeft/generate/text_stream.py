@@ -12,9 +12,12 @@ class TextStream:
     """The text of a growing sequence of tokens, special tokens left out.
 
     What `push` returns, and `end` at last, make up what the tokenizer decodes from all
-    tokens at once. Bytes of an unfinished character are held back, and so is text
-    that a later token changed. New tokens are decoded after some that came before,
-    since decoders treat the first token otherwise (a leading space is dropped).
+    tokens at once. Bytes of an unfinished character are held back, and so is text that
+    a later token changed. New tokens are decoded after some that came before, since
+    decoders treat the first token otherwise (a leading space is dropped).
+
+    Args:
+        tokenizer: decodes the tokens.
     """
 
     def __init__(self, tokenizer: Any):
@@ -23,7 +26,7 @@ class TextStream:
         self._said = ""
 
     def push(self, token: int) -> str:
-        """What can be said now that `token` is there; often nothing."""
+        """The text that can be said now that a token is there; often nothing."""
         self._tokens.append(token)
         text = self._decode(self._tokens)
         if text.endswith(UNFINISHED) or not text.startswith(self._said):
@@ -34,7 +37,7 @@ class TextStream:
         return new
 
     def end(self) -> str:
-        """What was held back and will not be completed any more."""
+        """The text that was held back and will not be completed any more."""
         return self._decode(self._tokens)[len(self._said) :]
 
     def _forget(self) -> None:

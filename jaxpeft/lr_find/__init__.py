@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     )
     cli.process_arguments(parser)
     args = parser.parse_intermixed_args(list(argv))
-    place = cli.place(args)
+    rank = cli.place(args)
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import configuration
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     cfg = configuration.open_config(args.config, args.overrides)
     if cfg.deterministic:
         determinism.require()
-    cluster.join(place, **cfg.cluster.model_dump())
+    cluster.join(rank, **cfg.cluster.model_dump())
     programs.keep()
     ramp.check(args.start, args.stop, args.steps)
     output = Path(args.out or cfg.output_dir)
@@ -54,10 +54,10 @@ def main(argv: Sequence[str]) -> int:
     )
     if cluster.is_primary():
         ramp.write_lines(curve, output)  # also where nothing can be suggested
-    found = ramp.conclude(curve, cfg)
+    test = ramp.conclude(curve, cfg)
     if cluster.is_primary():
-        found.write(output, f"learning-rate range test, {cfg.optimizer.name}")
-    for line in found.describe():
+        test.write(output, f"learning-rate range test, {cfg.optimizer.name}")
+    for line in test.describe():
         console.say(line)
     console.say(f"plot: {output / ramp.PLOT}")
     return 0

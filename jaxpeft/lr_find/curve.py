@@ -24,8 +24,10 @@ RULES = {
 class Curve:
     """The training loss of each step of a range test whose rate rises evenly.
 
-    rates, losses: of the steps taken, the last of which may have diverged. steps: how
-    many the whole range would have had.
+    Attributes:
+        rates: (n,), the learning rate of each step taken.
+        losses: (n,), in nats per token; the last one may have diverged.
+        steps: how many the whole range would have had.
     """
 
     rates: np.ndarray
@@ -44,9 +46,17 @@ class Curve:
 
 
 def averages(losses: Sequence[float] | np.ndarray, steps: int) -> np.ndarray:
-    """Exponential averages, debiased: the sum of w^(n-i) loss_i over that of w^(n-i).
+    """The exponential averages of losses, debiased.
 
-    w is such that a tenth of a test's `steps` count. What is not finite stays so.
+    Each is the sum of w^(n-i) loss_i over that of w^(n-i), w being such that a tenth of
+    a test's `steps` count. What is not finite stays so.
+
+    Args:
+        losses: of the steps taken.
+        steps: how many the whole range would have had.
+
+    Returns:
+        (n,), one for each loss.
     """
     keep = max(0.0, 1 - WINDOW / steps)
     average, weight, out = 0.0, 0.0, []
@@ -64,6 +74,10 @@ def diverged(losses: Sequence[float] | np.ndarray, steps: int) -> bool:
     and where the smoothed loss has climbed from its lowest point by half of the way
     that it came down, and by a tenth of the first loss besides: noise alone does not
     climb so far.
+
+    Args:
+        losses: of the steps taken.
+        steps: how many the whole range would have had.
     """
     if not math.isfinite(losses[-1]):
         return True
@@ -81,7 +95,15 @@ def candidates(curve: Curve) -> dict[str, float]:
 
     The steepest descent is that of the smoothed loss over the logarithm of the rate,
     taken over a tenth of the steps, and the minimum is that of the smoothed loss.
-    Raises InputError where the loss never fell, so that there is nothing to suggest.
+
+    Args:
+        curve: of a range test.
+
+    Returns:
+        {rule: rate}.
+
+    Raises:
+        InputError: where the loss never fell, so that there is nothing to suggest.
     """
     smoothed, rates = curve.smoothed, curve.rates
     if curve.diverged:
@@ -111,12 +133,24 @@ def candidates(curve: Curve) -> dict[str, float]:
 
 
 def suggestion(rates: dict[str, float], factor: float = 1.0) -> float:
-    """The suggested of the `candidates` over `factor`, as a person would write it."""
+    """The suggested rate of the candidates, as a person would write it.
+
+    Args:
+        rates: what `candidates` returns.
+        factor: by which the rate is divided.
+    """
     return float(f"{rates[SUGGESTED] / factor:.1e}")
 
 
 def plot(curve: Curve, rates: dict[str, float], target: Path, title: str) -> None:
-    """Draws the curve and its candidates to a PNG."""
+    """Draws the curve and its candidates to a PNG.
+
+    Args:
+        curve: of a range test.
+        rates: what `candidates` returns.
+        target: the file to write.
+        title: above the picture.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -36,11 +36,15 @@ FILES = LINES, FOUND, PLOT
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What a range test found.
+    """The result of a range test.
 
-    rates: those that each rule of `range_curve` names. suggestion: the rate to write
-    into the configuration: one of them, over `factor`, by which `training.lr_scaling`
-    multiplies what stands there. settings: what the test was made with.
+    Attributes:
+        curve: the losses of its steps.
+        rates: {rule: rate} of each rule of `curve.RULES`.
+        suggestion: the rate to write into the configuration: one of `rates`, over
+            `factor`.
+        settings: what the test was made with.
+        factor: by which `training.lr_scaling` multiplies the rate in the configuration.
     """
 
     curve: Curve
@@ -50,7 +54,7 @@ class RangeTest:
     factor: float = 1.0
 
     def describe(self) -> list[str]:
-        """Lines for a person; the last one goes into the YAML."""
+        """The lines for a person; the last one goes into the YAML."""
         lines = [
             f"{rate:.1e}  {range_curve.RULES[rule]}"
             + ("  <- suggested" if rule == range_curve.SUGGESTED else "")
@@ -74,21 +78,31 @@ class RangeTest:
         return [*lines, f"optimizer: {{learning_rate: {self.suggestion:g}}}"]
 
     def write(self, directory: Path, title: str) -> None:
-        """Writes lr_find.jsonl, lr_find.json and lr_find.png."""
+        """Writes lr_find.jsonl, lr_find.json and lr_find.png.
+
+        Args:
+            directory: made where it is missing.
+            title: above the picture.
+        """
         write_lines(self.curve, directory)
-        found = {
+        result = {
             "suggestion": self.suggestion,
             "rule": range_curve.SUGGESTED,
             "candidates": self.rates,
             "diverged": self.curve.diverged,
             "settings": self.settings,
         }
-        (directory / FOUND).write_text(json.dumps(found, indent=2) + "\n")
+        (directory / FOUND).write_text(json.dumps(result, indent=2) + "\n")
         range_curve.plot(self.curve, self.rates, directory / PLOT, title)
 
 
 def write_lines(curve: Curve, directory: Path) -> None:
-    """Writes lr_find.jsonl, a line for each step."""
+    """Writes lr_find.jsonl, a line for each step.
+
+    Args:
+        curve: of a range test.
+        directory: made where it is missing.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     columns = zip(curve.rates, curve.losses, curve.smoothed, strict=True)
     with (directory / LINES).open("w") as file:
@@ -103,9 +117,14 @@ def write_lines(curve: Curve, directory: Path) -> None:
 
 
 def conclude(curve: Curve, cfg: RunConfig) -> RangeTest:
-    """What a range test with this configuration suggests.
+    """The rates that a range test suggests.
 
-    Raises InputError where the loss never fell.
+    Args:
+        curve: of the test.
+        cfg: the configuration that it was made with.
+
+    Raises:
+        InputError: where the loss never fell.
     """
     rates = range_curve.candidates(curve)
     settings = {
@@ -125,15 +144,27 @@ def conclude(curve: Curve, cfg: RunConfig) -> RangeTest:
 def prepare(cfg: RunConfig) -> Run:
     """A run for a range test alone: its rate stands for the one to be found.
 
-    Raises InputError for optimizers without a rate to look for, before anything is
-    read.
+    Args:
+        cfg: the configuration.
+
+    Raises:
+        InputError: for optimizers without a rate to look for, before anything is read.
     """
     assembly.updates(cfg, FEWEST, exponential(START, STOP, FEWEST))
     return Run(cfg.at_rate(1.0))
 
 
 def exponential(start: float, stop: float, steps: int) -> optax.Schedule:
-    """step -> rate, from `start` at step 0 to `stop` at step `steps - 1`."""
+    """A learning rate that grows by the same factor from step to step.
+
+    Args:
+        start: the rate at step 0.
+        stop: the rate at step `steps - 1`.
+        steps: how many there are.
+
+    Returns:
+        step -> rate, () float32.
+    """
     growth = math.log(stop / start) / (steps - 1)
 
     def rate(count: Any) -> jax.Array:
@@ -150,11 +181,20 @@ def range_test(
     steps: int | None = None,
     keep: bool = True,
 ) -> Curve:
-    """The training losses of `run`'s own steps while the learning rate rises.
+    """The training losses of a run's own steps while the learning rate rises.
 
-    steps: None for one pass over the data, from 50 to 100. keep: whether `run` stays as
-    it is, which holds what trains twice; otherwise it is used up. Ends before `stop`
-    where the loss diverges. Raises InputError for ranges that make no sense.
+    It ends before `stop` where the loss diverges.
+
+    Args:
+        run: the run, before its first step.
+        start: the first rate.
+        stop: the last rate.
+        steps: how many; None: one pass over the data, from 50 to 100.
+        keep: whether `run` stays as it is, which holds what trains twice; otherwise it
+            is used up.
+
+    Raises:
+        InputError: for ranges that make no sense.
     """
     check(start, stop, steps)
     steps = steps or _one_pass(run)
@@ -207,7 +247,16 @@ def _one_pass(run: Run) -> int:
 
 
 def check(start: float, stop: float, steps: int | None) -> None:
-    """Raises InputError for a range that makes no sense."""
+    """Checks that a range makes sense.
+
+    Args:
+        start: the first rate.
+        stop: the last rate.
+        steps: how many, or None.
+
+    Raises:
+        InputError: where it does not.
+    """
     problems = []
     if not 0 < start < stop < math.inf:
         problems.append(

@@ -11,7 +11,11 @@ __all__ = ["OBJECTIVES", "Line", "Loss", "Objective", "sft"]
 
 
 class Line(NamedTuple):
-    """A line of the table: the function whose keywords are the section's keys."""
+    """A line of the table of objectives.
+
+    Attributes:
+        make: the function whose keywords are the section's keys.
+    """
 
     make: Callable[..., Objective]
 

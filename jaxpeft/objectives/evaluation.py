@@ -11,7 +11,7 @@ from jaxpeft.objectives.objective import Objective
 
 
 def figures(objective: Objective, sums: Iterable[Any]) -> dict[str, float]:
-    """What `objective` reports of a data set.
+    """The figures that an objective reports of a data set.
 
     Args:
         objective: whose `sums` they are.

@@ -20,15 +20,19 @@ Shape = tuple[int, ...]
 
 
 class Loss(NamedTuple):
-    """What a micro-batch adds to the loss of its step.
+    """The sums that a micro-batch adds to the loss of its step.
 
     The step's loss is the sum of all `total` over the sum of all `weight`, so that it
     is the same however a batch is cut for accumulation and over devices.
+
+    Attributes:
+        total: () float32, the sum of the losses.
+        weight: () float32, such as the number of supervised tokens.
+        metrics: further figures for the log, {name: (sum, weight)}, each () float32.
     """
 
-    total: Array  # () float32
-    weight: Array  # () float32, such as the number of supervised tokens
-    # Further figures for the log, each as (sum, weight), () float32.
+    total: Array
+    weight: Array
     metrics: Mapping[str, tuple[Array, Array]] = {}
 
 
@@ -48,28 +52,33 @@ def row_shapes(shape: Shape, packing: bool) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def nothing(params: Any) -> Any:
-    """What an objective without a reference holds: an empty tree."""
+    """An empty tree: what an objective without a reference holds.
+
+    Args:
+        params: the params of the run, which are not looked at.
+    """
     return ()
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a training step minimises, and what an evaluation reports.
+    """A record of what a training step minimises and what an evaluation reports.
 
     Attributes:
-        loss: (params, held, micro-batch, model, key) -> Loss. params: of the whole
-            model, adapters in. key: for dropout (`kernel.with_dropout`).
+        loss: (params, held, micro-batch, model, key) -> Loss. The params are of the
+            whole model, adapters in; the key is for dropout (`kernel.with_dropout`).
         sums: (params, held, batch, model) -> a tree of () float32, sums over the batch
             that `report` divides. Nothing drops.
         report: their totals over all batches -> {name: figure}; `eval_loss` is among
             them, the lower the better.
-        in_words: that report in a line for a person.
+        in_words: that report -> a line for a person.
         from_hidden: (hidden, head, micro-batch) -> Loss, of objectives whose loss reads
             nothing but the last hidden states (batch, seq, hidden) of one forward pass
             and the head; the fused backward pass needs it. None: it does more.
         held: params -> what it keeps frozen besides the base, such as a reference; made
             before the first step, and given to `loss` and `sums`.
-        load_train, load_eval: as `data.load_train` and `data.load_eval`.
+        load_train: as `data.load_train`.
+        load_eval: as `data.load_eval`.
         batch_shapes: (shape, packing) -> the arrays of a batch. Every batch has
             `tokens`, and `segments` while it is still on the host: 0 is padding.
     """

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from jaxpeft import kernel, models
 from jaxpeft.models import ModelConfig
@@ -26,21 +27,45 @@ def sft() -> Objective:
 
 
 def loss(params: Any, held: Any, micro: Micro, model: ModelConfig, key: Array) -> Loss:
-    """The summed token losses of a micro-batch, and its number of supervised tokens."""
+    """The summed token losses of a micro-batch, and its number of supervised tokens.
+
+    Args:
+        params: of the whole model, adapters in.
+        held: nothing.
+        micro: `tokens`, `targets`, `positions` and `supervised`, (batch, seq) each, and
+            `segments` where rows are packed.
+        model: the hyperparameters.
+        key: for dropout.
+    """
     params = kernel.with_dropout(params, key)
     hidden = last_hidden(params, micro, model)
     return from_hidden(hidden, models.head(params, model), micro)
 
 
-def from_hidden(hidden: Array, head: Any, micro: Micro) -> Loss:
-    """The same of last hidden states (batch, seq, hidden) and a head."""
+def from_hidden(
+    hidden: Float[Array, "batch seq hidden"], head: Any, micro: Micro
+) -> Loss:
+    """The same as `loss`, of the last hidden states and a head.
+
+    Args:
+        hidden: the model's last hidden states.
+        head: a kernel (hidden, vocab).
+        micro: `targets` and `supervised`, (batch, seq) each.
+    """
     mask = micro["supervised"]
     nll = token_loss.nll_sum(hidden, head, micro["targets"], mask)
     return Loss(nll, jnp.sum(mask).astype(jnp.float32))
 
 
 def sums(params: Any, held: Any, batch: Micro, model: ModelConfig) -> TokenSums:
-    """Loss and accuracy of a batch, summed over its supervised tokens."""
+    """Loss and accuracy of a batch, summed over its supervised tokens.
+
+    Args:
+        params: of the whole model, adapters in.
+        held: nothing.
+        batch: as for `loss`.
+        model: the hyperparameters.
+    """
     hidden = last_hidden(params, batch, model)
     head = models.head(params, model)
     return token_loss.token_sums(hidden, head, batch["targets"], batch["supervised"])
@@ -49,11 +74,14 @@ def sums(params: Any, held: Any, batch: Micro, model: ModelConfig) -> TokenSums:
 def report(totals: tuple[float, float, float]) -> dict[str, float]:
     """The means over all supervised tokens.
 
+    Args:
+        totals: a `TokenSums` of the whole data set, as numbers.
+
     Returns:
         `eval_loss` in nats per token, `eval_perplexity`, exp of it, `eval_accuracy`,
-        the share of tokens whose logit is the largest, and `eval_tokens`.
+            the share of tokens whose logit is the largest, and `eval_tokens`.
     """
-    nll, correct, count = totals  # a `TokenSums`
+    nll, correct, count = totals
     mean = nll / count
     return {
         "eval_loss": mean,
@@ -64,14 +92,26 @@ def report(totals: tuple[float, float, float]) -> dict[str, float]:
 
 
 def in_words(report: Mapping[str, float]) -> str:
-    """Loss and token accuracy."""
+    """Loss and token accuracy in a few words.
+
+    Args:
+        report: what `report` returns.
+    """
     return (
         f"loss {report['eval_loss']:.4f}, token accuracy {report['eval_accuracy']:.1%}"
     )
 
 
-def last_hidden(params: Any, batch: Micro, model: ModelConfig) -> Array:
-    """The model's last hidden states of a batch of rows, (batch, seq, hidden)."""
+def last_hidden(
+    params: Any, batch: Micro, model: ModelConfig
+) -> Float[Array, "batch seq hidden"]:
+    """The model's last hidden states of a batch of rows.
+
+    Args:
+        params: of the whole model, adapters in.
+        batch: `tokens` and `positions`, (batch, seq) each, and perhaps `segments`.
+        model: the hyperparameters.
+    """
     return models.hidden_states(
         params,
         batch["tokens"],

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Bool, Float, Float32, Int32
 
 from jaxpeft.devices import sharding
 
@@ -13,22 +14,36 @@ CHUNK_LOGITS = 2**21  # float32 logits alive at once, on each part of a batch: 8
 
 
 class TokenSums(NamedTuple):
-    """Sums over the supervised tokens of a batch; divide by `count` for means."""
+    """Sums over the supervised tokens of a batch; divide by `count` for means.
 
-    nll: Array  # () float32, negative log likelihood in nats
-    correct: Array  # () float32, tokens whose logit is the largest
-    count: Array  # () float32
+    Attributes:
+        nll: () float32, negative log likelihood in nats.
+        correct: () float32, the number of tokens whose logit is the largest.
+        count: () float32, the number of supervised tokens.
+    """
+
+    nll: Array
+    correct: Array
+    count: Array
 
 
 def token_sums(
-    hidden: Array, head: Any, targets: Array, supervised: Array
+    hidden: Float[Array, "batch seq d"],
+    head: Any,
+    targets: Int32[Array, "batch seq"],
+    supervised: Bool[Array, "batch seq"],
 ) -> TokenSums:
     """Loss and accuracy summed over supervised tokens.
 
-    hidden: (batch, seq, d); head: a kernel (d, vocab); targets: (batch, seq) int32;
-    supervised: (batch, seq) bool. Logits exist for a part of the sequence at a time,
-    in float32, and only as far as any row has supervised tokens: prompts and padding
-    cost nothing. Not differentiable in a useful amount of memory: see `nll_sum`.
+    Logits exist for a part of the sequence at a time, in float32, and only as far as
+    any row has supervised tokens: prompts and padding cost nothing. Not differentiable
+    in a useful amount of memory: see `nll_sum`.
+
+    Args:
+        hidden: the model's last hidden states.
+        head: a kernel (d, vocab).
+        targets: the token to predict at each place.
+        supervised: whether a place counts.
     """
 
     def sums(rows: tuple, head: Any) -> TokenSums:
@@ -48,11 +63,22 @@ def token_sums(
 
 
 @jax.custom_vjp
-def nll_sum(hidden: Array, head: Any, targets: Array, supervised: Array) -> Array:
-    """Negative log likelihood in nats summed over the supervised tokens, () float32.
+def nll_sum(
+    hidden: Float[Array, "batch seq d"],
+    head: Any,
+    targets: Int32[Array, "batch seq"],
+    supervised: Bool[Array, "batch seq"],
+) -> Float32[Array, ""]:
+    """Negative log likelihood in nats summed over the supervised tokens.
 
-    Arguments as for `token_sums`. The gradient of each chunk is formed beside its
-    logits in the forward pass, so that the logits are computed once and never kept.
+    The gradient of each chunk is formed beside its logits in the forward pass, so that
+    the logits are computed once and never kept.
+
+    Args:
+        hidden: the model's last hidden states.
+        head: a kernel (d, vocab).
+        targets: the token to predict at each place.
+        supervised: whether a place counts.
     """
     return token_sums(hidden, head, targets, supervised).nll
 
@@ -129,7 +155,7 @@ def _chunk_sums(head: Any, hidden: Array, targets: Array, mask: Array) -> TokenS
 
 
 def _supervised_first(mask: Array) -> Array:
-    """For each row the places of the sequence, the supervised ones first, in order."""
+    """The places of the sequence in each row, the supervised ones first, in order."""
     return jnp.argsort(~mask, axis=1, stable=True)
 
 

@@ -45,29 +45,33 @@ def main(argv: Sequence[str]) -> int:
         return _in_child(args.devices or jax.device_count(), list(argv))
     how = {"simulated": args.in_child, "like": args.platform or "gpu"}
     mesh = sharding.make_mesh(**cfg.mesh.model_dump())
-    found = planning.plan(cfg, mesh, **how)
+    plan = planning.plan(cfg, mesh, **how)
     if memory is None and not args.in_child:
         memory = _reported_memory(jax.devices()[0])
     room = None if memory is None else memory * 1e9
     if not args.json:
-        for line in lines(found, room):
+        for line in lines(plan, room):
             console.say(line)
     advice = []
-    if room is not None and not _fits(found, room):
+    if room is not None and not _fits(plan, room):
         usable = HEADROOM * room
-        for one in planning.advise(reopen, found, mesh, usable, **how):
+        for one in planning.advise(reopen, plan, mesh, usable, **how):
             advice.append(one)
             if not args.json:
                 console.say(f"  {_gib(one.plan.total)} with {' '.join(one.overrides)}")
         if not args.json:
-            console.say(_verdict(advice[-1].plan if advice else found, room))
+            console.say(_verdict(advice[-1].plan if advice else plan, room))
     if args.json:
-        console.say(json.dumps(as_json(found, room, advice)))
+        console.say(json.dumps(as_json(plan, room, advice)))
     return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command's arguments; raises InputError for those without sense."""
+    """The arguments of `jaxpeft plan`.
+
+    Raises:
+        InputError: for those without sense.
+    """
     parser = argparse.ArgumentParser(
         prog="jaxpeft plan",
         description="What a training run needs on each device, from config.json and "
@@ -106,7 +110,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def lines(plan: "Plan", room: float | None) -> list[str]:
-    """The plan in words. room: bytes of a device, if known."""
+    """The plan in lines for a person.
+
+    Args:
+        plan: of a run.
+        room: the bytes of a device, None where they are unknown.
+    """
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     share = plan.trainable / plan.parameters
     parts = {
@@ -161,12 +170,18 @@ def _undivided(plan: "Plan") -> list[str]:
 
 
 def as_json(plan: "Plan", room: float | None, advice: Sequence[Any]) -> dict[str, Any]:
-    """The plan as JSON can hold it; sizes in bytes."""
+    """The plan as JSON can hold it; sizes in bytes.
+
+    Args:
+        plan: of a run.
+        room: the bytes of a device, None where they are unknown.
+        advice: what would help, each a `planning.Advice`.
+    """
     names = "parameters trainable weights adapters optimizer batch activations".split()
     names += "temporaries total flops sent mesh devices simulated whole".split()
-    found: dict[str, Any] = {name: getattr(plan, name) for name in names}
-    found["fits"] = None if room is None else _fits(plan, room)
-    found["advice"] = [
+    fields: dict[str, Any] = {name: getattr(plan, name) for name in names}
+    fields["fits"] = None if room is None else _fits(plan, room)
+    fields["advice"] = [
         {
             "overrides": list(one.overrides),
             "total": one.plan.total,
@@ -174,7 +189,7 @@ def as_json(plan: "Plan", room: float | None, advice: Sequence[Any]) -> dict[str
         }
         for one in advice
     ]
-    return found
+    return fields
 
 
 def _fits(plan: "Plan", room: float) -> bool:

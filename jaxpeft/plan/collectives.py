@@ -45,10 +45,13 @@ _NAME = re.compile(r'op_name="([^"]*)"')
 class Collective(NamedTuple):
     """One collective operation of a program.
 
-    kind: one of `KINDS`. nbytes: the array that it makes whole or adds up, on one
-    device: the result of an all-gather, the operand of all others. group: the devices
-    that take part, those of the first group for all. times: how often a run of the
-    program performs it. name: what in the source it comes from.
+    Attributes:
+        kind: one of `KINDS`.
+        nbytes: of the array that it makes whole or adds up, on one device: the result
+            of an all-gather, the operand of all others.
+        group: the devices that take part, those of the first group for all.
+        times: how often a run of the program performs it.
+        name: what in the source it comes from.
     """
 
     kind: str
@@ -69,28 +72,38 @@ class Collective(NamedTuple):
 
 
 def collectives(program: Any) -> list[Collective]:
-    """The collectives of a compiled program, a `jax.stages.Compiled` or its HLO text.
+    """The collectives of a compiled program.
 
     A loop whose length the compiler does not know counts once.
+
+    Args:
+        program: a `jax.stages.Compiled` or its HLO text.
     """
     text = program if isinstance(program, str) else program.as_text()
     bodies, entry = _computations(text.splitlines())
-    found: list[Collective] = []
+    operations: list[Collective] = []
 
     def visit(name: str, times: int) -> None:
         for line in bodies[name]:
-            found.extend(_in_line(line, times))
+            operations.extend(_in_line(line, times))
             trips = _TRIPS.search(line) if " while(" in line else None
             for called in _called(line):
                 if called in bodies:
                     visit(called, times * int(trips.group(1)) if trips else times)
 
     visit(entry, 1)
-    return found
+    return operations
 
 
 def totals(found: Iterable[Collective]) -> dict[str, float]:
-    """{kind: bytes that a device sends}, of the kinds that occur."""
+    """The bytes that a device sends for each kind of collective that occurs.
+
+    Args:
+        found: the collectives of a program.
+
+    Returns:
+        {kind: bytes}.
+    """
     sums: dict[str, float] = {}
     for one in found:
         sums[one.kind] = sums.get(one.kind, 0.0) + one.moved
@@ -98,7 +111,11 @@ def totals(found: Iterable[Collective]) -> dict[str, float]:
 
 
 def _computations(lines: list[str]) -> tuple[dict[str, list[str]], str]:
-    """({name: its lines}, the name of the entry)."""
+    """The computations of an HLO text.
+
+    Returns:
+        ({name: its lines}, the name of the entry).
+    """
     bodies: dict[str, list[str]] = {}
     entry, name = "", ""
     for line in lines:

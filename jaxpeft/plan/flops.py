@@ -12,6 +12,9 @@ def count(jaxpr: Any) -> int:
     transformer, is left out. A scan counts as often as it turns, of a conditional the
     dearer branch, and of a loop whose length is not known one turn. (The compiler's own
     cost analysis counts the body of every loop once.)
+
+    Args:
+        jaxpr: a `Jaxpr` or a `ClosedJaxpr`.
     """
     total = 0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -24,7 +27,7 @@ def count(jaxpr: Any) -> int:
 
 
 def inner_jaxprs(equation: Any) -> Iterator[Any]:
-    """Those that an equation calls, loops over or chooses between."""
+    """The jaxprs that an equation calls, loops over or chooses between."""
     for value in equation.params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
             inner = getattr(one, "jaxpr", one)

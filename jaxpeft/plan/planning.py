@@ -30,16 +30,23 @@ STEPS = 1000
 
 @dataclass(frozen=True)
 class Plan:
-    """What one training step needs. Sizes are bytes on one device, the fullest.
+    """The needs of one training step. Sizes are bytes on one device, the fullest.
 
-    parameters, trainable: counts. weights: of what is frozen, or of all that trains
-    in full fine-tuning. adapters: of what trains beside frozen weights. optimizer:
-    its state. activations: kept from the forward for the backward pass. temporaries:
-    everything else that a step needs, gradients too. batch: its tokens and masks.
-    flops: of the matrix products of a step, on all devices together. sent: {kind of
-    collective: bytes that a device sends in a step}. simulated: whether it was compiled
-    for devices that are not there. whole: the weights that no axis of the mesh divides,
-    though one was meant to.
+    Attributes:
+        mesh: {axis: devices along it}.
+        parameters: how many parameters there are.
+        trainable: how many of them train.
+        weights: of what is frozen, or of all that trains in full fine-tuning.
+        adapters: of what trains beside frozen weights.
+        optimizer: of the optimizer's state.
+        batch: of its tokens and masks.
+        activations: kept from the forward for the backward pass.
+        temporaries: everything else that a step needs, gradients too.
+        flops: of the matrix products of a step, on all devices together.
+        sent: {kind of collective: bytes that a device sends in a step}.
+        simulated: whether it was compiled for devices that are not there.
+        whole: the weights that no axis of the mesh divides, though one was meant to.
+        collectives: the collective operations of the step.
     """
 
     mesh: dict[str, int]
@@ -59,17 +66,17 @@ class Plan:
 
     @property
     def devices(self) -> int:
-        """How many take part."""
+        """The number of devices that take part."""
         return math.prod(self.mesh.values())
 
     @property
     def kept(self) -> int:
-        """Bytes on a device between two steps."""
+        """The bytes on a device between two steps."""
         return self.weights + self.adapters + self.optimizer
 
     @property
     def total(self) -> int:
-        """Bytes on a device at the fullest moment of a step."""
+        """The bytes on a device at the fullest moment of a step."""
         return self.kept + self.batch + self.activations + self.temporaries
 
     def fits(self, room: float) -> bool:
@@ -80,19 +87,27 @@ class Plan:
 def plan(
     cfg: RunConfig, mesh: jax.sharding.Mesh, *, simulated: bool, like: str = "cpu"
 ) -> Plan:
-    """The plan of a run on the devices of `mesh`; nothing is read but `config.json`.
+    """The plan of a run on the devices of a mesh; nothing is read but `config.json`.
 
-    Sequences have `data.max_length` tokens: shorter ones need less. simulated: the
-    mesh's CPU devices stand for accelerators (`like`: "gpu" or "tpu"), which compute
-    in the dtype that the configuration names, and CPUs do not; what is compiled is
-    then float32 throughout, and activations and temporaries are counted at that
-    dtype's size. Raises InputError as a run would.
+    Sequences have `data.max_length` tokens: shorter ones need less.
+
+    Args:
+        cfg: the configuration.
+        mesh: the devices.
+        simulated: whether the mesh's CPU devices stand for accelerators, which compute
+            in the dtype that the configuration names, and CPUs do not; what is compiled
+            is then float32 throughout, and activations and temporaries are counted at
+            that dtype's size.
+        like: what they stand for: "gpu", "tpu" or "cpu".
+
+    Raises:
+        InputError: as a run would.
     """
     check_batches(cfg, mesh)
     step = _Step(cfg, mesh, widened=simulated and like != "cpu")
     jaxpr, program = step.build()
     memory = program.memory_analysis()
-    found = [_in_its_dtype(one, step.share) for one in collectives(program)]
+    sends = [_in_its_dtype(one, step.share) for one in collectives(program)]
     activations = step.activations(jaxpr)
     temporaries = max(0, memory.temp_size_in_bytes - activations)
     frozen, trainable = _on_a_device(step.frozen), _on_a_device(step.state.params)
@@ -110,7 +125,7 @@ def plan(
         activations=round(activations * step.share),
         temporaries=round(temporaries * step.share),
         flops=flops.count(jaxpr),
-        sent=totals(found),
+        sent=totals(sends),
         simulated=simulated,
         whole=tuple(
             name
@@ -119,7 +134,7 @@ def plan(
             )
             if sharding.is_whole(mesh, spec.axes, spec.shape)
         ),
-        collectives=found,
+        collectives=sends,
     )
 
 
@@ -133,7 +148,12 @@ def _in_its_dtype(one: Collective, share: float) -> Collective:
 
 
 class Advice(NamedTuple):
-    """Changes that make a run smaller, as overrides, and its plan with all of them."""
+    """Changes that make a run smaller.
+
+    Attributes:
+        overrides: the changes, texts `section.key=value`.
+        plan: the plan with all of them.
+    """
 
     overrides: tuple[str, ...]
     plan: Plan
@@ -146,11 +166,19 @@ def advise(
     room: float,
     **how: Any,
 ) -> Iterator[Advice]:
-    """Change after change, the cheaper ones first, until the run fits.
+    """Tries change after change, the cheaper ones first, until the run fits.
 
-    reopen: the configuration with overrides. first: its plan without any. room: bytes
-    of a device that it may take. how: the keywords of `plan`. What saves less than 2 %
-    is left out again.
+    What saves less than 2 % is left out again.
+
+    Args:
+        reopen: overrides -> the configuration with them.
+        first: its plan without any.
+        mesh: the devices.
+        room: the bytes of a device that the run may take.
+        how: the keywords of `plan`.
+
+    Yields:
+        All changes so far, once for each that is kept.
     """
     best, taken = first, ()
     for change in _changes(reopen(()), first.devices):
@@ -211,7 +239,11 @@ class _Step:
         self.batch = self._batch(size, cfg.data.packing)
 
     def _arrays(self, cfg: RunConfig, model: ModelConfig, dtype: str) -> tuple:
-        """(state, frozen) as shapes, and how many parameters the base has."""
+        """The state and the frozen parameters as shapes.
+
+        Returns:
+            (state, frozen, how many parameters the base has).
+        """
         rules, names = rules_of(cfg.adapter), models.module_names(model)
         base = base_shapes(cfg.model, model, dtype)
         params = jax.eval_shape(
@@ -232,7 +264,7 @@ class _Step:
         )
 
     def _held(self, params: Any) -> Any:
-        """What the objective keeps, as shapes; whole everywhere at the worst."""
+        """The shapes of what the objective keeps; whole everywhere at the worst."""
         whole = sharding.replicated(self.mesh)
         held = jax.eval_shape(self.objective.held, params)
         return jax.tree.map(lambda x: x.update(sharding=whole), held)
@@ -245,7 +277,7 @@ class _Step:
         )
 
     def build(self) -> tuple[Any, Any]:
-        """(jaxpr, program) of the step."""
+        """The step as (jaxpr, program)."""
         function = self.updates.train_step(self.model, self.objective)
         arguments = (*self._compiled_as, self.batch)
         return build(function, arguments, carries=True, mesh=self.mesh)
@@ -274,7 +306,7 @@ class _Step:
 
 
 def _scans(jaxpr: Any) -> Iterator[Any]:
-    """Every scan in it, in the order that they run."""
+    """Every scan in a jaxpr, in the order that they run."""
     for equation in jaxpr.eqns:
         for inner in flops.inner_jaxprs(equation):
             yield from _scans(inner)

@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises InputError for options that do not go together."""
+    """Checks that the options go together; raises InputError otherwise."""
     problems = []
     if args.search and (args.grid or not args.space):
         problems.append("--search: needs --space KEY=SPACE, and no --grid")

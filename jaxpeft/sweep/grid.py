@@ -15,12 +15,21 @@ Values = dict[str, Any]
 
 
 def axes(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """{key: its values} of texts such as `optimizer.learning_rate=1e-5,3e-5`.
+    """The values of each key, from texts such as `optimizer.learning_rate=1e-5,3e-5`.
 
     Each value is what it would be in a configuration file; one that holds commas itself
-    stands in brackets or quotes. Raises InputError for all that is wrong.
+    stands in brackets or quotes.
+
+    Args:
+        texts: of `--grid`, one for each key.
+
+    Returns:
+        {key: its values}.
+
+    Raises:
+        InputError: for all that is wrong.
     """
-    found: dict[str, list[Any]] = {}
+    values_of: dict[str, list[Any]] = {}
     problems = []
     for text in texts:
         key, equals, listed = text.partition("=")
@@ -31,26 +40,37 @@ def axes(texts: Sequence[str]) -> dict[str, list[Any]]:
             continue
         if not equals or not key or not values:
             problems.append(f"--grid {text}: write section.key=value,value,...")
-        elif key in found:
+        elif key in values_of:
             problems.append(f"--grid {key}: is given twice; name all values at once")
         elif len(set(map(_text, values))) < len(values):
             problems.append(f"--grid {text}: names a value twice; remove one")
         else:
-            found[key] = values
-    if "output_dir" in found:
+            values_of[key] = values
+    if "output_dir" in values_of:
         problems.append("--grid output_dir: each point has its own; use --out DIR")
     if problems:
         raise InputError(*problems)
-    return found
+    return values_of
 
 
 def points(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
-    """Every combination of the values, the last axis changing fastest."""
+    """Every combination of the values, the last axis changing fastest.
+
+    Args:
+        axes: {key: its values}.
+
+    Returns:
+        {key: value} for each point.
+    """
     return [dict(zip(axes, combined)) for combined in itertools.product(*axes.values())]
 
 
 def name(values: Values) -> str:
-    """What a point is called: `learning_rate=0.001 seed=1`, with four digits."""
+    """The name of a point: `learning_rate=0.001 seed=1`, numbers with four digits.
+
+    Args:
+        values: {key: value} of the point.
+    """
     short = {key.rsplit(".", 1)[-1] for key in values}
     whole = len(short) < len(values)  # two keys of different sections end alike
     return " ".join(
@@ -69,22 +89,26 @@ def together(
 ) -> list[list[int]]:
     """The numbers of the points, in groups that one program can train.
 
-    at_once: the largest group; None: as many as there are where an adapter trains, and
-    one at a time where the whole model does, of which each point has a copy.
+    Args:
+        configs: of the points.
+        devices: how many there are.
+        at_once: the largest group; None: as many as there are where an adapter trains,
+            and one at a time where the whole model does, of which each point has a
+            copy.
     """
     groups: dict[str, list[int]] = {}
     for number, cfg in enumerate(configs):
         groups.setdefault(_program(cfg, number, devices), []).append(number)
-    found = []
+    programs = []
     for numbers in groups.values():
         full = gives_a_model(configs[numbers[0]].adapter)
         size = at_once or (1 if full else len(numbers))
-        found += [numbers[i : i + size] for i in range(0, len(numbers), size)]
-    return sorted(found)
+        programs += [numbers[i : i + size] for i in range(0, len(numbers), size)]
+    return sorted(programs)
 
 
 def _program(cfg: RunConfig, number: int, devices: int) -> str:
-    """What points of one program must have in common, as text."""
+    """The settings that points of one program must have in common, as text."""
     if not _can_share(cfg, devices):
         return str(number)
     own = {"own"}  # the kinds of keys of which each point has its own value

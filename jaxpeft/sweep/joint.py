@@ -33,7 +33,7 @@ from jaxpeft.train.standing import DIVERGED, Standing
 def train(
     configs: Sequence[RunConfig], directory: Path, tell: Callable[[str], None]
 ) -> list[str]:
-    """Trains all of them; returns how each ended: "done", "stopped early", "diverged".
+    """Trains several runs in one program.
 
     Args:
         configs: alike in all but `seed`, `adapter.lora_alpha`, the rate, its schedule
@@ -41,6 +41,9 @@ def train(
         directory: of the checkpoints that they share, from which a repeated call
             continues.
         tell: called with lines for the user.
+
+    Returns:
+        How each ended: "done", "stopped early" or "diverged".
 
     Raises:
         InputError: for what is wrong with any of them.
@@ -61,8 +64,8 @@ def train(
 
     together = {
         f"{name} of point {number}": value
-        for number, found in enumerate(fingerprints)
-        for name, value in found.items()
+        for number, own in enumerate(fingerprints)
+        for name, value in own.items()
     }
     folder = directory / course.CHECKPOINTS
     with course.guarded(folder, first.cfg, together, save_total_limit=1) as guards:
@@ -90,7 +93,18 @@ def _finish(
 
 
 class Together:
-    """The steps of several runs: a `train.program.Program` whose state is stacked."""
+    """The steps of several runs: a `train.program.Program` whose state is stacked.
+
+    Attributes:
+        runs: the runs.
+        first: the first of them, whose base and mesh serve all.
+        same_data: whether all have the same seed, and so the same batches.
+        tuning: the numbers in which their optimizers differ.
+        shared: the arrays of the base, which are not stacked.
+        own: the frozen arrays that are each run's own, stacked.
+        saved: `state`, all states stacked, and `best`, the best parameters so far, or
+            None where they are not kept.
+    """
 
     saves_best = False
 
@@ -108,7 +122,7 @@ class Together:
         )
 
     def begin(self, note: Callable[[str], None]) -> None:
-        """Makes the programs, which are compiled when they are first called."""
+        """Prepares the programs, which are compiled when they are first called."""
         mesh, model = self.first.mesh, self.first.base.cfg
         step = joint_step.make_step(
             model, self.tuning, self.first.objective, self.same_data
@@ -119,7 +133,7 @@ class Together:
 
     @property
     def done(self) -> int:
-        """Steps taken so far, by those that took the most."""
+        """Steps taken so far, by the runs that took the most."""
         return int(self.saved["state"].step.max())
 
     @property
@@ -133,7 +147,7 @@ class Together:
         return zip(*(run.batches.iterate(start) for run in runs))
 
     def on_devices(self, batches: Sequence[data.Batch]) -> dict[str, Any]:
-        """The batch of all, or those of each stacked."""
+        """The one batch that all runs share, or the batches of each stacked."""
         width = max(batch["tokens"].shape[-1] for batch in batches)
         wide = [_widened(batch, width) for batch in batches]
         cut = [self.first.micro_batches(batch) for batch in wide]
@@ -144,7 +158,7 @@ class Together:
         return self._step.is_new(batch)
 
     def take(self, batch: dict[str, Any], active: np.ndarray) -> Metrics:
-        """One step of those that are active; the others keep their state."""
+        """Takes one step of the runs that are active; the others keep their state."""
         numbers, runs = self.tuning.arrays, jnp.asarray(active)
         self.saved["state"], metrics = self._step(
             self.saved["state"], self.shared, self.own, numbers, runs, batch
@@ -172,7 +186,13 @@ class Together:
     def observe(
         self, losses: Sequence[float], improved: np.ndarray, active: np.ndarray
     ) -> None:
-        """Lets schedules that follow evaluations see them, and keeps the best."""
+        """Lets schedules that follow evaluations see them, and keeps the best so far.
+
+        Args:
+            losses: of each run.
+            improved: (runs,) bool, whether the loss is the run's best so far.
+            active: (runs,) bool, whether the run still takes steps.
+        """
         state, best = self.saved["state"], self.saved["best"]
         if best is not None:
             self.saved["best"] = joint_step.chosen(
@@ -189,7 +209,7 @@ class Together:
         return self._slice(self.saved["state"], number)
 
     def settle(self, best: Sequence[int | None], checkpoints: Checkpoints) -> None:
-        """The best parameters are in the state already."""
+        """Does nothing: the best parameters are in the state already."""
 
     def trained(self, number: int) -> Any:
         """The parameters of a run that are its result, in its own structure."""
@@ -201,7 +221,7 @@ class Together:
         )
 
     def _initial_state(self) -> TrainState:
-        """All states before the first step, stacked, on the device."""
+        """The states before the first step, stacked, on the device."""
         stacked = joint_step.stacked([run.trainable for run in self.runs])
         keys = jnp.stack([run.key for run in self.runs])
         for run in self.runs:  # a second copy, of which only the structure is needed

@@ -27,8 +27,10 @@ from jaxpeft.optim.rule import Leafwise
 class Tuning:
     """The numbers in which the optimizers of several runs differ, as arrays.
 
-    parts: the first run's optimizer. arrays: `rates` (runs, steps + 1) float32, of
-    every update, and where they differ `decays` (runs,) float32.
+    Attributes:
+        parts: the first run's optimizer.
+        arrays: `rates` (runs, steps + 1) float32, of every update, and where they
+            differ `decays` (runs,) float32.
     """
 
     parts: optim.Parts
@@ -36,6 +38,7 @@ class Tuning:
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> "Tuning":
+        """The numbers of several runs' optimizers."""
         rules = [_rule(run.updates.parts) for run in runs]
         steps = jnp.arange(runs[0].steps + 1)
         arrays = {"rates": jnp.stack([_rates(r.learning_rate, steps) for r in rules])}
@@ -45,7 +48,11 @@ class Tuning:
         return cls(runs[0].updates.parts, arrays)
 
     def transformation(self, own: dict[str, Array]) -> optax.GradientTransformation:
-        """The chain of one run, whose numbers are `own`, without their first axis."""
+        """The chain of transformations of one run.
+
+        Args:
+            own: the run's numbers: `arrays` without their first axis.
+        """
         rule = _rule(self.parts)
         tuned = rule.tuned(
             lambda count: own["rates"][count], own.get("decays", rule.weight_decay)
@@ -65,7 +72,11 @@ def _rates(learning_rate: Any, steps: Array) -> Array:
 
 
 def fixed(runs: Sequence[Run]) -> tuple[Any, Frozen]:
-    """(the arrays of the base, what is each run's own stacked), holes in both."""
+    """The arrays that no step changes: the base's, and each run's own stacked.
+
+    Returns:
+        (the params of the base, what is each run's own), with holes in both.
+    """
 
     def parts(run: Run) -> tuple[Any, Frozen]:
         params = tree.combine(run.trainable, run.frozen)
@@ -85,21 +96,30 @@ def _whole(own: Frozen, shared: Any) -> Frozen:
 def stacked(trees: Sequence[Any]) -> Any:
     """The trees as one, with a new first axis, in the structure of the first one.
 
-    Theirs may differ in what files say of an adapter, such as `lora_alpha`, and no
-    step looks at.
+    Their structures may differ in what files say of an adapter, such as `lora_alpha`,
+    and no step looks at.
+
+    Args:
+        trees: of arrays of the same shapes.
     """
     leaves = zip(*(jax.tree.leaves(tree) for tree in trees))
     return jax.tree.unflatten(jax.tree.structure(trees[0]), map(jnp.stack, leaves))
 
 
 def at(index: Any) -> Callable[[Any], Any]:
-    """Takes the part of one point from a stacked leaf."""
+    """The function that takes the part of one point from a stacked leaf."""
     return lambda x: x[index]
 
 
 @jax.jit
 def chosen(where: Array, new: Any, old: Any) -> Any:
-    """Of each point the new values where `where` (points,) is true, else the old."""
+    """The new values of each point where `where` is true, else the old.
+
+    Args:
+        where: (points,) bool.
+        new: a stacked tree.
+        old: another of the same structure.
+    """
 
     def choose(x: Array, y: Array) -> Array:
         return jnp.where(where.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
@@ -124,9 +144,13 @@ def _over_points(function: Callable, *arguments: Any) -> Any:
 
 
 def make_create(tuning: Tuning) -> Callable:
-    """create(trainable, keys, numbers) -> the states before the first step.
+    """The function (trainable, keys, numbers) -> the states before the first step.
 
-    All stacked. numbers: `tuning.arrays`, which the compiled program does not hold.
+    All of them are stacked. The numbers are `tuning.arrays`, which the compiled program
+    does not hold.
+
+    Args:
+        tuning: of the runs.
     """
 
     def create(trainable: Any, keys: Array, numbers: Any) -> TrainState:
@@ -141,11 +165,16 @@ def make_create(tuning: Tuning) -> Callable:
 def make_step(
     model: ModelConfig, tuning: Tuning, objective: Objective, same_data: bool
 ) -> Callable:
-    """take(states, shared, own, numbers, active, batch) -> (states, metrics).
+    """The function (states, shared, own, numbers, active, batch) -> (states, metrics).
 
-    states, own, numbers and the metrics are stacked; the state of a point where
-    `active` (points,) is false stays as it is. same_data: `batch` is one for all, else
-    stacked too.
+    The states, `own`, the numbers (`tuning.arrays`) and the metrics are stacked; the
+    state of a point where `active` (points,) is false stays as it is.
+
+    Args:
+        model: the hyperparameters of the base.
+        tuning: of the runs.
+        objective: what the step minimises.
+        same_data: whether `batch` is one for all; else it is stacked too.
     """
 
     def take(
@@ -165,16 +194,21 @@ def make_step(
             kept = jax.tree.map(lambda x, y: jnp.where(runs, x, y), new, state)
             return kept, metrics
 
-        points = (states, own, numbers, active)
+        arguments = (states, own, numbers, active)
         if same_data:
-            return _over_points(functools.partial(one, batch=batch), *points)
-        return _over_points(one, *points, batch)
+            return _over_points(functools.partial(one, batch=batch), *arguments)
+        return _over_points(one, *arguments, batch)
 
     return take
 
 
 def make_eval_step(model: ModelConfig, objective: Objective) -> Callable:
-    """evaluate(trained, shared, own, batch) -> the sums of each point, stacked."""
+    """The function (trained, shared, own, batch) -> the sums of each point, stacked.
+
+    Args:
+        model: the hyperparameters of the base.
+        objective: what is evaluated.
+    """
     one_step = step.make_eval_step(model, objective)
 
     def evaluate(trained: Any, shared: Any, own: Any, batch: Any) -> Any:

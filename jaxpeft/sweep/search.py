@@ -13,30 +13,38 @@ ROUND = 4  # points that are asked for at once, and can train in one program
 
 
 def spaces(texts: Sequence[str]) -> dict[str, Any]:
-    """{key: what it is drawn from} of texts such as `optimizer.learning_rate=log:a:b`.
+    """The spaces that keys are drawn from, of texts such as `seed=int:1:9`.
 
     `log:a:b` and `uniform:a:b` are numbers from a to b, `int:a:b` whole ones, and
-    `a,b,c` is a choice. Raises InputError for all that is wrong, and where optuna is
-    not installed.
+    `a,b,c` is a choice.
+
+    Args:
+        texts: of `--space`, `section.key=SPACE`, one for each key.
+
+    Returns:
+        {key: its space} as JSON can hold it.
+
+    Raises:
+        InputError: for all that is wrong, and where optuna is not installed.
     """
     if importlib.util.find_spec("optuna") is None:
         raise InputError(
             "--search optuna: optuna is not installed: pip install 'jaxpeft[optuna]'"
         )
-    found, problems = {}, []
+    space_of, problems = {}, []
     for text in texts:
         key, _, kind = text.partition("=")
-        if key in found:
+        if key in space_of:
             problems.append(f"--space {key}: is given twice; name it once")
         if key == "output_dir":
             problems.append("--space output_dir: each point has its own; use --out DIR")
         try:
-            found[key] = _space(text, kind)
+            space_of[key] = _space(text, kind)
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(*problems)
-    return found
+    return space_of
 
 
 def train(sweep: Sweep, trials: int, seed: int) -> None:
@@ -44,6 +52,11 @@ def train(sweep: Sweep, trials: int, seed: int) -> None:
 
     What it draws depends on the seed and the results alone, so that a sweep that was
     interrupted goes on with the points that it had drawn.
+
+    Args:
+        sweep: perhaps with points already.
+        trials: how many points there are in the end.
+        seed: of the draws.
     """
     sweep.train(sweep.points)
     while len(sweep.points) < trials:

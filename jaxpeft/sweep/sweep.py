@@ -31,14 +31,20 @@ LAST_LINES = 10  # whose mean is the training loss of a point
 
 @dataclass
 class Point:
-    """One run of a sweep.
+    """One run of a sweep; its losses are in nats per token, None where there is none.
 
-    values: of the keys that the sweep changes. status: "waiting", "running", "done",
-    "stopped early" or "diverged". Losses are in nats per token, None where there is
-    none: the last evaluation, the lowest one and its step, and the mean of the last
-    logged training losses. seconds: of the program that trained it, over the number of
-    points that it trained. turn: points added together have the same, and no program
-    trains points of several turns, so that a sweep that grew goes on as it began.
+    Attributes:
+        name: its values in short.
+        directory: where it is written, below the sweep's own.
+        values: {key: value} of the keys that the sweep changes.
+        status: "waiting", "running", "done", "stopped early" or "diverged".
+        eval_loss: of the last evaluation.
+        best_eval_loss: of the lowest evaluation.
+        best_step: the step of that evaluation.
+        train_loss: the mean of the last logged training losses.
+        seconds: of the program that trained it, over the number of points it trained.
+        turn: points added together have the same, and no program trains points of
+            several turns, so that a sweep that grew goes on as it began.
     """
 
     name: str
@@ -62,7 +68,16 @@ class Point:
 class Sweep:
     """The points of a sweep and where they are written.
 
-    Raises InputError where the directory holds another sweep, or anything else.
+    Attributes:
+        source: the configuration file.
+        overrides: texts `section.key=value` that replace its keys at every point.
+        directory: where the sweep is written.
+        axes: {key: the values of a grid, or the space of a search}.
+        at_once: the most points that one program trains; None: see `grid.together`.
+        points: the points so far.
+
+    Raises:
+        InputError: where the directory holds another sweep, or anything else.
     """
 
     source: str
@@ -93,15 +108,15 @@ class Sweep:
             )
 
     def add(self, choices: Sequence[dict[str, Any]]) -> list[Point]:
-        """Further points, which wait; those that a grid has already are not added."""
+        """Adds points that wait, but for those that a grid has; returns the added."""
         turn = 1 + max((point.turn for point in self.points), default=-1)
         known = [point.values for point in self.points]
         added = []
         for values in choices:
             if self.is_grid and values in known:
                 continue
-            place = f"{POINTS}/{len(self.points) + len(added):02}"
-            added.append(Point(grid.name(values), place, values, turn=turn))
+            directory = f"{POINTS}/{len(self.points) + len(added):02}"
+            added.append(Point(grid.name(values), directory, values, turn=turn))
         self.points += added
         return added
 
@@ -111,8 +126,8 @@ class Sweep:
         return all(isinstance(axis, list) for axis in self.axes.values())
 
     def configurations(self, points: Sequence[Point]) -> list[RunConfig]:
-        """What each point trains; raises InputError for all that is wrong with any."""
-        found, problems = [], []
+        """The configuration of each point; an InputError says all that is wrong."""
+        configs, problems = [], []
         for point in points:
             own = [*grid.overrides(point.values), f"output_dir={self._output(point)}"]
             try:
@@ -120,13 +135,13 @@ class Sweep:
             except InputError as error:
                 problems += [f"{point.name}: {text}" for text in error.problems]
             else:
-                found.append(cfg)
+                configs.append(cfg)
         if problems:
             raise InputError(*problems)
-        return found
+        return configs
 
     def train(self, points: Sequence[Point]) -> None:
-        """Trains those that have not ended, together where one program can."""
+        """Trains the points that have not ended, together where one program can."""
         left = [point for point in points if not point.ended]
         configs = self.configurations(left)
         for turn in sorted({point.turn for point in left}):
@@ -143,7 +158,7 @@ class Sweep:
         return sorted(ended, key=lambda p: (p.status == DIVERGED, self.score(p)))
 
     def score(self, point: Point) -> float:
-        """What a point is judged by, the lower the better; infinity for no number."""
+        """The number that a point is judged by, lower is better; infinity for none."""
         if self.judged_by == "train_loss":
             value = point.train_loss
         elif self.base.training.keeps_best:
@@ -154,7 +169,7 @@ class Sweep:
 
     @property
     def judged_by(self) -> str:
-        """The column that ranks: the evaluation loss where there is one."""
+        """The name of the column that ranks: the evaluation loss if there is one."""
         if not self.base.data.evaluates:
             return "train_loss"
         return "best_eval_loss" if self.base.training.keeps_best else "eval_loss"
@@ -183,9 +198,9 @@ class Sweep:
 
     def draw(self) -> None:
         """Draws the picture and writes the page of the points so far."""
-        found = sweep_files.read_sweep(self.directory)
+        sweep = sweep_files.read_sweep(self.directory)
         picture = self.directory / sweep_files.SWEEP_PLOT
-        plots.plot_sweep(found, picture, str(self.directory))
+        plots.plot_sweep(sweep, picture, str(self.directory))
         sweep_page.write_sweep(self.directory)
 
     def _train_group(self, group: list[Point], configs: list[RunConfig]) -> None:
@@ -298,7 +313,7 @@ def over_seeds(sweep: Sweep) -> list[str]:
 
 
 def advice(sweep: Sweep) -> list[str]:
-    """What to do with the result: the best point, and where the grid is too small."""
+    """Lines on what to do next: the best point, and where the grid is too small."""
     ranked = [point for point in sweep.ranking() if math.isfinite(sweep.score(point))]
     if not ranked:
         return ["no point has a finite loss: lower optimizer.learning_rate"]
@@ -321,7 +336,7 @@ def advice(sweep: Sweep) -> list[str]:
 
 
 def _ends(key: str, axis: Any) -> tuple[float, ...]:
-    """(lowest, highest) value of a key; () where these are no ends of a scale."""
+    """The (lowest, highest) value of a key; () where these are no ends of a scale."""
     if isinstance(axis, dict):
         return (axis["low"], axis["high"]) if "low" in axis else ()
     if key == SEED or len(axis) < 3 or not all(map(_is_number, axis)):

@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
     )
     cli.process_arguments(parser)
     args = parser.parse_intermixed_args(list(argv))
-    place = cli.place(args)
-    if place is not None:
+    rank = cli.place(args)
+    if rank is not None:
         # Until JAX takes over: nothing is begun, and the same command begins it.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_PREEMPTED))
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     cfg = configuration.open_config(args.config, args.overrides)
     if cfg.deterministic:
         determinism.require()  # before the devices are looked for
-    cluster.join(place, **cfg.cluster.model_dump())
+    cluster.join(rank, **cfg.cluster.model_dump())
     programs.keep()
     course.train(cfg, resume=args.resume)
     return 0

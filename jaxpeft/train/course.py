@@ -34,7 +34,13 @@ CHECKPOINTS = "checkpoints"
 
 
 class Guards(NamedTuple):
-    """What a course is kept safe by: what it saves, who may stop it, and a hang."""
+    """The guards of a course, which keep it safe.
+
+    Attributes:
+        checkpoints: what it saves.
+        interrupt: who may stop it.
+        watchdog: ends it when it hangs.
+    """
 
     checkpoints: Checkpoints
     interrupt: Interrupt
@@ -42,7 +48,12 @@ class Guards(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a course ended. seconds: since its first step, in all starts."""
+    """The end of a course.
+
+    Attributes:
+        standings: how each run stands.
+        seconds: since its first step, in all starts.
+    """
 
     standings: list[Standing]
     seconds: float
@@ -57,8 +68,9 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
             which continues although configuration, data or base have changed.
 
     Raises:
-        InputError, NumericsError, Preempted: which the command turns into its exit
-            code.
+        InputError: where what was given is wrong.
+        NumericsError: where the loss or the gradient stays not finite.
+        Preempted: where it was asked to stop, and has saved.
     """
     _check(cfg, resume)
     resumes = any((Path(cfg.output_dir) / CHECKPOINTS).glob("[0-9]*"))
@@ -103,7 +115,8 @@ def guarded(
         folder: of the checkpoints.
         cfg: says how many are kept, and how long a hang may last.
         fingerprint: what a continued course must share with the one that was saved.
-        save_total_limit: in place of the configuration's.
+        save_total_limit: how many checkpoints are kept, in place of the
+            configuration's.
     """
     limit = save_total_limit or cfg.training.save_total_limit
     with (
@@ -137,7 +150,7 @@ def follow(
 
     Returns:
         How each run stands, and the seconds that it took. `program.trained` is then
-        what each has trained.
+            what each has trained.
     """
     checkpoints, _, watchdog = guards
     restored = checkpoints.restore(program.saved, check_fingerprint=not anyway)
@@ -223,7 +236,7 @@ def _settle(
 
 
 def _watch(standings: Sequence[Standing], display: Progress) -> list[Watch]:
-    """Of a run alone what is newly found in its curves is said at once."""
+    """The hook that says what is new in the findings of a run alone, or none."""
     if len(standings) > 1 or not cluster.is_primary():
         return []
     cfg = standings[0].run.cfg
@@ -276,7 +289,7 @@ def _finish(program: Alone, ended: Ended) -> None:
 
 
 def _check(cfg: RunConfig, resume: str) -> None:
-    """What can be wrong before anything is opened; the same in every process."""
+    """Checks what can be before anything is opened; the same in every process."""
     if cfg.deterministic:
         determinism.require()
     cluster.require_same(
@@ -288,20 +301,29 @@ def _check(cfg: RunConfig, resume: str) -> None:
 
 
 def check_output(output: Path, resume: str) -> None:
-    """Raises InputError where the directory does not allow what was asked for."""
+    """Checks that the output directory allows what was asked for.
+
+    Args:
+        output: the run's directory.
+        resume: as for `train`.
+
+    Raises:
+        InputError: where it is a file, where it is not empty and "never" was asked for,
+            or where it holds a result and nothing to continue from.
+    """
     if output.exists() and not output.is_dir():
         raise InputError(f"output_dir: {str(output)!r} is a file; name a directory")
     if not output.is_dir():
         return
     ours = {LOCK, *FILES}  # a range test there is no run
-    found = [entry.name for entry in output.iterdir() if entry.name not in ours]
-    if found and resume == "never":
+    names = [entry.name for entry in output.iterdir() if entry.name not in ours]
+    if names and resume == "never":
         raise InputError(
             f"output_dir: {str(output)!r} is not empty, and --resume never starts over "
             "only in an empty directory; choose another one, or empty it yourself"
         )
-    trained = [name for name in (ADAPTER, MODEL) if name in found]
-    if trained and CHECKPOINTS not in found:
+    trained = [name for name in (ADAPTER, MODEL) if name in names]
+    if trained and CHECKPOINTS not in names:
         raise InputError(
             f"output_dir: {str(output)!r} holds a trained {trained[0]} and no "
             "checkpoint to continue from; training would overwrite it: choose another "

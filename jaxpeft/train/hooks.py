@@ -26,7 +26,16 @@ OF_EVERY_STEP = {"loss", "grad_norm", "update_norm", "weight", "skipped_in_row"}
 
 
 class Log:
-    """Writes a line for every `every`-th step, and keeps the time."""
+    """A hook that writes a line for every `every`-th step, and keeps the time.
+
+    Args:
+        program: takes the steps.
+        standings: of its runs.
+        progress: the display.
+        every: steps from line to line; the first and the last step have one too.
+        last: the number of the last step.
+        seconds: the time that earlier starts took.
+    """
 
     def __init__(
         self,
@@ -46,15 +55,19 @@ class Log:
 
     @property
     def seconds(self) -> float:
-        """The time since the first step, in all starts, that the runs have shared."""
+        """The seconds since the first step, in all starts; all runs share them."""
         return self._earlier + time.monotonic() - self._start
 
     def restart(self) -> None:
-        """All the time up to now was no training."""
+        """Begins the measured time anew: all of it up to now was no training."""
         self._since, self._paused = time.monotonic(), 0.0
 
     def paused(self, seconds: float) -> None:
-        """Time that was no training (compiling, evaluating): not in the tokens/s."""
+        """Takes off time that was no training, such as compiling or evaluating.
+
+        Args:
+            seconds: which the tokens per second then leave out.
+        """
         self._paused += seconds
 
     def __call__(self, moment: Moment) -> None:
@@ -98,7 +111,13 @@ class Log:
 
 
 def rate(standing: Standing, state: TrainState, step: int) -> float:
-    """The learning rate of a step, as evaluations have left it."""
+    """The learning rate of a step, as evaluations have left it.
+
+    Args:
+        standing: of the run.
+        state: its state after the step.
+        step: the number of the step.
+    """
     updates = max(0, step - 1 - int(state.skipped))
     factor = optim.rate_factor(state.opt_state)
     given = standing.run.updates.rate(updates)
@@ -106,10 +125,19 @@ def rate(standing: Standing, state: TrainState, step: int) -> float:
 
 
 class Evaluate:
-    """Evaluates after every `every`-th step and the last one.
+    """A hook that evaluates after every `every`-th step and the last one.
 
-    Writes the figures, lets schedules follow them, and ends the runs whose patience is
-    at its end.
+    It writes the figures, lets schedules follow them, and ends the runs whose patience
+    is at its end.
+
+    Args:
+        program: takes the steps.
+        standings: of its runs.
+        log: is told of the time that evaluations take.
+        progress: the display.
+        watchdog: is told that an evaluation may take long.
+        every: steps from one to the next; None: only after the last step.
+        last: the number of the last step.
     """
 
     def __init__(
@@ -155,23 +183,30 @@ class Evaluate:
         return not active(self._standings).any()
 
     def run(self, step: int) -> list[dict[str, float]]:
-        """Evaluates, and writes the line of `step`; returns each run's figures."""
+        """Evaluates each run, and writes the line of a step.
+
+        Args:
+            step: the number of the steps taken.
+
+        Returns:
+            {name: figure} for each run, see `Objective.report`.
+        """
         start = time.monotonic()
         self._watchdog.pet(SAVE_GRACE)
-        found = self._program.evaluate()
-        for one, figures in zip(self._standings, found, strict=True):
+        reports = self._program.evaluate()
+        for one, figures in zip(self._standings, reports, strict=True):
             if one.runs:
                 one.file.write({"step": step, **figures})
-        if len(found) == 1:
-            said = self._standings[0].run.objective.in_words(found[0])
+        if len(reports) == 1:
+            said = self._standings[0].run.objective.in_words(reports[0])
         else:
-            said = "losses " + "  ".join(f"{one['eval_loss']:.4f}" for one in found)
+            said = "losses " + "  ".join(f"{one['eval_loss']:.4f}" for one in reports)
         self._progress.note(f"evaluation after step {step}: {said}")
         self._log.paused(time.monotonic() - start)
-        return found
+        return reports
 
     def _rates(self, step: int) -> list[float]:
-        """Of each run whose schedule follows evaluations."""
+        """The learning rate of each run whose schedule follows evaluations."""
         return [
             rate(one, self._program.state(number), step)
             for number, one in enumerate(self._standings)
@@ -185,11 +220,20 @@ class Evaluate:
 
 
 class Save:
-    """Saves every `every`-th step, and the last; at once when asked to stop.
+    """A hook that saves every `every`-th step and the last, and when asked to stop.
 
-    asked_to_stop: given the step, what asked to stop after it; empty if nothing did.
-    keeps_best: also saves each step that is the best so far, which then stays whatever
-    is deleted, where the program finds it in a checkpoint.
+    Args:
+        program: takes the steps.
+        standings: of its runs.
+        log: knows the time that they took.
+        checkpoints: where it saves.
+        asked_to_stop: given the step, what asked to stop after it, at once; empty if
+            nothing did.
+        watchdog: is told of every step, and that a save may take long.
+        every: steps from one to the next.
+        last: the number of the last step.
+        keeps_best: also saves each step that is the best so far, which then stays
+            whatever is deleted, where the program finds it in a checkpoint.
     """
 
     def __init__(
@@ -230,12 +274,18 @@ class Save:
 
 
 class Abort:
-    """Gives a run up when over `limit` steps in a row were not finite.
+    """A hook that gives a run up when over `limit` steps in a row were not finite.
 
     Such steps leave the state as it was (a fused one without clipping may have updated
     layers above the first bad gradient), so that nothing non-finite is ever saved. It
     looks at the step before the newest: asking after that one would make the host wait.
     Only of the run's `last` step there is no later moment to ask.
+
+    Args:
+        standings: of the runs.
+        give_up: called with a run and what was seen of it.
+        limit: steps in a row that may be not finite.
+        last: the number of the last step.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupt:
-    """Turns SIGTERM and the first SIGINT of a `with` block into a flag.
+    """A `with` block that turns SIGTERM and the first SIGINT into a flag.
 
     The loop looks at `requested` between two steps, saves and leaves; a second SIGINT
     raises KeyboardInterrupt at once. The handlers that stood before come back at the
@@ -25,6 +25,9 @@ class Interrupt:
     With `jax.distributed` pass `signals=()`: JAX's own handler and this one displace
     each other in silence, and only JAX's sync point stops all processes at the same
     step.
+
+    Args:
+        signals: those to listen to.
 
     Attributes:
         signal: the signal that asked first, or None.
@@ -70,11 +73,14 @@ class Interrupt:
 
 
 class Watchdog:
-    """Ends the process with exit code 124 when nothing has moved for `seconds`.
+    """A thread that ends the process with exit code 124 when nothing moves any more.
 
     All threads' tracebacks go to standard error first, so that one sees where it hangs.
-    The time runs from the construction and anew from each `pet`. `None` disables it.
+    The time runs from the construction and anew from each `pet`.
     (`faulthandler.dump_traceback_later` does the same, but exits with 1.)
+
+    Args:
+        seconds: how long nothing may move; None: the watchdog is off.
     """
 
     def __init__(self, seconds: float | None):
@@ -87,9 +93,13 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def pet(self, grace: float | None = None) -> None:
-        """Something moved: wait `seconds` from now, or at least `grace` seconds.
+        """Says that something moved: the time runs anew.
 
         A grace covers what is known to take long, such as a compilation or a save.
+
+        Args:
+            grace: seconds that the watchdog waits this time, if they are more than its
+                own.
         """
         if self._seconds is None:
             return
@@ -102,7 +112,7 @@ class Watchdog:
                 self._changed.notify()
 
     def stop(self) -> None:
-        """Watch no longer; may be called more than once."""
+        """Ends the watch; may be called more than once."""
         with self._changed:
             self._stopped = True
             self._changed.notify()

@@ -14,7 +14,7 @@ from jaxpeft.train.standing import Standing, active
 
 @dataclass(frozen=True)
 class Moment:
-    """What a hook sees after a step.
+    """The moment after a step, as a hook sees it.
 
     Attributes:
         step: its number, from 1.
@@ -74,6 +74,6 @@ def fit(
 
 
 def _tokens(batches: Sequence[data.Batch], runs: int) -> list[int]:
-    """Of each run; one batch alone is that of all."""
+    """The tokens of each run's batch; one batch alone is that of all."""
     counts = [int(np.count_nonzero(batch["segments"])) for batch in batches]
     return counts * runs if len(counts) == 1 else counts

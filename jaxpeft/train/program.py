@@ -30,7 +30,7 @@ class Program(Protocol):
 
     @property
     def runs(self) -> Sequence[Run]:
-        """Whose steps it takes."""
+        """The runs whose steps it takes."""
         ...
 
     @property
@@ -44,15 +44,27 @@ class Program(Protocol):
         ...
 
     def begin(self, note: Note) -> None:
-        """To be called before the first step; `note` tells what is compiled."""
+        """Prepares the programs; to be called before the first step.
+
+        Args:
+            note: is told what is compiled.
+        """
         ...
 
     def iterate(self, start: int) -> Any:
-        """The batches from number `start` on, at each step one a run or one for all."""
+        """The batches of each step from a number on: one for each run, or one for all.
+
+        Args:
+            start: the number of steps taken.
+        """
         ...
 
     def on_devices(self, batches: Sequence[data.Batch]) -> Any:
-        """Batches of `iterate` as the step takes them."""
+        """The batches of one step on the devices, as `take` wants them.
+
+        Args:
+            batches: an item of `iterate`.
+        """
         ...
 
     def is_new(self, batch: Any) -> bool:
@@ -60,11 +72,19 @@ class Program(Protocol):
         ...
 
     def take(self, batch: Any, active: np.ndarray) -> Metrics:
-        """One step of the runs that are `active`; metrics () or (runs,)."""
+        """Takes one step of the runs that are active; the others keep their state.
+
+        Args:
+            batch: from `on_devices`.
+            active: (runs,) bool.
+
+        Returns:
+            The metrics of the step, () or (runs,) each.
+        """
         ...
 
     def evaluate(self) -> list[dict[str, float]]:
-        """The report of each run's evaluation data."""
+        """The report of each run's evaluation data, {name: figure}."""
         ...
 
     def observe(
@@ -72,7 +92,10 @@ class Program(Protocol):
     ) -> None:
         """Takes in evaluation losses: schedules may follow them, the best are kept.
 
-        improved, active: (runs,) bool.
+        Args:
+            losses: of each run, the lower the better.
+            improved: (runs,) bool, whether the loss is the run's best so far.
+            active: (runs,) bool, whether the run still takes steps.
         """
         ...
 
@@ -81,19 +104,32 @@ class Program(Protocol):
         ...
 
     def settle(self, best: Sequence[int | None], checkpoints: Checkpoints) -> None:
-        """To be called after the last step: `trained` is then what is kept.
+        """Settles what is kept; to be called after the last step, before `trained`.
 
-        best: the step of the best evaluation of each run, where that is to be kept.
+        Args:
+            best: the step of the best evaluation of each run, where that is to be kept.
+            checkpoints: where it may be found.
         """
         ...
 
     def trained(self, number: int) -> Any:
-        """What a run has trained: the parameters to evaluate and to write."""
+        """The parameters that a run has trained: to be evaluated and written.
+
+        Args:
+            number: of the run.
+        """
         ...
 
 
 class Alone:
-    """The steps of one run."""
+    """The steps of one run: a `Program` of one.
+
+    Attributes:
+        run: the run.
+        runs: the same in a list.
+        saved: its state.
+        kept: the state of its best step, once `settle` has found another than the last.
+    """
 
     saves_best = True
 
@@ -103,7 +139,7 @@ class Alone:
         self.kept: TrainState | None = None
 
     def begin(self, note: Note) -> None:
-        """Makes the programs, which are compiled when they are first called."""
+        """Prepares the programs, which are compiled when they are first called."""
         run = self.run
         self._step = Compiled(
             run.train_step(), "step", note, carries=True, mesh=run.mesh
@@ -133,7 +169,12 @@ class Alone:
         return self._step.is_new(batch)
 
     def take(self, batch: Any, active: np.ndarray) -> Metrics:
-        """One step."""
+        """Takes one step.
+
+        Args:
+            batch: from `on_devices`.
+            active: not looked at: a run alone is active.
+        """
         self.saved, metrics = self._step(self.saved, self.run.fixed, batch)
         return metrics
 

@@ -9,14 +9,18 @@ from jaxpeft import console
 
 
 class Pace:
-    """How long the steps that are left will take."""
+    """An estimate of how long the steps that are left will take.
+
+    Args:
+        total: how many steps there are.
+    """
 
     def __init__(self, total: int):
         self._total = total
         self._first: tuple[int, float] | None = None  # step seen, and when
 
     def advance(self, step: int) -> None:
-        """To be called after every step."""
+        """Takes the time of a step; to be called after every one."""
         if self._first is None:
             self._first = step, time.monotonic()
 
@@ -31,13 +35,23 @@ class Pace:
 
 
 class PlainProgress:
-    """A line for every logged step: for files, pipes and cluster logs."""
+    """A display with a line for every logged step: for files, pipes and cluster logs.
+
+    Args:
+        total: how many steps there are.
+        done: how many are taken already.
+    """
 
     def __init__(self, total: int, done: int):
         self._total, self._pace = total, Pace(total)
 
     def log(self, step: int, lines: Sequence[dict[str, Any]]) -> None:
-        """Shows a logged training step."""
+        """Shows a logged training step.
+
+        Args:
+            step: its number.
+            lines: what is logged of it, as one mapping.
+        """
         (line,) = lines
         left = self._pace.left(step)
         console.say(
@@ -50,7 +64,7 @@ class PlainProgress:
         )
 
     def advance(self, step: int) -> None:
-        """Every step; plain lines show only those that are logged."""
+        """Counts a step; plain lines show only those that are logged."""
         self._pace.advance(step)
 
     def note(self, text: str) -> None:
@@ -62,7 +76,12 @@ class PlainProgress:
 
 
 class BarProgress:
-    """A bar with step, loss, learning rate, tokens per second and the time left."""
+    """A bar with step, loss, learning rate, tokens per second and the time left.
+
+    Args:
+        total: how many steps there are.
+        done: how many are taken already.
+    """
 
     def __init__(self, total: int, done: int):
         from rich.progress import (
@@ -84,7 +103,12 @@ class BarProgress:
         self._bar.start()
 
     def log(self, step: int, lines: Sequence[dict[str, Any]]) -> None:
-        """Shows a logged training step beside the bar."""
+        """Shows a logged training step beside the bar.
+
+        Args:
+            step: its number.
+            lines: what is logged of it, as one mapping.
+        """
         (line,) = lines
         text = (
             f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}"
@@ -106,13 +130,23 @@ class BarProgress:
 
 
 class SeveralProgress:
-    """A line for every logged step with the loss of each of several runs."""
+    """A display with a line for every logged step: the loss of each of several runs.
+
+    Args:
+        total: how many steps there are.
+        done: how many are taken already.
+    """
 
     def __init__(self, total: int, done: int):
         self._total, self._pace = total, Pace(total)
 
     def log(self, step: int, lines: Sequence[dict[str, Any]]) -> None:
-        """Shows a logged training step of all."""
+        """Shows a logged training step of all runs.
+
+        Args:
+            step: its number.
+            lines: what is logged of each run.
+        """
         losses = "  ".join(f"{line['loss']:.4f}" for line in lines)
         console.say(
             f"step {step:>{len(str(self._total))}}/{self._total}  losses {losses}"
@@ -120,7 +154,7 @@ class SeveralProgress:
         )
 
     def advance(self, step: int) -> None:
-        """Every step; lines show only those that are logged."""
+        """Counts a step; lines show only those that are logged."""
         self._pace.advance(step)
 
     def note(self, text: str) -> None:
@@ -135,5 +169,10 @@ Progress = PlainProgress | BarProgress | SeveralProgress
 
 
 def make_progress(total: int, done: int) -> Progress:
-    """A display for a run of `total` steps of which `done` are taken."""
+    """A display for a run: a bar on a terminal, plain lines elsewhere.
+
+    Args:
+        total: how many steps there are.
+        done: how many are taken already.
+    """
     return (BarProgress if sys.stdout.isatty() else PlainProgress)(total, done)

@@ -18,19 +18,30 @@ from jaxpeft.rundir.metrics import MetricsFile
 
 
 def begin(run: Run, first: int, fingerprint: Mapping[str, str]) -> None:
-    """Writes the configuration, and what the steps after `first` are made with."""
+    """Writes the configuration, and what the remaining steps are made with.
+
+    Args:
+        run: the run.
+        first: how many steps are taken already.
+        fingerprint: see `Run.fingerprint`.
+    """
     (run.output / CONFIG).write_text(config.to_yaml(run.cfg))
     if first < run.steps:
-        found = environment.collect(
+        surroundings = environment.collect(
             seed=run.cfg.seed,
             deterministic=run.cfg.deterministic,
             fingerprint=fingerprint,
         )
-        environment.record(run.output / environment.ENVIRONMENT, found, first)
+        environment.record(run.output / environment.ENVIRONMENT, surroundings, first)
 
 
 def open_metrics(run: Run, resumed_at: int | None) -> MetricsFile:
-    """The run's `metrics.jsonl` and its sinks; of several processes one has them."""
+    """The run's `metrics.jsonl` and its sinks; of several processes one has them.
+
+    Args:
+        run: the run.
+        resumed_at: the step to continue after; None: the run begins anew.
+    """
     if not cluster.is_primary():
         return MetricsFile(None, resumed_at)
     settings = run.cfg.model_dump(mode="json")
@@ -39,9 +50,16 @@ def open_metrics(run: Run, resumed_at: int | None) -> MetricsFile:
 
 
 def write_trained(run: Run, trained: Any) -> str:
-    """Writes what a run trained; returns the folder's name in the run directory.
+    """Writes the adapter or the model that a run trained.
 
-    trained: the trainable parameters. Every process takes part; the first one writes.
+    Every process takes part; the first one writes.
+
+    Args:
+        run: the run.
+        trained: its trainable parameters.
+
+    Returns:
+        The name of the folder in the run directory.
     """
     if gives_a_model(run.cfg.adapter):
         whole = tree.combine(trained, run.frozen)
@@ -69,8 +87,15 @@ def conclude(
 ) -> list[str]:
     """Writes plot, samples, summary and page of a run that has ended.
 
-    answers: see `Run.answers`, of the trained model. Returns what there is to remark
-    about the run, the most important first.
+    Args:
+        run: the run.
+        trained: its trainable parameters.
+        answers: of the trained model, see `samples.answers`.
+        steps: how many it took.
+        seconds: how long they took.
+
+    Returns:
+        Remarks about the run, the most important first.
     """
     metrics = run.output / METRICS
     plots.plot_losses(metrics, run.output / PLOT, str(run.output))

@@ -16,7 +16,17 @@ ANSWERING = 600.0  # seconds that answers may take, compilation included
 
 
 def answers(run: Run, trainable: Any) -> list[tuple[str, str, str]]:
-    """(prompt, reference, answer) for the first evaluation examples."""
+    """The answers to the first evaluation examples, beside what they should be.
+
+    Without evaluation data those are the first training examples.
+
+    Args:
+        run: the run.
+        trainable: its trainable parameters.
+
+    Returns:
+        (prompt, reference, answer) for each example that has room for an answer.
+    """
     source = run.evaluation or run.batches
     stop = hf.stop_ids(run.base.directory, run.base.tokenizer)
     tokenizer, room = run.base.tokenizer, run.base.cfg.max_position_embeddings
@@ -41,7 +51,12 @@ def answers(run: Run, trainable: Any) -> list[tuple[str, str, str]]:
 
 
 def before(program: Program, watchdog: Watchdog) -> None:
-    """Writes what the untrained models say: of runs with one seed it is the same."""
+    """Writes what the untrained models say: of runs with one seed it is the same.
+
+    Args:
+        program: before its first step.
+        watchdog: is told that answers may take long.
+    """
     said: dict[int, list[tuple[str, str, str]]] = {}
     for number, run in enumerate(program.runs):
         if run.cfg.seed not in said:
@@ -56,7 +71,11 @@ def before(program: Program, watchdog: Watchdog) -> None:
 
 
 def say_after(shown: Sequence[tuple[str, str, str]]) -> None:
-    """Says what a trained model answers, beside the references."""
+    """Says what a trained model answers, beside the references.
+
+    Args:
+        shown: what `answers` returns.
+    """
     for prompt, reference, answer in shown:
         console.say(f"after training\n  prompt: {_short(prompt)}")
         console.say(f"  answer: {_short(answer)}\n  reference: {_short(reference)}")

@@ -39,7 +39,7 @@ class Standing:
         return self.status == RUNNING
 
     def position(self) -> dict[str, Any]:
-        """What a checkpoint notes of it, for `stand`."""
+        """The tokens, status and losses that a checkpoint notes, for `stand`."""
         return {
             "tokens": self.tokens,
             "status": self.status,
@@ -48,7 +48,7 @@ class Standing:
 
 
 def stand(run: Run, position: Mapping[str, Any], resumed_at: int | None) -> Standing:
-    """How a run stands before its first step, or where a checkpoint left off.
+    """The standing of a run before its first step, or where a checkpoint left off.
 
     Args:
         run: what it works with.
@@ -70,7 +70,7 @@ def stand(run: Run, position: Mapping[str, Any], resumed_at: int | None) -> Stan
 
 
 def positions(standings: Sequence[Standing]) -> dict[str, Any]:
-    """What a checkpoint notes of all: of one alone its position, else by number."""
+    """The positions that a checkpoint notes: a lone run's own, else by number."""
     if len(standings) == 1:
         return standings[0].position()
     return {str(number): one.position() for number, one in enumerate(standings)}
@@ -79,7 +79,13 @@ def positions(standings: Sequence[Standing]) -> dict[str, Any]:
 def stand_all(
     runs: Sequence[Run], note: Mapping[str, Any], done: int
 ) -> list[Standing]:
-    """How runs stand, by the note that `positions` made; empty: before any step."""
+    """The standings of runs before their first step, or where a checkpoint left off.
+
+    Args:
+        runs: the runs.
+        note: what `positions` made; empty before any step.
+        done: how many steps are taken.
+    """
     if len(runs) == 1:
         each = [note]
     else:
@@ -89,5 +95,5 @@ def stand_all(
 
 
 def active(standings: Sequence[Standing]) -> np.ndarray:
-    """Which of them still take steps, (runs,) bool."""
+    """The runs that still take steps, (runs,) bool."""
     return np.array([one.runs for one in standings])

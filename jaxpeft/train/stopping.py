@@ -7,15 +7,21 @@ from typing import Any
 
 @dataclass
 class Stopping:
-    """Follows the evaluation losses of a run.
+    """The evaluation losses of a run, and whether they still fall.
 
     A loss that is lower than the best one so far by more than `threshold` starts the
     count anew; any other adds one to `waited`, and `patience` of them in a row end the
     run. The best loss itself falls by any amount. Both are those of transformers'
-    EarlyStoppingCallback and Trainer.
+    EarlyStoppingCallback and Trainer. A NaN improves nothing.
 
-    patience: None: never ends. threshold: nats per token. best, best_step: of the
-    lowest loss so far, None before the first finite one. A NaN improves nothing.
+    Attributes:
+        patience: evaluations without an improvement that end the run; None: it never
+            ends so.
+        threshold: nats per token by which a loss must be lower to count as an
+            improvement.
+        best: the lowest loss so far; None before the first finite one.
+        best_step: the step after which it was seen.
+        waited: evaluations since the last improvement.
     """
 
     patience: int | None = None
@@ -25,7 +31,15 @@ class Stopping:
     waited: int = 0
 
     def observe(self, step: int, loss: float) -> bool:
-        """Takes in the loss after `step`; returns whether it is the best so far."""
+        """Takes in an evaluation loss.
+
+        Args:
+            step: after which it was computed.
+            loss: in nats per token.
+
+        Returns:
+            Whether it is the lowest so far.
+        """
         before = math.inf if self.best is None else self.best
         # In this order: a difference of infinities is not a number.
         enough = loss < before and (
@@ -43,7 +57,7 @@ class Stopping:
         return self.patience is not None and self.waited >= self.patience
 
     def position(self) -> dict[str, Any]:
-        """What a checkpoint notes, for `restore`."""
+        """The losses and the count that a checkpoint notes, for `restore`."""
         return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
 
     def restore(self, position: dict[str, Any]) -> None:
@@ -53,7 +67,7 @@ class Stopping:
         self.waited = position.get("waited", self.waited)
 
     def verdict(self, step: int) -> str:
-        """Why the run ends after `step`, in words."""
+        """The reason why the run ends after `step`, in words."""
         if self.best is None:
             return f"stopped early after step {step}: no evaluation loss was finite"
         by = f" by more than {self.threshold:g}" if self.threshold else ""

@@ -9,9 +9,16 @@ from jaxpeft.train.loop import Moment
 
 
 class Watch:
-    """A hook that notes what is newly found, a line at a time and once for each kind.
+    """A hook that notes what is new in a run's findings, once for each kind.
 
-    It reads `metrics` after every `every`-th step, and of it only what is new.
+    It reads the metrics after every `every`-th step, and of them only what is new; it
+    notes one finding at a time.
+
+    Args:
+        metrics: the run's metrics.jsonl.
+        settings: what the findings must know of the configuration.
+        note: called with a line for the user.
+        every: steps from look to look.
     """
 
     def __init__(
