@@ -65,19 +65,27 @@ def inject(
 ) -> dict[str, Any]:
     """The params with an adapter in place of every targeted kernel.
 
-    rules: `method` (default "lora"), `target_modules` (default "all-linear", or what
-    the method is made for, see `Method.targets`), `exclude_modules` and
-    `layers_to_transform` (see `targets.select`), `modules_to_save` and `bias`, which
-    say what of the base trains besides (see `saved`), and the method's own keyword
-    arguments. The model computes the same function until the adapters train; virtual
-    tokens (`virtual`) alone change it at once. What trains is float32 whatever the
-    base's dtype. Method "bitfit" trains biases alone; "full" adds nothing: then the
-    base itself trains, in the dtype that it has, all of it or what `target_modules`,
+    The model computes the same function until the adapters train; virtual tokens
+    (`virtual`) alone change it at once. What trains is float32 whatever the base's
+    dtype. Method "bitfit" trains biases alone; "full" adds nothing: then the base
+    itself trains, in the dtype that it has, all of it or what `target_modules`,
     `exclude_modules`, `layers_to_transform`, `trainable_layers` and `modules_to_save`
-    name (see `partly`). names: `models.module_names(cfg)`, needed for families whose
-    modules Hugging Face calls otherwise than the params do.
-    Raises InputError for an unknown method or key, a pattern that matches nothing, a
-    rank that does not fit.
+    name (see `partly`).
+
+    Args:
+        params: of a base, plain or quantized.
+        rules: `method` (default "lora"), `target_modules` (default "all-linear", or
+            what the method is made for, see `Method.targets`), `exclude_modules` and
+            `layers_to_transform` (see `targets.select`), `modules_to_save` and `bias`,
+            which say what of the base trains besides (see `saved`), and the method's
+            own keyword arguments.
+        key: of what is drawn at random.
+        names: `models.module_names(cfg)`, needed for families whose modules Hugging
+            Face calls otherwise than the params do.
+
+    Raises:
+        InputError: a method or key is unknown, a pattern matches nothing, or a rank
+            does not fit.
     """
     settings = dict(rules)
     name = settings.pop("method", "lora")
@@ -85,8 +93,8 @@ def inject(
     usual = TABLE[name].targets if name in TABLE.rows else targets.ALL_LINEAR
     pattern = settings.pop("target_modules", targets.present(usual, names))
     within = {
-        rule: settings.pop(rule, None)
-        for rule in ("exclude_modules", "layers_to_transform")
+        setting: settings.pop(setting, None)
+        for setting in ("exclude_modules", "layers_to_transform")
     }
     to_save = settings.pop("modules_to_save", None) or ()
     bias = settings.pop("bias", "none")
@@ -118,7 +126,7 @@ def _nodes(
     key: Array,
     names: targets.Names,
 ) -> dict[str, Any]:
-    """{dotted name of a weight: the adapter around it} for the modules `chosen`."""
+    """The adapters of the modules `chosen`: {dotted name of a weight: its node}."""
     leaves, parameters = dict(tree.walk(params)), TABLE.parameters(method)
     everything = [name for path in chosen for name in names[path]]
     for section in ("rank_pattern", "alpha_pattern"):
@@ -151,9 +159,14 @@ def _nodes(
 def trainable_mask(params: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
     """A tree of booleans like `params`: true where a leaf trains.
 
-    Those are the adapters' own weights, and the leaves whose dotted name ends with an
-    entry of `also` ("norm.scale"). Params without any adapter train as a whole,
-    unless `also` names something. Use it with `tree.partition`.
+    What trains are the adapters' own weights, and what `also` names. Params without
+    any adapter train as a whole, unless `also` names something. Use it with
+    `tree.partition`.
+
+    Args:
+        params: with or without adapters.
+        also: leaves that train besides, by the ends of their dotted names
+            ("norm.scale").
     """
     if not also and not kernel.nodes(params):
         return jax.tree.map(lambda _: True, params)
@@ -177,10 +190,16 @@ def trainable_mask(params: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
 def merge(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
     """The params with every adapter folded into a plain matrix.
 
-    The sum is formed in float32 and stored in `dtype`, by default the dtype that the
-    base had. Works layer by layer, so that no second float32 copy of a stack exists.
-    Raises InputError for adapters that are no matrix, and for one of an embedding that
-    the head shares.
+    The sum is formed in float32, layer by layer, so that no second float32 copy of a
+    stack exists.
+
+    Args:
+        params: with adapters.
+        dtype: of the matrices; None: the dtype that the base had.
+
+    Raises:
+        InputError: an adapter is no matrix, or it adapts an embedding that the head
+            shares.
     """
     leaves = dict(tree.walk(params))
     for path in targets.embeddings(params):
@@ -205,16 +224,21 @@ def merge(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
 
 
 def merged_biases(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Array]:
-    """{dotted name: the bias} of those that an adapter of their module changes.
+    """The biases that an adapter of their module changes, with that change folded in.
 
-    They are stored in `dtype`, by default the base's own.
+    Args:
+        params: with adapters.
+        dtype: of the biases; None: the base's own.
+
+    Returns:
+        {dotted name of a bias: the bias}.
     """
-    leaves, found = dict(tree.walk(params)), {}
+    leaves, changed = dict(tree.walk(params)), {}
     for name, node in kernel.nodes(params).items():
         bias = name.removesuffix(targets.KERNEL) + "bias"
         if bias not in leaves:
             continue
         whole = kernel.dense_bias(node, kernel.dense(leaves[bias]))
         if whole is not None:
-            found[bias] = whole.astype(dtype or leaves[bias].dtype)
-    return found
+            changed[bias] = whole.astype(dtype or leaves[bias].dtype)
+    return changed

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jaxtyping import Float
 
 from jaxpeft import kernel as kernels
 from jaxpeft.errors import InputError
@@ -19,9 +20,16 @@ ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
 class Bottleneck:
     """`y + scale * (act(y @ down + down_bias) @ up + up_bias)`, y of the module.
 
-    down: (*layers, d_out, size), down_bias: (*layers, size), up: (*layers, size,
-    d_out), up_bias: (*layers, d_out), all float32 and trained. scale: (*layers,)
-    float32, 0 in a layer that is left out. There is no matrix that does the same.
+    There is no matrix that does the same.
+
+    Attributes:
+        base: the kernel, (*layers, d_in, d_out), frozen.
+        down: (*layers, d_out, size) float32, trained.
+        down_bias: (*layers, size) float32, trained.
+        up: (*layers, size, d_out) float32, trained.
+        up_bias: (*layers, d_out) float32, trained.
+        scale: (*layers,) float32, 0 in a layer that is left out.
+        activation: the name of `act`, a key of `ACTIVATIONS`.
     """
 
     base: Any
@@ -36,14 +44,24 @@ class Bottleneck:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the kernel: (*layers, d_in, d_out)."""
+        """The shape of the kernel, (*layers, d_in, d_out)."""
         return self.base.shape
 
     def __rmatmul__(self, x: Array) -> Array:
         return self._after(x @ self.base)
 
-    def linear(self, x: Array, bias: Array) -> Array:
-        """After the whole module, its bias included."""
+    def linear(
+        self, x: Float[Array, "*rows d_in"], bias: Float[Array, " d_out"]
+    ) -> Float[Array, "*rows d_out"]:
+        """The network's output after the whole module, its bias included.
+
+        Args:
+            x: (..., d_in).
+            bias: of the module, (d_out,).
+
+        Returns:
+            (..., d_out) in x's dtype.
+        """
         return self._after(kernels.linear(x, self.base, bias))
 
     def _after(self, y: Array) -> Array:
@@ -53,14 +71,27 @@ class Bottleneck:
         return y + scale * (inner @ up + up_bias)
 
     def dense(self) -> Array:
-        """Raises InputError: a network is no matrix."""
+        """Never returns, since a network is no matrix.
+
+        Raises:
+            InputError: always.
+        """
         raise InputError(
             "adapter.method: found 'bottleneck'; its adapters are networks, which "
             "cannot be merged into weights: keep the adapter beside its base"
         )
 
     def axes(self, base: Axes) -> "Bottleneck":
-        """Its matrices follow the kernel's output; the bottleneck is replicated."""
+        """The logical axes: `down` and `up` follow the kernel's output.
+
+        The bottleneck's own width is replicated.
+
+        Args:
+            base: the logical axes of the kernel, one name for each dimension.
+
+        Returns:
+            This node with axes in the place of its arrays.
+        """
         *layers, _, d_out = base
         return dataclasses.replace(
             self,
@@ -80,12 +111,20 @@ def bottleneck(
     reduction_factor: float = 16.0,
     activation: Literal["relu", "gelu", "silu"] = "relu",
 ) -> Bottleneck:
-    """A network after a kernel (*layers, d_in, d_out); nothing changes at first.
+    """A small network after a kernel, which changes nothing at first.
 
-    reduction_factor: the kernel's width over that of the bottleneck. `down` is drawn
-    normal with deviation 0.02, `up` is zero. Placed after attention and MLP (`o_proj`
-    and `down_proj`, the default) they are Houlsby's, after the MLP alone (`down_proj`)
-    Pfeiffer's (2021). Raises InputError for a factor that leaves no bottleneck.
+    `down` is drawn normal with deviation 0.02, `up` is zero. Placed after attention and
+    MLP (`o_proj` and `down_proj`, the default) they are the adapters of Houlsby et al.
+    (2019), after the MLP alone (`down_proj`) those of Pfeiffer et al. (2021).
+
+    Args:
+        base: the kernel, (*layers, d_in, d_out), of any kind.
+        key: of the draw.
+        reduction_factor: the kernel's output width over that of the bottleneck.
+        activation: the function between the two matrices.
+
+    Raises:
+        InputError: the factor leaves no bottleneck.
     """
     *layers, _, d_out = base.shape
     size = int(d_out / reduction_factor) if reduction_factor > 0 else 0

@@ -23,29 +23,41 @@ def combine(
 ) -> dict[str, Any]:
     """The params whose LoRAs are the sum of `weights[i]` times those of `adapted[i]`.
 
-    adapted: params mappings that hold LoRA nodes over the same base, not necessarily
-    in the same modules or of the same rank. method: see
-    `METHODS`. r: with "svd" the rank of the result, by default the largest of the
-    given ones. Scales are folded in: those of the result are 1, and 0 in layers that
-    none adapts. Both methods are those of PEFT's `add_weighted_adapter`.
+    Scales are folded in: those of the result are 1, and 0 in layers that none adapts.
+    Both methods are those of PEFT's `add_weighted_adapter`.
 
-    Raises InputError for an unknown method, numbers that cannot be used, and adapters
-    other than LoRA.
+    Args:
+        adapted: params mappings that hold LoRA nodes over the same base, not
+            necessarily in the same modules or of the same rank.
+        weights: a finite number for each of them.
+        method: a key of `METHODS`: "cat" is exact, and the ranks add up; "svd" is the
+            nearest update of rank `r`.
+        r: with "svd" the rank of the result, by default the largest of the given ones.
+
+    Raises:
+        InputError: the method is unknown, a number cannot be used, or an adapter is
+            no LoRA.
     """
     _check(adapted, weights, method, r)
-    found: dict[str, list[tuple[LoRA, float]]] = {}
+    terms_of: dict[str, list[tuple[LoRA, float]]] = {}
     for params, weight in zip(adapted, weights, strict=True):
         for name, node in _loras(params).items():
-            found.setdefault(name, []).append((node, weight))
+            terms_of.setdefault(name, []).append((node, weight))
     bare = {name: node.base for name, node in _loras(adapted[0]).items()}
     changes = {
-        name: _combined(terms, METHODS[method], r) for name, terms in found.items()
+        name: _combined(terms, METHODS[method], r) for name, terms in terms_of.items()
     }
     return tree.replace(tree.replace(adapted[0], bare), changes)
 
 
 def concatenated(factors: Factors, r: int) -> Factors:
-    """The factors as they are: exact, the rank is the sum of the ranks."""
+    """The factors as they are: exact, and the rank is the sum of the ranks.
+
+    Args:
+        factors: of all adapters side by side, (*layers, d_in, ranks) and (*layers,
+            ranks, d_out) float64.
+        r: not used.
+    """
     return factors
 
 
@@ -55,6 +67,15 @@ def truncated(factors: Factors, r: int) -> Factors:
     It follows from the QR decompositions of both factors and the SVD of a matrix as
     small as their rank: no matrix of the module's own size is formed. The singular
     values are divided evenly between the two.
+
+    Args:
+        factors: of all adapters side by side, (*layers, d_in, ranks) and (*layers,
+            ranks, d_out) float64.
+        r: the rank of the result.
+
+    Returns:
+        (*layers, d_in, r) and (*layers, r, d_out); less than `r` where the ranks add up
+        to less.
     """
     a, b = factors
     q_a, r_a = np.linalg.qr(a)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jaxtyping import Float32
 
 from jaxpeft import kernel as kernels
 from jaxpeft.adapters.lora import Init, Patterns, lora, low_rank_product
@@ -23,9 +24,18 @@ class DoRA:
     is formed without the matrix, from the columns' own squares: |W + s a b|^2 = |W|^2 +
     2 s b.(a^T W) + s^2 b.(a^T a b). So a quantized base stays as it is.
 
-    a: (*layers, d_in, r), b: (*layers, r, d_out), magnitude: (*layers, d_out), all
-    float32 and trained. squares: (*layers, d_out) float32, |W|^2. scale: (*layers,)
-    float32; where it is 0 the layer is left as it was.
+    Attributes:
+        base: the kernel W, (*layers, d_in, d_out), frozen.
+        a: (*layers, d_in, r) float32, trained.
+        b: (*layers, r, d_out) float32, trained.
+        magnitude: (*layers, d_out) float32, trained.
+        squares: (*layers, d_out) float32, |W|^2 of every column.
+        scale: (*layers,) float32; where it is 0 the layer is left as it was.
+        key: (*layers,) keys while dropout is on, or None.
+        ranks: of the layers where they differ; what is beyond a layer's own is zero.
+        dropout: the rate at which inputs are dropped.
+        lora_alpha: as given to `dora`, or as a pattern says for the first layer.
+        use_rslora: whether the scale is alpha / sqrt(r).
     """
 
     base: Any
@@ -44,7 +54,7 @@ class DoRA:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the matrix: (*layers, d_in, d_out)."""
+        """The shape of the matrix, (*layers, d_in, d_out)."""
         return self.base.shape
 
     @property
@@ -61,15 +71,26 @@ class DoRA:
         update = low_rank_product(x, self.a, self.b, self.scale)
         return whole + (gain - 1) * dropped + gain * update
 
-    def dense(self) -> Array:
-        """The float32 matrix of base, update and magnitudes together."""
+    def dense(self) -> Float32[Array, "*layers d_in d_out"]:
+        """The float32 matrix of base, update and magnitudes together.
+
+        Returns:
+            (*layers, d_in, d_out) float32.
+        """
         base = kernels.dense(self.base)
         update = self.a @ self.b * self.scale[..., None, None]
         against = jnp.swapaxes(self.a, -1, -2) @ base
         return (base + update) * self._gain(against)[..., None, :]
 
     def axes(self, base: Axes) -> "DoRA":
-        """`a` and `b` follow the kernel's dimensions; the rank is replicated."""
+        """The logical axes: `a` and `b` follow the kernel's; the rank is replicated.
+
+        Args:
+            base: the logical axes of the kernel, one name for each dimension.
+
+        Returns:
+            This node with axes in the place of its arrays.
+        """
         *layers, d_in, d_out = base
         return dataclasses.replace(
             self,
@@ -82,7 +103,12 @@ class DoRA:
         )
 
     def with_key(self, key: Array | None) -> "DoRA":
-        """The same adapter dropping by `key`, one key for each layer; None: never."""
+        """The same adapter with dropout on or off.
+
+        Args:
+            key: what the inputs are dropped by, split into one key for each layer;
+                None: nothing is dropped.
+        """
         if key is not None and self.scale.ndim:
             key = jax.random.split(key, self.scale.shape)
         return dataclasses.replace(self, key=key)
@@ -120,8 +146,16 @@ def dora(
 ) -> DoRA:
     """A LoRA around a kernel (*layers, d_in, d_out), its columns' magnitudes trained.
 
-    The keys are those of `lora`; the product is unchanged at first. Raises InputError
-    where a number cannot be used.
+    The product is unchanged at first. The other arguments are those of `lora`.
+
+    Args:
+        base: the kernel, (*layers, d_in, d_out), of any kind.
+        key: of the draw.
+        init_lora_weights: as for `lora`, but for those that begin with the base's own
+            directions.
+
+    Raises:
+        InputError: a number cannot be used.
     """
     inner = lora(
         base,
@@ -144,7 +178,11 @@ def dora(
 
 
 def of_lora(inner: Any) -> DoRA:
-    """The DoRA that begins where a LoRA stands, magnitudes being its columns' norms."""
+    """The DoRA with a LoRA's factors, its magnitudes the norms of the base's columns.
+
+    Args:
+        inner: the LoRA.
+    """
     squares = column_squares(inner.base)
     return DoRA(
         base=inner.base,
@@ -160,8 +198,15 @@ def of_lora(inner: Any) -> DoRA:
     )
 
 
-def column_squares(base: Any) -> Array:
-    """|W|^2 of every column, (*layers, d_out) float32, a layer at a time."""
+def column_squares(base: Any) -> Float32[Array, "*layers d_out"]:
+    """The sum of the squares of every column, formed a layer at a time.
+
+    Args:
+        base: the kernel, (*layers, d_in, d_out), of any kind.
+
+    Returns:
+        (*layers, d_out) float32.
+    """
     return _of_layer(base) if len(base.shape) == 2 else _of_stack(base)
 
 

@@ -23,11 +23,20 @@ def lora_embedding(
     rank_pattern: Patterns | None = None,
     alpha_pattern: Patterns | None = None,
 ) -> LoRA:
-    """A LoRA around an embedding (vocab, d), looked up as `base[t] + scale * a[t] @ b`.
+    """A LoRA around an embedding, looked up as `base[t] + scale * a[t] @ b`.
 
     As in PEFT it begins with A zero and B standard normal, no dropout touches it, and
-    a head that shares the table reads the base alone. Raises InputError where a number
-    cannot be used.
+    a head that shares the table reads the base alone. The other arguments are those of
+    `lora`.
+
+    Args:
+        base: the table, (vocab, d).
+        key: of the draw.
+        lora_dropout: not used.
+        init_lora_weights: one of `lora_init.RANDOM`; "zero" makes B zero too.
+
+    Raises:
+        InputError: a number cannot be used, or `init_lora_weights` is another.
     """
     del lora_dropout
     if init_lora_weights not in lora_init.RANDOM:

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jaxtyping import Float, Float32
 
 from jaxpeft import kernel as kernels
 from jaxpeft.adapters.targets import is_hit
@@ -16,8 +17,12 @@ from jaxpeft.kernel import Axes
 class IA3:
     """The kernel whose output, or whose input in a feed-forward module, is rescaled.
 
-    gain: (*layers, d_out) or (*layers, d_in) float32, trained from ones. scale:
-    (*layers,) float32, 0 in a layer that the target pattern leaves out.
+    Attributes:
+        base: the kernel, (*layers, d_in, d_out), frozen.
+        gain: (*layers, d_out), or (*layers, d_in) in a feed-forward module, float32,
+            trained from ones.
+        scale: (*layers,) float32, 0 in a layer that the target pattern leaves out.
+        feedforward: whether the input is rescaled, and not the output.
     """
 
     base: Any
@@ -29,33 +34,63 @@ class IA3:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the matrix: (*layers, d_in, d_out)."""
+        """The shape of the matrix, (*layers, d_in, d_out)."""
         return self.base.shape
 
     def __rmatmul__(self, x: Array) -> Array:
         gain = self._gain().astype(x.dtype)
         return (x * gain) @ self.base if self.feedforward else (x @ self.base) * gain
 
-    def linear(self, x: Array, bias: Array) -> Array:
-        """The output with its bias, which is rescaled with it, as in PEFT."""
+    def linear(
+        self, x: Float[Array, "*rows d_in"], bias: Float[Array, " d_out"]
+    ) -> Float[Array, "*rows d_out"]:
+        """The output with its bias, which is rescaled with it, as in PEFT.
+
+        Args:
+            x: (..., d_in).
+            bias: of the module, (d_out,).
+
+        Returns:
+            (..., d_out) in x's dtype.
+        """
         if self.feedforward:
             return x @ self + bias.astype(x.dtype)
         y = x @ self.base
         return (y + bias.astype(y.dtype)) * self._gain().astype(y.dtype)
 
-    def dense_bias(self, bias: Array) -> Array:
-        """The bias of the module that `dense` belongs to, float32."""
+    def dense_bias(
+        self, bias: Float[Array, "*layers d_out"]
+    ) -> Float32[Array, "*layers d_out"]:
+        """The bias of the module whose matrix `dense` gives.
+
+        Args:
+            bias: of the base's module, (*layers, d_out).
+
+        Returns:
+            (*layers, d_out) float32.
+        """
         bias = bias.astype(jnp.float32)
         return bias if self.feedforward else bias * self._gain()
 
-    def dense(self) -> Array:
-        """The float32 matrix, rows or columns rescaled."""
+    def dense(self) -> Float32[Array, "*layers d_in d_out"]:
+        """The float32 matrix, its rows or columns rescaled.
+
+        Returns:
+            (*layers, d_in, d_out) float32.
+        """
         gain = self._gain()
         gain = gain[..., :, None] if self.feedforward else gain[..., None, :]
         return kernels.dense(self.base) * gain
 
     def axes(self, base: Axes) -> "IA3":
-        """The gains follow the dimension that they rescale."""
+        """The logical axes: the gains follow the dimension that they rescale.
+
+        Args:
+            base: the logical axes of the kernel, one name for each dimension.
+
+        Returns:
+            This node with axes in the place of its arrays.
+        """
         *layers, d_in, d_out = base
         return dataclasses.replace(
             self,
@@ -75,10 +110,14 @@ def ia3(
     module: str,
     feedforward_modules: tuple[str, ...] = ("down_proj", "mlp.c_proj"),
 ) -> IA3:
-    """Gains of one around a kernel (*layers, d_in, d_out); nothing changes at first.
+    """Gains around a kernel, all of them one: nothing changes at first.
 
-    module: the dotted name of the kernel's module. feedforward_modules: names, or ends
-    of them, of modules whose inputs are rescaled, and not their outputs.
+    Args:
+        base: the kernel, (*layers, d_in, d_out), of any kind.
+        key: not used; nothing is random.
+        module: the dotted name of the kernel's module.
+        feedforward_modules: names, or ends of them, of modules whose inputs are
+            rescaled, and not their outputs.
     """
     del key  # nothing is random
     *layers, d_in, d_out = base.shape

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float, Float32
 
 from jaxpeft import kernel as kernels
 from jaxpeft.adapters import lora_init
@@ -28,12 +29,22 @@ class LoRA:
     It stands in the params tree where `base` stood, so the model's `x @ kernel` is
     unchanged. Leading axes (stacked layers) pass through untouched.
 
-    a: (*layers, d_in, r) and b: (*layers, r, d_out), float32 whatever the base is.
-    scale: (*layers,) float32, alpha / r or alpha / sqrt(r); it is 0 in a layer that
-    the target pattern leaves out. key: (*layers,) keys while dropout is on, or None.
-    start_a, start_b: like a and b, or None: an update to be taken off again, which is
-    where a and b began if that was no zero (PiSSA, OLoRA). ranks: of the layers where
-    they differ; what is beyond a layer's own is zero, and stays so.
+    Attributes:
+        base: the kernel, (*layers, d_in, d_out), frozen.
+        a: (*layers, d_in, r), float32 whatever the base is.
+        b: (*layers, r, d_out), float32 whatever the base is.
+        scale: (*layers,) float32, alpha / r or alpha / sqrt(r); it is 0 in a layer that
+            the target pattern leaves out.
+        key: (*layers,) keys while dropout is on, or None.
+        start_a: shaped like `a`: where it began, if the update did not begin at zero
+            (PiSSA, OLoRA); `start_a @ start_b` is taken off the update. None: it did.
+        start_b: likewise for `b`.
+        ranks: of the layers where they differ; what is beyond a layer's own is zero,
+            and stays so. None: all have `r`.
+        dropout: the rate at which the inputs of the update are dropped.
+        lora_alpha: as given to `lora`, or as a pattern says for the first layer.
+        use_rslora: whether the scale is alpha / sqrt(r).
+        train_a: whether `a` trains; false: `b` alone does (LoRA-FA).
     """
 
     base: Any
@@ -51,12 +62,12 @@ class LoRA:
 
     @property
     def TRAINABLE(self) -> tuple[str, ...]:
-        """Its own weights that train."""
+        """The names of the fields that train."""
         return ("a", "b") if self.train_a else ("b",)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the matrix: (*layers, d_in, d_out)."""
+        """The shape of the matrix, (*layers, d_in, d_out)."""
         return self.base.shape
 
     @property
@@ -66,14 +77,21 @@ class LoRA:
 
     @property
     def dtype(self) -> Any:
-        """That of the weights beneath."""
+        """The dtype of the weights beneath."""
         return self.base.dtype
 
     def __rmatmul__(self, x: Array) -> Array:
         return x @ self.base + self.update(x)
 
-    def update(self, x: Array) -> Array:
-        """What is added to `x @ base`, the dropout of `x` included."""
+    def update(self, x: Float[Array, "*rows d_in"]) -> Float[Array, "*rows d_out"]:
+        """What is added to `x @ base`, the dropout of `x` included.
+
+        Args:
+            x: (..., d_in); the node is that of one layer.
+
+        Returns:
+            (..., d_out) in x's dtype.
+        """
         began = None
         if self.start_a is not None and self.start_b is not None:
             began = low_rank_product(x, self.start_a, self.start_b, self.scale)
@@ -87,15 +105,26 @@ class LoRA:
         update = (self.a[tokens] @ self.b) * self.scale
         return self.base[tokens] + update.astype(self.dtype)
 
-    def dense(self) -> Array:
-        """The float32 matrix of base and update together."""
+    def dense(self) -> Float32[Array, "*layers d_in d_out"]:
+        """The float32 matrix of base and update together.
+
+        Returns:
+            (*layers, d_in, d_out) float32.
+        """
         update = self.a @ self.b
         if self.start_a is not None and self.start_b is not None:
             update = update - self.start_a @ self.start_b
         return kernels.dense(self.base) + update * self.scale[..., None, None]
 
     def axes(self, base: Axes) -> "LoRA":
-        """`a` and `b` follow the kernel's dimensions; the rank is replicated."""
+        """The logical axes: `a` and `b` follow the kernel's; the rank is replicated.
+
+        Args:
+            base: the logical axes of the kernel, one name for each dimension.
+
+        Returns:
+            This node with axes in the place of its arrays.
+        """
         *layers, d_in, d_out = base
         a, b = (*layers, d_in, None), (*layers, None, d_out)
         return dataclasses.replace(
@@ -109,7 +138,7 @@ class LoRA:
         )
 
     def plain(self) -> "LoRA":
-        """The same as a LoRA whose update began at zero, of twice the rank if not."""
+        """An equal LoRA whose update began at zero, of twice the rank if need be."""
         if self.start_a is None or self.start_b is None:
             return self
         return dataclasses.replace(
@@ -122,7 +151,12 @@ class LoRA:
         )
 
     def with_key(self, key: Array | None) -> "LoRA":
-        """The same adapter dropping by `key`, one key for each layer; None: never."""
+        """The same adapter with dropout on or off.
+
+        Args:
+            key: what the inputs are dropped by, split into one key for each layer;
+                None: nothing is dropped.
+        """
         if key is not None and self.scale.ndim:
             key = jax.random.split(key, self.scale.shape)
         return dataclasses.replace(self, key=key)
@@ -141,21 +175,29 @@ def lora(
     rank_pattern: Patterns | None = None,
     alpha_pattern: Patterns | None = None,
 ) -> LoRA:
-    """A low-rank update around a kernel of shape (*layers, d_in, d_out).
+    """A low-rank update around a kernel, which leaves the product unchanged at first.
 
-    The product is unchanged at first.
+    Args:
+        base: the kernel, (*layers, d_in, d_out), of any kind.
+        key: of the draw.
+        names: of the modules behind the layers, one for each, which the patterns speak
+            of. A layer may hold several matrices (experts), which are of one module.
+        r: the rank, from 1 to the smaller of d_in and d_out.
+        lora_alpha: the scale times `r`, or times sqrt(r) with `use_rslora`.
+        lora_dropout: the rate at which the update's inputs are dropped, in [0, 1).
+        use_rslora: whether the scale is alpha / sqrt(r), and not alpha / r.
+        init_lora_weights: how it begins, as in PEFT. True draws A uniform in
+            ±1/sqrt(d_in) (Kaiming with a = sqrt 5), "gaussian" normal with deviation
+            1/r; B is zero. "pissa", "pissa_niter_N" and "olora" begin with the base's
+            own main directions (see `lora_init`). "zero" makes A zero too, as a place
+            to load an adapter into; false draws both, so that the adapter is no
+            identity (for tests).
+        rank_pattern: {regular expression: the `r` of the modules whose name ends so},
+            as in PEFT; the first one that matches counts.
+        alpha_pattern: likewise for `lora_alpha`.
 
-    names: of the modules behind the layers, one for each, which the patterns speak of.
-    A layer may hold several matrices (experts), which are of one module.
-    rank_pattern, alpha_pattern: {regular expression: the `r` or `lora_alpha` of the
-    modules whose name ends so}, as in PEFT; the first one that matches counts.
-
-    Initialisation is PEFT's (`init_lora_weights`): true draws A uniform in
-    ±1/sqrt(d_in) (Kaiming with a = sqrt 5), "gaussian" normal with deviation 1/r; B is
-    zero. "pissa", "pissa_niter_N" and "olora" begin with the base's own main directions
-    (see `lora_init`). "zero" makes A zero too, as a place to load an adapter into;
-    false draws both, so that the adapter is no identity (for tests).
-    Raises InputError where a number cannot be used.
+    Raises:
+        InputError: a number cannot be used.
     """
     *layers, d_in, d_out = base.shape
     count, shape = math.prod(layers), tuple(layers)
@@ -235,8 +277,11 @@ def lora_fa(
 ) -> LoRA:
     """LoRA-FA (Zhang et al., 2023): a LoRA whose A stays as it was drawn.
 
-    The keys are those of `lora`. Half of the parameters train, and the input of each
-    module is not needed for the backward pass, only its product with A.
+    The arguments are those of `lora`. Half of the parameters train, and the input of
+    each module is not needed for the backward pass, only its product with A.
+
+    Raises:
+        InputError: a number cannot be used.
     """
     node = lora(
         base,
@@ -253,11 +298,22 @@ def lora_fa(
 
 
 @jax.custom_vjp
-def low_rank_product(x: Array, a: Array, b: Array, scale: Array) -> Array:
+def low_rank_product(
+    x: Float[Array, "*rows d_in"],
+    a: Float[Array, "d_in r"],
+    b: Float[Array, "r d_out"],
+    scale: Float[Array, ""],
+) -> Float[Array, "*rows d_out"]:
     """`scale * (x @ a) @ b` in x's dtype, with a backward pass of its own.
 
-    x: (..., d_in); a: (d_in, r); b: (r, d_out); scale: (). The scale is a constant:
-    its gradient is zero.
+    Args:
+        x: (..., d_in).
+        a: (d_in, r).
+        b: (r, d_out).
+        scale: (), a constant: its gradient is zero.
+
+    Returns:
+        (..., d_out).
     """
     return _low_rank_forward(x, a, b, scale)[0]
 

@@ -16,9 +16,12 @@ EXTRA = 6  # columns beyond the rank that the faster decomposition works with
 
 
 class Start(NamedTuple):
-    """The factors (*layers, d_in, r) and (*layers, r, d_out), float32.
+    """The factors that a LoRA begins with.
 
-    from_base: whether `scale * a @ b` is a part of the base, to be taken off it.
+    Attributes:
+        a: (*layers, d_in, r) float32.
+        b: (*layers, r, d_out) float32.
+        from_base: whether `scale * a @ b` is a part of the base, to be taken off it.
     """
 
     a: Array
@@ -27,7 +30,7 @@ class Start(NamedTuple):
 
 
 def is_known(init: bool | str) -> bool:
-    """Whether there is such an initialisation."""
+    """Whether there is an initialisation of this name."""
     of_base = init in ("pissa", "olora") or _NITER.fullmatch(str(init)) is not None
     return init in RANDOM or of_base
 
@@ -37,8 +40,14 @@ def draw(init: bool | str, base: Any, key: Array, rank: int, scale: Array) -> St
 
     PiSSA (Meng et al., 2024): the `rank` largest singular values of the base with
     their vectors, `pissa_niter_N` by N passes of a randomised decomposition (Halko et
-    al., 2011). OLoRA (Buyukakyuz, 2024): its QR decomposition's first columns. scale:
-    (*layers,), the factor before `a @ b`.
+    al., 2011). OLoRA (Buyukakyuz, 2024): its QR decomposition's first columns.
+
+    Args:
+        init: PEFT's `init_lora_weights` (see `lora`).
+        base: the kernel, (*layers, d_in, d_out), of any kind.
+        key: of the draw.
+        rank: the inner dimension of the factors.
+        scale: (*layers,), the factor before `a @ b`.
     """
     *layers, d_in, d_out = base.shape
     if init not in RANDOM:
@@ -57,7 +66,14 @@ def draw(init: bool | str, base: Any, key: Array, rank: int, scale: Array) -> St
 
 
 def draw_embedding(init: bool | str, base: Any, key: Array, rank: int) -> Start:
-    """Those of an embedding (vocab, d): A zero and B standard normal, as in PEFT."""
+    """The factors of an embedding: A zero and B standard normal, as in PEFT.
+
+    Args:
+        init: "zero" makes B zero too.
+        base: the table, (vocab, d).
+        key: of the draw.
+        rank: the inner dimension of the factors.
+    """
     vocab, width = base.shape
     a, b = jnp.zeros((vocab, rank)), jnp.zeros((rank, width))
     if init != "zero":
@@ -69,7 +85,7 @@ Factors = Callable[[Array, Array], tuple[Array, Array]]
 
 
 def _of_base(init: str, key: Array, rank: int) -> Factors:
-    """(matrix (d_in, d_out) float32, scale ()) -> its factors."""
+    """The function (matrix (d_in, d_out) float32, scale ()) -> its factors."""
     passes = _NITER.fullmatch(init)
 
     def pissa(matrix: Array, scale: Array) -> tuple[Array, Array]:

@@ -19,10 +19,12 @@ from jaxpeft.kernel import Axes
 class Partly:
     """A weight of the base that trains in the dtype it has: whole, or in some layers.
 
-    own: what trains, the weight itself or the (n, ...) of its layers that train. stack:
-    the (layers, ...) as they were, None where all of them train; its rows in whose
-    place `own` has others are read no more. numbers: which layers `own` holds, in
-    order; None for a weight that no stack holds.
+    Attributes:
+        own: what trains, the weight itself or the (n, ...) of its layers that train.
+        stack: the (layers, ...) as they were, None where all of them train; its rows
+            in whose place `own` has others are read no more.
+        numbers: which layers `own` holds, in order; None for a weight that no stack
+            holds.
     """
 
     own: Array
@@ -33,17 +35,17 @@ class Partly:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The weight's, all layers counted."""
+        """The shape of the weight, all layers counted."""
         return self.own.shape if self.stack is None else self.stack.shape
 
     @property
     def dtype(self) -> Any:
-        """The weight's."""
+        """The dtype of the weight."""
         return self.own.dtype
 
     @property
     def T(self) -> Array:
-        """An embedding as a head."""
+        """The transpose: an embedding as a head."""
         return self.own.T
 
     def __rmatmul__(self, x: Array) -> Array:
@@ -64,7 +66,14 @@ class Partly:
         return self.astype(jnp.float32)
 
     def axes(self, base: Axes) -> "Partly":
-        """Those of the weight; the layers of a stack are never split."""
+        """The logical axes: those of the weight; layers are never split.
+
+        Args:
+            base: the logical axes of the kernel, one name for each dimension.
+
+        Returns:
+            This node with axes in the place of its arrays.
+        """
         stack = None if self.stack is None else base
         return self.replace(own=base, stack=stack)  # type: ignore[attr-defined]
 
@@ -73,12 +82,24 @@ class Partly:
         return number in (self.numbers or ())
 
     def rows(self, first: int, last: int) -> Array:
-        """What trains of the layers from `first` to before `last`, all of which do."""
+        """The weights of neighbouring layers, all of which train.
+
+        Args:
+            first: the number of the first layer.
+            last: one beyond the number of the last layer.
+
+        Returns:
+            (last - first, ...).
+        """
         start = (self.numbers or ()).index(first)
         return self.own[start : start + last - first]
 
     def of_layer(self, number: int | Array) -> Array:
-        """The weight of one layer; which one may be known in the program alone."""
+        """The weight of one layer.
+
+        Args:
+            number: of the layer; it may be traced, () int32.
+        """
         if self.stack is None:
             return self.own[number]
         known = {n: row for row, n in enumerate(self.numbers or ())}
@@ -107,15 +128,25 @@ def train_some(
 ) -> dict[str, Any]:
     """The params, of which what these settings name trains and all else is frozen.
 
-    target_modules: names of modules or of what holds them ("q_proj", "mlp", "norm"),
-    an expression over whole names, or "all-linear", which here says nothing: every
-    module. exclude_modules: likewise, what is left out. layers_to_transform: numbers
-    of the layers that train; a module outside of the layers then trains only where a
-    name means it. trainable_layers: the last so many of them, or the first where it
-    is negative. modules_to_save: names of modules that train besides, in all layers.
-    Settings that say nothing leave the params as they are: everything trains. Raises
-    InputError for a name that means nothing, a layer that is not there, and where
-    nothing is left.
+    Settings that say nothing leave the params as they are: everything trains.
+
+    Args:
+        params: of a base.
+        known: Hugging Face's names of the modules, by path; None: they are the paths
+            with the layers' numbers.
+        target_modules: names of modules or of what holds them ("q_proj", "mlp",
+            "norm"), an expression over whole names, or "all-linear", which here says
+            nothing: every module.
+        exclude_modules: likewise, what is left out.
+        layers_to_transform: numbers of the layers that train; a module outside of the
+            layers then trains only where a name means it.
+        trainable_layers: the last so many layers train, or the first where it is
+            negative.
+        modules_to_save: names of modules that train besides, in all layers.
+
+    Raises:
+        InputError: a name means nothing, a layer is not there, settings contradict each
+            other, or nothing is left.
     """
     modules = _modules(params, known or {})
     names = {
@@ -154,9 +185,9 @@ def train_some(
         )
     leaves = dict(tree.walk(params))
     changes = {
-        leaf: _partly(leaves[leaf], found if _in_stack(path) else None)
-        for path, found in hits.items()
-        if found
+        leaf: _partly(leaves[leaf], training if _in_stack(path) else None)
+        for path, training in hits.items()
+        if training
         for leaf in modules[path]
     }
     return tree.replace(params, changes)
@@ -214,15 +245,15 @@ def _partly(weight: Any, numbers: tuple[int, ...] | None) -> Partly:
 
 
 def _modules(params: Mapping[str, Any], known: targets.Names) -> dict[str, list[str]]:
-    """{path of a module: the dotted names of its weights}.
+    """The weights of every module: {path of the module: their dotted names}.
 
     A weight with a name of its own in `known` is a module by itself.
     """
-    found: dict[str, list[str]] = {}
+    modules: dict[str, list[str]] = {}
     for name, _ in tree.walk(params):
         path = name if name in known else name.rpartition(".")[0]
-        found.setdefault(path, []).append(name)
-    return found
+        modules.setdefault(path, []).append(name)
+    return modules
 
 
 def _stacks(

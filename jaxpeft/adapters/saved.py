@@ -20,8 +20,9 @@ Bias = Literal["none", "all", "lora_only"]
 class Saved:
     """A weight that trains: a float32 copy in the place where the base's stood.
 
-    weight: of any shape, a kernel, a bias, a norm's scale or an embedding. dtype: that
-    of the base, in which what is looked up in it is given.
+    Attributes:
+        weight: float32, of any shape: a kernel, a bias, a norm's scale or an embedding.
+        dtype: that of the base, in which what is looked up in it is given.
     """
 
     weight: Array
@@ -31,12 +32,12 @@ class Saved:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The weight's."""
+        """The shape of the weight."""
         return self.weight.shape
 
     @property
     def T(self) -> "Saved":
-        """An embedding as a head."""
+        """The transpose: an embedding as a head."""
         return self.replace(weight=self.weight.T)  # type: ignore[attr-defined]
 
     def __rmatmul__(self, x: Array) -> Array:
@@ -54,12 +55,23 @@ class Saved:
         return self.weight
 
     def axes(self, base: Axes) -> "Saved":
-        """Those of the base's weight."""
+        """The logical axes: those of the base's weight.
+
+        Args:
+            base: the logical axes of the kernel, one name for each dimension.
+
+        Returns:
+            This node with axes in the place of its arrays.
+        """
         return self.replace(weight=base)  # type: ignore[attr-defined]
 
 
 def save(weight: Any) -> Saved:
-    """The copy of a base's weight that trains; a quantized one becomes whole."""
+    """The copy of a base's weight that trains; a quantized one becomes whole.
+
+    Args:
+        weight: an array, or a kernel of any kind.
+    """
     # A copy even of float32: a step takes over the buffers of what trains.
     return Saved(jnp.array(kernels.dense(weight), jnp.float32), str(weight.dtype))
 
@@ -69,23 +81,31 @@ def saved_names(
     modules_to_save: Sequence[str],
     known: targets.Names | None = None,
 ) -> dict[str, list[str]]:
-    """{path of a module: the dotted names of its weights} for the modules named.
+    """The weights of the modules that are named, by the modules' paths.
 
-    An entry is a module's whole name or its last components ("lm_head", "norm"); it
-    means that module in every layer. known: Hugging Face's names, by path. Raises
-    InputError for one that names none, for experts, and for an embedding that is the
-    head as well.
+    Args:
+        params: of a base.
+        modules_to_save: an entry is a module's whole name or its last components
+            ("lm_head", "norm"); it means that module in every layer.
+        known: Hugging Face's names, by path.
+
+    Returns:
+        {path of a module: the dotted names of its weights}.
+
+    Raises:
+        InputError: an entry names no module, or experts, or an embedding that is the
+            head as well.
     """
-    found: dict[str, list[str]] = {}
+    modules: dict[str, list[str]] = {}
     for name, _ in tree.walk(params):
-        found.setdefault(name.rpartition(".")[0], []).append(name)
-    called = {path: (known or {}).get(path, [path])[0] for path in found}
+        modules.setdefault(name.rpartition(".")[0], []).append(name)
+    called = {path: (known or {}).get(path, [path])[0] for path in modules}
 
     def named(path: str, entry: str) -> bool:
         return targets.is_hit(called[path], entry) or targets.is_hit(path, entry)
 
     missing = [
-        entry for entry in modules_to_save if not any(named(p, entry) for p in found)
+        entry for entry in modules_to_save if not any(named(p, entry) for p in modules)
     ]
     if missing:
         short = dict.fromkeys(name.rsplit(".", 1)[-1] for name in called.values())
@@ -98,7 +118,7 @@ def saved_names(
         )
     chosen = {
         path: names
-        for path, names in found.items()
+        for path, names in modules.items()
         if any(named(path, entry) for entry in modules_to_save)
     }
     for path in chosen:
@@ -121,8 +141,13 @@ def biases(
 ) -> list[str]:
     """The dotted names of the biases that train, as PEFT's `bias` says.
 
-    chosen: {path: for each layer whether it is adapted}. Raises InputError for
-    "lora_only" where a module is adapted in some layers only.
+    Args:
+        params: of a base.
+        bias: "none" of them, "all", or "lora_only": those of the adapted modules.
+        chosen: {path of a module: for each layer whether it is adapted}.
+
+    Raises:
+        InputError: `bias` is "lora_only", and a module is adapted in some layers only.
     """
     suffix = ".bias"
     names = [name for name, _ in tree.walk(params) if name.endswith(suffix)]

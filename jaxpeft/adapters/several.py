@@ -24,10 +24,14 @@ BASE = "base"  # the name that chooses no adapter
 class Several:
     """The kernel that is `base + scale[i] * a[i] @ b[i]` for a row that has adapter i.
 
-    a: (*layers, adapters, d_in, r) and b: (*layers, adapters, r, d_out), float32, the
-    smaller ranks padded with zeros. scale: (*layers, adapters) float32, 0 where an
-    adapter leaves a layer out. rows: (*layers, batch) int32, the adapter of each row of
-    the first axis of x, -1 for the base alone; `choose` sets it. names: the adapters'.
+    Attributes:
+        base: the kernel that all share, (*layers, d_in, d_out).
+        a: (*layers, adapters, d_in, r) float32, smaller ranks padded with zeros.
+        b: (*layers, adapters, r, d_out) float32, padded likewise.
+        scale: (*layers, adapters) float32, 0 where an adapter leaves a layer out.
+        rows: (*layers, batch) int32, the adapter of each row of the first axis of x, -1
+            for the base alone; `choose` sets it.
+        names: of the adapters, in the order of their axis.
     """
 
     base: Any
@@ -39,14 +43,14 @@ class Several:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the matrix: (*layers, d_in, d_out)."""
+        """The shape of the matrix, (*layers, d_in, d_out)."""
         return self.base.shape
 
     def __rmatmul__(self, x: Array) -> Array:
         if self.rows is None or self.rows.shape != x.shape[:1]:
-            found = "none" if self.rows is None else len(self.rows)
+            count = "none" if self.rows is None else len(self.rows)
             raise InputError(
-                f"adapters: {found} chosen for a batch of {len(x)} rows; call "
+                f"adapters: {count} chosen for a batch of {len(x)} rows; call "
                 "adapters.choose(params, names) with a name for each row"
             )
         # -1 takes the last one's factors, and nothing of them.
@@ -57,14 +61,25 @@ class Several:
         return x @ self.base + jnp.einsum("n...r,nro->n...o", low, b)
 
     def dense(self) -> Array:
-        """Raises InputError: there is no one matrix."""
+        """Never returns, since there is no one matrix.
+
+        Raises:
+            InputError: always.
+        """
         raise InputError(
             f"adapters: {', '.join(self.names)} stand over one base, which has no one "
             "matrix with all of them; load the adapter that is wanted alone"
         )
 
     def axes(self, base: Axes) -> "Several":
-        """`a` and `b` follow the kernel's dimensions; all else is replicated."""
+        """The logical axes: `a` and `b` follow the kernel's; all else is replicated.
+
+        Args:
+            base: the logical axes of the kernel, one name for each dimension.
+
+        Returns:
+            This node with axes in the place of its arrays.
+        """
         *layers, d_in, d_out = base
         return dataclasses.replace(
             self,
@@ -79,11 +94,17 @@ class Several:
 def several(
     params: Mapping[str, Any], adapted: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The base `params` with the LoRAs of all `adapted` params, {name: params}.
+    """The base `params` with the LoRAs of all `adapted` params beside each other.
 
-    The base may be quantized, and is shared. Nothing is chosen yet, see `choose`.
-    Raises InputError for a name that cannot be chosen by, for adapters that are no
-    LoRA, and for params that differ from `params` in more than their adapters.
+    Nothing is chosen yet, see `choose`.
+
+    Args:
+        params: of the base, which is shared and may be quantized.
+        adapted: {name to choose by: the params of that base with the adapter's LoRAs}.
+
+    Raises:
+        InputError: a name cannot be chosen by, an adapter is no LoRA, or params differ
+            from `params` in more than their adapters.
     """
     problems = [] if adapted else ["adapters: none given; name at least one"]
     if BASE in adapted:
@@ -110,8 +131,14 @@ def several(
 def choose(params: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """The params of `several` for a batch whose rows have the adapters `names`.
 
-    "base" is the base alone. A batch of one size is one compiled program, whatever its
-    rows have. Raises InputError for a name that is none of the adapters'.
+    A batch of one size is one compiled program, whatever its rows have.
+
+    Args:
+        params: as `several` gives them.
+        names: of the adapters, one for each row; "base" is the base alone.
+
+    Raises:
+        InputError: a name is none of the adapters'.
     """
     nodes = {n: k for n, k in kernels.nodes(params).items() if isinstance(k, Several)}
     known = next((node.names for node in nodes.values()), ())
@@ -134,23 +161,23 @@ def _problems(
     name: str, base: Mapping[str, Any], other: Mapping[str, Any]
 ) -> list[str]:
     """What keeps the adapter `name` from standing beside others."""
-    found = []
+    problems = []
     remedy = "load it alone, or merge it into a model of its own"
     kinds = {type(k).__name__ for k in other.values() if kernels.base_of(k) is not k}
     kinds -= {LoRA.__name__}
     for kind in sorted(kinds):
-        found.append(
+        problems.append(
             f"adapters: {name!r} is a {kind}; only LoRAs can be chosen for each "
             f"request: {remedy}"
         )
     for path, node in other.items():
         if isinstance(node, LoRA) and not _can_choose(path):
-            found.append(
+            problems.append(
                 f"adapters: {name!r} adapts {path}; an embedding, a router and experts "
                 f"cannot be chosen for each request: {remedy}"
             )
-    if found:
-        return found
+    if problems:
+        return problems
     pairs = {p: k.base if isinstance(k, LoRA) else k for p, k in other.items()}
     if pairs.keys() != base.keys():
         differing = sorted(pairs.keys() ^ base.keys())
@@ -158,11 +185,11 @@ def _problems(
         differing = [path for path in pairs if not _same(base[path], pairs[path])]
     if differing:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-        found.append(
+        problems.append(
             f"adapters: {name!r} differs from the base in {differing[0]}{more}; "
             f"adapters share one base: {remedy}"
         )
-    return found
+    return problems
 
 
 def _can_choose(path: str) -> bool:
@@ -179,7 +206,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _stacked(base: Any, nodes: Mapping[str, LoRA | None]) -> Several:
-    """The node of one place; None: the adapter leaves it out."""
+    """The node around one kernel, of the adapters' LoRAs; None: one leaves it out."""
     *layers, d_in, d_out = base.shape
     rank = max(node.rank for node in nodes.values() if node is not None)
     shape = (*layers, len(nodes))

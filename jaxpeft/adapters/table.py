@@ -84,11 +84,14 @@ METHODS = {name: row.make for name, row in TABLE.rows.items() if row.wraps}
 
 
 def of_embedding(name: str, path: str) -> Callable[..., Any]:
-    """What adapts an embedding by the method of that name.
+    """The function that puts an adapter of a method around an embedding.
 
     Args:
         name: the method, one of `TABLE`.
         path: the dotted path of the embedding, for the message.
+
+    Returns:
+        The method's `Method.embedding`.
 
     Raises:
         InputError: the method adapts linear modules only.

@@ -18,15 +18,20 @@ KERNEL, EMBEDDING = "kernel", "embedding"  # names of leaves
 
 
 def linear_modules(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """{dotted path of a linear module: its leading (layer) axes} in the params tree.
+    """The linear modules in the params tree, and how many layers each of them stacks.
 
-    The path is Hugging Face's without the layer number: "model.layers.mlp.up_proj".
+    Args:
+        params: with or without adapters.
+
+    Returns:
+        {dotted path of a module: the sizes of its leading axes}. The path is Hugging
+        Face's without the layer number: "model.layers.mlp.up_proj".
     """
     return _modules(params, KERNEL)
 
 
 def embeddings(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Likewise of the tables that tokens are looked up in."""
+    """The tables that tokens are looked up in, in the form of `linear_modules`."""
     return _modules(params, EMBEDDING)
 
 
@@ -39,7 +44,12 @@ def _modules(params: Mapping[str, Any], leaf: str) -> dict[str, tuple[int, ...]]
 
 
 def module_names(path: str, layers: tuple[int, ...]) -> list[str]:
-    """Hugging Face's module names behind a path: one for each layer, in order."""
+    """Hugging Face's module names behind a path: one for each layer, in order.
+
+    Args:
+        path: of the module in the params.
+        layers: the sizes of its leading axes; () for a module outside of the layers.
+    """
     if not layers:
         return [path]
     before, after = path.split(f"{STACK}.", 1)
@@ -49,7 +59,10 @@ def module_names(path: str, layers: tuple[int, ...]) -> list[str]:
 def names_of(params: Mapping[str, Any], known: Names | None = None) -> Names:
     """The names of the layers of all that can be adapted, by the modules' paths.
 
-    known: Hugging Face's, of families that call them otherwise than the params do.
+    Args:
+        params: of a base.
+        known: Hugging Face's names, of families that call their modules otherwise than
+            the params do.
     """
     modules = {**linear_modules(params), **embeddings(params)}
     return {
@@ -59,12 +72,20 @@ def names_of(params: Mapping[str, Any], known: Names | None = None) -> Names:
 
 
 def present(wanted: Wanted, names: Names) -> Wanted:
-    """Those of `wanted` that a model has; a pattern, or what none has, as it is."""
+    """The entries of `wanted` that a model has.
+
+    Args:
+        wanted: names or their ends, or a pattern.
+        names: of the model's modules.
+
+    Returns:
+        These entries; a pattern, or a list of which the model has none, as it is.
+    """
     if isinstance(wanted, str):
         return wanted
     everything = [name for hf in names.values() for name in hf]
-    found = [w for w in wanted if any(is_hit(name, w) for name in everything)]
-    return found or list(wanted)
+    had = [w for w in wanted if any(is_hit(name, w) for name in everything)]
+    return had or list(wanted)
 
 
 def in_mixture(name: str) -> bool:
@@ -73,7 +94,7 @@ def in_mixture(name: str) -> bool:
 
 
 def is_hit(name: str, entry: str) -> bool:
-    """Whether a list's entry means the module of this full name."""
+    """Whether an entry of a list, a name or its end, means the module of this name."""
     return name == entry or name.endswith("." + entry)
 
 
@@ -84,14 +105,23 @@ def select(
     exclude_modules: Wanted | None = None,
     layers_to_transform: int | Sequence[int] | None = None,
 ) -> dict[str, list[bool]]:
-    """{path: for each layer whether it is targeted} for the modules that match.
+    """The modules that a setting means, and in which of their layers.
 
-    A list matches whole names or their last components (`q_proj`), a string is a
-    regular expression that must match the whole name (`model.layers.0.mlp.up_proj`),
-    "all-linear" is every linear module but the head and routers. exclude_modules: names
-    or an expression of what is left out all the same. layers_to_transform: the numbers
-    of the layers that are adapted, of modules named by a list or "all-linear". Raises
-    InputError for a pattern that matches nothing, with the names that come near.
+    Args:
+        names: of the model's modules, as `names_of` gives them.
+        target_modules: a list matches whole names or their last components (`q_proj`),
+            a string is a regular expression that must match the whole name
+            (`model.layers.0.mlp.up_proj`), "all-linear" is every linear module but the
+            head and routers.
+        exclude_modules: names or an expression of what is left out all the same.
+        layers_to_transform: the numbers of the layers that are adapted, of modules
+            named by a list or "all-linear".
+
+    Returns:
+        {path of a module that matches: for each layer whether it is targeted}.
+
+    Raises:
+        InputError: a pattern matches nothing; the message has the names that come near.
     """
     usual = [path for path in names if path.rsplit(".", 1)[-1] not in LEFT_OUT]
     chosen = among(names, target_modules, usual, exclude_modules)
@@ -113,9 +143,19 @@ def among(
     linear: Collection[str],
     exclude_modules: Wanted | None = None,
 ) -> dict[str, list[bool]]:
-    """`select` for modules of any kind, given as {path: the names behind it}.
+    """The same as `select` for modules of any kind, in all layers.
 
-    linear: the paths that "all-linear" means, but for the head.
+    Args:
+        names: {path of a module: the names behind it}.
+        target_modules: as for `select`.
+        linear: the paths that "all-linear" means, but for the head.
+        exclude_modules: as for `select`.
+
+    Returns:
+        As `select`.
+
+    Raises:
+        InputError: as `select`.
     """
     if target_modules == ALL_LINEAR:
         usual = {path: hf for path, hf in names.items() if path in linear}
@@ -142,7 +182,11 @@ def _some(
     exclude_modules: Wanted | None,
     layers_to_transform: int | Sequence[int] | None = None,
 ) -> dict[str, list[bool]]:
-    """What is targeted at all. Raises InputError where that is nothing."""
+    """The modules of which any layer is targeted.
+
+    Raises:
+        InputError: there are none.
+    """
     left = {path: hits for path, hits in chosen.items() if any(hits)}
     if not left:
         raise InputError(
@@ -173,7 +217,16 @@ def _in_layers(
 
 
 def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that a module's name ends with, as in PEFT."""
+    """The value of the first pattern that a module's name ends with, as in PEFT.
+
+    Args:
+        patterns: {regular expression: the value}.
+        module: the module's name.
+        default: the value where none matches.
+
+    Raises:
+        InputError: a pattern is no regular expression.
+    """
     for pattern, value in patterns.items():
         try:
             hit = re.match(rf"(.*\.)?({pattern})$", module)
@@ -189,7 +242,16 @@ def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
 def require_hits(
     section: str, patterns: Mapping[str, Any], names: Sequence[str]
 ) -> None:
-    """Raises InputError for a pattern that none of the adapted modules' names has."""
+    """Checks that every pattern matches an adapted module.
+
+    Args:
+        section: the setting that holds the patterns, for the message.
+        patterns: {regular expression: a value}.
+        names: of the adapted modules.
+
+    Raises:
+        InputError: a pattern matches none of them.
+    """
     idle = [
         pattern
         for pattern in patterns

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jaxtyping import Float32
 
 from jaxpeft import kernel as kernels
 from jaxpeft.errors import InputError
@@ -20,10 +21,16 @@ from jaxpeft.kernel import Axes
 class VeRA:
     """The kernel `base + scale * a @ diag(lambda_d) @ b @ diag(lambda_b)`.
 
-    a: (d_in, r) and b: (r, d_out) float32, frozen, without a layer axis: one pair for
-    the whole stack. lambda_d: (*layers, r), lambda_b: (*layers, d_out) float32,
-    trained. scale: (*layers,) float32, 0 in a layer that is left out. key: (*layers,)
-    keys while dropout is on, or None.
+    Attributes:
+        base: the kernel, (*layers, d_in, d_out), frozen.
+        a: (d_in, r) float32, frozen, without a layer axis: one for the whole stack.
+        b: (r, d_out) float32, frozen, likewise.
+        lambda_d: (*layers, r) float32, trained.
+        lambda_b: (*layers, d_out) float32, trained.
+        scale: (*layers,) float32, 0 in a layer that is left out.
+        key: (*layers,) keys while dropout is on, or None.
+        dropout: the rate at which the inputs of the update are dropped.
+        seed: what `a` and `b` are drawn from, for the adapter's file.
     """
 
     base: Any
@@ -41,7 +48,7 @@ class VeRA:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the matrix: (*layers, d_in, d_out)."""
+        """The shape of the matrix, (*layers, d_in, d_out)."""
         return self.base.shape
 
     def __rmatmul__(self, x: Array) -> Array:
@@ -52,14 +59,25 @@ class VeRA:
         a, lambda_d, b, lambda_b = (p.astype(x.dtype) for p in parts)
         return y + (x @ a * lambda_d) @ b * lambda_b
 
-    def dense(self) -> Array:
-        """The float32 matrix of base and update together."""
+    def dense(self) -> Float32[Array, "*layers d_in d_out"]:
+        """The float32 matrix of base and update together.
+
+        Returns:
+            (*layers, d_in, d_out) float32.
+        """
         scale = self.scale[..., None, None]
         update = self.a * self.lambda_d[..., None, :] @ self.b
         return kernels.dense(self.base) + scale * update * self.lambda_b[..., None, :]
 
     def axes(self, base: Axes) -> "VeRA":
-        """The projections follow the kernel's dimensions; the rank is replicated."""
+        """The logical axes: `a` and `b` follow the kernel's; the rank is replicated.
+
+        Args:
+            base: the logical axes of the kernel, one name for each dimension.
+
+        Returns:
+            This node with axes in the place of its arrays.
+        """
         *layers, d_in, d_out = base
         return dataclasses.replace(
             self,
@@ -72,7 +90,12 @@ class VeRA:
         )
 
     def with_key(self, key: Array | None) -> "VeRA":
-        """The same adapter dropping by `key`, one key for each layer; None: never."""
+        """The same adapter with dropout on or off.
+
+        Args:
+            key: what the inputs are dropped by, split into one key for each layer;
+                None: nothing is dropped.
+        """
         if key is not None and self.scale.ndim:
             key = jax.random.split(key, self.scale.shape)
         return dataclasses.replace(self, key=key)
@@ -88,12 +111,21 @@ def vera(
     d_initial: float = 0.1,
     projection_prng_key: int = 0,
 ) -> VeRA:
-    """Trained vectors around a kernel (*layers, d_in, d_out); nothing changes at first.
+    """Trained vectors around a kernel, which change nothing at first.
 
-    widest: the largest d_in and d_out of all adapted modules, whose projections are
-    parts of the same two matrices, drawn from `projection_prng_key` alone (uniform as
-    PEFT's, by another generator). lambda_d begins at `d_initial`, lambda_b at zero.
-    Raises InputError where a number cannot be used.
+    Args:
+        base: the kernel, (*layers, d_in, d_out), of any kind.
+        key: not used: the modules share what is random.
+        widest: the largest d_in and d_out of all adapted modules, whose projections
+            are parts of the same two matrices; None: those of `base`.
+        r: the inner dimension of the projections.
+        vera_dropout: the rate at which the update's inputs are dropped, in [0, 1).
+        d_initial: what lambda_d begins at; lambda_b begins at zero.
+        projection_prng_key: the seed that the projections are drawn from, and nothing
+            else (uniform as PEFT's, by another generator).
+
+    Raises:
+        InputError: a number cannot be used.
     """
     del key  # modules share what is random
     *layers, d_in, d_out = base.shape

@@ -26,7 +26,8 @@ PREFIX = ("model.layers.self_attn.prefix.k", "model.layers.self_attn.prefix.v")
 class Virtual:
     """Trained values of virtual tokens, float32, which the model reads and no matrix.
 
-    weight: (n, hidden) of a prompt, (layers, n, kv_heads * head_dim) of a prefix.
+    Attributes:
+        weight: (n, hidden) of a prompt, (layers, n, kv_heads * head_dim) of a prefix.
     """
 
     weight: Array
@@ -35,21 +36,32 @@ class Virtual:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The values'."""
+        """The shape of the values."""
         return self.weight.shape
 
     def __rmatmul__(self, x: Array) -> Array:
         raise TypeError("virtual tokens are no kernel")
 
     def dense(self) -> Array:
-        """Raises InputError: they are no weights."""
+        """Never returns, since virtual tokens are no weights.
+
+        Raises:
+            InputError: always.
+        """
         raise InputError(
             "adapter.method: found virtual tokens, which cannot be merged into "
             "weights: keep the adapter beside its base"
         )
 
     def axes(self, base: Axes) -> "Virtual":
-        """Those of the values."""
+        """The logical axes: those of the values.
+
+        Args:
+            base: the logical axes of the kernel, one name for each dimension.
+
+        Returns:
+            This node with axes in the place of its arrays.
+        """
         return Virtual(weight=base)  # type: ignore[arg-type]
 
 
@@ -60,12 +72,20 @@ def prompt_tuning(
     num_virtual_tokens: int = 20,
     prompt_tuning_init: Literal["SAMPLE_VOCAB", "RANDOM"] = "SAMPLE_VOCAB",
 ) -> dict[str, Any]:
-    """The params with a prompt of so many virtual tokens, (n, hidden) float32.
+    """The params with a prompt of virtual tokens (Lester et al., 2021).
 
-    prompt_tuning_init: "SAMPLE_VOCAB" begins with rows of the embedding, drawn at
-    random; "RANDOM", PEFT's default, with standard normal values, which lie far from
-    any token. The model computes something else at once. Raises InputError for a
-    count below 1.
+    The model computes something else at once.
+
+    Args:
+        params: of a base.
+        key: of the draw.
+        num_virtual_tokens: how many there are; their values are (n, hidden) float32.
+        prompt_tuning_init: "SAMPLE_VOCAB" begins with rows of the embedding, drawn at
+            random; "RANDOM", PEFT's default, with standard normal values, which lie
+            far from any token.
+
+    Raises:
+        InputError: the count is below 1.
     """
     _check(num_virtual_tokens)
     table = params["model"]["embed_tokens"]["embedding"]
@@ -83,9 +103,17 @@ def prefix_tuning(
 ) -> dict[str, Any]:
     """The params with keys and values of virtual tokens in every layer.
 
-    Each is (layers, n, kv_heads * head_dim) float32, drawn standard normal as in PEFT;
-    no position is in the keys. The model computes something else at once. Raises
-    InputError for a count below 1.
+    No position is in the keys. The model computes something else at once (Li & Liang,
+    2021).
+
+    Args:
+        params: of a base.
+        key: of the draw, standard normal as in PEFT.
+        num_virtual_tokens: how many there are; their keys and their values are each
+            (layers, n, kv_heads * head_dim) float32.
+
+    Raises:
+        InputError: the count is below 1.
     """
     _check(num_virtual_tokens)
     attention = params["model"]["layers"]["self_attn"]
@@ -106,7 +134,12 @@ def prefix_tuning(
 
 
 def added(params: Mapping[str, Any], nodes: Mapping[str, Virtual]) -> dict[str, Any]:
-    """The params with virtual tokens in their places; those there were are gone."""
+    """The params with virtual tokens in their places; those there were are gone.
+
+    Args:
+        params: of a base, which may have virtual tokens.
+        nodes: {dotted name: the virtual tokens to stand there}.
+    """
 
     def place(branch: Mapping[str, Any], path: list[str], node: Virtual) -> dict:
         head, *rest = path
@@ -120,7 +153,7 @@ def added(params: Mapping[str, Any], nodes: Mapping[str, Virtual]) -> dict[str, 
 
 
 def virtual(params: Mapping[str, Any]) -> dict[str, Virtual]:
-    """{dotted name: node} of the virtual tokens in the params."""
+    """The virtual tokens in the params, {dotted name: node}."""
     return {n: v for n, v in tree.walk(params) if isinstance(v, Virtual)}
 
 

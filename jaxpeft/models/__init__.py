@@ -85,10 +85,15 @@ __all__ = [
 def config(source: str | Path | Mapping[str, Any], **settings: Any) -> ModelConfig:
     """The hyperparameters of a model.
 
-    source: a directory in Hugging Face format, or the content of its `config.json`.
-    settings: fields of ModelConfig that say how to run it (`activation_dtype`,
-    `remat`). Raises InputError for a missing folder or file, an unknown model_type
-    and every field that the family does not handle.
+    Args:
+        source: a directory in Hugging Face format, or the content of its
+            `config.json`.
+        **settings: fields of ModelConfig that say how to run it (`activation_dtype`,
+            `remat`).
+
+    Raises:
+        InputError: the folder or the file is missing, the model_type is unknown, or
+            there are fields that the family does not handle.
     """
     hf = source if isinstance(source, Mapping) else _read(Path(source))
     kind = hf.get("model_type")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Bool, Float, Int
 
 from jaxpeft.devices import determinism
 from jaxpeft.kernel import product
@@ -19,8 +20,11 @@ MASKED = -1e30
 class Scores(NamedTuple):
     """How queries meet keys, beyond causality.
 
-    scale: of the products; softcap: c * tanh(logit / c), None: none; window: how many
-    tokens back a query sees, itself among them, () int32 or a number; None: all.
+    Attributes:
+        scale: what the products of queries and keys are multiplied by.
+        softcap: c of `c * tanh(logit / c)`; None: no cap.
+        window: how many tokens back a query sees, itself among them, () int32 or a
+            number; None: all.
     """
 
     scale: float
@@ -28,33 +32,51 @@ class Scores(NamedTuple):
     window: Any = None
 
     def capped(self, logits: Array) -> Array:
-        """Scaled products after the cap."""
+        """The logits after the cap; their shape and dtype stay.
+
+        Args:
+            logits: products of queries and keys, scaled.
+        """
         if self.softcap is None:
             return logits
         return self.softcap * jnp.tanh(logits / self.softcap)
 
     def slope(self, capped: Array) -> Array | float:
-        """The derivative of `capped`, given its result."""
+        """The derivative of `capped` by its logits, in the shape of its result.
+
+        Args:
+            capped: what `capped` returned.
+
+        Returns:
+            The derivative; 1.0 without a cap.
+        """
         if self.softcap is None:
             return 1.0
         return 1.0 - jnp.square(capped / self.softcap)
 
 
 def attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    segments: Array | None = None,
+    q: Float[Array, "batch seq heads head_dim"],
+    k: Float[Array, "batch keys kv_heads head_dim"],
+    v: Float[Array, "batch keys kv_heads head_dim"],
+    segments: Int[Array, "batch seq"] | None = None,
     scores: Scores | None = None,
-) -> Array:
+) -> Float[Array, "batch seq heads head_dim"]:
     """Causal attention of a whole sequence to itself, and to what precedes it.
 
-    q: (batch, seq, heads, head_dim); k, v: (batch, past + seq, kv_heads, head_dim), of
-    which every query sees the first `past`, whatever its segment;
-    segments: (batch, seq) int32 or None. With segments, a token sees only its own:
-    packed examples never see each other, and padding (0) sees padding alone. Right
-    padding needs none: what is causal never looks there. scores: None for plain ones.
-    Returns (batch, seq, heads, head_dim) in q's dtype; the softmax is float32.
+    Args:
+        q: the queries, (batch, seq, heads, head_dim).
+        k: the keys, (batch, past + seq, kv_heads, head_dim); every query sees the
+            first `past`, whatever its segment.
+        v: the values, shaped like the keys.
+        segments: (batch, seq) int32, or None. With segments, a token sees only its
+            own: packed examples never see each other, and padding (0) sees padding
+            alone. Right padding needs none: what is causal never looks there.
+        scores: how queries meet keys; None: scaled by 1 / sqrt(head_dim), with neither
+            cap nor window.
+
+    Returns:
+        (batch, seq, heads, head_dim) in q's dtype; the softmax is float32.
     """
     scores = scores or Scores(q.shape[-1] ** -0.5)
     plain = scores.softcap is None and scores.window is None
@@ -91,13 +113,24 @@ def _attend_cudnn(
 
 
 def attend_cached(
-    q: Array, k: Array, v: Array, visible: Array, scores: Scores | None = None
-) -> Array:
+    q: Float[Array, "batch new heads head_dim"],
+    k: Float[Array, "batch slots kv_heads head_dim"],
+    v: Float[Array, "batch slots kv_heads head_dim"],
+    visible: Bool[Array, "batch new slots"],
+    scores: Scores | None = None,
+) -> Float[Array, "batch new heads head_dim"]:
     """Attention of new queries to a cache.
 
-    q: (batch, new, heads, head_dim); k, v: (batch, slots, kv_heads, head_dim);
-    visible: (batch, new, slots) bool, the window taken into account already. Returns
-    (batch, new, heads, head_dim).
+    Args:
+        q: the queries, (batch, new, heads, head_dim).
+        k: the cache's keys, (batch, slots, kv_heads, head_dim).
+        v: the cache's values, shaped like the keys.
+        visible: (batch, new, slots) bool, which slots a query sees, the window taken
+            into account already.
+        scores: as in `attend`; its window is not read.
+
+    Returns:
+        (batch, new, heads, head_dim) in q's dtype.
     """
     scores = scores or Scores(q.shape[-1] ** -0.5)
     if scores.softcap is None:

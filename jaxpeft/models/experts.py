@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Float32, Int32
 
 from jaxpeft import tree
 
@@ -19,9 +20,11 @@ MOST_ROWS = 512  # of a block
 class Groups(NamedTuple):
     """Where each pair of a token and an expert stands among the rows of the blocks.
 
-    slots: (tokens, k) int32, the row of each pair. pairs: (blocks * rows,) int32, the
-    pair of each row, counted along `slots`; beyond all where a row is empty.
-    experts: (blocks,) int32, whose the rows of a block are.
+    Attributes:
+        slots: (tokens, k) int32, the row of each pair.
+        pairs: (blocks * rows,) int32, the pair of each row, counted along `slots`;
+            beyond all where a row is empty.
+        experts: (blocks,) int32, the expert of each block's rows.
     """
 
     slots: Array
@@ -29,11 +32,20 @@ class Groups(NamedTuple):
     experts: Array
 
 
-def route(logits: Array, per_token: int, normalized: bool) -> tuple[Array, Array]:
-    """(weights, numbers) of the experts that each token goes to.
+def route(
+    logits: Float[Array, "tokens experts"], per_token: int, normalized: bool
+) -> tuple[Float32[Array, "tokens k"], Int32[Array, "tokens k"]]:
+    """The weights and the numbers of the experts that each token goes to.
 
-    logits: (tokens, experts). Returns (tokens, per_token) float32, their probabilities
-    among all experts or, `normalized`, among themselves, and as many int32.
+    Args:
+        logits: the router's, (tokens, experts).
+        per_token: how many experts a token goes to, those of the largest logits.
+        normalized: whether a token's weights sum to 1.
+
+    Returns:
+        The weights, (tokens, per_token) float32, which are the experts' probabilities
+        among all or, if normalized, among the chosen; and their numbers, of that
+        shape, int32.
     """
     probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
     weights, chosen = jax.lax.top_k(probabilities, per_token)
@@ -42,8 +54,13 @@ def route(logits: Array, per_token: int, normalized: bool) -> tuple[Array, Array
     return weights, chosen
 
 
-def group(chosen: Array, count: int) -> Groups:
-    """The order in which experts work; chosen: (tokens, k) int32, below `count`."""
+def group(chosen: Int32[Array, "tokens k"], count: int) -> Groups:
+    """The order in which experts work: by expert, each one's pairs in whole blocks.
+
+    Args:
+        chosen: (tokens, k) int32, the experts that each token goes to, below `count`.
+        count: of experts.
+    """
     pairs = chosen.size
     rows = _block_rows(pairs, count)
     blocks = (pairs + count * (rows - 1)) // rows  # enough however they are spread
@@ -71,17 +88,37 @@ def _block_rows(pairs: int, experts: int) -> int:
     return min(1 << (share.bit_length() - 1), MOST_ROWS)
 
 
-def dispatch(x: Array, groups: Groups) -> Array:
-    """The tokens (tokens, width) as the rows of the blocks, (blocks, rows, width)."""
+def dispatch(
+    x: Float[Array, "tokens width"], groups: Groups
+) -> Float[Array, "blocks rows width"]:
+    """The tokens as the rows of the blocks, zeros where a row is empty.
+
+    Args:
+        x: (tokens, width).
+        groups: where each token goes.
+
+    Returns:
+        (blocks, rows, width) in x's dtype.
+    """
     k, blocks = groups.slots.shape[1], groups.experts.shape[0]
     rows = _taken(x, groups.pairs // k, groups.slots)
     return rows.reshape(blocks, -1, x.shape[1])
 
 
-def collect(y: Array, weights: Array, groups: Groups) -> Array:
-    """Each token's results, weighed and summed in float32: (tokens, width) as y's.
+def collect(
+    y: Float[Array, "blocks rows width"],
+    weights: Float[Array, "tokens k"],
+    groups: Groups,
+) -> Float[Array, "tokens width"]:
+    """The results of each token's experts, weighed and summed in float32.
 
-    y: (blocks, rows, width); weights: (tokens, k).
+    Args:
+        y: what the experts give, (blocks, rows, width).
+        weights: of each token's experts, (tokens, k).
+        groups: where each token went.
+
+    Returns:
+        (tokens, width) in y's dtype.
     """
     rows = _taken(y.reshape(-1, y.shape[-1]), groups.slots, groups.pairs[:, None])
     return jnp.einsum("tk,tkd->td", weights, rows.astype(jnp.float32)).astype(y.dtype)
@@ -110,12 +147,21 @@ _taken.defvjp(_taken_forward, _taken_backward)
 
 
 @jax.custom_vjp
-def product(x: Array, kernel: Any, experts: Array) -> Array:
+def product(
+    x: Float[Array, "blocks rows d_in"], kernel: Any, experts: Int32[Array, " blocks"]
+) -> Float[Array, "blocks rows d_out"]:
     """`x @ kernel` of each block with its expert's kernel.
 
-    x: (blocks, rows, d_in); kernel: (experts, d_in, d_out), of any kind; experts:
-    (blocks,) int32. Returns (blocks, rows, d_out). One kernel at a time is read, and
-    the backward pass forms gradients of those leaves alone that somebody wants.
+    One kernel at a time is read, and the backward pass forms gradients of those leaves
+    alone that somebody wants.
+
+    Args:
+        x: (blocks, rows, d_in).
+        kernel: (experts, d_in, d_out), of any kind.
+        experts: (blocks,) int32, the expert of each block.
+
+    Returns:
+        (blocks, rows, d_out).
     """
     return _product(x, kernel, experts)
 

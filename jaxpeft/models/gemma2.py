@@ -10,7 +10,11 @@ from jaxpeft.models.spec import ModelConfig
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
 
-    Raises InputError listing every field that is missing, malformed or not handled.
+    Args:
+        hf: the content of the file.
+
+    Raises:
+        InputError: with every field that is missing, malformed or not handled.
     """
     fields = Fields(hf)
     layers = fields.size("num_hidden_layers")
@@ -24,7 +28,11 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
 
 
 def common(fields: Fields) -> dict[str, Any]:
-    """What the Gemmas share."""
+    """The keywords of `Fields.decoder` that Gemma 2 and Gemma 3 share.
+
+    Args:
+        fields: the reader over the model's `config.json`.
+    """
     if fields.flag("use_bidirectional_attention", False):
         fields.refuse("use_bidirectional_attention", "only causal models are handled")
     fields.seen |= {"hidden_act", "cache_implementation"}

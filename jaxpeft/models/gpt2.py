@@ -45,17 +45,22 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
 
     Its dropouts are not applied in training, of which a warning tells: every GPT-2 has
-    them at 0.1. Raises InputError listing every field that is missing, malformed or
-    not handled.
+    them at 0.1.
+
+    Args:
+        hf: the content of the file.
+
+    Raises:
+        InputError: with every field that is missing, malformed or not handled.
     """
     fields = Fields(hf, names=FIELDS)
     fields.seen |= INERT
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     if hidden % heads and not fields.problems:
         fields.refuse("num_attention_heads", f"it must divide n_embd {hidden}")
-    places = fields.size("max_position_embeddings", 1024)
-    if fields.size("n_ctx", places) != places:
-        fields.refuse("n_ctx", f"it must be n_positions {places}")
+    positions = fields.size("max_position_embeddings", 1024)
+    if fields.size("n_ctx", positions) != positions:
+        fields.refuse("n_ctx", f"it must be n_positions {positions}")
     for name in ("add_cross_attention", "scale_attn_by_inverse_layer_idx"):
         if fields.flag(name, False):
             fields.refuse(name, "only false is handled")
@@ -71,7 +76,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         norm_kind="layer",
         head_dim=max(hidden // heads, 1),
         intermediate_size=fields.size("intermediate_size", 4 * hidden),
-        max_position_embeddings=places,
+        max_position_embeddings=positions,
         rms_norm_eps=fields.number("rms_norm_eps", 1e-5),
         tie_word_embeddings=fields.flag("tie_word_embeddings", True),
         hidden_act=fields.choice(

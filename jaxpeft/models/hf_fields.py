@@ -51,8 +51,19 @@ ROPE_OPTIONAL: dict[str, tuple[str, ...]] = {
 class Fields:
     """A reader over `config.json` that collects every problem until `finish`.
 
-    theta: the family's rope base, where the file has none. names: {the name that
-    a field has here: the family's}, under which a file may have it, too.
+    Args:
+        hf: the content of the file.
+        theta: the family's rope base, where the file has none.
+        names: {the name that a field has here: the family's}, under which a file may
+            have it, too.
+
+    Attributes:
+        names: as given.
+        hf: the content, with the family's names replaced by those used here.
+        original: the content as given.
+        theta: as given.
+        seen: the names of the fields that are used, or known to change nothing.
+        problems: a sentence for each problem met so far.
     """
 
     def __init__(
@@ -74,11 +85,19 @@ class Fields:
         return default if value is None else value
 
     def _problem(self, name: str, wanted: str) -> None:
-        found = repr(self.hf[name]) if name in self.hf else "nothing"
-        self.problems.append(f"{self._key(name)}: found {found}; it must be {wanted}")
+        value = repr(self.hf[name]) if name in self.hf else "nothing"
+        self.problems.append(f"{self._key(name)}: found {value}; it must be {wanted}")
 
     def size(self, name: str, default: int | None = None) -> int:
-        """A positive integer; missing without a default is a problem."""
+        """The field's value, a positive integer.
+
+        Args:
+            name: of the field.
+            default: its value where the file has none; None: then that is a problem.
+
+        Returns:
+            The value, or 1 where there is a problem.
+        """
         value = self._get(name, default)
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or not 0 < value <= LARGEST_SIZE:
@@ -87,7 +106,13 @@ class Fields:
         return value
 
     def number(self, name: str, default: float, *, positive: bool = False) -> float:
-        """A finite number, 0 or more; above 0 where `positive`."""
+        """The field's value, a finite number.
+
+        Args:
+            name: of the field.
+            default: its value where the file has none or there is a problem.
+            positive: it must be above 0; else 0 or more.
+        """
         value = self._get(name, default)
         if not _is_number(value) or value < 0 or (positive and value == 0):
             self._problem(name, "a number above 0" if positive else "a number from 0")
@@ -95,7 +120,7 @@ class Fields:
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """true or false."""
+        """The field's value, true or false; `default` if missing or malformed."""
         value = self._get(name, default)
         if not isinstance(value, bool):
             self._problem(name, "true or false")
@@ -103,7 +128,7 @@ class Fields:
         return value
 
     def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
-        """One of `choices`."""
+        """The field's value, one of `choices`; `default` if missing or another."""
         value = self._get(name, default)
         if value not in choices:
             self._problem(name, "one of " + ", ".join(choices))
@@ -111,14 +136,27 @@ class Fields:
         return value
 
     def cap(self, name: str, default: float | None) -> float | None:
-        """A number above 0, or null for none; missing is not null."""
+        """The field's value, a number above 0, or None where the file has null.
+
+        Args:
+            name: of the field.
+            default: its value where the file lacks the field, which is not null.
+        """
         self.seen.add(name)
         if self.hf.get(name, default) is None:
             return None
         return self.number(name, default or 1.0, positive=True)
 
     def bits(self, name: str, default: Sequence[bool]) -> list[bool]:
-        """A list of as many zeros and ones."""
+        """The field's value, a list of as many zeros and ones as `default` has.
+
+        Args:
+            name: of the field.
+            default: its value where the file has none or there is a problem.
+
+        Returns:
+            The same as booleans.
+        """
         value = self._get(name, list(default))
         sound = isinstance(value, list) and all(x in (0, 1) for x in value)
         if not sound or len(value) != len(default):
@@ -127,7 +165,12 @@ class Fields:
         return [bool(x) for x in value]
 
     def refuse(self, name: str, remedy: str) -> None:
-        """Records that the field's value cannot be handled."""
+        """Records that the field's value cannot be handled.
+
+        Args:
+            name: of the field, which the file has.
+            remedy: what the message says after the value.
+        """
         self.seen.add(name)
         self.problems.append(f"{self._key(name)}: found {self.hf[name]!r}; {remedy}")
 
@@ -136,7 +179,11 @@ class Fields:
         return f"config.json: {self.names.get(name, name)}"
 
     def layer_types(self, default: Sequence[bool]) -> list[bool]:
-        """For each layer whether it sees a window of tokens only: `layer_types`."""
+        """For each layer whether it sees a window of tokens only: `layer_types`.
+
+        Args:
+            default: the answer where the file has none, one entry for each layer.
+        """
         given, names = self._get("layer_types", None), list(LAYER_TYPES)
         if given is None:
             return list(default)
@@ -149,7 +196,15 @@ class Fields:
         return [LAYER_TYPES[name] for name in given]
 
     def windows(self, local: Sequence[bool]) -> tuple[int | None, ...]:
-        """How far back each layer sees: `sliding_window` tokens where it is local."""
+        """How far back each layer sees: `sliding_window` tokens where it is local.
+
+        Args:
+            local: for each layer whether it sees a window of tokens only.
+
+        Returns:
+            For each layer the number of tokens, None for all; empty where no layer is
+            local or the file has no window.
+        """
         if self._get("sliding_window", None) is None or not any(local):
             return ()
         size = self.size("sliding_window")
@@ -158,7 +213,8 @@ class Fields:
     def rope(self, name: str | None = None) -> Rope:
         """The rotary embedding: `rope_parameters`, or `rope_theta` + `rope_scaling`.
 
-        name: of the entry, where the parameters differ between kinds of layers.
+        Args:
+            name: of the entry, where the parameters differ between kinds of layers.
         """
         theta = self.number("rope_theta", self.theta, positive=True)
         key = "rope_parameters" if self.hf.get("rope_parameters") else "rope_scaling"
@@ -182,7 +238,7 @@ class Fields:
         return self._scaled_rope(given, kind, theta, trained)
 
     def rotary_share(self) -> float:
-        """The part of each head that rotates, `partial_rotary_factor`."""
+        """The part of each head that rotates: `partial_rotary_factor`, in (0, 1]."""
         nested = self.hf.get("rope_parameters")
         nested = nested if isinstance(nested, Mapping) else {}
         share = self.hf.get(
@@ -196,7 +252,12 @@ class Fields:
     def decoder(self, **own: Any) -> ModelConfig:
         """The model, from the fields that all families share and a family's `own`.
 
-        Raises InputError with every problem that was met.
+        Args:
+            **own: fields of ModelConfig that the family reads by itself; they take the
+                place of those that all share.
+
+        Raises:
+            InputError: with every problem that was met.
         """
         hidden, heads = self.size("hidden_size"), self.size("num_attention_heads")
         sound = not self.problems  # else what follows from the sizes says nothing
@@ -293,7 +354,11 @@ class Fields:
         return Rope(theta=float(theta), kind=kind, **chosen)
 
     def finish(self) -> None:
-        """Raises InputError with all problems, unknown fields among them."""
+        """Ends the reading: fields that nobody asked for are problems as well.
+
+        Raises:
+            InputError: with all problems, where there are any.
+        """
         unknown = {
             name
             for name, value in self.hf.items()

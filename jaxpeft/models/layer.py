@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
 
 from jaxpeft import kernel
 from jaxpeft.devices import sharding
@@ -26,9 +27,22 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def norm(x: Array, weights: Params, cfg: ModelConfig) -> Array:
-    """Root-mean-square normalisation in float32 (Zhang & Sennrich, 2019), or LayerNorm
-    (Ba et al., 2016)."""
+def norm(
+    x: Float[Array, "*rows width"], weights: Params, cfg: ModelConfig
+) -> Float[Array, "*rows width"]:
+    """`x` normalised over its last axis, by its root mean square or by LayerNorm.
+
+    It is computed in float32. Sources: Zhang & Sennrich, 2019 (root mean square) and
+    Ba et al., 2016 (LayerNorm).
+
+    Args:
+        x: (..., width).
+        weights: `scale`, (width,), and for LayerNorm `bias`, (width,).
+        cfg: which of the two it is (`norm_kind`), `rms_norm_eps` and `norm_offset`.
+
+    Returns:
+        x's shape and dtype.
+    """
     wide = x.astype(jnp.float32)
     if cfg.norm_kind == "layer":
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
@@ -44,19 +58,41 @@ def norm(x: Array, weights: Params, cfg: ModelConfig) -> Array:
     return wide.astype(x.dtype) * scale.astype(x.dtype)
 
 
-def linear(x: Array, weights: Params) -> Array:
-    """`x @ kernel + bias`, the bias where there is one."""
+def linear(
+    x: Float[Array, "*rows d_in"], weights: Params
+) -> Float[Array, "*rows d_out"]:
+    """`x @ kernel + bias`, the bias where there is one.
+
+    Args:
+        x: (..., d_in).
+        weights: `kernel`, (d_in, d_out) of any kind, and perhaps `bias`, (d_out,).
+
+    Returns:
+        (..., d_out) in x's dtype.
+    """
     return kernel.linear(x, weights["kernel"], weights.get("bias"))
 
 
 def apply_layer(
-    x: Array,
+    x: Float[Array, "batch seq hidden"],
     layer: Params,
     angles: Angles,
     attention: Callable[[Array, Array, Array], Array],
     cfg: ModelConfig,
-) -> Array:
-    """x + attention(x), then + mlp(x), with norms around; x is (batch, seq, hidden)."""
+) -> Float[Array, "batch seq hidden"]:
+    """The output of one layer: `x + attention(x)`, then `+ mlp(x)`, with norms around.
+
+    Args:
+        x: (batch, seq, hidden).
+        layer: the weights of this layer alone, without a layer axis.
+        angles: cosines and sines as `rope.cos_sin` gives them; None: nothing rotates.
+        attention: what attends, given q (batch, seq, heads, head_dim) and k and v
+            (batch, seq, kv_heads, head_dim); it returns q's shape.
+        cfg: the model's hyperparameters.
+
+    Returns:
+        (batch, seq, hidden).
+    """
     before_attention, after_attention, before_mlp, after_mlp = NORMS[cfg.norms]
 
     def normed(x: Array, name: str | None) -> Array:
@@ -121,12 +157,12 @@ def _mixture(x: Array, weights: Params, cfg: ModelConfig) -> Array:
 
 
 def _routed(x: Array, weights: Params, cfg: ModelConfig) -> Array:
-    """x: (tokens, hidden)."""
-    settings, kernels = cfg.experts, weights["experts"]
-    assert settings is not None
+    """The weighed sum of each token's experts, shaped like x: (tokens, hidden)."""
+    mixture, kernels = cfg.experts, weights["experts"]
+    assert mixture is not None
     logits = linear(x, weights["gate"])
-    shares, chosen = experts.route(logits, settings.per_token, settings.normalized)
-    groups = experts.group(chosen, settings.count)
+    shares, chosen = experts.route(logits, mixture.per_token, mixture.normalized)
+    groups = experts.group(chosen, mixture.count)
 
     def each(rows: Array, name: str) -> Array:
         return experts.product(rows, kernels[name]["kernel"], groups.experts)

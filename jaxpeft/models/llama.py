@@ -10,7 +10,11 @@ from jaxpeft.models.spec import ModelConfig
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
 
-    Raises InputError listing every field that is missing, malformed or not handled.
+    Args:
+        hf: the content of the file.
+
+    Raises:
+        InputError: with every field that is missing, malformed or not handled.
     """
     fields = Fields(hf)
     return fields.decoder(

@@ -10,7 +10,11 @@ from jaxpeft.models.spec import Experts, ModelConfig
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
 
-    Raises InputError listing every field that is missing, malformed or not handled.
+    Args:
+        hf: the content of the file.
+
+    Raises:
+        InputError: with every field that is missing, malformed or not handled.
     """
     fields = Fields(hf, theta=1000000.0, names=FIELDS)
     layers = fields.size("num_hidden_layers")
@@ -32,7 +36,16 @@ FIELDS = {"num_experts": "num_local_experts"}
 
 
 def choice(fields: Fields, count: int, per_token: int) -> tuple[int, int]:
-    """How many experts there are and how many a token goes to; the family's usual."""
+    """How many experts a layer has, and how many of them a token goes to.
+
+    Args:
+        fields: the reader over the model's `config.json`, which collects the problems.
+        count: the family's number of experts, where the file says none.
+        per_token: the family's number for each token, where the file says none.
+
+    Returns:
+        Both numbers.
+    """
     count = fields.size("num_experts", count)
     per_token = fields.size("num_experts_per_tok", per_token)
     if per_token > count:

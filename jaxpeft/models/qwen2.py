@@ -10,7 +10,11 @@ from jaxpeft.models.spec import ModelConfig
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
 
-    Raises InputError listing every field that is missing, malformed or not handled.
+    Args:
+        hf: the content of the file.
+
+    Raises:
+        InputError: with every field that is missing, malformed or not handled.
     """
     fields = Fields(hf)
     return fields.decoder(
@@ -22,10 +26,18 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
 
 
 def windows(fields: Fields) -> tuple[int | None, ...]:
-    """How far back each layer sees: `use_sliding_window` and where it begins."""
+    """How far back each layer sees, by `use_sliding_window` and `max_window_layers`.
+
+    Args:
+        fields: the reader over the model's `config.json`.
+
+    Returns:
+        The tokens that each layer sees, None for all, as `Fields.windows` gives them;
+        an empty tuple where no layer has a window.
+    """
     layers = fields.size("num_hidden_layers")
     first = fields.number("max_window_layers", 28)
     used = fields.flag("use_sliding_window", False)
     local = fields.layer_types([used and i >= first for i in range(layers)])
-    found = fields.windows(local)
-    return found if used else ()
+    by_layer = fields.windows(local)
+    return by_layer if used else ()

@@ -11,7 +11,11 @@ from jaxpeft.models.spec import Experts, ModelConfig
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
 
-    Raises InputError listing every field that is missing, malformed or not handled.
+    Args:
+        hf: the content of the file.
+
+    Raises:
+        InputError: with every field that is missing, malformed or not handled.
     """
     fields = Fields(hf, names=mixtral.FIELDS)
     layers = fields.size("num_hidden_layers")

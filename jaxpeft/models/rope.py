@@ -10,28 +10,44 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Float32, Int32
 
 from jaxpeft.models.spec import ModelConfig, Rope
 
 
 def cos_sin(
-    positions: Array, cfg: ModelConfig, rope: Rope | None = None
-) -> tuple[Array, Array]:
+    positions: Int32[Array, "batch seq"], cfg: ModelConfig, rope: Rope | None = None
+) -> tuple[Float32[Array, "batch seq half"], Float32[Array, "batch seq half"]]:
     """Cosine and sine of every rotation angle.
 
-    positions: (batch, seq) int32; rope: None for that of `cfg`. Returns two float32
-    arrays (batch, seq, half of the rotated part of a head), already multiplied by the
-    attention factor of "yarn" and "longrope".
+    Args:
+        positions: (batch, seq) int32.
+        cfg: the model's hyperparameters.
+        rope: the rotary embedding; None: that of `cfg`.
+
+    Returns:
+        Two float32 arrays (batch, seq, half of the rotated part of a head), already
+        multiplied by the attention factor of "yarn" and "longrope".
     """
     frequencies, factor = _frequencies(positions, cfg, rope or cfg.rope)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
+def rotate(
+    x: Float[Array, "batch seq heads head_dim"],
+    cos: Float[Array, "batch seq half"],
+    sin: Float[Array, "batch seq half"],
+) -> Float[Array, "batch seq heads head_dim"]:
     """Rotates the pairs (x[i], x[i + n/2]) of every head's first n, in float32.
 
-    x: (batch, seq, heads, head_dim); cos, sin: (batch, seq, n/2).
+    Args:
+        x: queries or keys, (batch, seq, heads, head_dim).
+        cos: of the angles, (batch, seq, n/2).
+        sin: of the angles, (batch, seq, n/2).
+
+    Returns:
+        x's shape and dtype; what is beyond the first n of a head stays as it is.
     """
     turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
     first, second = jnp.split(turned.astype(jnp.float32), 2, axis=-1)

@@ -10,17 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jaxtyping import Bool, Float32, Int32
 
 
 @dataclass(frozen=True)
 class Sampling:
     """What a person can set; each default leaves the logits as they are.
 
-    temperature: 0 takes the most probable token; top_k: draw from so many tokens, 0
-    from all; top_p: from the most probable ones that make up this share (Holtzman et
-    al., 2020); repetition_penalty: what the logits of tokens seen before are divided
-    by, or multiplied with where they are negative (Keskar et al., 2019). The names and
-    meanings are transformers', as is the order: penalty, temperature, top_k, top_p.
+    The names and meanings are transformers', as is the order: penalty, temperature,
+    top_k, top_p.
+
+    Attributes:
+        temperature: what the logits are divided by; 0 takes the most probable token.
+        top_k: the draw is from so many of the most probable tokens; 0: from all.
+        top_p: the draw is from the most probable tokens that make up this share
+            (Holtzman et al., 2020).
+        repetition_penalty: what the logits of tokens seen before are divided by, or
+            multiplied with where they are negative (Keskar et al., 2019).
+        seed: of the draws.
     """
 
     temperature: float = 0.0
@@ -30,25 +37,27 @@ class Sampling:
     seed: int = 0
 
     def problems(self) -> list[str]:
-        """What cannot be used, a line each."""
-        found = []
+        """The settings that cannot be used, a line for each."""
+        problems = []
         if not 0 <= self.temperature < math.inf:
-            found.append(f"temperature: found {self.temperature}; it must be 0 or more")
+            problems.append(
+                f"temperature: found {self.temperature}; it must be 0 or more"
+            )
         if self.top_k < 0:
-            found.append(
+            problems.append(
                 f"top-k: found {self.top_k}; it must be 1 or more, or 0 for all tokens"
             )
         if not 0 < self.top_p <= 1:
-            found.append(f"top-p: found {self.top_p}; it must be in (0, 1]")
+            problems.append(f"top-p: found {self.top_p}; it must be in (0, 1]")
         if not 0 < self.repetition_penalty < math.inf:
-            found.append(
+            problems.append(
                 f"repetition-penalty: found {self.repetition_penalty}; it must be "
                 "above 0; 1 changes nothing"
             )
-        return found
+        return problems
 
     def warpers(self) -> "Warpers":
-        """The same as arrays for a compiled program."""
+        """The same settings as arrays for a compiled program."""
         penalty = self.repetition_penalty
         warpers = Warpers(
             repetition_penalty=None if penalty == 1 else np.float32(penalty)
@@ -68,8 +77,15 @@ class Sampling:
 class Warpers:
     """`Sampling` inside a program, which has no part for what is None.
 
-    key: (2,) uint32, the data of a random key; None: the most probable token is taken.
-    The others are scalars, so that another value needs no other program.
+    The numbers are scalar arrays, so that another value needs no other program.
+
+    Attributes:
+        key: (2,) uint32, the data of a random key; None: the most probable token is
+            taken.
+        temperature: () float32.
+        top_k: () int32.
+        top_p: () float32.
+        repetition_penalty: () float32.
     """
 
     key: Any = None
@@ -80,14 +96,26 @@ class Warpers:
 
 
 def choose(
-    logits: Array, seen: Array | None, warpers: Warpers, requests: Array, count: Array
-) -> Array:
-    """The next token of each row, (batch,) int32.
+    logits: Float32[Array, "batch vocab"],
+    seen: Bool[Array, "batch vocab"] | None,
+    warpers: Warpers,
+    requests: Array,
+    count: Array,
+) -> Int32[Array, " batch"]:
+    """The next token of each row.
 
-    logits: (batch, vocab) float32. seen: (batch, vocab) bool, which tokens the row
-    holds; None without a penalty. requests: (batch,) int32 and count: () int32, the
-    request that a row answers and its tokens so far: a draw depends on these and the
-    key alone, and not on what else is in the batch.
+    A draw depends on `requests`, `count` and the key alone, and not on what else is in
+    the batch.
+
+    Args:
+        logits: (batch, vocab) float32.
+        seen: (batch, vocab) bool, which tokens the row holds; None without a penalty.
+        warpers: how the token is chosen.
+        requests: (batch,) int32, the number of the request that a row answers.
+        count: () int32, how many tokens the rows have so far.
+
+    Returns:
+        (batch,) int32.
     """
     scores = process(logits, seen, warpers)
     if warpers.key is None:
@@ -101,11 +129,23 @@ def choose(
     return jax.vmap(draw)(scores, requests).astype(jnp.int32)
 
 
-def process(logits: Array, seen: Array | None, warpers: Warpers) -> Array:
-    """The logits to choose by, -inf where a token is left out; shapes as in `choose`.
+def process(
+    logits: Float32[Array, "batch vocab"],
+    seen: Bool[Array, "batch vocab"] | None,
+    warpers: Warpers,
+) -> Float32[Array, "batch vocab"]:
+    """The logits to choose by, -inf where a token is left out.
 
-    What transformers' processors give in its order. Of tokens with equal logits at the
-    edge of the nucleus all are kept.
+    They are what transformers' processors give in its order. Of tokens with equal
+    logits at the edge of the nucleus all are kept.
+
+    Args:
+        logits: (batch, vocab) float32.
+        seen: (batch, vocab) bool, which tokens the row holds; None without a penalty.
+        warpers: which processors there are, and their numbers.
+
+    Returns:
+        (batch, vocab) float32.
     """
     if warpers.repetition_penalty is not None:
         assert seen is not None

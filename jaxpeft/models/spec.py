@@ -27,8 +27,29 @@ NORMS: dict[str, tuple[str | None, ...]] = {
 class Rope:
     """Rotary position embedding: base frequency and the scaling of long contexts.
 
-    `kind` and the fields carry Hugging Face's names and meanings (`rope_parameters`);
-    a kind reads only the fields that it has there.
+    The fields have Hugging Face's names and meanings (`rope_parameters`), and a kind
+    reads only those that it has there.
+
+    Attributes:
+        theta: the base of the frequencies, `rope_theta`.
+        kind: the scaling, `rope_type`; each is explained in `jaxpeft.models.rope`.
+        factor: how far the context is stretched.
+        original_max_position_embeddings: the context, in tokens, before it was
+            stretched.
+        low_freq_factor: "llama3": wavelengths above the original context over this are
+            divided by `factor`.
+        high_freq_factor: "llama3": wavelengths below the original context over this
+            are kept.
+        beta_fast: "yarn": what turns more often within the original context is kept.
+        beta_slow: "yarn": what turns less often there is divided by `factor`.
+        mscale: "yarn": the weight in the attention factor's numerator; 0: none.
+        mscale_all_dim: "yarn": the weight in its denominator; 0: none.
+        truncate: "yarn": whether the ends of the ramp are rounded to whole numbers.
+        attention_factor: "yarn" and "longrope": what cosines and sines are multiplied
+            by; None: it follows from `factor`.
+        short_factor: "longrope": the divisors of the frequencies up to the original
+            context, one for each.
+        long_factor: "longrope": the divisors beyond it.
     """
 
     theta: float = 10000.0
@@ -53,10 +74,12 @@ class Rope:
 class Experts:
     """A mixture of experts in the place of every layer's MLP.
 
-    count: of MLPs, each `intermediate_size` wide; per_token: how many a token goes to,
-    those of the largest probabilities. normalized: whether the probabilities that
-    weigh these sum to 1. block: what checkpoints call the whole in a layer, and
-    tensors: an expert's gate, up and down.
+    Attributes:
+        count: of MLPs, each `intermediate_size` wide.
+        per_token: how many a token goes to, those of the largest probabilities.
+        normalized: whether the probabilities that weigh these sum to 1.
+        block: what checkpoints call the whole in a layer.
+        tensors: what they call an expert's gate, up and down.
     """
 
     count: int
@@ -68,7 +91,58 @@ class Experts:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The hyperparameters of a decoder-only transformer, under Hugging Face's names."""
+    """The hyperparameters of a decoder-only transformer, under Hugging Face's names.
+
+    Attributes:
+        model_type: the family, a key of `jaxpeft.models.FAMILIES`.
+        vocab_size: rows of the embedding, and logits of a token.
+        hidden_size: the width of what goes from layer to layer.
+        intermediate_size: the inner width of an MLP, or of one expert.
+        num_hidden_layers: how many layers there are.
+        num_attention_heads: heads of the queries.
+        num_key_value_heads: heads of the keys and values; it divides that of queries.
+        head_dim: the width of a head.
+        max_position_embeddings: the longest context, in tokens.
+        rms_norm_eps: what every norm adds to the variance, of either kind.
+        rope: the rotary position embedding.
+        tie_word_embeddings: the embedding's transpose is the head.
+        attention_bias: q, k, v and the output have biases.
+        mlp_bias: the linear modules of the MLP have biases.
+        hidden_act: the name of the MLP's activation function.
+        initializer_range: the standard deviation of random weights.
+        output_bias: whether attention's output has a bias; None: as `attention_bias`.
+        fused_projections: one kernel for q, k and v, and one for gate and up.
+        gated_mlp: the MLP has a gate; false: an activation function between two linear
+            modules is all of it.
+        experts: the mixture in the place of every MLP; None: there are no experts.
+        conv1d: linear modules are stored (in, out): the `Conv1D` of GPT-2.
+        position_embedding: how a token knows its place: q and k turn ("rotary"), or an
+            embedding of places is added to its own ("learned").
+        norm_kind: root-mean-square norms ("rms"), or LayerNorms with means and biases
+            ("layer").
+        qk_norm: RMS norms of q and k: none, over each head, or over the whole of them.
+        norms: of what attention and MLP read ("before"), of what they give ("after"),
+            or of both.
+        norm_offset: what is added to the scale of every norm.
+        attention_scale: what products of queries and keys are multiplied by; None:
+            1 / sqrt(head_dim).
+        attention_softcap: c of `c * tanh(logit / c)` in attention; None: no cap.
+        logit_softcap: the same of the head's logits.
+        embedding_scale: what embeddings are multiplied by; None: by nothing.
+        rotary_dim: how many elements of a head rotate, its first ones; None: all.
+        windows: for each layer, how many tokens back it sees, itself among them (None:
+            all); empty: every layer sees all.
+        rotations: for each layer, how it rotates: 0 as `rope`, 1 as `local_rope`, -1
+            not at all; empty: all as `rope`.
+        local_rope: the rotary embedding of the layers whose `rotations` are 1.
+        names: (our name, Hugging Face's) of the modules whose names differ; `{}` stands
+            for the layer's number.
+        activation_dtype: how to run it, not what it is, set by the caller: the dtype of
+            the activations; None: that of the embedding.
+        remat: likewise set by the caller: what the backward pass computes once more
+            (see `jaxpeft.models.transformer`).
+        hf: `config.json` as read, for writing the model back.
+    """
 
     model_type: str
     vocab_size: int
@@ -86,40 +160,27 @@ class ModelConfig:
     mlp_bias: bool = False
     hidden_act: str = "silu"
     initializer_range: float = 0.02
-    # Where families differ. Whether attention's output has a bias, if not as the rest.
     output_bias: bool | None = None
-    # One kernel for q, k and v, and one for gate and up.
     fused_projections: bool = False
-    # An activation function between two linear modules is all of the MLP.
     gated_mlp: bool = True
     experts: Experts | None = None
-    # Linear modules are stored (in, out): the `Conv1D` of GPT-2.
     conv1d: bool = False
-    # How a token knows its place: q and k turn, or an embedding is added to its own.
     position_embedding: Literal["rotary", "learned"] = "rotary"
-    # Root-mean-square norms, or LayerNorms with means and biases, of `rms_norm_eps`.
     norm_kind: Literal["rms", "layer"] = "rms"
-    # RMS norms of q and k: over each head, or over all of them at once.
     qk_norm: Literal["none", "head", "whole"] = "none"
-    # Norms of what attention and MLP read, of what they give, or of both.
     norms: Literal["before", "after", "both"] = "before"
-    norm_offset: float = 0.0  # is added to the scale of every norm
-    attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
-    attention_softcap: float | None = None  # c * tanh(logit / c)
+    norm_offset: float = 0.0
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
     logit_softcap: float | None = None
     embedding_scale: float | None = None
-    rotary_dim: int | None = None  # of a head, the first ones; None: all
-    # For each layer, how many tokens back it sees, itself among them (None: all), and
-    # how it rotates: 0 as `rope`, 1 as `local_rope`, -1 not at all. Empty: all alike.
+    rotary_dim: int | None = None
     windows: tuple[int | None, ...] = ()
     rotations: tuple[int, ...] = ()
     local_rope: Rope | None = None
-    # (our name, Hugging Face's) of the modules whose names differ; `{}`: the layer.
     names: tuple[tuple[str, str], ...] = ()
-    # How to run it, not what it is: set by the caller, absent from config.json.
-    activation_dtype: str | None = None  # None: that of the embedding
+    activation_dtype: str | None = None
     remat: Literal["none", "full", "dots"] = "none"
-    # config.json as read, for writing the model back.
     hf: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -131,7 +192,10 @@ STACKED = ("layers", "experts")
 class Piece:
     """A Hugging Face tensor's place in a weight.
 
-    at: its index on the stacked axes; columns: its part of the last axis.
+    Attributes:
+        name: the tensor's.
+        at: its index on the stacked axes.
+        columns: its part of the last axis.
     """
 
     name: str
@@ -143,15 +207,17 @@ class Piece:
 class ParamSpec:
     """One weight, declared once.
 
-    shape, axes: as stored here, with a leading "layers" axis where layers are stacked,
-    and an "experts" axis after it where experts are.
-    init: the name of the initializer for random models: "normal", "ones" or "zeros".
-    hf: Hugging Face's tensor name; `{}` stands for the layer's index, then the
-    expert's, then the part.
-    transposed: Hugging Face stores it (out, in), we store (in, out).
-    parts: of tensors that stand side by side along the last axis, equally wide.
-    parameter: the name of what in transformers' model is a bare parameter, and no
-    linear module.
+    Attributes:
+        shape: as stored here, with a leading "layers" axis where layers are stacked,
+            and an "experts" axis after it where experts are.
+        axes: the logical name of each of its axes; None: one that is never split.
+        init: the name of the initializer for random models.
+        hf: Hugging Face's tensor name; `{}` stands for the layer's index, then the
+            expert's, then the part.
+        transposed: Hugging Face stores it (out, in), here it is (in, out).
+        parts: of tensors that stand side by side along the last axis, equally wide.
+        parameter: the name of what in transformers' model is a bare parameter, and no
+            linear module.
     """
 
     shape: tuple[int, ...]
@@ -191,11 +257,11 @@ class ParamSpec:
         ]
 
     def hf_names(self) -> list[str]:
-        """The names of `pieces`."""
+        """The names of the tensors behind this weight, in the order of `pieces`."""
         return [piece.name for piece in self.pieces()]
 
     def module_names(self) -> list[str]:
-        """Of a linear module's weight, the module's name in transformers, by layer."""
+        """The name in transformers of the weight's module, one for each layer."""
         name = (self.parameter or self.hf).removesuffix(".weight")
         return (
             [name.format(i) for i in range(self.shape[0])] if self.stacked else [name]

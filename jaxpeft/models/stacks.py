@@ -17,9 +17,12 @@ from jaxpeft import kernel, tree
 class Span(NamedTuple):
     """Neighbouring layers: what a scan over them slices, and what completes a slice.
 
-    stacked: a mapping whose leaves have an axis for these layers, None in the place of
-    what does not. numbers: (n,) int32, which layers they are. complete: the function
-    (one slice of `stacked`, the layer's number) -> the weights of that layer.
+    Attributes:
+        stacked: a mapping whose leaves have an axis for these layers, None in the
+            place of what does not.
+        numbers: (n,) int32, which layers they are.
+        complete: the function (one slice of `stacked`, the layer's number) -> the
+            weights of that layer.
     """
 
     stacked: Mapping
@@ -28,7 +31,12 @@ class Span(NamedTuple):
 
 
 def whole(layers: Mapping, count: int) -> Span:
-    """All layers in one run, whichever of them train."""
+    """All layers in one run, whichever of them train.
+
+    Args:
+        layers: the params' "layers": stacked weights and the nodes around them.
+        count: of layers.
+    """
     partly = _partly(layers)
     holes = tree.replace(layers, dict.fromkeys(partly))
     stacked, with_shared = kernel.shared_apart(holes)
@@ -37,14 +45,19 @@ def whole(layers: Mapping, count: int) -> Span:
         layer = with_shared(layer)
         if not partly:
             return layer
-        found = {name: node.of_layer(number) for name, node in partly.items()}
-        return tree.replace(layer, found)
+        weights = {name: node.of_layer(number) for name, node in partly.items()}
+        return tree.replace(layer, weights)
 
     return Span(stacked, jnp.arange(count), complete)
 
 
 def spans(layers: Mapping, count: int) -> list[Span]:
-    """The layers from the first to the last, in as few runs as train alike."""
+    """The layers from the first to the last, in as few runs as train alike.
+
+    Args:
+        layers: the params' "layers": stacked weights and the nodes around them.
+        count: of layers.
+    """
     partly = _partly(layers)
     if not partly:
         return [whole(layers, count)]
@@ -52,7 +65,12 @@ def spans(layers: Mapping, count: int) -> list[Span]:
 
 
 def lengths(layers: Mapping, count: int) -> list[int]:
-    """How many layers each of `runs` has."""
+    """How many layers each run of `spans` has.
+
+    Args:
+        layers: as for `spans`.
+        count: of layers.
+    """
     partly = _partly(layers)
     if not partly:
         return [count]
@@ -89,8 +107,8 @@ def _span(layers: Mapping, partly: Mapping[str, Any], first: int, last: int) -> 
     }
 
     def complete(layer: Mapping, number: Array) -> Mapping:
-        found = {name: kernel.layer(value, number) for name, value in frozen.items()}
-        return tree.replace(layer, found)
+        weights = {name: kernel.layer(value, number) for name, value in frozen.items()}
+        return tree.replace(layer, weights)
 
     stacked = tree.replace(layers, {**dict.fromkeys(frozen), **own})
     return Span(stacked, jnp.arange(first, last), complete)

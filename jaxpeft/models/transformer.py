@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jaxtyping import Bool, Float, Float32, Int
 
 from jaxpeft import kernel
 from jaxpeft.devices import sharding
@@ -33,8 +34,11 @@ POLICIES = {
 class Cache:
     """Keys and values of the tokens seen so far, for all layers.
 
-    k, v: (layers, batch, slots, kv_heads, head_dim); valid: (batch, slots) bool, false
-    where a slot holds padding or nothing yet; length: () int32, slots filled.
+    Attributes:
+        k: (layers, batch, slots, kv_heads, head_dim).
+        v: shaped like `k`.
+        valid: (batch, slots) bool, false where a slot holds padding or nothing yet.
+        length: () int32, how many slots are filled.
     """
 
     k: Array
@@ -44,7 +48,7 @@ class Cache:
 
 
 def init_cache(cfg: ModelConfig, batch: int, slots: int, dtype: Any) -> Cache:
-    """An empty cache for `batch` sequences of at most `slots` tokens."""
+    """An empty cache for `batch` sequences of at most `slots` tokens, of this dtype."""
     shape = (
         cfg.num_hidden_layers,
         batch,
@@ -62,17 +66,23 @@ def init_cache(cfg: ModelConfig, batch: int, slots: int, dtype: Any) -> Cache:
 
 def forward(
     params: Params,
-    tokens: Array,
+    tokens: Int[Array, "batch seq"],
     cfg: ModelConfig,
     *,
-    positions: Array | None = None,
-    segments: Array | None = None,
-) -> Array:
-    """Logits of the next token at every place.
+    positions: Int[Array, "batch seq"] | None = None,
+    segments: Int[Array, "batch seq"] | None = None,
+) -> Float32[Array, "batch seq vocab"]:
+    """The logits of the next token after every token.
 
-    tokens: (batch, seq) int32; positions: (batch, seq) int32, by default 0, 1, ...;
-    segments: (batch, seq) int32, which packed example a token belongs to (0: padding).
-    Returns (batch, seq, vocab) float32.
+    Args:
+        params: the model's, with or without adapters.
+        tokens: (batch, seq) int32.
+        positions: (batch, seq) int32, by default 0, 1, ...
+        segments: (batch, seq) int32, which packed example a token belongs to (0:
+            padding); None: each row is one sequence.
+
+    Returns:
+        (batch, seq, vocab) float32.
     """
     hidden = hidden_states(params, tokens, cfg, positions=positions, segments=segments)
     return (hidden @ head(params, cfg)).astype(jnp.float32)
@@ -80,13 +90,19 @@ def forward(
 
 def hidden_states(
     params: Params,
-    tokens: Array,
+    tokens: Int[Array, "batch seq"],
     cfg: ModelConfig,
     *,
-    positions: Array | None = None,
-    segments: Array | None = None,
-) -> Array:
-    """The normalised last hidden states, (batch, seq, hidden): what the head reads."""
+    positions: Int[Array, "batch seq"] | None = None,
+    segments: Int[Array, "batch seq"] | None = None,
+) -> Float[Array, "batch seq hidden"]:
+    """The normalised last hidden states, which the head reads.
+
+    The arguments are those of `forward`.
+
+    Returns:
+        (batch, seq, hidden) in the dtype of the activations.
+    """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     weights = params["model"]
@@ -137,8 +153,7 @@ def _prompt(weights: Params, cfg: ModelConfig) -> Array | None:
 
 
 def _prompt_block(count: int, cfg: ModelConfig) -> Callable[..., tuple]:
-    """The function (prompt, weights of a layer, its number) -> (prompt after it, its
-    keys and values there), of `count` virtual tokens."""
+    """The function (prompt, weights of a layer, its number) -> (prompt, its past)."""
     angles = _angles(jnp.arange(count)[None], cfg)
 
     def block(x: Array, layer: Params, number: Array) -> tuple[Array, Past]:
@@ -181,9 +196,9 @@ def make_block(
 ) -> Callable[..., Array]:
     """The function (x, weights of one layer, its number) -> x of a whole sequence.
 
-    x: (batch, seq, hidden); positions, segments: see `forward`; number: () int32. It
-    also takes the keys and values of what precedes every sequence, each (1, n,
-    kv_heads, head_dim), if anything does.
+    Positions and segments are those of `forward`. The function's x is (batch, seq,
+    hidden), the number () int32. It also takes the keys and values of what precedes
+    every sequence, each (1, n, kv_heads, head_dim), if anything does.
     """
     angles = _angles(positions, cfg)
 
@@ -237,9 +252,15 @@ def _scores(cfg: ModelConfig, number: Array) -> Scores:
 
 
 def embed(weights: Params, tokens: Array, positions: Array, cfg: ModelConfig) -> Array:
-    """What the first layer reads: (batch, seq, hidden), of `embed_tokens`.
+    """What the first layer reads: the tokens' embeddings, scaled as the family does.
 
-    tokens, positions: (batch, seq) int32.
+    Args:
+        weights: of the module `embed_tokens`.
+        tokens: (batch, seq) int32.
+        positions: (batch, seq) int32, read where the embedding of places is learned.
+
+    Returns:
+        (batch, seq, hidden) in the dtype of the activations.
     """
     x = sharding.split_looked_up(weights["embedding"][tokens])
     if "positions" in weights:
@@ -250,19 +271,25 @@ def embed(weights: Params, tokens: Array, positions: Array, cfg: ModelConfig) ->
 
 def decode(
     params: Params,
-    tokens: Array,
+    tokens: Int[Array, "batch new"],
     cfg: ModelConfig,
     cache: Cache,
     *,
-    positions: Array,
-    valid: Array,
+    positions: Int[Array, "batch new"],
+    valid: Bool[Array, "batch new"],
     last_only: bool = False,
-) -> tuple[Array, Cache]:
-    """Logits of new tokens given the cache, and the cache with them appended.
+) -> tuple[Float32[Array, "batch logits vocab"], Cache]:
+    """The logits of new tokens given the cache, and the cache with them appended.
 
-    tokens, positions: (batch, new) int32; valid: (batch, new) bool, false at padding.
-    Returns ((batch, new, vocab) float32, cache); with `last_only` the logits of the
-    last token alone, (batch, 1, vocab).
+    Args:
+        tokens: (batch, new) int32.
+        positions: (batch, new) int32, virtual tokens not counted.
+        valid: (batch, new) bool, false at padding.
+        last_only: only the last token's logits are wanted.
+
+    Returns:
+        The logits, (batch, new, vocab) float32, or (batch, 1, vocab) with `last_only`;
+        and the cache.
     """
     positions = positions + virtual_count(params["model"])
     x = embed(params["model"]["embed_tokens"], tokens, positions, cfg)
@@ -275,7 +302,7 @@ def decode(
 def start_cache(
     params: Params, cfg: ModelConfig, batch: int, slots: int, dtype: Any
 ) -> Cache:
-    """A cache for `batch` sequences of at most `slots` tokens, virtual ones in it."""
+    """A cache like `init_cache`'s, with room for virtual tokens, and these in it."""
     weights = params["model"]
     count = virtual_count(weights)
     cache = init_cache(cfg, batch, count + slots, dtype)
@@ -353,7 +380,7 @@ class Capped:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the kernel."""
+        """The shape of the kernel, (hidden, vocab)."""
         return self.kernel.shape
 
     def __rmatmul__(self, x: Array) -> Array:
@@ -361,7 +388,7 @@ class Capped:
 
 
 def head(params: Params, cfg: ModelConfig) -> Any:
-    """The kernel (hidden, vocab) that turns hidden states into logits."""
+    """The kernel that turns hidden states into logits, (hidden, vocab), of any kind."""
     if "lm_head" in params:
         matrix = params["lm_head"]["kernel"]
     else:

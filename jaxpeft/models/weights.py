@@ -15,6 +15,12 @@ def param_specs(cfg: ModelConfig) -> dict:
 
     That structure is the same for all families; what Hugging Face calls a module
     differs (`ModelConfig.names`).
+
+    Args:
+        cfg: the model's hyperparameters.
+
+    Returns:
+        Nested mappings with a `ParamSpec` as every leaf.
     """
     layers = {name: _layer_norm(name, cfg) for name in NORMS[cfg.norms] if name}
     layers["self_attn"] = _attention(cfg)
@@ -119,7 +125,7 @@ def _mixture(cfg: ModelConfig, experts: Experts) -> dict:
 
 
 def _embeddings(vocab: tuple[int, int], cfg: ModelConfig) -> dict:
-    """That of the tokens and, where places are learned, that of the `positions`."""
+    """The embedding of the tokens and, where places are learned, of the `positions`."""
     name = _name("model.embed_tokens", cfg)
     tokens = ParamSpec(vocab, ("vocab", "embed"), "normal", f"{name}.weight")
     if cfg.position_embedding == "rotary":
@@ -170,10 +176,15 @@ def _linear(
 
 
 def module_names(cfg: ModelConfig) -> dict[str, list[str]]:
-    """{path of a module in the params: Hugging Face's names of its layers}.
+    """Hugging Face's names of every module, one for each of its layers.
 
-    A weight that Hugging Face keeps in a module of its own, such as the places beside
-    an embedding, stands under its whole name.
+    Args:
+        cfg: the model's hyperparameters.
+
+    Returns:
+        {dotted path of a module in the params: its names}. A weight that Hugging Face
+        keeps in a module of its own, such as the places beside an embedding, stands
+        under its whole name.
     """
     named: dict[str, list[str]] = {}
     for path, spec in tree.walk(param_specs(cfg)):
@@ -189,7 +200,12 @@ def is_spec(x: object) -> bool:
 
 
 def shapes(cfg: ModelConfig, dtype: str) -> dict:
-    """The params mapping as `jax.ShapeDtypeStruct`s: nothing is allocated."""
+    """The params mapping as `jax.ShapeDtypeStruct`s: nothing is allocated.
+
+    Args:
+        cfg: the model's hyperparameters.
+        dtype: of every weight.
+    """
     return jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype)),
         param_specs(cfg),
@@ -198,7 +214,16 @@ def shapes(cfg: ModelConfig, dtype: str) -> dict:
 
 
 def random(cfg: ModelConfig, key: Array, dtype: str = "float32") -> dict:
-    """Random weights as Hugging Face initialises them: normal(initializer_range)."""
+    """Random weights as Hugging Face initialises them: normal(initializer_range).
+
+    Args:
+        cfg: the model's hyperparameters.
+        key: of the draw; every weight has one of its own.
+        dtype: of every weight.
+
+    Returns:
+        The params mapping.
+    """
     specs, treedef = jax.tree.flatten(param_specs(cfg), is_leaf=is_spec)
 
     def make(spec: ParamSpec, key: Array) -> Array:
