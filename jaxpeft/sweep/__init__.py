@@ -13,6 +13,47 @@ TRIALS = 20
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
+    args = _parser().parse_intermixed_args(list(argv))
+    _check(args)
+
+    # Imported here, so that --help answers at once.
+    from jaxpeft.assembly import configuration
+    from jaxpeft.devices import determinism, programs
+    from jaxpeft.rundir import files, sinks
+    from jaxpeft.rundir.lock import RunLock
+    from jaxpeft.sweep import grid, search
+    from jaxpeft.sweep import sweep as sweeping
+
+    axes = search.spaces(args.space) if args.search else grid.axes(args.grid)
+    base = configuration.open_config(args.config, args.overrides)
+    if base.deterministic:
+        determinism.require()
+    programs.keep()
+    sinks.require(base.training.report_to)
+    directory = Path(args.out or base.output_dir + "-sweep")
+    sweep = sweeping.Sweep(args.config, args.overrides, directory, axes, args.at_once)
+    if not args.search:
+        sweep.add(grid.points(axes))
+    sweep.configurations(sweep.points)  # all complaints, before anything is written
+    with RunLock(directory):
+        left = sum(not point.ended for point in sweep.points)
+        if sweep.points and not left and not args.search:
+            console.say(f"all {len(sweep.points)} points have ended: nothing to train")
+        if args.search:
+            search.train(sweep, args.trials or TRIALS, base.seed)
+        else:
+            sweep.train(sweep.points)
+        sweep.save()
+        sweep.draw()
+    for tell in (sweeping.lines, sweeping.over_seeds, sweeping.advice):
+        for line in tell(sweep):
+            console.say(line)
+    for name in (sweeping.TABLE, sweep_files.SWEEP_PLOT, files.REPORT):
+        console.say(str(directory / name))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxpeft sweep",
         description="Train every combination of the values that --grid names, and "
@@ -61,44 +102,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="DIR",
         help="the sweep's directory (default: output_dir with -sweep behind it)",
     )
-    args = parser.parse_intermixed_args(list(argv))
-    _check(args)
-
-    # Imported here, so that --help answers at once.
-    from jaxpeft.assembly import configuration
-    from jaxpeft.devices import determinism, programs
-    from jaxpeft.rundir import files, sinks
-    from jaxpeft.rundir.lock import RunLock
-    from jaxpeft.sweep import grid, search
-    from jaxpeft.sweep import sweep as sweeping
-
-    axes = search.spaces(args.space) if args.search else grid.axes(args.grid)
-    base = configuration.open_config(args.config, args.overrides)
-    if base.deterministic:
-        determinism.require()
-    programs.keep()
-    sinks.require(base.training.report_to)
-    directory = Path(args.out or base.output_dir + "-sweep")
-    sweep = sweeping.Sweep(args.config, args.overrides, directory, axes, args.at_once)
-    if not args.search:
-        sweep.add(grid.points(axes))
-    sweep.configurations(sweep.points)  # all complaints, before anything is written
-    with RunLock(directory):
-        left = sum(not point.ended for point in sweep.points)
-        if sweep.points and not left and not args.search:
-            console.say(f"all {len(sweep.points)} points have ended: nothing to train")
-        if args.search:
-            search.train(sweep, args.trials or TRIALS, base.seed)
-        else:
-            sweep.train(sweep.points)
-        sweep.save()
-        sweep.draw()
-    for tell in (sweeping.lines, sweeping.over_seeds, sweeping.advice):
-        for line in tell(sweep):
-            console.say(line)
-    for name in (sweeping.TABLE, sweep_files.SWEEP_PLOT, files.REPORT):
-        console.say(str(directory / name))
-    return 0
+    return parser
 
 
 def _check(args: argparse.Namespace) -> None:
