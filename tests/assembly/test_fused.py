@@ -97,7 +97,7 @@ def compare(model, name, limit):
     # A code on the edge of two may fall to either side.
     assert far <= (2e-2 if name == "adamw_8bit" else 2e-5) * moved + 1e-6
     for one, other in zip(before, after, strict=True):
-        for key in ("loss", "grad_norm", "supervised", "update_norm"):
+        for key in ("loss", "grad_norm", "weight", "update_norm"):
             np.testing.assert_allclose(one[key], other[key], rtol=2e-4, err_msg=key)
     assert int(found.opt_state.count) == 3
 

@@ -114,7 +114,7 @@ def test_accumulation_gives_the_same_step(count, step, parts, unpacked, whole):
     assert len(set(tokens.tolist())) > 1  # else means of means would do as well
     found, metrics = gradient(step, parts, batch)
     agree(f"{count} micro-batches", found, whole[0])
-    for name in ("loss", "grad_norm", "supervised"):
+    for name in ("loss", "grad_norm", "weight"):
         np.testing.assert_allclose(metrics[name], whole[1][name], rtol=1e-5)
 
 
@@ -206,7 +206,7 @@ def test_micro_batches_drop_differently(dropping):
 @pytest.mark.filterwarnings("error:Some donated buffers were not usable")
 def test_the_state_can_be_donated(adam_step, parts, unpacked):
     state = adam_state(parts)
-    new, _ = adam_step(state, parts[1], accumulated(unpacked, 1))
+    new, _ = adam_step(state, Frozen(parts[1]), accumulated(unpacked, 1))
     for name, old in tree.named_leaves((state.params, state.opt_state, state.step)):
         assert old.is_deleted(), name
     assert not any(x.is_deleted() for x in jax.tree.leaves((new, parts)))
