@@ -107,3 +107,17 @@ def test_an_adapter_for_another_base_is_refused(shift, params, cfg, tmp_path):
     other = tree.replace(params, {name: jnp.zeros((3, 16, 32))})
     with pytest.raises(InputError, match="made for another base"):
         hf.load_adapter(other, tmp_path / "shift", cfg)
+
+
+def test_a_kind_without_a_matrix_is_read_too(shift, monkeypatch, params, cfg, tmp_path):
+    def refuse(self):
+        raise InputError("a shift has no matrix here")
+
+    trained = shifted(params)
+    monkeypatch.setattr(Shift, "dense", refuse)
+    hf.save_adapter(trained, tmp_path / "shift", cfg, base="org/model")
+    loaded = kernel.nodes(hf.load_adapter(params, tmp_path / "shift", cfg))
+    for name, node in kernel.nodes(trained).items():
+        for field in ("left", "right", "scale"):
+            written, read = (getattr(one, field) for one in (node, loaded[name]))
+            np.testing.assert_array_equal(written[0], read[0], err_msg=name)

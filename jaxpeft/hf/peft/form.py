@@ -88,6 +88,8 @@ def plain(method: str, kind: type) -> Form:
         node = kind(base, **arrays, **{name: config[name] for name in constant})
         try:
             jax.eval_shape(kernel.dense, node)
+        except InputError:
+            pass  # a kind without a matrix, which says so: its product alone counts
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"{adapter_config.WEIGHTS}: the tensors of {module!r} do not fit its "
