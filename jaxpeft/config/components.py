@@ -154,7 +154,8 @@ def check_call(
             fault = _fault(parameters[key].annotation, value)
             problems += [f"{opening}; {fault}"] if fault else []
         elif not takes_any:
-            problems.append(f"{opening}; is not a key of {name!r}{meant(key, keys)}")
+            tail = meant(key, keys) + _of_another(section, selector, name, table, key)
+            problems.append(f"{opening}; is not a key of {name!r}{tail}")
     problems += [
         f"{section}.{key}: is missing; {name!r} needs it, {described(annotation)}"
         for key in keys
@@ -162,6 +163,17 @@ def check_call(
         for annotation in [parameters[key].annotation]
     ]
     return problems
+
+
+def _of_another(section: str, selector: str, name: str, table: Table, key: str) -> str:
+    """What to do about a key of another component: a file that chose it names more."""
+    owner = next((other for other in table if key in table.keys(other)), None)
+    if owner is None:
+        return ""
+    return (
+        f"; it is one of {owner!r}: leave it out, or give the section as a whole on "
+        f"the command line, '{section}={{{selector}: {name}}}'"
+    )
 
 
 def _fault(annotation: Any, value: Any) -> str:
