@@ -21,10 +21,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from jaxpeft import replacing, tree
+from jaxpeft import replacing
 from jaxpeft.console import warn
 from jaxpeft.errors import InputError
 from jaxpeft.rundir import manifest
+from jaxpeft.rundir.fingerprint import differences
 from jaxpeft.rundir.stored_leaves import (
     abstract_leaf,
     compare_layout,
@@ -338,7 +339,7 @@ class Checkpoints:
     def _compare_fingerprint(self, folder: Path, stored: dict[str, str]) -> None:
         names = {**self._fingerprint, **stored}
         changed = [
-            n + _differences(stored.get(n), self._fingerprint.get(n))
+            n + differences(stored.get(n), self._fingerprint.get(n))
             for n in names
             if stored.get(n) != self._fingerprint.get(n)
         ]
@@ -357,21 +358,6 @@ class Checkpoints:
 
     def _unsealed(self, step: int) -> Path:
         return self.directory / f"{step}.unsealed"
-
-
-def _differences(then: str | None, now: str | None) -> str:
-    """What differs, in brackets, where both are JSON objects of settings, or ""."""
-    try:
-        texts = (json.loads(text or "") for text in (then, now))
-        before, after = (dict(tree.walk(settings)) for settings in texts)
-    except (ValueError, AttributeError):
-        return ""  # a digest
-    named = [
-        f"{key}: {json.dumps(before.get(key))} then, {json.dumps(after.get(key))} now"
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
-    ]
-    return f" ({'; '.join(named[:5])}{'; ...' if len(named) > 5 else ''})"
 
 
 def _make_orbax() -> ocp.AsyncCheckpointer:
