@@ -6,7 +6,6 @@ with a plain number was complete once, and if its manifest does not fit it is da
 """
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ from jaxpeft.console import warn
 from jaxpeft.errors import InputError
 from jaxpeft.rundir import manifest
 from jaxpeft.rundir.fingerprint import differences
+from jaxpeft.rundir.orbax_writer import make_writer
 from jaxpeft.rundir.stored_leaves import (
     abstract_leaf,
     compare_layout,
@@ -86,7 +86,7 @@ class Checkpoints:
         self._damaged: list[int] = []
         self._sealing: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._orbax = _make_orbax()
+        self._orbax = make_writer()
 
     def save(
         self, step: int, state: Any, extra: Mapping[str, Any], keep: int | None = None
@@ -358,27 +358,6 @@ class Checkpoints:
 
     def _unsealed(self, step: int) -> Path:
         return self.directory / f"{step}.unsealed"
-
-
-def _make_orbax() -> ocp.AsyncCheckpointer:
-    """Orbax below its CheckpointManager, which would count and prune unsealed steps."""
-    # All that Orbax logs as an error it raises as well, and its warnings are notes on
-    # its own workings; a full disk would be several hundred lines of tracebacks.
-    logging.getLogger("absl").addFilter(_is_not_of_orbax)
-    return ocp.AsyncCheckpointer(
-        ocp.CompositeCheckpointHandler(
-            # Weights hardly compress, and the cores are busy with the training.
-            state=ocp.PyTreeCheckpointHandler(use_compression=False),
-            record=ocp.JsonCheckpointHandler(),
-        ),
-        # Made in the background, a directory that cannot be made leaves threads that
-        # wait for it for minutes.
-        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
-    )
-
-
-def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in Path(record.pathname).parts
 
 
 def _storage_reason(error: OSError | ValueError) -> str | None:

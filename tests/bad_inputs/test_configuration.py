@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from jaxpeft import adapters, config
+
 ROWS = []
 
 
@@ -183,3 +185,12 @@ def test_a_mesh_and_a_batch_have_to_fit_the_devices(place, contents):
     for answer, words in zip(answers, tries.values()):
         assert all(word in answer for word in words), answer
     assert contents(place.folder) == before
+
+
+def test_a_key_of_another_method_says_what_to_do():
+    found = config.check_call(
+        "adapter", "ia3", adapters.TABLE, {"r": 8}, selector="method"
+    )
+    assert len(found) == 1
+    assert "'adapter.r'" not in found[0]  # no advice to use the very key
+    assert found[0].endswith("command line, 'adapter={method: ia3}'")

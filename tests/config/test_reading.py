@@ -179,7 +179,6 @@ def test_all_problems_are_told_at_once():
         ("adapter.target_modules=3", "must be text or a list (each text)"),
         ("adapter.target_modules=[3]", "must be text or a list (each text)"),
         ("adapter.init=gausian", "did you mean 'gaussian'?"),
-        ("adapter={method: ia3, r: 8}", "'adapter={method: ia3}'"),
         ("adapter.lora_rank=8", "is not a key of 'lora'; did you mean 'adapter.r'?"),
         ("adapter.lora_alfa=8", "did you mean 'lora_alpha'?"),
         ("adapter.base=8", "is set by the run itself"),
