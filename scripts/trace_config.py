@@ -4,8 +4,9 @@
     python scripts/trace_config.py --calls     and every call that takes it
 
 Runs configs/quickstart.yaml without evaluation up to its first step, and notes every
-call of a function of the package of which an argument is the whole configuration. A
-file that it enters has to be read by whoever wants to know what a key does.
+call of a function of the package of which an argument is the configuration or one of
+its sections. A file that it enters has to be read by whoever wants to know what a key
+does.
 """
 
 import argparse
@@ -38,10 +39,15 @@ class Trace:
         if name == self.last and self.calls:
             self.ended = True
         values = (frame.f_locals.get(n) for n in _parameters(frame.f_code))
-        if not any(type(value).__name__ == "RunConfig" for value in values):
+        if not any(map(_is_of_it, values)):
             return
         if self.calls or name == self.first:
             self.calls.append((path.rsplit("/jaxpeft/", 1)[1], name))
+
+
+def _is_of_it(value: Any) -> bool:
+    """Whether a value is the configuration or one of its sections."""
+    return any(kind.__name__ == "Section" for kind in type(value).__mro__)
 
 
 def _parameters(code: Any) -> tuple[str, ...]:
