@@ -76,7 +76,8 @@ class Objective:
             nothing but the last hidden states (batch, seq, hidden) of one forward pass
             and the head; the fused backward pass needs it. None: it does more.
         held: params -> what it keeps frozen besides the base, such as a reference; made
-            before the first step, and given to `loss` and `sums`.
+            before the first step, and given to `loss` and `sums`. Copies (`jnp.copy`)
+            of what trains: the steps overwrite that in place.
         load_train: as `data.load_train`.
         load_eval: as `data.load_eval`.
         batch_shapes: (shape, packing) -> the arrays of a batch. Every batch has

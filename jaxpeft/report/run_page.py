@@ -9,6 +9,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.report import page, wording
 from jaxpeft.report.charts import run_charts
 from jaxpeft.rundir.files import (
+    CONFIG,
     ENVIRONMENT,
     METRICS,
     REPORT,
@@ -20,7 +21,6 @@ from jaxpeft.rundir.files import (
 from jaxpeft.rundir.metrics import best_evaluation, read_metrics
 from jaxpeft.rundir.sweep_files import SWEEP
 
-CONFIG = "config.yaml"
 SAMPLE_PARTS = ("prompt", "reference", "before", "after")
 
 

@@ -26,7 +26,7 @@ from jaxpeft.objectives import evaluation
 from jaxpeft.rundir.checkpoint import Checkpoints
 from jaxpeft.sweep import joint_step
 from jaxpeft.train import course, hooks, results, samples
-from jaxpeft.train.progress import SeveralProgress
+from jaxpeft.train.progress import PlainProgress
 from jaxpeft.train.standing import DIVERGED, Standing
 
 
@@ -72,7 +72,7 @@ def train(
         guards.watchdog.pet(hooks.SAVE_GRACE)
         program = Together(runs)
         ended = course.follow(
-            program, guards, SeveralProgress, begin=begin, give_up=give_up
+            program, guards, PlainProgress, begin=begin, give_up=give_up
         )
         for number, standing in enumerate(ended.standings):
             _finish(program, number, standing, ended.seconds)

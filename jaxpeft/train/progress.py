@@ -50,17 +50,21 @@ class PlainProgress:
 
         Args:
             step: its number.
-            lines: what is logged of it, as one mapping.
+            lines: what is logged of each run; of several only the losses are shown.
         """
-        (line,) = lines
-        left = self._pace.left(step)
+        if len(lines) > 1:
+            shown = "losses " + "  ".join(f"{line['loss']:.4f}" for line in lines)
+        else:
+            (line,) = lines
+            shown = (
+                f"loss {line['loss']:.4f}"
+                f"  lr {line['learning_rate']:.2e}"
+                f"  grad {line['grad_norm']:.2f}"
+                f"  {line['tokens_per_second']:,.0f} tok/s"
+            )
         console.say(
-            f"step {step:>{len(str(self._total))}}/{self._total}"
-            f"  loss {line['loss']:.4f}"
-            f"  lr {line['learning_rate']:.2e}"
-            f"  grad {line['grad_norm']:.2f}"
-            f"  {line['tokens_per_second']:,.0f} tok/s"
-            f"  {left} left"
+            f"step {step:>{len(str(self._total))}}/{self._total}  {shown}"
+            f"  {self._pace.left(step)} left"
         )
 
     def advance(self, step: int) -> None:
@@ -129,43 +133,7 @@ class BarProgress:
         self._bar.stop()
 
 
-class SeveralProgress:
-    """A display with a line for every logged step: the loss of each of several runs.
-
-    Args:
-        total: how many steps there are.
-        done: how many are taken already.
-    """
-
-    def __init__(self, total: int, done: int):
-        self._total, self._pace = total, Pace(total)
-
-    def log(self, step: int, lines: Sequence[dict[str, Any]]) -> None:
-        """Shows a logged training step of all runs.
-
-        Args:
-            step: its number.
-            lines: what is logged of each run.
-        """
-        losses = "  ".join(f"{line['loss']:.4f}" for line in lines)
-        console.say(
-            f"step {step:>{len(str(self._total))}}/{self._total}  losses {losses}"
-            f"  {self._pace.left(step)} left"
-        )
-
-    def advance(self, step: int) -> None:
-        """Counts a step; lines show only those that are logged."""
-        self._pace.advance(step)
-
-    def note(self, text: str) -> None:
-        """Shows a line of its own."""
-        console.say(text)
-
-    def close(self) -> None:
-        """Ends the display."""
-
-
-Progress = PlainProgress | BarProgress | SeveralProgress
+Progress = PlainProgress | BarProgress
 
 
 def make_progress(total: int, done: int) -> Progress:

@@ -8,11 +8,11 @@ from jaxpeft.assembly.run import Run
 from jaxpeft.devices import cluster
 from jaxpeft.generate.generation import generate
 from jaxpeft.rundir import outcome
+from jaxpeft.train.hooks import SAVE_GRACE
 from jaxpeft.train.interrupt import Watchdog
 from jaxpeft.train.program import Program
 
 SAMPLE_TOKENS = 96  # of an answer shown before and after training
-ANSWERING = 600.0  # seconds that answers may take, compilation included
 
 
 def answers(run: Run, trainable: Any) -> list[tuple[str, str, str]]:
@@ -60,7 +60,7 @@ def before(program: Program, watchdog: Watchdog) -> None:
     said: dict[int, list[tuple[str, str, str]]] = {}
     for number, run in enumerate(program.runs):
         if run.cfg.seed not in said:
-            watchdog.pet(ANSWERING)
+            watchdog.pet(SAVE_GRACE)
             said[run.cfg.seed] = answers(run, program.trained(number))
         if cluster.is_primary():
             outcome.keep_before(run.output, said[run.cfg.seed])
