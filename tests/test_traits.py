@@ -19,7 +19,7 @@ OTHERS = {
     ("convert_config/llamafactory.py", "kind == 'lora'"): "its finetuning_type",
     ("convert_config/llamafactory.py", "inner == 'adafactor'"): "its optim",
     (
-        "models/hf_fields.py",
+        "models/hf_rope.py",
         "kind in ('default', 'linear', 'dynamic')",
     ): "a rope's kind",
     ("models/rope.py", "rope.kind == 'linear'"): "a rope's kind",

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpeft.models import hf_layers
+from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
@@ -18,17 +20,18 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     """
     fields = Fields(hf)
     layers = fields.size("num_hidden_layers")
-    local = fields.layer_types([(i + 1) % 2 == 1 for i in range(layers)])
-    return fields.decoder(
+    local = hf_layers.layer_types(fields, [(i + 1) % 2 == 1 for i in range(layers)])
+    return decoder(
+        fields,
         **common(fields),
-        windows=fields.windows(local),
+        windows=hf_layers.windows(fields, local),
         attention_softcap=fields.cap("attn_logit_softcapping", 50.0),
         logit_softcap=fields.cap("final_logit_softcapping", 30.0),
     )
 
 
 def common(fields: Fields) -> dict[str, Any]:
-    """The keywords of `Fields.decoder` that Gemma 2 and Gemma 3 share.
+    """The keywords of `hf_decoder.decoder` that Gemma 2 and Gemma 3 share.
 
     Args:
         fields: the reader over the model's `config.json`.

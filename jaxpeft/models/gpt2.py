@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxpeft import console
+from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
@@ -66,7 +67,8 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
             fields.refuse(name, "only false is handled")
     scaled = fields.flag("scale_attn_weights", True)
     _tell_of_dropouts(fields)
-    return fields.decoder(
+    return decoder(
+        fields,
         attention_bias=True,
         mlp_bias=True,
         fused_projections=True,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
@@ -17,7 +18,8 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         InputError: with every field that is missing, malformed or not handled.
     """
     fields = Fields(hf)
-    return fields.decoder(
+    return decoder(
+        fields,
         attention_bias=fields.flag("attention_bias", False),
         mlp_bias=fields.flag("mlp_bias", False),
         hidden_act=fields.choice("hidden_act", "silu", ("silu", "gelu", "relu")),

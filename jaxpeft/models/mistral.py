@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpeft.models import hf_layers
+from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
@@ -18,8 +20,9 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     """
     fields = Fields(hf)
     layers = fields.size("num_hidden_layers")
-    return fields.decoder(
+    return decoder(
+        fields,
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
-        windows=fields.windows([True] * layers),
+        windows=hf_layers.windows(fields, [True] * layers),
         num_key_value_heads=fields.size("num_key_value_heads", 8),
     )

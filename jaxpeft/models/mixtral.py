@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpeft.models import hf_layers
+from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import Experts, ModelConfig
 
@@ -21,9 +23,10 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     if fields.number("router_jitter_noise", 0.0):
         fields.refuse("router_jitter_noise", "set it to 0.0: it is not implemented")
     count, per_token = choice(fields, count=8, per_token=2)
-    return fields.decoder(
+    return decoder(
+        fields,
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
-        windows=fields.windows([True] * layers),
+        windows=hf_layers.windows(fields, [True] * layers),
         num_key_value_heads=fields.size("num_key_value_heads", 8),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-5),
         experts=Experts(

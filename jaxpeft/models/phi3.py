@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpeft.models import hf_layers, hf_rope
+from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
@@ -21,10 +23,11 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     heads = fields.size("num_attention_heads")
     head_dim = fields.size("head_dim", max(1, fields.size("hidden_size") // heads))
     layers = fields.size("num_hidden_layers")
-    return fields.decoder(
+    return decoder(
+        fields,
         fused_projections=True,
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
-        rotary_dim=int(head_dim * fields.rotary_share()),
-        windows=fields.windows([True] * layers),
+        rotary_dim=int(head_dim * hf_rope.rotary_share(fields)),
+        windows=hf_layers.windows(fields, [True] * layers),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-5),
     )

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpeft.models import hf_layers
+from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
@@ -17,7 +19,8 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         InputError: with every field that is missing, malformed or not handled.
     """
     fields = Fields(hf)
-    return fields.decoder(
+    return decoder(
+        fields,
         attention_bias=True,
         output_bias=False,
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
@@ -32,12 +35,12 @@ def windows(fields: Fields) -> tuple[int | None, ...]:
         fields: the reader over the model's `config.json`.
 
     Returns:
-        The tokens that each layer sees, None for all, as `Fields.windows` gives them;
-        an empty tuple where no layer has a window.
+        The tokens that each layer sees, None for all, as `hf_layers.windows` gives
+        them; an empty tuple where no layer has a window.
     """
     layers = fields.size("num_hidden_layers")
     first = fields.number("max_window_layers", 28)
     used = fields.flag("use_sliding_window", False)
-    local = fields.layer_types([used and i >= first for i in range(layers)])
-    by_layer = fields.windows(local)
+    local = hf_layers.layer_types(fields, [used and i >= first for i in range(layers)])
+    by_layer = hf_layers.windows(fields, local)
     return by_layer if used else ()

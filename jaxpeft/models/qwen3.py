@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxpeft.models import qwen2
+from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
@@ -18,7 +19,8 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         InputError: with every field that is missing, malformed or not handled.
     """
     fields = Fields(hf)
-    return fields.decoder(
+    return decoder(
+        fields,
         attention_bias=fields.flag("attention_bias", False),
         qk_norm="head",
         head_dim=fields.size("head_dim", 128),

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxpeft.models import mixtral
+from jaxpeft.models import hf_layers, mixtral
+from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import Experts, ModelConfig
 
@@ -29,11 +30,12 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         )
     count, per_token = mixtral.choice(fields, count=128, per_token=8)
     used = fields.flag("use_sliding_window", False)
-    return fields.decoder(
+    return decoder(
+        fields,
         attention_bias=fields.flag("attention_bias", False),
         qk_norm="head",
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
-        windows=fields.windows([used] * layers),
+        windows=hf_layers.windows(fields, [used] * layers),
         num_key_value_heads=fields.size("num_key_value_heads", 4),
         intermediate_size=fields.size("moe_intermediate_size", 768),
         experts=Experts(count, per_token, fields.flag("norm_topk_prob", False)),

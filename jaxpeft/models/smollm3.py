@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpeft.models import hf_layers
+from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
@@ -22,13 +24,14 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     turning = [(i + 1) % every != 0 for i in range(layers)]
     turning = fields.bits("no_rope_layers", turning)  # 1 where one rotates
     used = fields.flag("use_sliding_window", False)
-    local = fields.layer_types([used and not turns for turns in turning])
-    return fields.decoder(
+    local = hf_layers.layer_types(fields, [used and not turns for turns in turning])
+    return decoder(
+        fields,
         attention_bias=fields.flag("attention_bias", False),
         mlp_bias=fields.flag("mlp_bias", False),
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
         tie_word_embeddings=fields.flag("tie_word_embeddings", True),
         num_key_value_heads=fields.size("num_key_value_heads", 4),
         rotations=tuple(0 if turns else -1 for turns in turning),
-        windows=fields.windows(local),
+        windows=hf_layers.windows(fields, local),
     )
