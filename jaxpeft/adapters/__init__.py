@@ -141,7 +141,8 @@ def _nodes(
     changes = {}
     for index, (path, layers) in enumerate(sorted(chosen.items())):
         node_key = jax.random.fold_in(key, index)
-        given = {"module": names[path][0], "names": names[path], "widest": widest}
+        adapted = [name for name, hit in zip(names[path], layers) if hit]
+        given = {"adapted": adapted, "names": names[path], "widest": widest}
         given = {name: value for name, value in given.items() if name in parameters}
         if path in linear:
             leaf, make = f"{path}.{targets.KERNEL}", METHODS[method]

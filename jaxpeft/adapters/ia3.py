@@ -1,6 +1,7 @@
 """(IA)^3: activations rescaled by trained vectors (Liu et al., 2022)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from jax import Array
 from jaxtyping import Float, Float32
 
 from jaxpeft import kernel as kernels
-from jaxpeft.adapters.targets import is_hit
+from jaxpeft.adapters.targets import Wanted, is_named
+from jaxpeft.errors import InputError
 from jaxpeft.kernel import Axes
 
 
@@ -107,24 +109,52 @@ def ia3(
     base: Any,
     key: Array,
     *,
-    module: str,
-    feedforward_modules: tuple[str, ...] = ("down_proj", "mlp.c_proj"),
+    adapted: Sequence[str],
+    feedforward_modules: tuple[str, ...] | str = ("down_proj", "mlp.c_proj"),
 ) -> IA3:
     """Gains around a kernel, all of them one: nothing changes at first.
 
     Args:
         base: the kernel, (*layers, d_in, d_out), of any kind.
         key: not used; nothing is random.
-        module: the dotted name of the kernel's module.
+        adapted: the dotted names of the modules behind the kernel's layers, those that
+            are adapted.
         feedforward_modules: names, or ends of them, of modules whose inputs are
-            rescaled, and not their outputs.
+            rescaled, and not their outputs; a text is a regular expression that must
+            match the whole name, as in PEFT.
+
+    Raises:
+        InputError: `feedforward_modules` is no regular expression, or means some of
+            the layers only.
     """
     del key  # nothing is random
     *layers, d_in, d_out = base.shape
-    feedforward = any(is_hit(module, name) for name in feedforward_modules)
+    feedforward = is_feedforward(adapted, feedforward_modules)
     return IA3(
         base=base,
         gain=jnp.ones((*layers, d_in if feedforward else d_out)),
         scale=jnp.ones(tuple(layers), jnp.float32),
         feedforward=feedforward,
     )
+
+
+def is_feedforward(adapted: Sequence[str], feedforward_modules: Wanted) -> bool:
+    """Whether the modules of one stack are rescaled at their inputs.
+
+    Args:
+        adapted: the dotted names of the modules, one for each adapted layer.
+        feedforward_modules: as for `ia3`.
+
+    Raises:
+        InputError: it is no regular expression, or means some of the layers only.
+    """
+    key = "adapter.feedforward_modules"
+    hits = {name: is_named(name, feedforward_modules, key) for name in adapted}
+    if len(set(hits.values())) > 1:
+        first = {hit: name for name, hit in reversed(hits.items())}
+        raise InputError(
+            f"{key}: {feedforward_modules!r} means {first[True]!r} and not "
+            f"{first[False]!r}; the layers of one module are rescaled alike: at the "
+            "inputs of all that target_modules means, or at their outputs"
+        )
+    return any(hits.values())

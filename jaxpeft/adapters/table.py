@@ -44,6 +44,8 @@ class Method:
         gives_model: the base itself trains, and the result is a whole model: there is
             no adapter to continue from, to merge or to leave out.
         flax: the modules of Flax can have it (see `jaxpeft.flax`).
+        random: its start is drawn with the key that it is given; false: nothing in it
+            is random, or it has a seed among its own keys.
         node: the class that it puts around a kernel, of a method that PEFT does not
             have: it is saved and loaded by its fields (`hf.peft.form`).
     """
@@ -55,6 +57,7 @@ class Method:
     embedding: Callable[..., Any] | None = None
     gives_model: bool = False
     flax: bool = False
+    random: bool = True
     node: type | None = None
 
 
@@ -65,16 +68,16 @@ TABLE = Table(
     rows={
         "bottleneck": Method(bottleneck, targets=_DOWN),
         "dora": Method(dora),
-        "ia3": Method(ia3, targets=_IA3),
+        "ia3": Method(ia3, targets=_IA3, random=False),
         "lora": Method(lora, embedding=lora_embedding, flax=True),
         "lora_fa": Method(lora_fa, flax=True),
-        "vera": Method(vera),
+        "vera": Method(vera, random=False),
         "prefix_tuning": Method(prefix_tuning, wraps=False, heeds=()),
         "prompt_tuning": Method(prompt_tuning, wraps=False, heeds=()),
         "bitfit": Method(bitfit, wraps=False, heeds=()),
         "full": Method(full, wraps=False, heeds=COMMON[:-1], gives_model=True),
     },
-    given={"base", "params", "key", "module", "names", "widest", "chosen"},
+    given={"base", "params", "key", "adapted", "names", "widest", "chosen"},
     all_say=keys.ALWAYS,
     some_say={"lora_alpha": keys.NUMBER},  # it is in the adapters' scales
 )

@@ -168,7 +168,7 @@ def among(
     if exclude_modules:
         chosen = {
             path: [
-                hit and not _is_named(n, exclude_modules)
+                hit and not is_named(n, exclude_modules, "adapter.exclude_modules")
                 for n, hit in zip(names[path], hits)
             ]
             for path, hits in chosen.items()
@@ -268,20 +268,34 @@ def require_hits(
         )
 
 
-def _is_named(name: str, wanted: Wanted) -> bool:
-    """Whether names, or an expression, mean the module of this whole name."""
-    if isinstance(wanted, str):
-        return bool(re.fullmatch(wanted, name))
-    return any(is_hit(name, entry) for entry in wanted)
+def is_named(name: str, wanted: Wanted, key: str) -> bool:
+    """Whether names, or an expression, mean the module of this whole name.
+
+    Args:
+        name: the module's, in full.
+        wanted: a list means what ends with one of its names; a text is a regular
+            expression that must match the whole name.
+        key: where `wanted` was given, for the message.
+
+    Raises:
+        InputError: the text is no regular expression.
+    """
+    if not isinstance(wanted, str):
+        return any(is_hit(name, entry) for entry in wanted)
+    return bool(_expression(wanted, key).fullmatch(name))
+
+
+def _expression(pattern: str, key: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise InputError(
+            f"{key}: {pattern!r} is not a regular expression: {error}"
+        ) from None
 
 
 def _select_pattern(pattern: str, names: Names) -> dict:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise InputError(
-            f"adapter.target_modules: {pattern!r} is not a regular expression: {error}"
-        ) from None
+    compiled = _expression(pattern, "adapter.target_modules")
     chosen = {p: [bool(compiled.fullmatch(n)) for n in hf] for p, hf in names.items()}
     chosen = {path: hits for path, hits in chosen.items() if any(hits)}
     if not chosen:
@@ -306,7 +320,10 @@ def _select_names(wanted: list[str], names: Names) -> dict:
             "adapter.target_modules: found an empty list; name at least one module, "
             f"or {ALL_LINEAR!r}"
         )
-    chosen = {p: [_is_named(n, wanted) for n in hf] for p, hf in names.items()}
+    chosen = {
+        path: [any(is_hit(n, entry) for entry in wanted) for n in hf]
+        for path, hf in names.items()
+    }
     return {path: hits for path, hits in chosen.items() if any(hits)}
 
 

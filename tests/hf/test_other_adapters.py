@@ -23,6 +23,10 @@ IA3_ROWS = {
         "target_modules": ["gate_proj"],
         "feedforward_modules": ["gate_proj"],
     },
+    "by an expression": {
+        "target_modules": ["q_proj", "up_proj", "down_proj"],
+        "feedforward_modules": r".*\.mlp\.(down|up)_proj",
+    },
 }
 
 
@@ -52,6 +56,10 @@ def test_what_peft_writes_loads_here_and_back(
     loaded = hf.load_adapter(params, tmp_path / "there", cfg)
     expected = logits_there(there)
     assert abs(expected - logits_here(params, cfg)).max() > 1e-3
+    # What begins here is rescaled in the same places.
+    rules = {"method": "ia3", **IA3_ROWS[name]}
+    fresh = adapters.inject(params, rules, jax.random.key(0))
+    assert jax.tree.structure(fresh) == jax.tree.structure(loaded)
     np.testing.assert_allclose(logits_here(loaded, cfg), expected, atol=1e-4)
     hf.save_adapter(loaded, tmp_path / "here", cfg, base="org/model")
     fresh = transformers.LlamaForCausalLM.from_pretrained(base)
@@ -74,6 +82,19 @@ def test_written_and_read_again(method, targets, params, cfg, tmp_path, logits_h
     np.testing.assert_array_equal(logits_here(over, cfg), logits_here(adapted, cfg))
     content = json.loads((tmp_path / "adapter_config.json").read_text())
     assert content["base_model_name_or_path"] == "org/model"
+
+
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        (r".*layers\.0\.mlp.*", r"feedforward_modules: .*means .*layers\.0.*not .*\.1"),
+        ("(", "feedforward_modules: '\\(' is not a regular expression"),
+    ],
+)
+def test_an_expression_for_some_layers_or_none_at_all(expression, said, params):
+    rules = {"method": "ia3", "feedforward_modules": expression}
+    with pytest.raises(InputError, match=said):
+        adapters.inject(params, rules, jax.random.key(0))
 
 
 def test_another_base_is_refused(params, cfg, tmp_path, make_llama):

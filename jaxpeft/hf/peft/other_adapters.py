@@ -7,7 +7,7 @@ are PEFT's prefix, the module's name and the tensor's. For a bottleneck they are
 BOTTLENECK and `activation` in the config.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxpeft import kernel, tree
 from jaxpeft.adapters.bottleneck import ACTIVATIONS, Bottleneck
-from jaxpeft.adapters.ia3 import IA3
+from jaxpeft.adapters.ia3 import IA3, is_feedforward
 from jaxpeft.adapters.vera import VeRA
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
@@ -31,12 +31,17 @@ from jaxpeft.models.spec import ModelConfig
 def _ia3(
     base: Any, stacks: Mapping[str, Any], scale: Any, name: str, cfg: Any, shared: Any
 ) -> IA3:
-    return IA3(base, stacks["gain"], scale, _is_feedforward(name, cfg))
+    return IA3(base, stacks["gain"], scale, _is_feedforward([name], cfg))
 
 
-def _is_feedforward(module: str, config: Mapping[str, Any]) -> bool:
-    names = config.get("feedforward_modules") or []
-    return any(module == name or module.endswith(f".{name}") for name in names)
+def _is_feedforward(modules: Sequence[str], config: Mapping[str, Any]) -> bool:
+    named = config.get("feedforward_modules") or []
+    if not isinstance(named, str | list) or not all(isinstance(n, str) for n in named):
+        raise InputError(
+            f"{adapter_config.CONFIG}: feedforward_modules: found {named!r}; it must "
+            "be a list of names or a regular expression"
+        )
+    return is_feedforward(modules, named)
 
 
 def _feedforward(nodes: Mapping[str, Any], modules: Set[str]) -> dict[str, Any]:
@@ -303,7 +308,7 @@ def _node(
                 )
             whole[field][at] = values
     d_in, wanted = base.shape[-2:]
-    if "gain" in whole and _is_feedforward(names[0], content):
+    if "gain" in whole and _is_feedforward(names, content):
         wanted = d_in
     widths = [whole[f].shape[-1] for f in ("gain", "up_bias", "lambda_b") if f in whole]
     if widths and widths[0] != wanted:
