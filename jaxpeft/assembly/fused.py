@@ -119,7 +119,7 @@ def _forward(
         loss_of, last, weights["norm"], models.head(params, cfg), has_aux=True
     )
     dlast, dnorm, dhead = back(jnp.ones((), jnp.float32))
-    if cfg.logit_softcap is not None:
+    if isinstance(dhead, models.Logits):
         dhead = dhead.kernel
     top = {"norm": dnorm} if tied else {"norm": dnorm, "lm_head": {"kernel": dhead}}
 

@@ -8,26 +8,33 @@ from typing import Any
 
 from jaxpeft.errors import InputError
 from jaxpeft.models import (
+    exaone4,
+    gemma,
     gemma2,
     gemma3,
     gpt2,
+    granite,
+    granite4,
     llama,
+    ministral,
     mistral,
     mixtral,
     olmo2,
+    olmo3,
+    olmoe,
     phi3,
     qwen2,
     qwen3,
     qwen3_moe,
     smollm3,
 )
+from jaxpeft.models.head import Logits, head
 from jaxpeft.models.layer import norm
 from jaxpeft.models.spec import Experts, ModelConfig, ParamSpec, Rope
 from jaxpeft.models.transformer import (
     Cache,
     embed,
     forward,
-    head,
     hidden_states,
     init_cache,
     make_block,
@@ -42,13 +49,20 @@ from jaxpeft.models.weights import (
 )
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
+    "exaone4": exaone4.config,
+    "gemma": gemma.config,
     "gemma2": gemma2.config,
     "gemma3_text": gemma3.config,
     "gpt2": gpt2.config,
+    "granite": granite.config,
+    "granitemoehybrid": granite4.config,
     "llama": llama.config,
+    "ministral": ministral.config,
     "mistral": mistral.config,
     "mixtral": mixtral.config,
     "olmo2": olmo2.config,
+    "olmo3": olmo3.config,
+    "olmoe": olmoe.config,
     "phi3": phi3.config,
     "qwen2": qwen2.config,
     "qwen3": qwen3.config,
@@ -62,6 +76,7 @@ __all__ = [
     "FAMILIES",
     "Cache",
     "Experts",
+    "Logits",
     "ModelConfig",
     "ParamSpec",
     "Rope",

@@ -71,7 +71,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         fields,
         attention_bias=True,
         mlp_bias=True,
-        fused_projections=True,
+        fused_qkv=True,
         gated_mlp=False,
         conv1d=True,
         position_embedding="learned",

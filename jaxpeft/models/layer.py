@@ -98,12 +98,15 @@ def apply_layer(
     def normed(x: Array, name: str | None) -> Array:
         return x if name is None else norm(x, layer[name], cfg)
 
+    def added(x: Array, h: Array) -> Array:
+        return x + (h if cfg.residual_scale is None else h * cfg.residual_scale)
+
     h = normed(x, before_attention)
     h = _self_attention(h, layer["self_attn"], angles, attention, cfg)
-    x = checkpoint_name(x + normed(h, after_attention), "residual")
+    x = checkpoint_name(added(x, normed(h, after_attention)), "residual")
     mlp = _mlp if cfg.experts is None else _mixture
     h = mlp(normed(x, before_mlp), layer["mlp"], cfg)
-    return x + normed(h, after_mlp)
+    return added(x, normed(h, after_mlp))
 
 
 def _self_attention(
@@ -114,7 +117,7 @@ def _self_attention(
     cfg: ModelConfig,
 ) -> Array:
     batch, seq, _ = x.shape
-    if cfg.fused_projections:
+    if cfg.fused_qkv:
         queries = cfg.num_attention_heads * cfg.head_dim
         ends = [queries, queries + cfg.num_key_value_heads * cfg.head_dim]
         q, k, v = jnp.split(linear(x, weights["qkv_proj"]), ends, axis=-1)
@@ -135,7 +138,7 @@ def _mlp(x: Array, weights: Params, cfg: ModelConfig) -> Array:
     if not cfg.gated_mlp:
         up = checkpoint_name(linear(x, weights["up_proj"]), "up")
         return linear(ACTIVATIONS[cfg.hidden_act](up), weights["down_proj"])
-    if cfg.fused_projections:
+    if cfg.fused_gate_up:
         gate, up = jnp.split(linear(x, weights["gate_up_proj"]), 2, axis=-1)
     else:
         gate, up = linear(x, weights["gate_proj"]), linear(x, weights["up_proj"])

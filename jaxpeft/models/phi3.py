@@ -25,7 +25,8 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     layers = fields.size("num_hidden_layers")
     return decoder(
         fields,
-        fused_projections=True,
+        fused_qkv=True,
+        fused_gate_up=True,
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
         rotary_dim=int(head_dim * hf_rope.rotary_share(fields)),
         windows=hf_layers.windows(fields, [True] * layers),

@@ -111,7 +111,8 @@ class ModelConfig:
         hidden_act: the name of the MLP's activation function.
         initializer_range: the standard deviation of random weights.
         output_bias: whether attention's output has a bias; None: as `attention_bias`.
-        fused_projections: one kernel for q, k and v, and one for gate and up.
+        fused_qkv: one kernel for q, k and v.
+        fused_gate_up: one kernel for gate and up.
         gated_mlp: the MLP has a gate; false: an activation function between two linear
             modules is all of it.
         experts: the mixture in the place of every MLP; None: there are no experts.
@@ -127,7 +128,11 @@ class ModelConfig:
         attention_scale: what products of queries and keys are multiplied by; None:
             1 / sqrt(head_dim).
         attention_softcap: c of `c * tanh(logit / c)` in attention; None: no cap.
-        logit_softcap: the same of the head's logits.
+        logit_scale: what the head's logits are multiplied by, before any cap; None: by
+            nothing.
+        logit_softcap: the same cap of the head's logits.
+        residual_scale: what attention and MLP give is multiplied by before it is added;
+            None: by nothing.
         embedding_scale: what embeddings are multiplied by; None: by nothing.
         rotary_dim: how many elements of a head rotate, its first ones; None: all.
         windows: for each layer, how many tokens back it sees, itself among them (None:
@@ -161,7 +166,8 @@ class ModelConfig:
     hidden_act: str = "silu"
     initializer_range: float = 0.02
     output_bias: bool | None = None
-    fused_projections: bool = False
+    fused_qkv: bool = False
+    fused_gate_up: bool = False
     gated_mlp: bool = True
     experts: Experts | None = None
     conv1d: bool = False
@@ -172,7 +178,9 @@ class ModelConfig:
     norm_offset: float = 0.0
     attention_scale: float | None = None
     attention_softcap: float | None = None
+    logit_scale: float | None = None
     logit_softcap: float | None = None
+    residual_scale: float | None = None
     embedding_scale: float | None = None
     rotary_dim: int | None = None
     windows: tuple[int | None, ...] = ()

@@ -10,10 +10,10 @@ from flax import struct
 from jax import Array
 from jaxtyping import Bool, Float, Float32, Int
 
-from jaxpeft import kernel
 from jaxpeft.devices import sharding
 from jaxpeft.models import rope, stacks
 from jaxpeft.models.attention import Scores, attend, attend_cached
+from jaxpeft.models.head import head
 from jaxpeft.models.layer import Angles, Params, apply_layer, norm
 from jaxpeft.models.spec import ModelConfig
 
@@ -369,30 +369,3 @@ def _advance(
     layers = (run.stacked, cache.k, cache.v, run.numbers)
     x, (k, v) = jax.lax.scan(body, x, layers)
     return x, Cache(k=k, v=v, valid=seen, length=start + new)
-
-
-@struct.dataclass
-class Capped:
-    """The kernel whose product is `cap * tanh(x @ kernel / cap)`."""
-
-    kernel: Any
-    cap: float = struct.field(pytree_node=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the kernel, (hidden, vocab)."""
-        return self.kernel.shape
-
-    def __rmatmul__(self, x: Array) -> Array:
-        return self.cap * jnp.tanh((x @ self.kernel) / self.cap)
-
-
-def head(params: Params, cfg: ModelConfig) -> Any:
-    """The kernel that turns hidden states into logits, (hidden, vocab), of any kind."""
-    if "lm_head" in params:
-        matrix = params["lm_head"]["kernel"]
-    else:
-        # Beneath an adapter of the embedding, which the head has no part in.
-        table = params["model"]["embed_tokens"]["embedding"]
-        matrix = kernel.base_of(table).T
-    return matrix if cfg.logit_softcap is None else Capped(matrix, cfg.logit_softcap)

@@ -45,7 +45,7 @@ def _attention(cfg: ModelConfig) -> dict:
     hidden = cfg.hidden_size
     queries = cfg.num_attention_heads * cfg.head_dim
     keys = cfg.num_key_value_heads * cfg.head_dim
-    if cfg.fused_projections:
+    if cfg.fused_qkv:
         widths = {"qkv_proj": queries + 2 * keys}
     else:
         widths = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
@@ -70,7 +70,7 @@ def _mlp(cfg: ModelConfig) -> dict:
     hidden, inner = cfg.hidden_size, cfg.intermediate_size
     if not cfg.gated_mlp:
         widths = {"up_proj": inner}
-    elif cfg.fused_projections:
+    elif cfg.fused_gate_up:
         widths = {"gate_up_proj": 2 * inner}
     else:
         widths = {"gate_proj": inner, "up_proj": inner}

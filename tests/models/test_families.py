@@ -41,6 +41,9 @@ WRAPPED = {
 }
 MIXTURE = {"num_experts": 5, "num_experts_per_tok": 2}
 QWEN3_MOE = {**MIXTURE, "moe_intermediate_size": 24, "head_dim": 16}
+GRANITE = {"embedding_multiplier": 6.0, "logits_scaling": 2.0}
+GRANITE |= {"attention_multiplier": 0.3, "residual_multiplier": 0.4}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -82,6 +85,46 @@ ROWS = {
         {**GPT2, "scale_attn_weights": False, "tie_word_embeddings": False}
         | {"n_inner": 40, "activation_function": "relu"},
     ),
+    "granite": ("granite", {**GRANITE, "tie_word_embeddings": True}),
+    "granite 4": (
+        "granitemoehybrid",
+        {
+            **GRANITE,
+            "layer_types": ["full_attention"] * 4,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 40,
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 4,
+        },
+    ),
+    "granite 4, no rotation": (
+        "granitemoehybrid",
+        {
+            "layer_types": ["full_attention"] * 4,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 24,
+            "mamba_n_heads": 4,
+        },
+    ),
+    "olmo3": (
+        "olmo3",
+        {"sliding_window": 7, "rope_theta": 500000.0, "rope_scaling": YARN},
+    ),
+    "olmoe": ("olmoe", MIXTURE),
+    "exaone4": ("exaone4", {"sliding_window": 7, "sliding_window_pattern": 4}),
+    "exaone4, no window": (
+        "exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 4},
+    ),
+    "ministral": (
+        "ministral",
+        {
+            "head_dim": 16,
+            "sliding_window": 7,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    "gemma": ("gemma", {"head_dim": 16}),
     "gemma2": ("gemma2", GEMMA),
     "gemma3": ("gemma3_text", {**GEMMA, "sliding_window_pattern": 3}),
     "gemma3, rope scaled": (

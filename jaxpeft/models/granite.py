@@ -1,0 +1,41 @@
+"""Granite: Llama whose embeddings, attention, residuals and logits are scaled."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxpeft.models.hf_decoder import decoder
+from jaxpeft.models.hf_fields import Fields
+from jaxpeft.models.spec import ModelConfig
+
+
+def config(hf: Mapping[str, Any]) -> ModelConfig:
+    """The hyperparameters from a Hugging Face `config.json`.
+
+    Args:
+        hf: the content of the file.
+
+    Raises:
+        InputError: with every field that is missing, malformed or not handled.
+    """
+    fields = Fields(hf)
+    return decoder(
+        fields,
+        **common(fields),
+        mlp_bias=fields.flag("mlp_bias", False),
+    )
+
+
+def common(fields: Fields) -> dict[str, Any]:
+    """The keywords of `decoder` that all Granites share.
+
+    Args:
+        fields: the reader over the model's `config.json`.
+    """
+    return {
+        "attention_bias": fields.flag("attention_bias", False),
+        "hidden_act": fields.choice("hidden_act", "silu", ("silu", "gelu", "relu")),
+        "embedding_scale": fields.number("embedding_multiplier", 1.0),
+        "attention_scale": fields.number("attention_multiplier", 1.0, positive=True),
+        "residual_scale": fields.number("residual_multiplier", 1.0),
+        "logit_scale": 1.0 / fields.number("logits_scaling", 1.0, positive=True),
+    }

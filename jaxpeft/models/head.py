@@ -1,0 +1,55 @@
+"""The head: the kernel that turns hidden states into logits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpeft import kernel
+from jaxpeft.models.spec import ModelConfig
+
+
+@struct.dataclass
+class Logits:
+    """The kernel whose product is `cap * tanh(scale * (x @ kernel) / cap)`.
+
+    Attributes:
+        kernel: (hidden, vocab), of any kind.
+        scale: what the product is multiplied by; None: by nothing.
+        cap: where the result is capped; None: nowhere.
+    """
+
+    kernel: Any
+    scale: float | None = struct.field(pytree_node=False)
+    cap: float | None = struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the kernel, (hidden, vocab)."""
+        return self.kernel.shape
+
+    def __rmatmul__(self, x: Array) -> Array:
+        logits = x @ self.kernel
+        if self.scale is not None:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * jnp.tanh(logits / self.cap)
+
+
+def head(params: Mapping[str, Any], cfg: ModelConfig) -> Any:
+    """The kernel that turns hidden states into logits, (hidden, vocab), of any kind.
+
+    Args:
+        params: the model's, with or without adapters.
+        cfg: the model's hyperparameters.
+    """
+    if "lm_head" in params:
+        matrix = params["lm_head"]["kernel"]
+    else:
+        # Beneath an adapter of the embedding, which the head has no part in.
+        table = params["model"]["embed_tokens"]["embedding"]
+        matrix = kernel.base_of(table).T
+    if cfg.logit_scale is None and cfg.logit_softcap is None:
+        return matrix
+    return Logits(matrix, cfg.logit_scale, cfg.logit_softcap)
