@@ -15,6 +15,7 @@ from jaxpeft.data import Summary
 from jaxpeft.devices import cluster
 
 MIB = 2**20
+UNLIKE = 3  # from how many times the size on sources of equal weight are remarked on
 
 
 def parameter_table(params: Mapping[str, Any], trainable: Any) -> list[str]:
@@ -98,6 +99,34 @@ def data_lines(kind: str, summary: Summary) -> list[str]:
     return lines
 
 
+def data_warnings(kind: str, summary: Summary) -> list[str]:
+    """Lines about what is seldom wanted: rows left out, small sources drawn often.
+
+    Args:
+        kind: what the data serve for, such as "training".
+        summary: their counts.
+    """
+    lines = [line for one in summary.sources for line in one.remarks]
+    return lines + (_often(summary) if kind == "training" else [])
+
+
+def _often(summary: Summary) -> list[str]:
+    """What equal weights do to sources of unlike size."""
+    weights = {one.weight for one in summary.sources}
+    fewest = min(summary.sources, key=lambda one: one.examples)
+    most = max(summary.sources, key=lambda one: one.examples)
+    if len(weights) > 1 or most.examples < UNLIKE * fewest.examples:
+        return []
+    draws = summary.examples / len(summary.sources)
+    return [
+        f"data.train: all sources have the same weight, so that each of the "
+        f"{fewest.examples:,} examples of {fewest.path} is shown about "
+        f"{draws / fewest.examples:.3g} times an epoch, and each of the "
+        f"{most.examples:,} of {most.path} {draws / most.examples:.2g} times; to show "
+        "all equally often, give each source its number of examples as its weight"
+    ]
+
+
 def _kind(name: str) -> str:
     return name.rsplit(".", 2)[-2] if "." in name else name
 
@@ -144,11 +173,14 @@ def describe(run: Run) -> None:
             f"devices: {run.mesh.size} (mesh: {mesh})"
             + (f" in {several} processes" if several > 1 else "")
         )
-    for line in data_lines("training", run.batches.summary()):
-        console.say(line)
-    if run.evaluation is not None:
-        for line in data_lines("evaluation", run.evaluation.summary()):
+    for kind, batches in (("training", run.batches), ("evaluation", run.evaluation)):
+        if batches is None:
+            continue
+        counts = batches.summary()
+        for line in data_lines(kind, counts):
             console.say(line)
+        for line in data_warnings(kind, counts) if cluster.is_primary() else ():
+            console.warn(line)
     if line := updates.scaling_line(run.cfg):
         console.say(line)
     if run.updates.leafwise is not None:

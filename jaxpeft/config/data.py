@@ -97,6 +97,12 @@ class DataSection(Section):
         description="how many padded lengths a run may compile",
         json_schema_extra=keys.CONTENT,
     )
+    on_error: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="what to do about rows that cannot be used: end with a list of "
+        "them, or leave them out and say how many",
+        json_schema_extra=keys.CONTENT,
+    )
     eval_batch_size: Count | None = Field(
         default=None,
         description="null: as many as a step of training holds at a time",

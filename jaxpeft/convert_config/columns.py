@@ -30,7 +30,7 @@ COLUMNS = {
         "system": "system",
         "tools": "tools",
     },
-    "messages": {"messages": "messages", "tools": "tools"},
+    "messages": {"messages": "messages", "system": "system", "tools": "tools"},
     "text": {"prompt": "text"},
 }
 # What is read there where the description has no `columns`.
@@ -86,7 +86,7 @@ def layout(
     for medium in MEDIA:
         if read.get(medium):
             entry.refuse("columns", f"has {medium}; {TEXT_ONLY}")
-    format_ = "text" if pretraining else _format(kind, read, tags)
+    format_ = "text" if pretraining else _format(kind, tags)
     known = COLUMNS[format_]
     fields = {ours: read.get(theirs) for theirs, ours in known.items()}
     if format_ == "alpaca" and not fields["instruction"]:
@@ -110,14 +110,14 @@ def layout(
     return {"format": format_} | ({"fields": named} if named else {})
 
 
-def _format(kind: str, read: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
+def _format(kind: str, tags: Mapping[str, Any]) -> str:
     """Our format: conversations are `messages` where nothing has another name."""
     if kind == "alpaca":
         return "alpaca"
     openai = (tags.get("role_tag"), tags.get("content_tag")) == ("role", "content")
     for tag, values in ROLES["messages"].items():
         openai = openai and tags.get(tag) in (None, *values)
-    return "messages" if openai and not read.get("system") else "sharegpt"
+    return "messages" if openai else "sharegpt"
 
 
 def _turns(

@@ -1,8 +1,9 @@
 """Data: files -> records -> conversations -> examples -> batches."""
 
 from jaxpeft.data.batches import Batch, Batches, EvalBatches, collate
+from jaxpeft.data.conversation import Conversation
 from jaxpeft.data.examples import Examples, SourceSummary, Summary
-from jaxpeft.data.formats import FORMATS, Conversation
+from jaxpeft.data.formats import FORMATS
 from jaxpeft.data.load import load_eval, load_train
 from jaxpeft.data.render import Example
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpeft.data.json_text import parse_value
 from jaxpeft.errors import InputError, suggest
 
 Record = Mapping[str, Any]
@@ -41,11 +42,15 @@ def value_of(record: Record, fields: Fields, name: str, *, required: bool) -> An
     column = column_of(fields, name)
     # A column that the user named himself has to be there; a row may leave it empty.
     missing = name in fields and column not in record
-    if missing or (required and record.get(column) is None):
-        state = "is null" if column in record else "is missing"
-        near = suggest(column, record).split("; choose from")[0]
+    if required and column in record and record[column] is None:
         raise InputError(
-            f"column {column!r} {state}; the record has {', '.join(map(str, record))}"
+            f"column {column!r} is null in this row; fill it or delete the row"
+        )
+    if missing or (required and column not in record):
+        near = suggest(column, record).split("; choose from")[0]
+        names = ", ".join(map(str, record))
+        raise InputError(
+            f"column {column!r} is missing; the record has {names}"
             f"{near} (name your own with fields: {{{name}: your_column}})"
         )
     return record.get(column)
@@ -69,12 +74,15 @@ def string(
     if value is None:
         return default or ""
     if not isinstance(value, str):
-        raise _mistyped(column_of(fields, name), "text", value)
+        optional = default is not None
+        raise _mistyped(fields, name, "text", value, optional)
     return value
 
 
 def list_of(record: Record, fields: Fields, name: str, *, required=True) -> list[Any]:
-    """The list that a record has in one column.
+    """The list that a record has in one column, as such or as its JSON text.
+
+    Text is what a CSV file can hold; an empty cell there is no list.
 
     Args:
         record: the record, column by column.
@@ -85,16 +93,30 @@ def list_of(record: Record, fields: Fields, name: str, *, required=True) -> list
     Raises:
         InputError: the value is no list, or is required and absent.
     """
-    value = value_of(record, fields, name, required=required)
+    value = found = value_of(record, fields, name, required=required)
+    if isinstance(value, str) and not value.strip() and not required:
+        value = None
     if value is None:
         return []
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = parse_value(value)
+        except InputError as error:
+            raise InputError(
+                f"column {column_of(fields, name)!r} has to be a list; its text "
+                f"{found[:40]!r} is {error}: write the list with json.dumps"
+            ) from error
     if not isinstance(value, list):
-        raise _mistyped(column_of(fields, name), "a list", value)
+        expected = "a list, or the JSON text of one"
+        raise _mistyped(fields, name, expected, found, not required)
     return value
 
 
-def _mistyped(column: str, expected: str, value: Any) -> InputError:
+def _mistyped(
+    fields: Fields, name: str, expected: str, value: Any, optional: bool
+) -> InputError:
+    remedy = f"; to leave it unread, fields: {{{name}: null}}" if optional else ""
     return InputError(
-        f"column {column!r} has to be {expected}; it is {type(value).__name__} "
-        f"{str(value)[:40]!r}"
+        f"column {column_of(fields, name)!r} has to be {expected}; it is "
+        f"{type(value).__name__} {str(value)[:40]!r}{remedy}"
     )

@@ -23,6 +23,7 @@ class SourceSummary:
         truncated: the examples that were cut.
         without_target: the examples with no supervised token left, of which nothing is
             learned.
+        remarks: what a user should know besides, such as rows left out.
     """
 
     path: str
@@ -32,6 +33,7 @@ class SourceSummary:
     supervised: int
     truncated: int
     without_target: int
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,17 @@ class Examples:
         )
 
 
-def gather(sources: Sequence[tuple[str, float, Sequence[Example]]]) -> Examples:
+def gather(
+    sources: Sequence[tuple[str, float, Sequence[Example]]],
+    remarks: Sequence[Sequence[str]] = (),
+) -> Examples:
     """The examples of all sources together, one source after another.
 
     Args:
         sources: (path, weight, examples) of each source.
+        remarks: on each source, see `SourceSummary`; empty: there are none.
     """
+    said = remarks or [()] * len(sources)
     examples = [example for _, _, own in sources for example in own]
     sizes = [len(example.tokens) for example in examples]
     return Examples(
@@ -151,7 +158,8 @@ def gather(sources: Sequence[tuple[str, float, Sequence[Example]]]) -> Examples:
                 supervised=sum(int(e.supervised.sum()) for e in own),
                 truncated=sum(e.truncated for e in own),
                 without_target=sum(not e.supervised.any() for e in own),
+                remarks=tuple(own_remarks),
             )
-            for path, weight, own in sources
+            for (path, weight, own), own_remarks in zip(sources, said, strict=True)
         ),
     )

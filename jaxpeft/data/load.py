@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from jaxpeft.data import formats, sources
 from jaxpeft.data.batches import Batches, EvalBatches
 from jaxpeft.data.examples import Examples, gather
-from jaxpeft.data.held_out import divided
+from jaxpeft.data.held_out import divided, remark
+from jaxpeft.data.rejects import Rejects
 from jaxpeft.data.render import Example, render
 from jaxpeft.errors import InputError
 
@@ -113,16 +114,18 @@ def _examples(
 ) -> Examples:
     loaded: list[tuple[str, float, list[Example]]] = []
     problems: list[str] = []
+    remarks: list[list[str]] = []
     for source in wanted:
         try:
-            rendered = _load(source, section, tokenizer, split, held_out)
+            rendered, said = _load(source, section, tokenizer, split, held_out)
         except InputError as error:
             problems += error.problems
         else:
             loaded.append((source.path, source.weight, rendered))
+            remarks.append(said)
     if problems:
         raise InputError(*dict.fromkeys(problems))
-    examples = gather(loaded)
+    examples = gather(loaded, remarks)
     if not examples.supervised.any():
         raise InputError(
             f"{key}: none of the {len(examples)} examples has a token left to learn "
@@ -146,18 +149,29 @@ def _load(
     tokenizer: "PreTrainedTokenizerBase",
     split: bool,
     held_out: bool,
-) -> list[Example]:
-    rows = sources.read(source.path, source.max_samples)
-    if section.eval_split is not None:
-        rows = divided(rows, section.eval_split)[held_out]
-    return render(
-        formats.parse(rows, source.format, source.fields),
-        [row.place for row in rows],
+) -> tuple[list[Example], list[str]]:
+    rejects = Rejects(source.path, skip=section.on_error == "skip")
+    rows = sources.read(source.path, source.max_samples, rejects)
+    parsed = formats.readable(rows, source.format, source.fields, rejects)
+    rejects.settle(len(parsed) + rejects.count)
+    remarks = []
+    if share := section.eval_split:
+        sides = divided(parsed, share)
+        if held_out:
+            remarks = remark(source.path, len(sides[1]), len(parsed), share)
+        parsed = sides[held_out]
+    examples = render(
+        [item for _, item in parsed],
+        [row.place for row, _ in parsed],
         tokenizer,
         max_length=section.max_length,
         train_on=section.train_on,
         split=split,
+        rejects=rejects,
     )
+    if not examples:
+        rejects.settle(rejects.count)
+    return examples, remarks + rejects.remark(len(examples))
 
 
 def _pad_id(tokenizer: "PreTrainedTokenizerBase", vocab_size: int | None) -> int:

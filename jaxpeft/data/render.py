@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from jaxpeft.data.formats import Conversation
+from jaxpeft.data.conversation import Conversation
+from jaxpeft.data.rejects import Rejects
 from jaxpeft.data.template import ChatTemplate
 from jaxpeft.data.tool_turns import PROBE
 from jaxpeft.data.turns import Turn, find_turns
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _CHUNK = 2048
 
 T = TypeVar("T")
+_Encoded = tuple[np.ndarray, np.ndarray]  # tokens, supervised; uncut
 
 
 class Example(NamedTuple):
@@ -45,6 +47,7 @@ def render(
     max_length: int,
     train_on: str = "assistant",
     split: bool = False,
+    rejects: Rejects | None = None,
 ) -> list[Example]:
     """The examples that conversations or documents make, in their order.
 
@@ -63,6 +66,8 @@ def render(
         train_on: "assistant", or "all": every token is supervised.
         split: whether documents over `max_length` become several examples instead of
             being cut.
+        rejects: is given the conversations that cannot be rendered; None: they are an
+            error.
 
     Raises:
         InputError: there is no fast tokenizer or no chat template, or a conversation is
@@ -81,20 +86,44 @@ def render(
             examples += _cut(_encode_documents(chunk, tokenizer), max_length, split)
         return examples
     template = ChatTemplate(tokenizer)
-    talks = template.prepare(
-        [item for item in items if isinstance(item, Conversation)], places
-    )
+    collected = rejects or Rejects(template.name)
+    talks = template.prepare([item for item in items if isinstance(item, Conversation)])
+    seen = 0
     for chunk, rows in zip(_chunks(talks), _chunks(places)):
-        encoded = _encode_conversations(chunk, rows, template, train_on)
+        encoded = _encode_usable(chunk, rows, template, train_on, collected)
         examples += _cut(encoded, max_length, split=False)
+        seen += len(chunk)
+        if not collected.skip:
+            collected.settle(seen)
     return examples
+
+
+def _encode_usable(
+    talks: Sequence[Conversation],
+    places: Sequence[str],
+    template: ChatTemplate,
+    train_on: str,
+    rejects: Rejects,
+) -> list[_Encoded]:
+    """Those conversations that can be encoded; the others are looked for by halving."""
+    try:
+        return _encode_conversations(talks, places, template, train_on)
+    except InputError as error:
+        if len(talks) == 1:
+            rejects.add(error)
+            return []
+    half = len(talks) // 2
+    return [
+        encoded
+        for part in (slice(half), slice(half, None))
+        for encoded in _encode_usable(
+            talks[part], places[part], template, train_on, rejects
+        )
+    ]
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[at : at + _CHUNK] for at in range(0, len(items), _CHUNK))
-
-
-_Encoded = tuple[np.ndarray, np.ndarray]  # tokens, supervised; uncut
 
 
 def _cut(encoded: Sequence[_Encoded], max_length: int, split: bool) -> list[Example]:
@@ -193,7 +222,7 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
     try:
         template = ChatTemplate(tokenizer)
-        talks = template.prepare([Conversation(talk)], [template.name])
+        talks = template.prepare([Conversation(talk)])
         (text,) = template.render(talks, [template.name])
     except InputError:
         return None

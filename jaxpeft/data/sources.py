@@ -4,18 +4,16 @@ Whatever cannot be read exactly is refused with `file:line`; nothing is repaired
 skipped in silence.
 """
 
-import csv
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxpeft.data.csv_text import parse_csv
 from jaxpeft.data.json_text import parse_json, parse_json_lines
+from jaxpeft.data.rejects import Rejects
 from jaxpeft.errors import InputError, suggest
-
-# csv refuses fields over 128 KiB unless told otherwise; documents are often longer.
-_CSV_FIELD_LIMIT = 2**31 - 1
 
 
 class Row(NamedTuple):
@@ -30,26 +28,33 @@ class Row(NamedTuple):
     place: str
 
 
-def read(path: str, max_rows: int | None = None) -> list[Row]:
+def read(
+    path: str, max_rows: int | None = None, rejects: Rejects | None = None
+) -> list[Row]:
     """The rows of a file, or of a directory's files.
 
-    A directory's files are those directly in it with a known suffix, by name.
+    A directory's files are those directly in it with a known suffix, by name; hidden
+    ones are no data (`._train.json` is what macOS keeps beside train.json).
 
     Args:
         path: the file or directory.
         max_rows: read the first so many rows only; None: all.
+        rejects: is given the rows that cannot be read; None: they are an error.
 
     Raises:
         InputError: the path does not exist, has an unknown suffix, leads out of its
-            directory, cannot be decoded, or holds no rows.
+            directory, cannot be decoded, or holds no rows; or rows cannot be read.
     """
+    collected = rejects or Rejects(path)
     rows: list[Row] = []
     for file in _files(Path(path)):
-        rows += READERS[file.suffix.lower()](file)
+        rows += READERS[file.suffix.lower()](file, collected)
         if max_rows is not None and len(rows) >= max_rows:
             rows = rows[:max_rows]
             break
-    if not rows:
+    if rejects is None:
+        collected.settle(len(rows) + collected.count)
+    if not rows and not collected.count:
         raise InputError(f"{path}: holds no records; give a file with at least one")
     return rows
 
@@ -57,7 +62,11 @@ def read(path: str, max_rows: int | None = None) -> list[Row]:
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         root = path.resolve()
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in READERS)
+        files = sorted(
+            file
+            for file in path.iterdir()
+            if file.suffix.lower() in READERS and not file.name.startswith(".")
+        )
         for file in files:
             if not file.resolve().is_relative_to(root):
                 raise InputError(
@@ -103,73 +112,36 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _read_json(path: Path) -> list[Row]:
-    text = _text(path)
-    # Many tools write one object a line under the name .json.
-    if text.lstrip()[:1] == "{":
-        return _lines_to_rows(path, text)
-    return [
-        _row(value, path, None, number)
-        for number, value in enumerate(parse_json(text, path), 1)
-    ]
+def _read_json(path: Path, rejects: Rejects) -> list[Row]:
+    return _rows(parse_json(_text(path), path), rejects)
 
 
-def _read_jsonl(path: Path) -> list[Row]:
-    return _lines_to_rows(path, _text(path))
+def _read_jsonl(path: Path, rejects: Rejects) -> list[Row]:
+    return _rows(parse_json_lines(_text(path), path), rejects)
 
 
-def _lines_to_rows(path: Path, text: str) -> list[Row]:
-    parsed = parse_json_lines(text, path)
-    return [_row(value, path, line, n) for n, (line, value) in enumerate(parsed, 1)]
+def _read_csv(path: Path, rejects: Rejects) -> list[Row]:
+    return _rows(parse_csv(_text(path), path), rejects)
 
 
-def _row(value: Any, path: Path, line: int | None, number: int) -> Row:
-    place = f"{path}:{line} (row {number})" if line else f"{path} (row {number})"
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{place}: a record has to be an object with named columns; this is "
-            f"{type(value).__name__} {str(value)[:40]!r}"
-        )
-    return Row(value, place)
-
-
-def _read_csv(path: Path) -> list[Row]:
-    limit = csv.field_size_limit(_CSV_FIELD_LIMIT)
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    try:
-        return list(_csv_rows(reader, path))
-    except csv.Error as error:
-        raise InputError(
-            f"{path}:{reader.line_num}: not valid CSV ({error}); quote fields with "
-            '"..." and double the quotes inside them'
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _csv_rows(reader: Any, path: Path) -> Iterator[Row]:
-    header = next(reader, None)
-    if header is None:
-        return
-    if len(set(header)) < len(header) or "" in header:
-        raise InputError(
-            f"{path}:1: the header line needs distinct, non-empty column names; "
-            f"it has {header}"
-        )
-    number = 0
-    for fields in reader:
-        if not fields:
-            continue
-        number += 1
-        if len(fields) != len(header):
-            raise InputError(
-                f"{path}:{reader.line_num} (row {number}): {len(fields)} fields, but "
-                f"the header names {len(header)} columns; quote fields that hold commas"
+def _rows(records: Sequence[tuple[str, Any]], rejects: Rejects) -> list[Row]:
+    rows = []
+    for place, value in records:
+        if isinstance(value, dict):
+            rows.append(Row(value, place))
+        elif isinstance(value, InputError):
+            rejects.add(value)
+        else:
+            rejects.add(
+                InputError(
+                    f"{place}: a record has to be an object with named columns; this "
+                    f"is {type(value).__name__} {str(value)[:40]!r}"
+                )
             )
-        yield _row(dict(zip(header, fields)), path, reader.line_num, number)
+    return rows
 
 
-def _read_txt(path: Path) -> list[Row]:
+def _read_txt(path: Path, rejects: Rejects) -> list[Row]:
     """Documents: blocks between blank lines, or every line where no line is blank."""
     text = _text(path).replace("\r\n", "\n").strip("\n")
     separator = r"\n(?:[ \t]*\n)+" if re.search(r"\n[ \t]*\n", text) else r"\n"
@@ -177,7 +149,7 @@ def _read_txt(path: Path) -> list[Row]:
     return [Row(d, f"{path} (document {n})") for n, d in enumerate(documents, 1)]
 
 
-def _read_parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path, rejects: Rejects) -> list[Row]:
     try:
         import pyarrow  # pyright: ignore[reportMissingImports]
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
@@ -189,10 +161,10 @@ def _read_parquet(path: Path) -> list[Row]:
         values = pyarrow.parquet.read_table(io.BytesIO(_bytes(path))).to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a valid parquet file ({error})") from error
-    return [_row(value, path, None, number) for number, value in enumerate(values, 1)]
+    return [Row(value, f"{path} (row {n})") for n, value in enumerate(values, 1)]
 
 
-READERS: dict[str, Callable[[Path], list[Row]]] = {
+READERS: dict[str, Callable[[Path, Rejects], list[Row]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,

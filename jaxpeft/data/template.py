@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from jaxpeft.data.formats import Conversation, Message
+from jaxpeft.data.conversation import Conversation, Message
 from jaxpeft.data.template_guard import FAULTS, check_template
 from jaxpeft.data.tool_turns import (
     ANSWER_PROBES,
@@ -61,26 +61,22 @@ class ChatTemplate:
             raise InputError(f"{self.name}: {error}") from error
         self.marks_generation = bool(_GENERATION.search(self.source))
 
-    def prepare(
-        self, conversations: Sequence[Conversation], places: Sequence[str]
-    ) -> list[Conversation]:
+    def prepare(self, conversations: Sequence[Conversation]) -> list[Conversation]:
         """The conversations in the roles and keys that this template can express.
 
-        Before the template is run here, it has to render the first and the largest of
-        them in a child process.
+        Before the template is run here, it has to end well in a child process with the
+        first and the largest of them, if only by refusing them.
 
         Args:
             conversations: what is to be rendered.
-            places: where each conversation stands, for messages.
 
         Raises:
-            InputError: the template is broken, hangs, explodes or refuses a
-                conversation; with the tokenizer's folder and the row.
+            InputError: the template is broken, hangs or explodes; with the tokenizer's
+                folder.
         """
         knows_calls = knows_answers = False
         if any(map(needs_probing, conversations)):
-            for probe in (*CALL_PROBES, *ANSWER_PROBES):
-                self._check([probe], places, may_refuse=True)
+            self._check([*CALL_PROBES, *ANSWER_PROBES])
             knows_calls = any(map(self._writes, CALL_PROBES))
             knows_answers = any(map(self._writes, ANSWER_PROBES))
         adapted = [
@@ -93,30 +89,20 @@ class ChatTemplate:
             for conversation in conversations
         ]
         largest = max(range(len(adapted)), key=lambda i: _size(adapted[i]))
-        chosen = list(dict.fromkeys((0, largest)))
-        self._check([adapted[i] for i in chosen], [places[i] for i in chosen])
+        self._check([adapted[i] for i in dict.fromkeys((0, largest))])
         return adapted
 
-    def _check(
-        self,
-        conversations: Sequence[Conversation],
-        places: Sequence[str],
-        may_refuse: bool = False,
-    ) -> None:
+    def _check(self, conversations: Sequence[Conversation]) -> None:
         problem = check_template(
             self.source,
             [{"messages": c.messages, "tools": c.tools} for c in conversations],
             {**_FIXED, **self.tokenizer.special_tokens_map},
         )
-        if problem is None:
-            return
-        if problem.refused is None:
+        if problem is not None and problem.refused is None:
             raise InputError(
                 f"{self.name}: the chat template cannot be used: {problem.text}; "
                 "correct or replace chat_template.jinja there"
             )
-        if not may_refuse:
-            raise self._refusal(places[problem.refused], problem.text)
 
     def _refusal(self, place: str, message: object) -> InputError:
         return InputError(
@@ -126,7 +112,7 @@ class ChatTemplate:
 
     def _writes(self, probe: Conversation) -> bool:
         try:
-            return PROBE in self._apply([probe.messages], None, False)[0]
+            return PROBE in self._apply([probe.messages], probe.tools, False)[0]
         except _faults():
             return False
 

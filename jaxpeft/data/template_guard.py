@@ -38,8 +38,8 @@ class Problem(NamedTuple):
 
     Attributes:
         text: what is wrong, for a message.
-        refused: the number of the conversation that it raised an error for; None when
-            it is the template itself that is at fault.
+        refused: the number of the first conversation that it raised an error for; None
+            when it is the template itself that is at fault.
     """
 
     text: str
@@ -108,15 +108,17 @@ def _child() -> None:
     import jinja2
 
     answer: tuple[str | None, int | None] = (None, None)
-    rendering = None
     try:
         template = _environment().from_string(request["template"])
-        for rendering in range(len(request["conversations"])):
-            _render(template, request, rendering)
+        for number in reversed(range(len(request["conversations"]))):
+            try:
+                _render(template, request, number)
+            except (jinja2.TemplateError, *FAULTS) as error:
+                answer = str(error) or type(error).__name__, number
     except jinja2.TemplateSyntaxError as error:
         answer = f"it is not valid Jinja (line {error.lineno}: {error.message})", None
     except (jinja2.TemplateError, *FAULTS) as error:
-        answer = str(error) or type(error).__name__, rendering
+        answer = str(error) or type(error).__name__, None
     except _TooLong as error:
         answer = str(error), None
     sys.stdout.write(json.dumps(answer))

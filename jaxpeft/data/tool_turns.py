@@ -8,7 +8,8 @@ probes, since a template may as well raise as leave out what it does not know.
 import json
 from typing import Any
 
-from jaxpeft.data.formats import Conversation, Message
+from jaxpeft.data.calls import after_thought, as_text, parse_calls
+from jaxpeft.data.conversation import Conversation, Message
 
 PROBE = "probe7f3a"
 _ID = "call00000"  # Mistral's templates insist on nine letters and digits
@@ -24,10 +25,15 @@ def _call(name: str) -> Message:
     return {"role": "assistant", "content": "", "tool_calls": calls}
 
 
+# Some templates write calls only where functions are on offer.
+_TOOL = {"name": "f", "description": "", "parameters": {}}
+_TOOLS = [{"type": "function", "function": _TOOL}]
+
 # Conversations that show PROBE in a template that can express a call or an answer.
 CALL_PROBES = (
     Conversation([_ASK, _call(PROBE), {**_ANSWER, "content": "c"}, _SAY]),
     Conversation([_ASK, _call(PROBE)]),
+    Conversation([_ASK, _call(PROBE), {**_ANSWER, "content": "c"}, _SAY], _TOOLS),
 )
 ANSWER_PROBES = (
     Conversation([_ASK, _call("f"), _ANSWER, _SAY]),
@@ -38,7 +44,9 @@ ANSWER_PROBES = (
 def needs_probing(conversation: Conversation) -> bool:
     """Whether it holds calls or answers whose form depends on the template."""
     return any(
-        message["role"] == "tool" or message.get("function_call")
+        message["role"] == "tool"
+        or message.get("function_call")
+        or message.get("tool_calls")
         for message in conversation.messages
     )
 
@@ -53,7 +61,8 @@ def adapt(
     """The conversation without what the template does not know.
 
     Unknown tools are described in the system prompt, an unknown call is the
-    assistant's text (its JSON), an unknown answer is a user's turn.
+    assistant's text (its JSON, after what else it said), an unknown answer is a user's
+    turn.
 
     Args:
         conversation: the conversation as its format gives it.
@@ -67,17 +76,33 @@ def adapt(
         if message["role"] == "tool":
             message = _answer(message, calls) if knows_answers else _as_user(message)
         elif message.get("function_call"):
-            calls = parse_calls(message["content"]) if knows_calls else []
-            message = {
-                "role": "assistant",
-                "content": "" if calls else message["content"],
-            }
-            if calls:
-                message["tool_calls"] = calls
+            message, calls = _from_text(message, knows_calls)
+        elif message.get("tool_calls"):
+            calls = message["tool_calls"] if knows_calls else []
+            message = message if knows_calls else _in_text(message)
         turns.append(message)
     if conversation.tools and not knows_tools:
         return Conversation(_with_tools_described(turns, conversation.tools))
     return Conversation(turns, conversation.tools)
+
+
+def _from_text(
+    message: Message, knows_calls: bool
+) -> tuple[Message, list[dict[str, Any]]]:
+    """A message whose content is a call's JSON, and the calls if they are written."""
+    plain = {key: message[key] for key in message if key != "function_call"}
+    if not knows_calls:
+        return plain, []
+    thought, text = after_thought(message["content"])
+    calls = parse_calls(text)
+    return {**plain, "content": thought, "tool_calls": calls}, calls
+
+
+def _in_text(message: Message) -> Message:
+    """A message with its calls as JSON in its content."""
+    plain = {key: message[key] for key in message if key != "tool_calls"}
+    said = [message["content"]] if message["content"] else []
+    return {**plain, "content": "\n".join([*said, as_text(message["tool_calls"])])}
 
 
 def _as_user(message: Message) -> Message:
@@ -86,33 +111,10 @@ def _as_user(message: Message) -> Message:
 
 def _answer(message: Message, calls: list[dict[str, Any]]) -> Message:
     """The answer with the id of the call it belongs to, which some templates write."""
-    if len(calls) != 1 or "tool_call_id" in message:
+    if len(calls) != 1 or "id" not in calls[0] or "tool_call_id" in message:
         return message
     name = calls[0]["function"]["name"]
-    return {**message, "tool_call_id": calls[0]["id"], "name": name}
-
-
-def parse_calls(text: str) -> list[dict[str, Any]]:
-    """The function calls in a text, as `tool_calls` has them; none if it holds no call.
-
-    Args:
-        text: the JSON of one call or of a list of calls, each {"name", "arguments"}.
-    """
-    try:
-        calls = json.loads(text)
-    except ValueError:
-        return []
-    calls = calls if isinstance(calls, list) else [calls]
-    if not all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls):
-        return []
-    return [
-        {
-            "id": f"call{number:05d}",
-            "type": "function",
-            "function": {"name": call["name"], "arguments": call.get("arguments", {})},
-        }
-        for number, call in enumerate(calls)
-    ]
+    return {"name": name, **message, "tool_call_id": calls[0]["id"]}
 
 
 def _with_tools_described(turns: list[Message], tools: list) -> list[Message]:

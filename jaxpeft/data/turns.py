@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from jaxpeft.data.formats import Conversation, Message
+from jaxpeft.data.conversation import Conversation, Message, is_learned
 from jaxpeft.data.template import ChatTemplate, until
 
 # Private-use characters: no data holds them, and templates pass them through.
@@ -91,11 +91,7 @@ def find_turns(
 
 
 def _assistants(conversation: Conversation) -> list[int]:
-    return [
-        i
-        for i, message in enumerate(conversation.messages)
-        if message["role"] == "assistant" and message.get("weight", 1) != 0
-    ]
+    return [i for i, message in enumerate(conversation.messages) if is_learned(message)]
 
 
 def by_prefix(
@@ -112,7 +108,7 @@ def by_prefix(
     Returns:
         The learned turns in order; None where the texts do not establish them.
     """
-    learned = [m for m in messages if m["role"] == "assistant" and m.get("weight", 1)]
+    learned = [message for message in messages if is_learned(message)]
     if not all(map(text.startswith, heads)):
         return None
     turns = []

@@ -174,7 +174,7 @@ def encoded(model: Trained, questions: Sequence[Question]) -> list[list[int]]:
     talks = {i: c for i, c in enumerate(contents) if isinstance(c, Conversation)}
     if talks:
         template, places = ChatTemplate(tokenizer), [questions[i].place for i in talks]
-        prepared = template.prepare(list(talks.values()), places)
+        prepared = template.prepare(list(talks.values()))
         texts = template.render(prepared, places, prompt=True)
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         prompts.update(zip(talks, ids, strict=True))

@@ -4,7 +4,11 @@ import json
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from jaxpeft.data.formats import Conversation
+from jaxpeft.data.render import render
 
 ASSET = Path(str(resources.files("jaxpeft"))) / "assets" / "tiny-llama"
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -14,6 +18,28 @@ def load_tokenizer():
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(ASSET)
+
+
+def talk(*contents, system=None):
+    """A conversation of these contents, the user first."""
+    roles = ("user", "assistant") * len(contents)
+    turns = [{"role": r, "content": c} for r, c in zip(roles, contents)]
+    return Conversation(
+        ([{"role": "system", "content": system}] if system else []) + turns
+    )
+
+
+def one(item, tokenizer, **kw):
+    kw = {"max_length": 4096} | kw
+    (example,) = render([item], ["d.json (row 1)"], tokenizer, **kw)
+    return example
+
+
+def learned(item, tokenizer, **kw):
+    """The supervised stretches, decoded one by one."""
+    tokens, supervised, _ = one(item, tokenizer, **kw)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], supervised, [False]])))
+    return [tokenizer.decode(tokens[a:b]) for a, b in zip(edges[::2], edges[1::2])]
 
 
 @pytest.fixture(scope="session")

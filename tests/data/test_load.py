@@ -135,6 +135,54 @@ def test_the_problems_of_all_sources_are_reported_together(write, tokenizer):
     assert len(caught.value.problems) == 2
 
 
+TALKS = """[]
+{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+{"messages": [{"role": "user", "content": "no"}, {"role": "assistant", "content": "b"}]}
+{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}]}
+{"messages": [{"role": "user", "content": "a"}]}
+"""
+REFUSING = (
+    "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not no') }}"
+    "{% endif %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_rows_that_cannot_be_used_end_the_reading_or_are_left_out(
+    write, tokenizer_with
+):
+    """No object, no answer, and one that the template refuses."""
+    path, tokenizer = write("d.jsonl", TALKS), tokenizer_with(REFUSING)
+    with pytest.raises(InputError) as caught:
+        load(source(path, "messages"), tokenizer=tokenizer)
+    assert [line.split(": ")[0][-15:] for line in caught.value.problems] == [
+        "jsonl:1 (row 1)",
+        "jsonl:5 (row 5)",
+        path[-15:],
+    ]
+    assert "2 of 5 rows cannot be used; correct them, or" in caught.value.problems[-1]
+    batches = load(source(path, "messages"), tokenizer=tokenizer, on_error="skip")
+    summary = batches.summary()
+    assert (summary.examples, summary.supervised) == (2, 4)
+    (remark,) = summary.sources[0].remarks
+    assert "3 rows cannot be used and are left out" in remark
+    assert "2 examples remain; the first: " in remark and "jsonl:1 (row 1)" in remark
+
+
+def test_a_refusal_of_the_template_is_counted(write, tokenizer_with):
+    path = write("d.jsonl", "\n".join(TALKS.splitlines()[1:4]))
+    tokenizer = tokenizer_with(REFUSING)
+    with pytest.raises(InputError) as caught:
+        load(source(path, "messages"), tokenizer=tokenizer)
+    first, total = caught.value.problems
+    assert "jsonl:2 (row 2): the chat template of" in first and "not no" in first
+    assert f"{path}: 1 of 3 rows cannot be used" in total
+    with pytest.raises(InputError, match="not no"):
+        path = write("d.jsonl", TALKS.splitlines()[2])
+        load(source(path, "messages"), tokenizer=tokenizer, on_error="skip")
+
+
 @pytest.mark.parametrize(
     ("name", "format", "fields", "examples"),
     [

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from jaxpeft.data.formats import Conversation
 from jaxpeft.data.render import render
 from jaxpeft.errors import InputError
+
+from .conftest import learned, one, talk
 
 # Chat templates in the styles of well-known models.
 
@@ -94,28 +95,6 @@ GENERATION = (
 LLAMA3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 GEMMA_TOKENS = ("<start_of_turn>", "<end_of_turn>")
 R1_TOKENS = ("<|User|>", "<|Assistant|>")
-
-
-def talk(*contents, system=None):
-    """A conversation of these contents, the user first."""
-    roles = ("user", "assistant") * len(contents)
-    turns = [{"role": r, "content": c} for r, c in zip(roles, contents)]
-    return Conversation(
-        ([{"role": "system", "content": system}] if system else []) + turns
-    )
-
-
-def one(item, tokenizer, **kw):
-    kw = {"max_length": 4096} | kw
-    (example,) = render([item], ["d.json (row 1)"], tokenizer, **kw)
-    return example
-
-
-def learned(item, tokenizer, **kw):
-    """The supervised stretches, decoded one by one."""
-    tokens, supervised, _ = one(item, tokenizer, **kw)
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], supervised, [False]])))
-    return [tokenizer.decode(tokens[a:b]) for a, b in zip(edges[::2], edges[1::2])]
 
 
 FOUR = ("Hi there", "Hello! 🙂", "And\nnow?", "Bye bye.")
@@ -255,78 +234,6 @@ def test_documents_split_without_loss(tokenizer):
     np.testing.assert_array_equal(
         np.concatenate([p.tokens for p in pieces]), whole.tokens
     )
-
-
-TOOL_TALK = [
-    {"role": "user", "content": "Area?"},
-    {
-        "role": "assistant",
-        "content": '{"name": "area", "arguments": {"r": 2}}',
-        "function_call": True,
-    },
-    {"role": "tool", "content": "12.6"},
-    {"role": "assistant", "content": "It is 12.6."},
-]
-TOOLS = [{"type": "function", "function": {"name": "area", "parameters": {}}}]
-
-
-def test_tool_calls_with_a_template_that_knows_none(tokenizer):
-    example = one(Conversation(TOOL_TALK, TOOLS), tokenizer)
-    text = tokenizer.decode(example.tokens)
-    assert text.startswith("<|bos|><|im_start|>system\nYou may call these functions:")
-    assert "<|im_start|>tool\n12.6<|im_end|>" in text
-    assert learned(Conversation(TOOL_TALK, TOOLS), tokenizer) == [
-        '{"name": "area", "arguments": {"r": 2}}<|im_end|>',
-        "It is 12.6.<|im_end|>",
-    ]
-
-
-def test_tool_answers_are_the_users_where_the_template_refuses_a_tool(tokenizer_with):
-    tokenizer = tokenizer_with(LLAMA2)
-    text = tokenizer.decode(one(Conversation(TOOL_TALK), tokenizer).tokens)
-    assert "[INST] 12.6 [/INST]" in text
-
-
-def test_tool_calls_with_a_template_that_has_them(tokenizer_with):
-    template = (
-        "{% if tools %}{{ 'tools ' + tools | tojson + '\n' }}{% endif %}"
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-        "{% if m.tool_calls %}{% for c in m.tool_calls %}{{ '<call>' + c.function.name "
-        "+ c.function.arguments | tojson }}{% endfor %}{% else %}{{ m['content'] }}"
-        "{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
-    tokenizer = tokenizer_with(template)
-    conversation = Conversation(TOOL_TALK, TOOLS)
-    assert learned(conversation, tokenizer) == [
-        '<call>area{"r": 2}<|im_end|>',
-        "It is 12.6.<|im_end|>",
-    ]
-    text = tokenizer.decode(one(conversation, tokenizer).tokens)
-    assert text.startswith('tools [{"type": "function"')
-
-
-def test_tool_calls_where_the_template_rewrites_earlier_turns(tokenizer_with):
-    """As Mistral's: tools stand in the last user turn, and calls need ids."""
-    template = (
-        "{{ bos_token }}{% set users = messages "
-        "| selectattr('role', 'equalto', 'user') | list %}"
-        "{% for m in messages %}{% if m.role == 'user' %}"
-        "{% if m == users[-1] and tools %}{{ '[TOOLS]' + tools | tojson }}{% endif %}"
-        "{{ '[INST]' + m.content + '[/INST]' }}"
-        "{% elif m.tool_calls %}{% set call = m.tool_calls[0] %}"
-        "{% if call.id | length < 9 %}{{ raise_exception('short id') }}{% endif %}"
-        "{{ '[CALLS]' + call.function | tojson + eos_token }}"
-        "{% elif m.role == 'tool' %}{% if m.tool_call_id | length < 9 %}"
-        "{{ raise_exception('short id') }}{% endif %}{{ '[RESULT]' + m.content }}"
-        "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
-    )
-    turns = [*TOOL_TALK, *talk("Thanks", "Welcome").messages]
-    assert learned(Conversation(turns, TOOLS), tokenizer_with(template)) == [
-        '[CALLS]{"name": "area", "arguments": {"r": 2}}<|im_end|>',
-        "It is 12.6.<|im_end|>",
-        "Welcome<|im_end|>",
-    ]
 
 
 @pytest.mark.parametrize(

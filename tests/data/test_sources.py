@@ -37,6 +37,39 @@ def test_csv_with_quotes_newlines_bom(write):
     assert values(path) == RECORDS
 
 
+def test_json_of_one_object_or_of_objects_over_several_lines(write):
+    one = '{\n  "a": "1",\n  "b": {"c": 2}\n}\n'
+    assert values(write("one.json", one)) == [{"a": "1", "b": {"c": 2}}]
+    assert values(write("flat.json", '{"a": "1"}')) == [{"a": "1"}]
+    rows = sources.read(write("some.json", one + "\n" + one))
+    assert [row.value for row in rows] == [{"a": "1", "b": {"c": 2}}] * 2
+    assert rows[1].place.endswith("some.json:6 (row 2)")
+
+
+def test_json_whose_records_are_the_list_under_data(write):
+    rows = sources.read(write("d.json", {"version": 1, "data": RECORDS}))
+    assert [row.value for row in rows] == RECORDS
+    assert rows[1].place.endswith("d.json (data, row 2)")
+    for whole in ({"data": "text"}, {"data": []}, {"messages": [{"role": "user"}]}):
+        assert values(write("d.json", whole)) == [whole]
+
+
+def test_csv_of_pandas_has_an_index(write):
+    assert values(write("d.csv", ",a\n0,x\n1,y\n")) == [
+        {"Unnamed: 0": "0", "a": "x"},
+        {"Unnamed: 0": "1", "a": "y"},
+    ]
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_csv_with_another_separator(write, mark):
+    text = f'a{mark}b\r\n1{mark}"x, {mark}y"\r\n'
+    assert values(write("d.csv", text)) == [{"a": "1", "b": f"x, {mark}y"}]
+    assert values(write("d.csv", f'a,"b{mark}c"\n1,2')) == [
+        {"a": "1", f"b{mark}c": "2"}
+    ]
+
+
 def test_csv_takes_long_fields(write):
     assert values(write("d.csv", "a\n" + "x" * 200_000))[0]["a"] == "x" * 200_000
 
@@ -50,6 +83,7 @@ def test_directory_reads_known_files_by_name(write, tmp_path):
     write("some/2.json", [{"a": 2}])
     write("some/1.jsonl", '{"a": 1}')
     write("some/readme.md", "no data")
+    write("some/._1.jsonl", b"\0\5\x16\7\0\2Mac OS X")
     assert values(str(tmp_path / "some")) == [{"a": 1}, {"a": 2}]
 
 
@@ -80,7 +114,18 @@ def test_parquet_without_pyarrow_names_the_extra(write, monkeypatch):
     [
         ("d.jsonl", '{"a": 1}\n{"a": \n', r"d\.jsonl:2: not valid JSON"),
         ("d.json", '[{"a": 1},\n {"a" 2}]', r"d\.json:2: not valid JSON"),
-        ("d.json", '{\n "a": 1}', r"d\.json:1: not valid JSON"),
+        ("d.json", '{\n "a": 1', r"d\.json:2: not valid JSON"),
+        ("d.json", '{\n "a": 1}\n{\n"a" 2}', r"d\.json:4: not valid JSON"),
+        ("d.json", '[{"a": 1}]\n[]', r"d\.json:2: .*after the first value .*'\[\]'"),
+        ("d.jsonl", '{\n "a": 1}', r"d\.jsonl:1: .* one line .* name the file \.json"),
+        ("d.jsonl", '[\n{"a": 1}]', r"d\.jsonl:1: .* one line .* name the file \.json"),
+        (
+            "d.json",
+            '[{"a": {}},\n {"a": 1, "b": 2, "a": 3}]',
+            r"d\.json:2 \(row 2\): the key 'a' stands twice in one object; keep one",
+        ),
+        ("d.jsonl", '{"a": 1}\n{"b": {"a": 1, "a": 1}}', r"d\.jsonl:2: the key 'a' s"),
+        ("d.json", '{\n"a": 1,\n"a": 2}', r"d\.json:1: the key 'a' stands twice"),
         ("d.json", "3", r"holds int, expected a list"),
         ("d.json", "[1]", r"d\.json \(row 1\): a record has to be an object"),
         ("d.jsonl", "[1]", r"d\.jsonl:1 \(row 1\): a record has to be an object"),
@@ -97,6 +142,8 @@ def test_parquet_without_pyarrow_names_the_extra(write, monkeypatch):
         ("d.txt", " \n", "holds no records"),
         ("d.csv", "a,b\n1,2\n1\n", r"d\.csv:3 \(row 2\): 1 fields"),
         ("d.csv", "a,a\n1,2\n", r"d\.csv:1: the header line needs distinct"),
+        ("d.csv", "a,b,\n1,2,3\n", "distinct, .* give each column a name of its own"),
+        ("d.csv", "a;b\n1;2;3\n", r"3 fields.* quote fields that hold ';'"),
         ("d.csv", 'a\n"open\n', r"d\.csv:2: not valid CSV"),
         ("d.xlsx", "a", r"cannot read '\.xlsx'; convert it to one of \.json"),
     ],
@@ -104,6 +151,19 @@ def test_parquet_without_pyarrow_names_the_extra(write, monkeypatch):
 def test_refused(write, name, content, message):
     with pytest.raises(InputError, match=message):
         sources.read(write(name, content))
+
+
+def test_all_lines_that_cannot_be_read_are_counted(write):
+    path = write("d.jsonl", '{"a": 1}\n{"a" 2}\n[]\n' + '{"a" 3}\n' * 7)
+    with pytest.raises(InputError) as caught:
+        sources.read(path)
+    assert [problem.split(":")[1][0] for problem in caught.value.problems[:5]] == [
+        *"23456"
+    ]
+    assert caught.value.problems[5:] == (
+        f"{path}: 9 of 10 rows cannot be used; the first of them are named above; "
+        "correct them, or leave them out with data.on_error: skip",
+    )
 
 
 def test_whole_surrogate_pairs_and_escaped_backslashes_are_text(write):
