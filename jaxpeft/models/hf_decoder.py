@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxpeft.models import hf_rope
+from jaxpeft.models import hf_layers, hf_rope
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
@@ -43,6 +43,8 @@ def decoder(fields: Fields, **own: Any) -> ModelConfig:
     if "rope" not in own:
         common["rope"] = hf_rope.rope(fields)
     cfg = ModelConfig(**{**common, **own})
+    if "layer_types" not in fields.seen:
+        hf_layers.check_types(fields, cfg)
     _consistent(fields, cfg, sound)
     fields.finish()
     return cfg

@@ -5,17 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxpeft.errors import InputError
-from jaxpeft.models import stored
+from jaxpeft.models import hf_neutral, stored
 
-# Fields that say nothing about the mathematics of a forward pass. Those that name
-# code (`auto_map`, `_attn_implementation_internal`) are never followed.
-INERT = frozenset(
-    """architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id
-    id2label is_decoder is_encoder_decoder label2id model_type name_or_path
-    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type
-    return_dict task_specific_params tokenizer_class torch_dtype transformers_version
-    unk_token_id use_cache""".split()
-)
 # Far above any model that exists: a size beyond it is a damaged file, and would be
 # found out only by an allocation that takes the machine down.
 LARGEST_SIZE = 2**24
@@ -27,6 +18,8 @@ class Fields:
     Args:
         hf: the content of the file.
         theta: the family's rope base, where the file has none.
+        defaults: {field: its value in the family where the file lacks it}, as in
+            transformers; null in a file is not a lack.
         names: {the name that a field has here: the family's}, under which a file may
             have it, too.
 
@@ -35,6 +28,7 @@ class Fields:
         hf: the content, with the family's names replaced by those used here.
         original: the content as given.
         theta: as given.
+        defaults: as given.
         seen: the names of the fields that are used, or known to change nothing.
         problems: a sentence for each problem met so far.
     """
@@ -44,11 +38,13 @@ class Fields:
         hf: Mapping[str, Any],
         theta: float = 10000.0,
         names: Mapping[str, str] | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ):
         self.names = dict(names or {})
         ours = {theirs: name for name, theirs in self.names.items()}
         self.hf = {ours.get(name, name): value for name, value in hf.items()}
         self.original, self.theta = hf, theta
+        self.defaults = dict(defaults or {})
         self.seen: set[str] = set()
         self.problems: list[str] = []
 
@@ -57,10 +53,11 @@ class Fields:
 
         Args:
             name: of the field.
-            default: its value where the file has none or null.
+            default: its value where the file has null, or has none and the family has
+                no default.
         """
         self.seen.add(name)
-        value = self.hf.get(name)
+        value = self.hf.get(name, self.defaults.get(name))
         return default if value is None else value
 
     def problem(self, name: str, wanted: str) -> None:
@@ -70,8 +67,7 @@ class Fields:
             name: of the field.
             wanted: what the message says that it must be.
         """
-        value = repr(self.hf[name]) if name in self.hf else "nothing"
-        self.problems.append(f"{self._key(name)}: found {value}; it must be {wanted}")
+        self.problems.append(f"{self._found(name)}; it must be {wanted}")
 
     def size(self, name: str, default: int | None = None) -> int:
         """The field's value, a positive integer.
@@ -120,17 +116,14 @@ class Fields:
             return default
         return value
 
-    def cap(self, name: str, default: float | None) -> float | None:
-        """The field's value, a number above 0, or None where the file has null.
+    def cap(self, name: str) -> float | None:
+        """The field's value, a number above 0, or None where there is none.
 
         Args:
-            name: of the field.
-            default: its value where the file lacks the field, which is not null.
+            name: of the field; null in the file is none, whatever the family's default.
         """
-        self.seen.add(name)
-        if self.hf.get(name, default) is None:
-            return None
-        return self.number(name, default or 1.0, positive=True)
+        value = self.get(name, None)
+        return None if value is None else self.number(name, 1.0, positive=True)
 
     def bits(self, name: str, default: Sequence[bool]) -> list[bool]:
         """The field's value, a list of as many zeros and ones as `default` has.
@@ -153,15 +146,18 @@ class Fields:
         """Records that the field's value cannot be handled.
 
         Args:
-            name: of the field, which the file has.
+            name: of the field.
             remedy: what the message says after the value.
         """
         self.seen.add(name)
-        self.problems.append(f"{self._key(name)}: found {self.hf[name]!r}; {remedy}")
+        self.problems.append(f"{self._found(name)}; {remedy}")
 
-    def _key(self, name: str) -> str:
-        """A field as a message names it: as the file does."""
-        return f"config.json: {self.names.get(name, name)}"
+    def _found(self, name: str) -> str:
+        """A field and its value as a message begins: named as in the file."""
+        value = repr(self.hf[name]) if name in self.hf else "nothing"
+        if name not in self.hf and name in self.defaults:
+            value += f", which stands for {self.defaults[name]!r}"
+        return f"config.json: {self.names.get(name, name)}: found {value}"
 
     def finish(self) -> None:
         """Ends the reading: fields that nobody asked for are problems as well.
@@ -171,10 +167,8 @@ class Fields:
         """
         unknown = {
             name
-            for name, value in self.hf.items()
-            if name not in self.seen | INERT
-            and value is not None
-            and not name.startswith(("_", "unsloth_"))
+            for name in self.hf
+            if name not in self.seen and not hf_neutral.is_neutral(self.hf, name)
         }
         unknown.discard("quantization_config")
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from jaxpeft.models.hf_fields import Fields
+from jaxpeft.models.spec import ModelConfig
 
 LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
 
@@ -41,3 +42,18 @@ def windows(fields: Fields, local: Sequence[bool]) -> tuple[int | None, ...]:
         return ()
     size = fields.size("sliding_window")
     return tuple(size if here else None for here in local)
+
+
+def check_types(fields: Fields, cfg: ModelConfig) -> None:
+    """Checks that `layer_types`, where the file has it, says what the family does.
+
+    Args:
+        fields: the reader over the model's `config.json`, which collects the problem.
+        cfg: the model, of a family that does not go by this field.
+    """
+    windows = cfg.windows or (None,) * cfg.num_hidden_layers
+    local = [window is not None for window in windows]
+    if layer_types(fields, local) != local:
+        fields.refuse(
+            "layer_types", "every layer of this family is as sliding_window says"
+        )

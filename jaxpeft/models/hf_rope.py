@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpeft import console
 from jaxpeft.errors import suggest
 from jaxpeft.models.hf_fields import Fields, is_number
+from jaxpeft.models.hf_layers import LAYER_TYPES
 from jaxpeft.models.spec import Rope
 
+PARAMETERS, SCALING = "rope_parameters", "rope_scaling"
+SHARE = "partial_rotary_factor"
 ROPE_FIELDS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -33,32 +37,64 @@ ROPE_OPTIONAL: dict[str, tuple[str, ...]] = {
 }
 
 
-def rope(fields: Fields, name: str | None = None) -> Rope:
+def rope(
+    fields: Fields,
+    name: str | None = None,
+    *,
+    theta: float | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> Rope:
     """The rotary embedding: `rope_parameters`, or `rope_theta` + `rope_scaling`.
+
+    Where a file has both they must say the same.
 
     Args:
         fields: the reader over the model's `config.json`.
         name: of the entry, where the parameters differ between kinds of layers.
+            `rope_scaling` is that of "full_attention" then.
+        theta: the base where the parameters name none; None: the file's `rope_theta`,
+            or the family's.
+        aliases: {what the family's files call a kind of scaling: its name here}.
     """
-    theta = fields.number("rope_theta", fields.theta, positive=True)
-    key = "rope_parameters" if fields.hf.get("rope_parameters") else "rope_scaling"
-    given = fields.hf.get(key) or None
-    trained = fields.hf.get("max_position_embeddings") or 2048
-    trained = trained if is_number(trained) else 2048  # `size` reports it
-    fields.seen |= {"rope_parameters", "rope_scaling", "partial_rotary_factor"}
-    if name is not None and isinstance(given, Mapping) and name in given:
-        given = given[name]
-    if given is None:
-        return Rope(theta=theta)
+    base = fields.number("rope_theta", fields.theta, positive=True)
+    theta = base if theta is None else theta
+    fields.seen |= {"rope_parameters", "rope_scaling"}
+    parameters, scaling = (fields.hf.get(k) or None for k in (PARAMETERS, SCALING))
+    if isinstance(parameters, Mapping) and name is not None:
+        if not set(parameters) & set(LAYER_TYPES):
+            fields.problem(PARAMETERS, "a mapping with an entry for each kind of layer")
+            return Rope(theta=theta)
+        parameters = parameters.get(name)
+    if name not in (None, "full_attention"):
+        scaling = None
+    aliases = aliases or {}
+    found = Rope(theta=theta)
+    if parameters is not None:
+        found = _read(fields, PARAMETERS, parameters, theta, aliases)
+    if scaling is not None:
+        other = _read(fields, SCALING, scaling, found.theta, aliases)
+        if parameters is not None and other != found:
+            fields.refuse(SCALING, "rope_parameters says otherwise; remove one of them")
+        return other
+    return found
+
+
+def _read(
+    fields: Fields, key: str, given: Any, theta: float, aliases: Mapping[str, str]
+) -> Rope:
+    """One of the two mappings, `given` under `key`."""
     if not isinstance(given, Mapping):
         fields.problem(key, "a mapping with `rope_type`")
         return Rope(theta=theta)
     kind = given.get("rope_type", given.get("type", "default"))
+    kind = aliases.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in ROPE_FIELDS:
         fields.problems.append(
             f"config.json: rope_type: found {kind!r}" + suggest(kind, ROPE_FIELDS)
         )
         return Rope(theta=theta)
+    trained = fields.get("max_position_embeddings", 2048)
+    trained = trained if is_number(trained) else 2048  # `size` reports it
     return _scaled_rope(fields, given, kind, theta, trained)
 
 
@@ -68,13 +104,13 @@ def rotary_share(fields: Fields) -> float:
     Args:
         fields: the reader over the model's `config.json`.
     """
-    nested = fields.hf.get("rope_parameters")
-    nested = nested if isinstance(nested, Mapping) else {}
-    share = fields.hf.get(
-        "partial_rotary_factor", nested.get("partial_rotary_factor", 1.0)
-    )
+    fields.seen.add(SHARE)
+    share = fields.hf.get(SHARE, 1.0)
+    for key in (SCALING, PARAMETERS):
+        nested = fields.hf.get(key)
+        share = nested.get(SHARE, share) if isinstance(nested, Mapping) else share
     if not is_number(share) or not 0 < share <= 1:
-        fields.problem("partial_rotary_factor", "a number above 0, at most 1")
+        fields.problem(SHARE, "a number above 0, at most 1")
         return 1.0
     return float(share)
 
@@ -83,8 +119,15 @@ def _scaled_rope(
     fields: Fields, given: Mapping[str, Any], kind: Any, theta: float, trained: int
 ) -> Rope:
     values = {k: v for k, v in given.items() if v is not None}
-    for known in ("rope_type", "type", "partial_rotary_factor"):
+    for known in ("rope_type", "type"):
         values.pop(known, None)
+    if SHARE in fields.seen or values.get(SHARE) == 1:
+        values.pop(SHARE, None)
+    if values.pop("attn_factor", None) is not None:
+        console.warn(
+            "config.json: attn_factor: not read, as in transformers; what multiplies "
+            "cosines and sines is attention_factor"
+        )
     theta = values.get("rope_theta", theta)
     required = ROPE_FIELDS[kind]
     if "original_max_position_embeddings" in required:

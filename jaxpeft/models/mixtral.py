@@ -8,6 +8,16 @@ from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import Experts, ModelConfig
 
+FIELDS = {"num_experts": "num_local_experts"}
+# Where the file lacks them, as in transformers.
+DEFAULTS = {
+    "max_position_embeddings": 131072,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+}
+
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
@@ -18,39 +28,31 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     Raises:
         InputError: with every field that is missing, malformed or not handled.
     """
-    fields = Fields(hf, theta=1000000.0, names=FIELDS)
+    fields = Fields(hf, theta=1000000.0, names=FIELDS, defaults=DEFAULTS)
     layers = fields.size("num_hidden_layers")
     if fields.number("router_jitter_noise", 0.0):
         fields.refuse("router_jitter_noise", "set it to 0.0: it is not implemented")
-    count, per_token = choice(fields, count=8, per_token=2)
+    count, per_token = choice(fields)
     return decoder(
         fields,
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
         windows=hf_layers.windows(fields, [True] * layers),
-        num_key_value_heads=fields.size("num_key_value_heads", 8),
-        rms_norm_eps=fields.number("rms_norm_eps", 1e-5),
         experts=Experts(
             count, per_token, True, block="block_sparse_moe", tensors=("w1", "w3", "w2")
         ),
     )
 
 
-FIELDS = {"num_experts": "num_local_experts"}
-
-
-def choice(fields: Fields, count: int, per_token: int) -> tuple[int, int]:
+def choice(fields: Fields) -> tuple[int, int]:
     """How many experts a layer has, and how many of them a token goes to.
 
     Args:
         fields: the reader over the model's `config.json`, which collects the problems.
-        count: the family's number of experts, where the file says none.
-        per_token: the family's number for each token, where the file says none.
 
     Returns:
         Both numbers.
     """
-    count = fields.size("num_experts", count)
-    per_token = fields.size("num_experts_per_tok", per_token)
+    count, per_token = fields.size("num_experts"), fields.size("num_experts_per_tok")
     if per_token > count:
         fields.refuse("num_experts_per_tok", f"there are {count} experts")
     fields.seen.add("router_aux_loss_coef")  # of a loss that is added on request alone

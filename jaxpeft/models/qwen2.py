@@ -8,6 +8,13 @@ from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
+# Where the file lacks them, as in transformers.
+DEFAULTS = {
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+}
+
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
@@ -18,7 +25,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     Raises:
         InputError: with every field that is missing, malformed or not handled.
     """
-    fields = Fields(hf)
+    fields = Fields(hf, defaults=DEFAULTS)
     return decoder(
         fields,
         attention_bias=True,

@@ -8,6 +8,9 @@ from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
+# Where the file lacks them, as in transformers.
+DEFAULTS = {**qwen2.DEFAULTS, "head_dim": 128}
+
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
@@ -18,12 +21,11 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     Raises:
         InputError: with every field that is missing, malformed or not handled.
     """
-    fields = Fields(hf)
+    fields = Fields(hf, defaults=DEFAULTS)
     return decoder(
         fields,
         attention_bias=fields.flag("attention_bias", False),
         qk_norm="head",
-        head_dim=fields.size("head_dim", 128),
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
         windows=qwen2.windows(fields),
     )
