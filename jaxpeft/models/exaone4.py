@@ -8,6 +8,13 @@ from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
+# Where the file lacks them, as in transformers.
+DEFAULTS = {
+    "num_key_value_heads": 32,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": 4096,
+}
+
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
@@ -18,7 +25,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     Raises:
         InputError: with every field that is missing, malformed or not handled.
     """
-    fields = Fields(hf)
+    fields = Fields(hf, defaults=DEFAULTS)
     layers = fields.size("num_hidden_layers")
     local = hf_layers.layer_types(fields, _pattern(fields, layers))
     windows = hf_layers.windows(fields, local)
@@ -27,8 +34,6 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         qk_norm="head",
         norms="after",
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
-        rms_norm_eps=fields.number("rms_norm_eps", 1e-5),
-        num_key_value_heads=fields.size("num_key_value_heads", 32),
         # Without windows all layers rotate.
         rotations=tuple(0 if near else -1 for near in local) if windows else (),
         windows=windows,

@@ -9,6 +9,14 @@ from jaxpeft.models.spec import ModelConfig
 
 TANH = "gelu_pytorch_tanh"
 
+# Where the file lacks them, as in transformers.
+DEFAULTS = {
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "num_key_value_heads": 16,
+    "tie_word_embeddings": True,
+}
+
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
@@ -19,7 +27,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     Raises:
         InputError: with every field that is missing, malformed or not handled.
     """
-    fields = Fields(hf)
+    fields = Fields(hf, defaults=DEFAULTS)
     fields.choice("hidden_activation", TANH, (TANH,))
     # The first files say "gelu" and mean its approximation.
     fields.choice("hidden_act", TANH, (TANH, "gelu"))
@@ -29,9 +37,6 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         fields,
         attention_bias=fields.flag("attention_bias", False),
         norm_offset=1.0,
-        head_dim=fields.size("head_dim", 256),
-        num_key_value_heads=fields.size("num_key_value_heads", 16),
-        tie_word_embeddings=fields.flag("tie_word_embeddings", True),
         embedding_scale=fields.size("hidden_size") ** 0.5,
         hidden_act=TANH,
     )

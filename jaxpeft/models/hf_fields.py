@@ -42,7 +42,8 @@ class Fields:
     ):
         self.names = dict(names or {})
         ours = {theirs: name for name, theirs in self.names.items()}
-        self.hf = {ours.get(name, name): value for name, value in hf.items()}
+        renamed = {ours[name]: value for name, value in hf.items() if name in ours}
+        self.hf = {k: v for k, v in hf.items() if k not in ours} | renamed
         self.original, self.theta = hf, theta
         self.defaults = dict(defaults or {})
         self.seen: set[str] = set()

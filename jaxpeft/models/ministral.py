@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxpeft.models import hf_layers
+from jaxpeft.models import hf_layers, mistral
 from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
+
+# Where the file lacks them, as in transformers.
+DEFAULTS = mistral.DEFAULTS
 
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:
@@ -18,12 +21,11 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     Raises:
         InputError: with every field that is missing, malformed or not handled.
     """
-    fields = Fields(hf)
+    fields = Fields(hf, defaults=DEFAULTS)
     layers = fields.size("num_hidden_layers")
     local = hf_layers.layer_types(fields, [True] * layers)
     return decoder(
         fields,
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
         windows=hf_layers.windows(fields, local),
-        num_key_value_heads=fields.size("num_key_value_heads", 8),
     )

@@ -8,6 +8,12 @@ from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig, Rope
 
+# Where the file lacks them, as in transformers.
+DEFAULTS = {
+    "rms_norm_eps": 1e-5,
+    "sliding_window": 4096,
+}
+
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
@@ -18,7 +24,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     Raises:
         InputError: with every field that is missing, malformed or not handled.
     """
-    fields = Fields(hf, theta=500000.0)
+    fields = Fields(hf, theta=500000.0, defaults=DEFAULTS)
     layers = fields.size("num_hidden_layers")
     local = hf_layers.layer_types(fields, [(i + 1) % 4 != 0 for i in range(layers)])
     own = Rope(theta=fields.number("rope_theta", fields.theta, positive=True))
@@ -30,7 +36,6 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         qk_norm="whole",
         norms="after",
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
-        rms_norm_eps=fields.number("rms_norm_eps", 1e-5),
         rope=hf_rope.rope(fields, "full_attention"),
         local_rope=own,
         rotations=tuple(int(here) for here in local),

@@ -8,6 +8,14 @@ from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import Experts, ModelConfig
 
+# Where the file lacks them, as in transformers.
+DEFAULTS = {
+    "max_position_embeddings": 4096,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "rms_norm_eps": 1e-5,
+}
+
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
@@ -18,16 +26,16 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     Raises:
         InputError: with every field that is missing, malformed or not handled.
     """
-    fields = Fields(hf, names=mixtral.FIELDS if "num_local_experts" in hf else {})
+    names = mixtral.FIELDS if "num_local_experts" in hf else {}
+    fields = Fields(hf, names=names, defaults=DEFAULTS)
     fields.seen.add("clip_qkv")
     if fields.get("clip_qkv", None) is not None:
         fields.refuse("clip_qkv", "set it to null: it is not implemented")
-    count, per_token = mixtral.choice(fields, count=64, per_token=8)
+    count, per_token = mixtral.choice(fields)
     return decoder(
         fields,
         attention_bias=fields.flag("attention_bias", False),
         qk_norm="whole",
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
-        rms_norm_eps=fields.number("rms_norm_eps", 1e-5),
         experts=Experts(count, per_token, fields.flag("norm_topk_prob", False)),
     )
