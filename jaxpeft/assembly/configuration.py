@@ -1,7 +1,8 @@
 """A configuration, opened and checked against all that it can choose from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxpeft import adapters, config, objectives, optim
 from jaxpeft.assembly.adapter import gives_a_model
@@ -18,17 +19,22 @@ TABLES = {
 }
 
 
-def open_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def open_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> RunConfig:
     """The configuration in a file, checked against all that it can choose from.
 
     Args:
         path: the YAML file.
         overrides: texts `section.key=value` that replace keys of the file.
+        values: {section.key: the value itself}, which count after the overrides.
 
     Raises:
-        InputError: for all that is wrong with the file and the overrides.
+        InputError: for all that is wrong with the file, the overrides and the values.
     """
-    return config.load(path, overrides, TABLES)
+    return config.load(path, overrides, TABLES, values)
 
 
 def open_run(

@@ -22,6 +22,7 @@ PAIRS = (
 )
 EXCLUSIVE = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 
+Given = tuple[str, Any]  # a dotted key and its value
 Keys = dict[str, list[str]]  # section ("" is the top) -> the keys it knows
 
 
@@ -29,6 +30,7 @@ def load(
     path: str | Path,
     overrides: Sequence[str] = (),
     tables: Mapping[str, Table] | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """The configuration in a YAML file, with `section.key=value` overrides applied.
 
@@ -52,8 +54,10 @@ def load(
             f"{path}: cannot be read ({error.strerror}); name an existing YAML file"
         ) from None
     mapping = strict_yaml.load(text, str(path))
-    overrides = [*_outranked(mapping, overrides), *overrides]
-    mapping, problems = _overridden(mapping, overrides)
+    read, problems = _read(overrides)
+    given = [*read, *(values or {}).items()]
+    mapping, more = _overridden(mapping, [*_outranked(mapping, given), *given])
+    problems += more
     try:
         config = parse(mapping, str(path), tables)
     except InputError as error:
@@ -277,8 +281,24 @@ def _rate_of_its_own(optimizer: Mapping[str, Any], tables: Mapping[str, Table]) 
     return ""
 
 
-def _outranked(mapping: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Overrides that empty what a file says where one of them says it otherwise."""
+def _read(overrides: Sequence[str]) -> tuple[list[Given], list[str]]:
+    """What texts `section.key=value` say, and what prevented one from being read."""
+    read: list[Given] = []
+    problems: list[str] = []
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not all(path.split(".")):
+            problems.append(f"{override}: is not an override; write section.key=value")
+            continue
+        try:
+            read.append((path, strict_yaml.parse_scalar(text, path)))
+        except InputError as error:
+            problems += error.problems
+    return read, problems
+
+
+def _outranked(mapping: Mapping[str, Any], given: Sequence[Given]) -> list[Given]:
+    """Values that empty what a file says where a given one says it otherwise."""
     if not isinstance(mapping, Mapping):
         return []
     held = {
@@ -287,36 +307,32 @@ def _outranked(mapping: Mapping[str, Any], overrides: Sequence[str]) -> list[str
         if isinstance(keys, Mapping)
         for key in keys
     }
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    last = dict(given)
     return [
-        f"{loser}=null"
+        (loser, None)
         for key, loser in EXCLUSIVE.items()
-        if given.get(key, "null") != "null" and loser not in given and loser in held
+        if last.get(key) is not None and loser not in last and loser in held
     ]
 
 
 def _overridden(
-    mapping: dict[str, Any], overrides: Sequence[str]
+    mapping: dict[str, Any], given: Sequence[Given]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The mapping with each `section.key=value` in place, and what prevented one."""
+    """The mapping with each given value in place, and what prevented one."""
     problems: list[str] = []
-    for override in overrides:
+    for path, value in given:
         try:
-            mapping = _override(mapping, override)
+            mapping = _override(mapping, path, value)
         except InputError as error:
             problems += error.problems
     return mapping, problems
 
 
-def _override(mapping: dict[str, Any], override: str) -> dict[str, Any]:
-    path, equals, text = override.partition("=")
+def _override(mapping: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     parts = path.split(".")
-    if not equals or not all(parts):
-        raise InputError(f"{override}: is not an override; write section.key=value")
     if parts[0] not in RunConfig.model_fields:
         tail = meant("", parts[0], _known_keys(mapping, {}))
         raise InputError(f"{path}: there is no section or key {parts[0]!r}{tail}")
-    value = strict_yaml.parse_scalar(text, path)
     top = dict(mapping)  # aliases share nodes: copy what is written to
     node = top
     for depth, part in enumerate(parts[:-1], 1):

@@ -5,6 +5,7 @@ What could run code, hide a mistake or exhaust the machine is refused before any
 is built: tags, repeated keys, deep nesting, alias bombs.
 """
 
+import math
 import re
 from typing import Any, ClassVar
 
@@ -76,6 +77,27 @@ def parse_scalar(text: str, name: str = "value") -> Any:
 def dump(mapping: dict[str, Any]) -> str:
     """The YAML that `load` reads back to an equal mapping; tuples become lists."""
     return yaml.dump(mapping, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def dump_scalar(value: Any) -> str:
+    """The text in one line that `parse_scalar` reads back to the very value.
+
+    Numbers are as short as they can be; text stands in quotes only where it would be
+    read as anything else.
+
+    Args:
+        value: what YAML can hold; lists and mappings are written in brackets.
+    """
+    # Within a list, what is no text in any place of a line is quoted.
+    line = yaml.dump(
+        [value],
+        Dumper=_LineDumper,
+        default_flow_style=True,
+        sort_keys=False,
+        allow_unicode=True,
+        width=math.inf,
+    )
+    return line.rstrip("\n")[1:-1]
 
 
 def _decoded(text: str | bytes, name: str) -> str:
@@ -215,6 +237,28 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
+
+
+class _LineDumper(_Dumper):
+    """The same, with nothing that takes more than one line, and with short numbers."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Text as it stands, or escaped where it would take more than one line."""
+        style = None if text.splitlines() in ([text], []) else '"'
+        return self.represent_scalar(_TAG + "str", text, style=style)
+
+    def represent_number(self, number: float) -> yaml.ScalarNode:
+        """The fewest digits that give the very number, and never a whole one."""
+        if not math.isfinite(number):
+            return self.represent_float(number)
+        short = f"{number:g}"
+        short = short if float(short) == number else repr(number)
+        short += "" if set(short) & set(".e") else ".0"
+        return self.represent_scalar(_TAG + "float", short)
+
+
+_LineDumper.add_representer(str, _LineDumper.represent_text)
+_LineDumper.add_representer(float, _LineDumper.represent_number)
 
 # The dumper's stand on top of YAML 1.1's own, so that neither kind of reader takes text
 # for a number.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpeft.report.wording import choice
 from jaxpeft.rundir.files import METRICS
 from jaxpeft.rundir.metrics import best_evaluation, read_metrics, values
 from jaxpeft.rundir.sweep_files import PointRecord, SweepRecord
@@ -37,7 +38,7 @@ def plot_losses(metrics: Path, target: Path, title: str) -> None:
         top.plot(steps, smoothed(losses), color="tab:blue", label="training, smoothed")
     if evaluation:
         _plot_evaluations(top, evaluation)
-    top.set_title(title)
+    top.set_title(_literal(title))
     top.set_ylabel(LOSS)
     top.grid(alpha=0.3)
     if len(steps) or evaluation:
@@ -82,7 +83,7 @@ def plot_sweep(sweep: SweepRecord, target: Path, title: str) -> None:
     figure, axes = pyplot.subplots(
         1, columns, figsize=(width, 5.5), layout="constrained", squeeze=False
     )
-    figure.suptitle(title)
+    figure.suptitle(_literal(title))
     right = axes[0, -1]
     if outcome.key:
         _plot_outcomes(axes[0, 0], sweep, outcome)
@@ -94,7 +95,9 @@ def plot_sweep(sweep: SweepRecord, target: Path, title: str) -> None:
             steps, losses = values(training, "step"), values(training, "loss")
             losses = smoothed(losses)
         color = pyplot.get_cmap("tab20")(rank % 20)
-        right.plot(steps, losses, marker="o", ms=3, color=color, label=point.name)
+        right.plot(
+            steps, losses, marker="o", ms=3, color=color, label=_literal(point.name)
+        )
     right.set_xlabel(STEP)
     right.set_ylabel(f"{sweep.measure} {LOSS}")
     right.grid(alpha=0.3)
@@ -111,7 +114,7 @@ def _plot_outcomes(axes: Any, sweep: SweepRecord, outcome: "Outcomes") -> None:
         where = [point.values[key] for point in points]
         losses = [point.loss for point in points]
         style = "-" if outcome.joined else ""
-        label = name or "all points"
+        label = _literal(name or "all points")
         axes.plot(where, losses, linestyle=style, marker="o", label=label)
     if outcome.logarithmic:
         axes.set_xscale("log")
@@ -155,7 +158,8 @@ def outcomes(sweep: SweepRecord) -> Outcomes:
     joined = all(isinstance(axis, list) for axis in sweep.axes.values())
     lines: dict[str, list[PointRecord]] = defaultdict(list)
     for point in sweep.points if key else ():
-        others = [f"{_short(k)}={v}" for k, v in point.values.items() if k != key]
+        values_of = point.values.items()
+        others = [f"{_short(k)}={choice(v)}" for k, v in values_of if k != key]
         lines[" ".join(others) if joined else ""].append(point)
     ordered = {
         name: sorted(lines[name], key=lambda point: point.values[key])
@@ -197,6 +201,11 @@ def _number(value: Any) -> bool:
 
 def _short(key: str) -> str:
     return key.rsplit(".", 1)[-1]
+
+
+def _literal(text: str) -> str:
+    """The text for matplotlib, to which what stands between dollars is mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _pyplot() -> Any:

@@ -62,7 +62,7 @@ def _row(sweep: SweepRecord, point: PointRecord, keys: list[str]) -> dict[str, A
     return {
         "name": point.name,
         "link": relative.as_posix() if (sweep.directory / relative).exists() else "",
-        "values": [wording.figure(point.values.get(key), "") for key in keys],
+        "values": [wording.choice(point.values.get(key)) for key in keys],
         "status": point.row.get("status", ""),
         "losses": [_loss(point.row.get(key)) for key in LOSSES],
         "seconds": "" if seconds is None else wording.duration(seconds),

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpeft.config import strict_yaml
+
 # Keys of summary.json: what they are called, and how their numbers are written.
 FIGURES = {
     "steps": ("steps taken", "count"),
@@ -58,13 +60,23 @@ def figure(value: Any, unit: str) -> str:
     return f"{_count(value)} {unit}"
 
 
+def choice(value: Any) -> str:
+    """A value of a configuration's key as YAML in one line, a number with four digits.
+
+    Args:
+        value: what YAML can hold.
+    """
+    is_float = isinstance(value, float)
+    return f"{value:.4g}" if is_float else strict_yaml.dump_scalar(value)
+
+
 def axis(values: Any) -> str:
     """What a sweep gives a key: its values, or the space that a search draws from."""
     if not isinstance(values, Mapping):
-        return figure(values, "")
+        return ", ".join(map(choice, values))
     if "values" in values:
-        return f"one of {figure(values['values'], '')}"
-    low, high = (figure(values.get(end), "") for end in ("low", "high"))
+        return f"one of {', '.join(map(choice, values['values']))}"
+    low, high = (choice(values.get(end)) for end in ("low", "high"))
     return f"{low} to {high}{' (log)' if values.get('kind') == 'log' else ''}"
 
 

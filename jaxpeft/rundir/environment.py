@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -89,7 +90,7 @@ def record(path: Path, found: dict[str, Any], first: int) -> None:
 
 
 def command(argv: Sequence[str]) -> str:
-    """The command line, a program's name alone and without what looks secret.
+    """The command line for a shell, a program's name alone, without what looks secret.
 
     Hidden are the values of overrides and options whose names look so
     (`hub.token=...`), and logins in addresses.
@@ -101,11 +102,13 @@ def command(argv: Sequence[str]) -> str:
     for word in argv[1:]:
         name, equals, _ = word.partition("=")
         if hidden:
-            word = "***"
+            shown = "***"
         elif equals and SECRET.search(name):
-            word = f"{name}=***"
+            shown = f"{name}=***"
+        else:
+            shown = LOGIN.sub("***@", shlex.quote(word))
         hidden = not hidden and not equals and bool(_is_secret_option(word))
-        words.append(LOGIN.sub("***@", word))
+        words.append(shown)
     return " ".join(words)
 
 

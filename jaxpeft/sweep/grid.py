@@ -10,6 +10,7 @@ from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.config import RunConfig, strict_yaml
 from jaxpeft.errors import InputError
+from jaxpeft.report import wording
 
 Values = dict[str, Any]
 
@@ -42,7 +43,7 @@ def axes(texts: Sequence[str]) -> dict[str, list[Any]]:
             problems.append(f"--grid {text}: write section.key=value,value,...")
         elif key in values_of:
             problems.append(f"--grid {key}: is given twice; name all values at once")
-        elif len(set(map(_text, values))) < len(values):
+        elif len(set(map(strict_yaml.dump_scalar, values))) < len(values):
             problems.append(f"--grid {text}: names a value twice; remove one")
         else:
             values_of[key] = values
@@ -74,14 +75,18 @@ def name(values: Values) -> str:
     short = {key.rsplit(".", 1)[-1] for key in values}
     whole = len(short) < len(values)  # two keys of different sections end alike
     return " ".join(
-        f"{key if whole else key.rsplit('.', 1)[-1]}={_short(value)}"
+        f"{key if whole else key.rsplit('.', 1)[-1]}={wording.choice(value)}"
         for key, value in values.items()
     )
 
 
 def overrides(values: Values) -> list[str]:
-    """The values as the command line would give them, `section.key=value`."""
-    return [f"{key}={_text(value)}" for key, value in values.items()]
+    """The values as a command line would give them, `section.key=value`.
+
+    Args:
+        values: {key: value} of a point.
+    """
+    return [f"{key}={strict_yaml.dump_scalar(value)}" for key, value in values.items()]
 
 
 def together(
@@ -128,15 +133,3 @@ def _can_share(cfg: RunConfig, devices: int) -> bool:
         fused = gives_a_model(cfg.adapter) and traits.fused
     known = traits.leafwise and not cfg.optimizer.is_auto
     return devices == 1 and not fused and known
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else _text(value)
-
-
-def _text(value: Any) -> str:
-    """A value as YAML in one line; numbers as short as they can be."""
-    if isinstance(value, float):
-        short = f"{value:g}"
-        return short if float(short) == value else repr(value)
-    return value if isinstance(value, str) else json.dumps(value)

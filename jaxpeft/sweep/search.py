@@ -7,7 +7,8 @@ from typing import Any
 
 from jaxpeft.config import strict_yaml
 from jaxpeft.errors import InputError
-from jaxpeft.sweep.sweep import Point, Sweep
+from jaxpeft.sweep.point import Point
+from jaxpeft.sweep.sweep import Sweep
 
 ROUND = 4  # points that are asked for at once, and can train in one program
 

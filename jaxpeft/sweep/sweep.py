@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,55 +14,18 @@ import jax
 
 from jaxpeft import console, tree
 from jaxpeft.assembly import configuration
-from jaxpeft.config import RunConfig
+from jaxpeft.config import RunConfig, strict_yaml
 from jaxpeft.errors import InputError, NumericsError
-from jaxpeft.report import plots, sweep_page
+from jaxpeft.report import plots, sweep_page, wording
 from jaxpeft.rundir import files, sweep_files
-from jaxpeft.rundir.metrics import read_metrics
 from jaxpeft.sweep import grid, joint
+from jaxpeft.sweep.point import LAST_LINES, Point
 from jaxpeft.train import course
 from jaxpeft.train.standing import DIVERGED, DONE, RUNNING, STOPPED
 
 TABLE, POINTS, GROUPS = "sweep.csv", "points", "groups"
-WAITING = "waiting"
 SEED = "seed"
 NEAR = 0.05  # of a space: what a search drew there is at its end
-LAST_LINES = 10  # whose mean is the training loss of a point
-
-
-@dataclass
-class Point:
-    """One run of a sweep; its losses are in nats per token, None where there is none.
-
-    Attributes:
-        name: its values in short.
-        directory: where it is written, below the sweep's own.
-        values: {key: value} of the keys that the sweep changes.
-        status: "waiting", "running", "done", "stopped early" or "diverged".
-        eval_loss: of the last evaluation.
-        best_eval_loss: of the lowest evaluation.
-        best_step: the step of that evaluation.
-        train_loss: the mean of the last logged training losses.
-        seconds: of the program that trained it, over the number of points it trained.
-        turn: points added together have the same, and no program trains points of
-            several turns, so that a sweep that grew goes on as it began.
-    """
-
-    name: str
-    directory: str
-    values: dict[str, Any]
-    status: str = WAITING
-    eval_loss: float | None = None
-    best_eval_loss: float | None = None
-    best_step: int | None = None
-    train_loss: float | None = None
-    seconds: float | None = None
-    turn: int = 0
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing is left to do for it."""
-        return self.status not in (WAITING, RUNNING)
 
 
 @dataclass
@@ -110,13 +74,13 @@ class Sweep:
     def add(self, choices: Sequence[dict[str, Any]]) -> list[Point]:
         """Adds points that wait, but for those that a grid has; returns the added."""
         turn = 1 + max((point.turn for point in self.points), default=-1)
-        known = [point.values for point in self.points]
+        known = [point.written for point in self.points]
         added = []
         for values in choices:
-            if self.is_grid and values in known:
-                continue
             directory = f"{POINTS}/{len(self.points) + len(added):02}"
-            added.append(Point(grid.name(values), directory, values, turn=turn))
+            point = Point(grid.name(values), directory, values, turn=turn)
+            if not self.is_grid or point.written not in known:
+                added.append(point)
         self.points += added
         return added
 
@@ -129,9 +93,9 @@ class Sweep:
         """The configuration of each point; an InputError says all that is wrong."""
         configs, problems = [], []
         for point in points:
-            own = [*grid.overrides(point.values), f"output_dir={self._output(point)}"]
+            own = {**point.values, "output_dir": str(self._output(point))}
             try:
-                cfg = configuration.open_config(self.source, [*self.overrides, *own])
+                cfg = configuration.open_config(self.source, self.overrides, own)
             except InputError as error:
                 problems += [f"{point.name}: {text}" for text in error.problems]
             else:
@@ -186,7 +150,7 @@ class Sweep:
         }
         files.write_json(self.directory / sweep_files.SWEEP, state)
         rows = [
-            {"rank": rank, **point.values, **_results(point)}
+            {"rank": rank, **point.written, **point.results}
             for rank, point in enumerate(self.ranking(), 1)
         ]
         if rows:
@@ -212,7 +176,7 @@ class Sweep:
         self._take_steps(group, configs)
         for point in group:
             point.seconds = round((time.monotonic() - start) / len(group), 1)
-            self._read(point)
+            point.read(self._output(point) / files.METRICS)
         self.save()
 
     def _take_steps(self, group: list[Point], configs: list[RunConfig]) -> None:
@@ -237,9 +201,11 @@ class Sweep:
         begun = any((self._output(p) / files.METRICS).exists() for p in points)
         axes = found["axes"]
         if _further(axes, self.axes):
+            # By their texts: true is not 1, though Python says so.
+            both = {key: [*axes[key], *self.axes[key]] for key in axes}
             self.axes = self._asked["axes"] = {
-                key: [*values, *(x for x in self.axes[key] if x not in values)]
-                for key, values in axes.items()
+                key: list({strict_yaml.dump_scalar(x): x for x in values}.values())
+                for key, values in both.items()
             }
             found = {**found, "axes": self.axes}
         then, now = (
@@ -259,23 +225,6 @@ class Sweep:
     def _output(self, point: Point) -> Path:
         return self.directory / point.directory
 
-    def _read(self, point: Point) -> None:
-        """Takes the losses of a point from its metrics."""
-        path = self._output(point) / files.METRICS
-        if not path.is_file():
-            return
-        lines, evaluations = read_metrics(path)
-        last = [line["loss"] for line in lines[-LAST_LINES:]]
-        point.train_loss = files.finite(sum(last) / len(last)) if last else None
-        if evaluations:
-            point.eval_loss = files.finite(evaluations[-1]["eval_loss"])
-        trained = [
-            e for e in evaluations if e["step"] and math.isfinite(e["eval_loss"])
-        ]
-        if trained:
-            best = min(trained, key=lambda line: line["eval_loss"])
-            point.best_eval_loss, point.best_step = best["eval_loss"], best["step"]
-
 
 def lines(sweep: Sweep) -> list[str]:
     """The table of the points that have ended, best first, in lines."""
@@ -285,9 +234,11 @@ def lines(sweep: Sweep) -> list[str]:
     head += ("s, its share", "status", "point")
     rows: list[tuple[str, ...]] = [head]
     for rank, point in enumerate(sweep.ranking(), 1):
-        results = _results(point)
-        values = [_short(point.values.get(key)) for key in keys]
-        rows.append((str(rank), *values, *(_short(results[n]) for n in results)))
+        values = [
+            wording.choice(point.values[key]) if key in point.values else "-"
+            for key in keys
+        ]
+        rows.append((str(rank), *values, *map(_short, point.results.values())))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return [
         "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths))
@@ -320,8 +271,7 @@ def advice(sweep: Sweep) -> list[str]:
     best = ranked[0]
     text = [
         f"best: {best.name}, {sweep.judged_by} {sweep.score(best):.4f} nats per token",
-        "train it again: python -m jaxpeft.train --config "
-        f"{sweep.source} {' '.join([*sweep.overrides, *grid.overrides(best.values)])}",
+        f"train it again: {_command(sweep, best)}",
     ]
     for key, axis in sweep.axes.items():
         at, ends = best.values[key], _ends(key, axis)
@@ -333,6 +283,12 @@ def advice(sweep: Sweep) -> list[str]:
                     + (": the same command goes on from here" if sweep.is_grid else "")
                 )
     return text
+
+
+def _command(sweep: Sweep, point: Point) -> str:
+    """What trains a point again as a run of its own, quoted for a shell."""
+    words = ["python", "-m", "jaxpeft.train", "--config", sweep.source]
+    return shlex.join([*words, *sweep.overrides, *grid.overrides(point.values)])
 
 
 def _ends(key: str, axis: Any) -> tuple[float, ...]:
@@ -368,17 +324,6 @@ def _alone(cfg: RunConfig) -> str:
         return DIVERGED
     summary = files.read_json(Path(cfg.output_dir) / files.SUMMARY) or {}
     return STOPPED if summary.get("stopped_early") else DONE
-
-
-def _results(point: Point) -> dict[str, Any]:
-    """The columns of a point's results, in the table's order."""
-    return {
-        name: getattr(point, name)
-        for name in (
-            *("eval_loss", "best_eval_loss", "best_step", "train_loss"),
-            *("seconds", "status", "directory"),
-        )
-    }
 
 
 def _short(value: Any) -> str:

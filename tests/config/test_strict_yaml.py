@@ -1,5 +1,7 @@
 """YAML 1.2 scalars against Python's own numbers, and documents that must be refused."""
 
+import math
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -169,3 +171,41 @@ def test_an_override_that_is_not_yaml_is_named(text):
         strict_yaml.parse_scalar(text, "adapter.target_modules")
     message = str(caught.value)
     assert message.startswith(f"adapter.target_modules: found {text!r}; ")
+
+
+SCALARS = ("a # b", "true", "1e-4", "", "[x]", "{a: b}", "a, b", " a ", "a\nb", "a\n")
+SCALARS += (
+    "~",
+    "q_proj",
+    "a\x85",
+    "\u2028",
+    "\x07",
+    "it's",
+    '"q"',
+    "*a",
+    "<<",
+    "\U0001f600",
+)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *SCALARS,
+        *(True, None, 7, 10**30, 1.0, -0.0, 1e16, 5e-324, 0.1 + 0.2, math.inf),
+        [1, "true", [None, ""]],
+        {"a": 1.0, "true": "[x]", "": None},
+    ],
+    ids=repr,
+)
+def test_a_value_in_one_line_is_read_back_as_it_is(value):
+    line = strict_yaml.dump_scalar(value)
+    found = strict_yaml.parse_scalar(line)
+    assert repr(found) == repr(value)
+    assert len(line.splitlines()) < 2 or line == ""
+
+
+def test_a_value_in_one_line_is_short():
+    values = [1e-4, 1.0, "q_proj", ["a", "b"], True, "true"]
+    shown = [strict_yaml.dump_scalar(value) for value in values]
+    assert shown == ["0.0001", "1.0", "q_proj", "[a, b]", "true", "'true'"]

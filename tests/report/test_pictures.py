@@ -51,7 +51,7 @@ def test_the_picture_of_a_sweep_has_a_line_for_each_choice(sweep, drawn):
 
 def test_a_picture_of_a_sweep_without_numbers_or_results_is_drawn(tmp_path, drawn):
     point = {
-        "name": "a",
+        "name": r"target_modules=.*\.q_proj$|.*\.k_proj$",  # no mathematics
         "directory": "points/00",
         "values": {"optimizer.name": "lion"},
     }

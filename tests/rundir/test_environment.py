@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def test_a_command_of_the_package_can_be_repeated():
     argv = [str(package / "sweep" / "__main__.py"), "--grid", "seed=1,2"]
     assert environment.command(argv) == "python -m jaxpeft.sweep --grid seed=1,2"
     assert environment.command([str(package / "__main__.py")]) == "python -m jaxpeft"
+    argv = [argv[0], "--out", "runs/sweep #2", "--grid", "data.train={path: a b}"]
+    assert shlex.split(environment.command(argv))[3:] == argv[1:]
 
 
 def test_a_continued_run_says_where_and_with_what(tmp_path):

@@ -1,12 +1,16 @@
 """The points of a sweep: their names, groups, order, and what is said of them."""
 
+import csv
 import dataclasses
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 import yaml
 
 from jaxpeft.assembly import configuration
+from jaxpeft.config import strict_yaml
 from jaxpeft.errors import InputError
 from jaxpeft.sweep import grid
 from jaxpeft.sweep import sweep as sweeping
@@ -53,6 +57,56 @@ def test_overrides_give_back_the_very_values(config):
     cfg = configuration.open_config(config(), grid.overrides(values))
     assert cfg.optimizer.learning_rate == values[RATE]
     assert (cfg.seed, cfg.adapter.target_modules) == (7, ["q_proj"])
+
+
+STRINGS = ("a # b", "true", "1e-4", "[x]", "$(date) 'x'")
+
+
+def test_text_on_a_grid_is_the_very_text_everywhere(config, tmp_path):
+    """In the point's configuration, the tables and the line to train it again."""
+    listed = ",".join(f'"{text}"' for text in STRINGS)
+    axes = grid.axes([f"adapter.exclude_modules={listed}", "adapter.init_from=a,'~'"])
+    assert axes["adapter.exclude_modules"] == list(STRINGS)
+    file = tmp_path / "my config.yaml"
+    file.write_text(Path(config()).read_text())
+    folder = tmp_path / "sweep #2: {a}"
+    made = sweeping.Sweep(str(file), ["adapter.bias= 'none'"], folder, axes)
+    configs = made.configurations(made.add(grid.points(axes)))
+    found = [(c.adapter.exclude_modules, c.adapter.init_from) for c in configs]
+    assert found == [(text, start) for text in STRINGS for start in ("a", "~")]
+    outputs = [cfg.output_dir for cfg in configs]
+    assert outputs == [str(folder / point.directory) for point in made.points]
+    for number, point in enumerate(made.points):
+        point.status, point.eval_loss = "done", 9.0 - number
+    line = sweeping.advice(made)[1].removeprefix("train it again: ")
+    words = shlex.split(line)
+    assert words[:5] == ["python", "-m", "jaxpeft.train", "--config", str(file)]
+    again = configuration.open_config(words[4], words[5:]).adapter
+    assert (again.exclude_modules, again.init_from) == (STRINGS[-1], "~")
+    made.save()
+    with (folder / "sweep.csv").open() as table:
+        row = next(csv.DictReader(table))
+    key = "adapter.exclude_modules"
+    assert strict_yaml.parse_scalar(row[key]) == STRINGS[-1]
+    assert len({line.split()[1] for line in sweeping.lines(made)}) == len(STRINGS) + 1
+
+
+def test_an_empty_text_is_no_null(config, tmp_path):
+    axes = grid.axes(["adapter.init_from='',null"])
+    made = sweeping.Sweep(config(), (), tmp_path / "sweep", axes)
+    with pytest.raises(InputError, match=r"init_from='': .*found ''; must not be"):
+        made.configurations(made.add(grid.points(axes)))
+
+
+def test_text_that_looks_like_a_number_is_another_value(config, tmp_path):
+    axes = grid.axes(["a.b=true,'true',1,'1'"])
+    made = sweeping.Sweep(config(), (), tmp_path / "sweep", axes)
+    made.add(grid.points(axes))
+    made.save()
+    again = sweeping.Sweep(config(), (), made.directory, axes)
+    assert not again.add(grid.points(axes))  # all four are known already
+    with pytest.raises(InputError, match="names a value twice"):
+        grid.axes(["a.b=1e-4,0.0001"])
 
 
 AVERAGING = {

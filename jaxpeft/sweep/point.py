@@ -1,0 +1,85 @@
+"""One run of a sweep: its values, how far it is, and what came of it."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxpeft.config import strict_yaml
+from jaxpeft.rundir import files
+from jaxpeft.rundir.metrics import read_metrics
+from jaxpeft.train.standing import RUNNING
+
+WAITING = "waiting"
+LAST_LINES = 10  # whose mean is the training loss of a point
+
+
+@dataclass
+class Point:
+    """One run of a sweep; its losses are in nats per token, None where there is none.
+
+    Attributes:
+        name: its values in short.
+        directory: where it is written, below the sweep's own.
+        values: {key: value} of the keys that the sweep changes.
+        status: "waiting", "running", "done", "stopped early" or "diverged".
+        eval_loss: of the last evaluation.
+        best_eval_loss: of the lowest evaluation.
+        best_step: the step of that evaluation.
+        train_loss: the mean of the last logged training losses.
+        seconds: of the program that trained it, over the number of points it trained.
+        turn: points added together have the same, and no program trains points of
+            several turns, so that a sweep that grew goes on as it began.
+    """
+
+    name: str
+    directory: str
+    values: dict[str, Any]
+    status: str = WAITING
+    eval_loss: float | None = None
+    best_eval_loss: float | None = None
+    best_step: int | None = None
+    train_loss: float | None = None
+    seconds: float | None = None
+    turn: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return self.status not in (WAITING, RUNNING)
+
+    @property
+    def written(self) -> dict[str, str]:
+        """The values as YAML, which tells text from the number that it looks like."""
+        return {key: strict_yaml.dump_scalar(v) for key, v in self.values.items()}
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What came of it, in the order of the table's columns."""
+        return {
+            name: getattr(self, name)
+            for name in (
+                *("eval_loss", "best_eval_loss", "best_step", "train_loss"),
+                *("seconds", "status", "directory"),
+            )
+        }
+
+    def read(self, path: Path) -> None:
+        """Takes the losses from the point's metrics, if there are any.
+
+        Args:
+            path: its `metrics.jsonl`.
+        """
+        if not path.is_file():
+            return
+        lines, evaluations = read_metrics(path)
+        last = [line["loss"] for line in lines[-LAST_LINES:]]
+        self.train_loss = files.finite(sum(last) / len(last)) if last else None
+        if evaluations:
+            self.eval_loss = files.finite(evaluations[-1]["eval_loss"])
+        trained = [
+            e for e in evaluations if e["step"] and math.isfinite(e["eval_loss"])
+        ]
+        if trained:
+            best = min(trained, key=lambda line: line["eval_loss"])
+            self.best_eval_loss, self.best_step = best["eval_loss"], best["step"]
