@@ -51,9 +51,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         InputError: for those that contradict.
     """
     commands = ", ".join(f"{name}: {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="jaxpeft chat",
-        description="Talk with a model: each line of standard input is a message, and "
+    parser = cli.parser(
+        "chat",
+        "Talk with a model: each line of standard input is a message, and "
         f"the answer is written while it is made. {commands}; ctrl-C ends an answer.",
     )
     arguments.add_model(parser, "a PEFT adapter for --model")

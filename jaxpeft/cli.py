@@ -45,6 +45,26 @@ COMMANDS: dict[str, str] = {
     "convert_config": "translate a configuration of LLaMA-Factory or transformers",
 }
 
+# Where each has its examples.
+PAGES: dict[str, str] = {
+    "train": "README.md and configs/",
+    "lr_find": "docs/learning_rate.md",
+    "sweep": "docs/sweeps.md",
+    "plan": "docs/recipes.md",
+    "diagnose": "docs/learning_rate.md",
+    "evaluate": "README.md",
+    "generate": "docs/generation.md",
+    "chat": "docs/generation.md",
+    "export": "docs/export.md",
+    "report": "docs/reports.md",
+    "combine": "docs/export.md",
+    "convert_config": "docs/migrating.md",
+}
+KEYS = "All keys: docs/configuration.md. To try it: --config jaxpeft:quickstart.yaml"
+
+# The type of options that name a file: a shell leaves `--out=~/x` as it is.
+path = os.path.expanduser
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `jaxpeft COMMAND ...` and returns its exit code.
@@ -123,6 +143,20 @@ def _outcome(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> in
         return EXIT_INTERRUPTED
 
 
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a command, whose help ends with where there is more.
+
+    Args:
+        name: a key of `COMMANDS`.
+        description: what the command does, in whole sentences.
+    """
+    return argparse.ArgumentParser(
+        prog=f"jaxpeft {name}",
+        description=description,
+        epilog=f"Examples: {PAGES[name]}.",
+    )
+
+
 def config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds `--config FILE` and the positional `overrides` to a command's parser.
 
@@ -133,9 +167,11 @@ def config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> 
         parser: the command's.
         required: whether the command needs `--config`.
     """
+    parser.epilog = f"{parser.epilog or ''} {KEYS}".strip()
     parser.add_argument(
         "--config",
         metavar="FILE",
+        type=path,
         required=required,
         help="the YAML file that describes the run",
     )

@@ -27,9 +27,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         InputError: for those without sense.
     """
-    parser = argparse.ArgumentParser(
-        prog="jaxpeft combine",
-        description="Write the weighted sum of several LoRA adapters of one model as a "
+    parser = cli.parser(
+        "combine",
+        "Write the weighted sum of several LoRA adapters of one model as a "
         "single PEFT adapter, reopened and verified.",
     )
     parser.add_argument(
@@ -56,7 +56,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="R",
         help="the rank that svd leaves; default: the largest of the adapters'",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where to write it")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        type=cli.path,
+        help="where to write it",
+    )
     args = parser.parse_args(list(argv))
     args.adapter = [_weighted(text) for text in args.adapter]
     if args.r is not None and (args.r < 1 or args.method == "cat"):

@@ -1,6 +1,5 @@
 """`python -m jaxpeft.evaluate`: loss, perplexity and accuracy of a run or a config."""
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,12 +18,17 @@ FIGURES = {
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpeft evaluate",
-        description="Loss, perplexity and token accuracy over the evaluation data: of "
+    parser = cli.parser(
+        "evaluate",
+        "Loss, perplexity and token accuracy over the evaluation data: of "
         "a finished run (--run), or of what a configuration starts from (--config).",
     )
-    parser.add_argument("--run", metavar="DIR", help="the output_dir of a finished run")
+    parser.add_argument(
+        "--run",
+        metavar="DIR",
+        type=cli.path,
+        help="the output_dir of a finished run",
+    )
     cli.config_arguments(parser, required=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_intermixed_args(list(argv))

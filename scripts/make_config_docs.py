@@ -16,7 +16,21 @@ INTRODUCTION = """# Configuration
 
 YAML in sections; any key can be replaced on the command line as `section.key=value`,
 whose value is YAML too. `2e-4` is a number. Unknown keys are errors with a suggestion,
-and all errors are listed at once. Relative paths are relative to the current directory.
+and all errors are listed at once.
+
+Relative paths are relative to the current directory, and `~` in front is the home
+folder. What begins with `jaxpeft:` comes with the package and is found from anywhere:
+`jaxpeft:tiny-llama` is a model, `jaxpeft:weather/train.json` and
+`jaxpeft:weather/eval.json` are examples, and `--config jaxpeft:quickstart.yaml` is a
+whole run of them.
+
+Keys at the top that begin with `x-` are your own, and nothing reads them. They can hold
+what several sections share:
+
+```yaml
+x-often: &often {logging_steps: 5, save_steps: 100}
+training: {<<: *often, max_steps: 1000}
+```
 
 This page is made from the schema by `scripts/make_config_docs.py`.
 """

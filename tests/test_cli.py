@@ -4,11 +4,14 @@ import argparse
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 from jaxpeft import cli, console
 from jaxpeft.errors import InputError, NumericsError, Preempted
+
+CONFIGURED = {"train", "lr_find", "sweep", "plan", "evaluate"}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,21 @@ def test_help_names_every_command(capsys):
     for name, text in cli.COMMANDS.items():
         assert name in out
         assert text in out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_s_help_says_where_its_keys_and_examples_are(name, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    *_, last = capsys.readouterr().out.strip().split("\n\n")
+    said = " ".join(last.split())
+    page = cli.PAGES[name]
+    assert said.startswith(f"Examples: {page}.")
+    root = Path(__file__).parents[1]
+    text = (root / page.split()[0]).read_text(encoding="utf-8")
+    assert f"jaxpeft.{name} " in text
+    assert ("--config" in said) == (name in CONFIGURED)
+    assert cli.path("~/x") == str(Path.home() / "x")
 
 
 def test_the_version_is_told(capsys):

@@ -13,6 +13,7 @@ import transformers
 
 from jaxpeft import hf, models, tree
 from jaxpeft.assembly import configuration, updates
+from jaxpeft.config import paths
 
 ROOT = Path(__file__).parents[1]
 STEPS = 1000
@@ -55,7 +56,7 @@ def test_a_recipe_holds(name, monkeypatch):
     cfg = configuration.open_config(path)
     updates.updates(cfg, STEPS)
     assert cfg.output_dir == f"runs/{name}"
-    assert (ROOT / cfg.data.train[0].path).is_file()
+    assert paths.find(cfg.data.train[0].path).is_file()
     lines = path.read_text().splitlines()
     command = f"# Command:  python -m jaxpeft.train --config configs/{name}.yaml"
     assert lines[0] == command

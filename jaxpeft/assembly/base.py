@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxpeft import hf, models, quant, tree
-from jaxpeft.config import ModelSection, RunConfig
+from jaxpeft.config import ModelSection, RunConfig, paths
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.models import ModelConfig, stored
 
@@ -32,6 +32,12 @@ class Base:
     cfg: ModelConfig
     tokenizer: Any
     section: ModelSection
+
+    @property
+    def name(self) -> str:
+        """What other programs open it by: a hub id, or a folder."""
+        path = self.section.path
+        return str(self.directory) if paths.is_shipped(path) else path
 
     @property
     def dtype(self) -> str:

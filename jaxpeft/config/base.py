@@ -2,9 +2,24 @@
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from jaxpeft.config import paths
+from jaxpeft.errors import InputError
+
+
+def _at_home(text: str) -> str:
+    try:
+        return paths.at_home(text)
+    except InputError as error:
+        _, _, why = str(error).partition("; ")
+        raise PydanticCustomError("home", "{why}", {"why": why}) from None
+
 
 Text = Annotated[str, Field(min_length=1)]
+# Of a file or a folder; `~` in front is the home folder.
+Place = Annotated[Text, AfterValidator(_at_home)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Whole = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0)]

@@ -7,13 +7,13 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxpeft.config import keys
-from jaxpeft.config.base import Count, Positive, Section, Text
+from jaxpeft.config.base import Count, Place, Positive, Section, Text
 
 
 class SourceSection(Section):
     """One file of examples."""
 
-    path: Text = Field(
+    path: Place = Field(
         description="a json, jsonl, csv, parquet or txt file, or a folder of them",
         json_schema_extra=keys.CONTENT,
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jaxpeft.config import strict_yaml
+from jaxpeft.config import paths, strict_yaml
 from jaxpeft.config.base import ComponentSection
 from jaxpeft.config.components import Table, check_call
 from jaxpeft.config.data import SourceSection
@@ -22,6 +22,7 @@ PAIRS = (
 )
 EXCLUSIVE = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 
+OWN = "x-"  # keys at the top that begin so are the user's
 Given = tuple[str, Any]  # a dotted key and its value
 Keys = dict[str, list[str]]  # section ("" is the top) -> the keys it knows
 
@@ -35,7 +36,7 @@ def load(
     """The configuration in a YAML file, with `section.key=value` overrides applied.
 
     Args:
-        path: the file.
+        path: the file, or `jaxpeft:` and the name of one that ships.
         overrides: each replaces one key; the last one of a key counts. One of
             training.max_steps and num_epochs, or of another of the `PAIRS`, takes the
             place of the other, too.
@@ -47,11 +48,12 @@ def load(
             the YAML itself, which come alone.
     """
     try:
-        with open(path, "rb") as file:
+        with open(paths.find(path), "rb") as file:
             text = file.read(strict_yaml.MAX_BYTES + 1)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); name an existing YAML file"
+            + paths.remedy(path)
         ) from None
     mapping = strict_yaml.load(text, str(path))
     read, problems = _read(overrides)
@@ -75,7 +77,8 @@ def parse(
     """The configuration that a mapping of sections holds; aliases become real names.
 
     Args:
-        mapping: section, or key at the top -> its keys, or its value.
+        mapping: section, or key at the top -> its keys, or its value. Keys that begin
+            with `x-` are the user's own, such as holders of YAML's anchors.
         name: what the mapping is called in messages, such as the file's name.
         tables: section -> what it chooses from. The keys of a component are checked
             only against a table.
@@ -86,7 +89,11 @@ def parse(
     if not isinstance(mapping, Mapping):
         raise InputError(f"{name}: found {shown(mapping)}; must be a mapping")
     tables = tables or {}
-    mapping = {key: _named(key, value, tables) for key, value in mapping.items()}
+    mapping = {
+        key: _named(key, value, tables)
+        for key, value in mapping.items()
+        if not str(key).startswith(OWN)
+    }
     keys = _known_keys(mapping, tables)
     try:
         config = RunConfig.model_validate(mapping)
@@ -330,6 +337,11 @@ def _overridden(
 
 def _override(mapping: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     parts = path.split(".")
+    if parts[0].startswith(OWN):
+        raise InputError(
+            f"{path}: keys that begin with {OWN} are your own and change nothing once "
+            "the file is read; override the section that uses it"
+        )
     if parts[0] not in RunConfig.model_fields:
         tail = meant("", parts[0], _known_keys(mapping, {}))
         raise InputError(f"{path}: there is no section or key {parts[0]!r}{tail}")

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from jaxpeft.config import keys
 from jaxpeft.config.base import (
     ComponentSection,
+    Place,
     Positive,
     Section,
     Text,
@@ -30,8 +31,9 @@ from jaxpeft.config.training import ClusterSection, MeshSection, TrainingSection
 class ModelSection(Section):
     """The frozen base model."""
 
-    path: Text = Field(
-        description="a local directory in Hugging Face format, or a hub id",
+    path: Place = Field(
+        description="a local directory in Hugging Face format, or a hub id; "
+        "jaxpeft:tiny-llama comes with the package",
         json_schema_extra=keys.CONTENT,
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
@@ -116,7 +118,7 @@ class AdapterSection(ComponentSection):
         "adapted modules",
         json_schema_extra=keys.ALWAYS,
     )
-    init_from: Text | None = Field(
+    init_from: Place | None = Field(
         default=None,
         description="a PEFT adapter directory to continue from",
         json_schema_extra=keys.ALWAYS,
@@ -252,7 +254,7 @@ class ObjectiveSection(ComponentSection):
 class RunConfig(Section):
     """Everything that a run depends on."""
 
-    output_dir: Text = Field(
+    output_dir: Place = Field(
         description="the run directory", json_schema_extra=keys.PLACE
     )
     seed: int = Field(

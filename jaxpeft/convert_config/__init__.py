@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxpeft import console, replacing
+from jaxpeft import cli, console, replacing
 from jaxpeft.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,23 +78,29 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         InputError: not exactly one file is to be translated, an option does not go with
             it, or `--devices` or `--out` cannot be used.
     """
-    parser = argparse.ArgumentParser(
-        prog="jaxpeft convert_config",
-        description="Translate a configuration of LLaMA-Factory, or the arguments of "
+    parser = cli.parser(
+        "convert_config",
+        "Translate a configuration of LLaMA-Factory, or the arguments of "
         "transformers' Trainer, into ours, and list what has no equivalent. What is "
         "written has been read back and checked.",
     )
     parser.add_argument(
-        "file", nargs="?", metavar="FILE", help="LLaMA-Factory's YAML or JSON"
+        "file",
+        nargs="?",
+        metavar="FILE",
+        type=cli.path,
+        help="LLaMA-Factory's YAML or JSON",
     )
     parser.add_argument(
         "--from-training-arguments",
         metavar="FILE",
+        type=cli.path,
         help="in its place: what TrainingArguments.to_json_string() gives",
     )
     parser.add_argument(
         "--peft",
         metavar="FILE",
+        type=cli.path,
         help="beside training arguments: PEFT's adapter_config.json; without it the "
         "whole model trains",
     )
@@ -114,7 +120,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="over how many devices the batch was spread (default: 1)",
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="where to write it (default: standard output)"
+        "--out",
+        metavar="FILE",
+        type=cli.path,
+        help="where to write it (default: standard output)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="even if --out is there and differs"

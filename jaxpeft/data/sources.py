@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxpeft.config import paths
 from jaxpeft.data.csv_text import parse_csv
 from jaxpeft.data.json_text import parse_json, parse_json_lines
 from jaxpeft.data.rejects import Rejects
@@ -37,7 +38,7 @@ def read(
     ones are no data (`._train.json` is what macOS keeps beside train.json).
 
     Args:
-        path: the file or directory.
+        path: the file or directory, or `jaxpeft:` and the name of one that ships.
         max_rows: read the first so many rows only; None: all.
         rejects: is given the rows that cannot be read; None: they are an error.
 
@@ -47,7 +48,7 @@ def read(
     """
     collected = rejects or Rejects(path)
     rows: list[Row] = []
-    for file in _files(Path(path)):
+    for file in _files(paths.find(path)):
         rows += READERS[file.suffix.lower()](file, collected)
         if max_rows is not None and len(rows) >= max_rows:
             rows = rows[:max_rows]

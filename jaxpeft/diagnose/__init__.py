@@ -1,12 +1,11 @@
 """`python -m jaxpeft.diagnose --run DIR`: what a run's metrics say of its settings."""
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxpeft import console
+from jaxpeft import cli, console
 from jaxpeft.diagnose import findings
 from jaxpeft.errors import InputError
 from jaxpeft.rundir.files import METRICS
@@ -23,13 +22,17 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: there are no metrics of a run.
     """
-    parser = argparse.ArgumentParser(
-        prog="jaxpeft diagnose",
-        description="What the metrics of a run say of its settings, in plain words "
+    parser = cli.parser(
+        "diagnose",
+        "What the metrics of a run say of its settings, in plain words "
         "with the numbers, each with a remedy. The run may still be under way.",
     )
     parser.add_argument(
-        "--run", metavar="DIR", required=True, help="the output_dir of a run"
+        "--run",
+        metavar="DIR",
+        type=cli.path,
+        required=True,
+        help="the output_dir of a run",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     args = parser.parse_args(list(argv))

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from jaxpeft import console
+from jaxpeft import cli, console
 from jaxpeft.errors import InputError
 
 
@@ -46,12 +46,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         InputError: there is not exactly one of `--run` and `--model`, or `--adapter`
             stands without `--model`.
     """
-    parser = argparse.ArgumentParser(
-        prog="jaxpeft export",
-        description="Write a finished run, or a model and its adapter, for other "
+    parser = cli.parser(
+        "export",
+        "Write a finished run, or a model and its adapter, for other "
         "programs. What was written is reopened and verified.",
     )
-    parser.add_argument("--run", metavar="DIR", help="the output_dir of a finished run")
+    parser.add_argument(
+        "--run",
+        metavar="DIR",
+        type=cli.path,
+        help="the output_dir of a finished run",
+    )
     parser.add_argument("--model", metavar="PATH", help="a model's folder or hub id")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter for --model")
     parser.add_argument(
@@ -63,7 +68,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "folded in, and its tokenizer, with a line about how the logits changed; bnb4: "
         "that model in bitsandbytes' nf4",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where to write it")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        type=cli.path,
+        help="where to write it",
+    )
     parser.add_argument(
         "--dtype",
         default=None,

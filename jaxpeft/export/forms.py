@@ -79,12 +79,12 @@ def new_folder(out: str) -> Path:
 
 def _peft(found: Trained, target: Path, dtype: str | None) -> None:
     _require_adapter(found, "peft")
-    hf.save_adapter(found.params, target, found.base.cfg, base=found.base.section.path)
+    hf.save_adapter(found.params, target, found.base.cfg, base=found.base.name)
 
 
 def _vllm(found: Trained, target: Path, dtype: str | None) -> None:
     _require_adapter(found, "vllm")
-    hf.save_for_vllm(found.params, target, found.base.cfg, base=found.base.section.path)
+    hf.save_for_vllm(found.params, target, found.base.cfg, base=found.base.name)
 
 
 def _merged(found: Trained, target: Path, dtype: str | None) -> str | None:
@@ -235,4 +235,4 @@ def combine(
     ]
     weights = [weight for _, weight in weighted]
     together = adapters.combine(adapted, weights, method=method, r=r)
-    hf.save_adapter(together, target, bare.base.cfg, base=model)
+    hf.save_adapter(together, target, bare.base.cfg, base=bare.base.name)

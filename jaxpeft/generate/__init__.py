@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxpeft import console
+from jaxpeft import cli, console
 from jaxpeft.errors import InputError
 from jaxpeft.generate import arguments
 
@@ -58,9 +58,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         InputError: for those that contradict.
     """
-    parser = argparse.ArgumentParser(
-        prog="jaxpeft generate",
-        description="Answer prompts through the tokenizer's chat template.",
+    parser = cli.parser(
+        "generate",
+        "Answer prompts through the tokenizer's chat template.",
     )
     arguments.add_model(
         parser,
@@ -97,11 +97,15 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts",
         metavar="FILE",
+        type=cli.path,
         help="requests, a JSON object a line: prompt or messages, and perhaps system, "
         "adapter, id; each is written again with its answer",
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="where --prompts writes; default: to the terminal"
+        "--out",
+        metavar="FILE",
+        type=cli.path,
+        help="where --prompts writes; default: to the terminal",
     )
     parser.add_argument(
         "--batch-size",

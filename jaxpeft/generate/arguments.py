@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from jaxpeft import cli
 from jaxpeft.errors import InputError
 
 # What generation_config.json may say too, where --generation-config asks for it.
@@ -29,7 +30,12 @@ def add_model(parser: argparse.ArgumentParser, adapter_help: str) -> None:
         parser: the command's.
         adapter_help: what --adapter means there.
     """
-    parser.add_argument("--run", metavar="DIR", help="the output_dir of a finished run")
+    parser.add_argument(
+        "--run",
+        metavar="DIR",
+        type=cli.path,
+        help="the output_dir of a finished run",
+    )
     parser.add_argument("--model", metavar="PATH", help="a model's folder or hub id")
     parser.add_argument(
         "--adapter", metavar="DIR", action="append", default=[], help=adapter_help

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from jaxpeft.config import paths
 from jaxpeft.errors import InputError
 from jaxpeft.hf.tokenizer import TOKENIZER_FILES
 
@@ -25,12 +26,14 @@ def resolve(path_or_id: str | Path) -> Path:
 
     Args:
         path_or_id: A folder that exists is returned as it is; `org/name` is fetched
-            into the hub's cache, or found there without a network.
+            into the hub's cache, or found there without a network; `jaxpeft:name` is
+            a folder that ships with the package.
 
     Raises:
         InputError: Where it is neither a folder nor a reachable hub id.
     """
-    text, path = str(path_or_id), Path(path_or_id)
+    text = paths.at_home(str(path_or_id))
+    path = paths.find(text)
     if path.is_dir():
         return path
     if path.exists():
@@ -41,7 +44,7 @@ def resolve(path_or_id: str | Path) -> Path:
     if not REPOSITORY.fullmatch(text) or Path(text).parent.is_dir():
         raise InputError(
             f"model.path: the folder {text!r} does not exist; give a local folder in "
-            "Hugging Face format, or a hub id such as 'org/name'"
+            "Hugging Face format, or a hub id such as 'org/name'" + paths.remedy(text)
         )
     return _download(text)
 

@@ -1,6 +1,5 @@
 """`python -m jaxpeft.lr_find --config FILE`: which learning rate to train with."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +8,9 @@ from jaxpeft import cli, console
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpeft lr_find",
-        description="Learning-rate range test: a few of the run's own steps while the "
+    parser = cli.parser(
+        "lr_find",
+        "Learning-rate range test: a few of the run's own steps while the "
         "rate rises from --start to --stop, and the rate that the losses suggest. It "
         "leaves no other trace than lr_find.json, lr_find.jsonl and lr_find.png.",
     )
@@ -27,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out",
         metavar="DIR",
+        type=cli.path,
         help="where to write; where a run is, in its lr_find/ (default: output_dir)",
     )
     cli.process_arguments(parser)

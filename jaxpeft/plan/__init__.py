@@ -72,9 +72,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         InputError: for those without sense.
     """
-    parser = argparse.ArgumentParser(
-        prog="jaxpeft plan",
-        description="What a training run needs on each device, from config.json and "
+    parser = cli.parser(
+        "plan",
+        "What a training run needs on each device, from config.json and "
         "the compiled step alone: no weights are read, no data, and no step is taken. "
         "Works for devices that are not there.",
     )

@@ -1,10 +1,9 @@
 """`python -m jaxpeft.report`: the page about a run or a sweep, written again."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxpeft import console
+from jaxpeft import cli, console
 from jaxpeft.diagnose import findings
 from jaxpeft.errors import InputError
 from jaxpeft.rundir import sweep_files
@@ -19,14 +18,21 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: there is no such directory, or it is not that of a run or a sweep.
     """
-    parser = argparse.ArgumentParser(
-        prog="jaxpeft report",
-        description="Write report.html and the picture of a run or of a sweep again, "
+    parser = cli.parser(
+        "report",
+        "Write report.html and the picture of a run or of a sweep again, "
         "also while it is under way or after it died. The page needs no network.",
     )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--run", metavar="DIR", help="the output_dir of a run")
-    which.add_argument("--sweep", metavar="DIR", help="the directory of a sweep")
+    which.add_argument(
+        "--run", metavar="DIR", type=cli.path, help="the output_dir of a run"
+    )
+    which.add_argument(
+        "--sweep",
+        metavar="DIR",
+        type=cli.path,
+        help="the directory of a sweep",
+    )
     args = parser.parse_args(list(argv))
     directory = Path(args.run or args.sweep)
     if not directory.is_dir():

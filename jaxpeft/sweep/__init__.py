@@ -54,9 +54,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="jaxpeft sweep",
-        description="Train every combination of the values that --grid names, and "
+    parser = cli.parser(
+        "sweep",
+        "Train every combination of the values that --grid names, and "
         "print a table, best first. Points that differ only in learning rate, weight "
         "decay, seed, lora_alpha or the schedule's numbers train together: one "
         "program, one frozen base in memory. Repeating the command continues a sweep "
@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         metavar="DIR",
+        type=cli.path,
         help="the sweep's directory (default: output_dir with -sweep behind it)",
     )
     return parser

@@ -1,6 +1,5 @@
 """`python -m jaxpeft.train --config FILE`: fine-tune a model; continues by itself."""
 
-import argparse
 import os
 import signal
 from collections.abc import Sequence
@@ -11,9 +10,9 @@ from jaxpeft.errors import EXIT_PREEMPTED
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpeft train",
-        description="Fine-tune a model as a configuration file says. Repeating the "
+    parser = cli.parser(
+        "train",
+        "Fine-tune a model as a configuration file says. Repeating the "
         "command continues a run that was interrupted.",
     )
     cli.config_arguments(parser)

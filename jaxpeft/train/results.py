@@ -71,9 +71,7 @@ def write_trained(run: Run, trained: Any) -> str:
     trained_here = jax.tree.map(tree.to_host, trained)
     params = tree.combine(trained_here, run.frozen)
     if cluster.is_primary():
-        hf.save_adapter(
-            params, run.output / ADAPTER, run.base.cfg, base=run.cfg.model.path
-        )
+        hf.save_adapter(params, run.output / ADAPTER, run.base.cfg, base=run.base.name)
     return ADAPTER
 
 

@@ -226,6 +226,36 @@ def test_a_section_is_checked_on_its_own():
     assert second.startswith("optimizer.b3: found 0.8; is not a key of 'adamw'")
 
 
+def test_keys_that_begin_with_x_are_the_user_s_own(tmp_path):
+    text = INTERFACE.replace("training:\n", "training:\n  <<: *steps\n")
+    text = text.replace("  logging_steps: 10\n", "")
+    held = "x-steps: &steps {logging_steps: 7, save_steps: 9}\nx-: [1, 2]\n"
+    file = write(tmp_path, held + text)
+    found = config.load(file, tables=TABLES)
+    # What the section says itself counts before what is merged into it.
+    assert (found.training.logging_steps, found.training.save_steps) == (7, 50)
+    assert "x-" not in config.to_yaml(found)
+    for path in ("x-steps.logging_steps", "x-other"):
+        with pytest.raises(InputError, match=f"{path}: keys that begin with x-"):
+            config.load(file, [f"{path}=3"])
+    within = INTERFACE.replace("training:\n", "training:\n  x-mine: 3\n")
+    with pytest.raises(InputError, match=r"training\.x-mine: found 3; there is no"):
+        config.load(write(tmp_path, within))
+
+
+def test_values_are_taken_as_they_are(tmp_path):
+    file = write(tmp_path, INTERFACE)
+    given = {"output_dir": "runs/a #2", "adapter.init_from": "true", "seed": 5}
+    found = config.load(file, ["seed=4", "output_dir=b"], values=given)
+    assert found.output_dir == "runs/a #2"
+    assert (found.adapter.init_from, found.seed) == ("true", 5)
+    # They outrank the other way of saying it, too.
+    found = config.load(file, values={"training.num_epochs": 2.0})
+    assert (found.training.max_steps, found.training.num_epochs) == (None, 2.0)
+    with pytest.raises(InputError, match=r"did you mean 'optimizer.learning_rate'"):
+        config.load(file, values={"lr": 1})
+
+
 def test_overrides_replace_keys_of_the_file(tmp_path):
     file = write(tmp_path, INTERFACE)
     overrides = ["optimizer.learning_rate=1e-3", "adapter.target_modules=[q_proj]"]

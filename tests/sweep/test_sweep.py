@@ -65,7 +65,9 @@ STRINGS = ("a # b", "true", "1e-4", "[x]", "$(date) 'x'")
 def test_text_on_a_grid_is_the_very_text_everywhere(config, tmp_path):
     """In the point's configuration, the tables and the line to train it again."""
     listed = ",".join(f'"{text}"' for text in STRINGS)
-    axes = grid.axes([f"adapter.exclude_modules={listed}", "adapter.init_from=a,'~'"])
+    axes = grid.axes(
+        [f"adapter.exclude_modules={listed}", "adapter.init_from=a,'null'"]
+    )
     assert axes["adapter.exclude_modules"] == list(STRINGS)
     file = tmp_path / "my config.yaml"
     file.write_text(Path(config()).read_text())
@@ -73,7 +75,7 @@ def test_text_on_a_grid_is_the_very_text_everywhere(config, tmp_path):
     made = sweeping.Sweep(str(file), ["adapter.bias= 'none'"], folder, axes)
     configs = made.configurations(made.add(grid.points(axes)))
     found = [(c.adapter.exclude_modules, c.adapter.init_from) for c in configs]
-    assert found == [(text, start) for text in STRINGS for start in ("a", "~")]
+    assert found == [(text, start) for text in STRINGS for start in ("a", "null")]
     outputs = [cfg.output_dir for cfg in configs]
     assert outputs == [str(folder / point.directory) for point in made.points]
     for number, point in enumerate(made.points):
@@ -82,7 +84,7 @@ def test_text_on_a_grid_is_the_very_text_everywhere(config, tmp_path):
     words = shlex.split(line)
     assert words[:5] == ["python", "-m", "jaxpeft.train", "--config", str(file)]
     again = configuration.open_config(words[4], words[5:]).adapter
-    assert (again.exclude_modules, again.init_from) == (STRINGS[-1], "~")
+    assert (again.exclude_modules, again.init_from) == (STRINGS[-1], "null")
     made.save()
     with (folder / "sweep.csv").open() as table:
         row = next(csv.DictReader(table))
