@@ -17,7 +17,7 @@ from jaxpeft.adapters.ia3 import IA3, ia3
 from jaxpeft.adapters.lora import LoRA, lora, lora_fa
 from jaxpeft.adapters.partly import Partly
 from jaxpeft.adapters.saved import Saved
-from jaxpeft.adapters.several import BASE, Several, choose, several
+from jaxpeft.adapters.several import BASE, Several, choose, of_row, several
 from jaxpeft.adapters.table import COMMON, METHODS, TABLE, Method, of_embedding
 from jaxpeft.adapters.vera import VeRA, vera
 from jaxpeft.adapters.virtual import Virtual, prefix_tuning, prompt_tuning
@@ -41,6 +41,7 @@ __all__ = [
     "Virtual",
     "bottleneck",
     "choose",
+    "of_row",
     "combine",
     "dora",
     "ia3",

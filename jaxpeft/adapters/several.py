@@ -157,6 +157,22 @@ def choose(params: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return tree.replace(params, {name: of_batch(k) for name, k in nodes.items()})
 
 
+def of_row(params: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """The params for one row of a batch alone, with the adapter chosen for it.
+
+    Args:
+        params: as `choose` gives them, or any others, which stay as they are.
+        row: its number.
+    """
+    nodes = {n: k for n, k in kernels.nodes(params).items() if isinstance(k, Several)}
+    changes = {
+        name: dataclasses.replace(node, rows=node.rows[..., row : row + 1])
+        for name, node in nodes.items()
+        if node.rows is not None
+    }
+    return tree.replace(params, changes)
+
+
 def _problems(
     name: str, base: Mapping[str, Any], other: Mapping[str, Any]
 ) -> list[str]:

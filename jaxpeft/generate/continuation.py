@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpeft.generate.generation import State, advance, check, empty_cache, stop_array
-from jaxpeft.models import ModelConfig
+from jaxpeft.generate.generation import check
+from jaxpeft.generate.steps import State, advance, empty_cache, stop_array
+from jaxpeft.models import ModelConfig, rope
+from jaxpeft.models.cache import Cache, decode
+from jaxpeft.models.past import virtual_count
 from jaxpeft.models.sampling import Sampling
-from jaxpeft.models.transformer import Cache, decode, virtual_count
 
 # Sizes are powers of two from these on, so that few of them compile.
 LEAST_READ, LEAST_SLOTS = 32, 256
@@ -47,6 +49,7 @@ class Continuation:
         self._stop, self._warpers = stop_array(stop), sampling.warpers()
         self._cache: Cache | None = None
         self._tokens: list[int] = []  # whose keys and values the cache holds
+        self._kind = 0  # of angles that they have
         self.reused = 0
 
     def answer(
@@ -71,11 +74,13 @@ class Continuation:
     def _answer(
         self, prompt: list[int], max_new_tokens: int, request: int
     ) -> Iterator[int]:
-        state = self._read(prompt, max_new_tokens, request)
+        state = self._start(prompt, max_new_tokens, request)
         state, token = self._step(state)
         self._tokens = list(prompt)
         for left in reversed(range(max_new_tokens)):
             before = token
+            if left and self._crosses(len(self._tokens) + 1):
+                state = self._read_anew(state, int(before[0, 0]), left)
             if left:  # under way while the token before it is looked at
                 state, token = self._step(state)
             if (token_id := int(before[0, 0])) < 0:
@@ -92,27 +97,55 @@ class Continuation:
         self._cache = state.cache
         return state, token
 
-    def _read(self, prompt: list[int], max_new_tokens: int, request: int) -> State:
-        """The state before the first token, the cache brought to `prompt[:-1]`."""
+    def _crosses(self, length: int) -> bool:
+        """Whether a sequence of so many tokens has other angles than the cache."""
+        return self._kind != self._kind_of(length)
+
+    def _kind_of(self, length: int) -> int:
+        """Which of the model's sets of angles a sequence of so many tokens has."""
+        whole = length + virtual_count(self._params["model"])
+        return sum(whole > end for end in rope.switches(self._cfg))
+
+    def _read(self, sequence: list[int], room: int) -> Cache:
+        """The cache brought to all tokens but the last, with room for some more."""
+        if self._crosses(len(sequence)):
+            self._cache = None  # no key of it has the angles of this length
         if self._cache is None:
             self._tokens = []
-        start = _shared(self._tokens, prompt[:-1])
-        new = prompt[start:-1]
+        self._kind = self._kind_of(len(sequence))
+        start = _shared(self._tokens, sequence[:-1])
+        new = sequence[start:-1]
         width = _power_of_two(max(len(new), LEAST_READ))
-        needed = max(start + width, len(prompt) + max_new_tokens)
+        lengths = jnp.array([len(sequence)], jnp.int32)
+        needed = max(start + width, len(sequence) + room)
         tokens = np.zeros((1, width), np.int32)
         tokens[0, : len(new)] = new
-        cache, self._cache = self._room(needed), None
+        cache, self._cache = self._room(needed, lengths), None
         cache = _extend(
             self._params,
             cache,
             tokens,
             np.int32(start),
             np.int32(len(new)),
+            lengths,
             cfg=self._cfg,
         )
-        self.reused, self._tokens, self._cache = start, prompt[:-1], cache
-        seen = None
+        self._tokens, self._cache = sequence[:-1], cache
+        return cache
+
+    def _read_anew(self, state: State, newest: int, room: int) -> State:
+        """The state with all keys as the sequence with its newest token has them."""
+        if newest < 0:  # it has ended
+            return state
+        cache = self._read([*self._tokens, newest], room)
+        return dataclasses.replace(state, cache=cache)
+
+    def _start(self, prompt: list[int], max_new_tokens: int, request: int) -> State:
+        """The state before the first token."""
+        if self._cache is None or self._crosses(len(prompt)):
+            self._tokens = []
+        self.reused = _shared(self._tokens, prompt[:-1])
+        cache, seen = self._read(prompt, max_new_tokens), None
         if self._warpers.repetition_penalty is not None:
             seen = np.zeros((1, self._cfg.vocab_size), bool)
             seen[0, prompt] = True
@@ -126,12 +159,12 @@ class Continuation:
             seen=None if seen is None else jnp.asarray(seen),
         )
 
-    def _room(self, needed: int) -> Cache:
-        """The cache with at least `needed` slots."""
+    def _room(self, needed: int, lengths: Array) -> Cache:
+        """The cache with at least `needed` slots, begun for rows of these lengths."""
         slots = _power_of_two(max(needed, LEAST_SLOTS))
         cache = self._cache
         if cache is None:
-            return empty_cache(self._params, self._cfg, 1, slots)
+            return empty_cache(self._params, self._cfg, 1, slots, lengths)
         more = slots + virtual_count(self._params["model"]) - cache.valid.shape[1]
         if more <= 0:
             return cache
@@ -151,10 +184,13 @@ def _extend(
     tokens: Array,
     start: Array,
     count: Array,
+    lengths: Array,
     *,
     cfg: ModelConfig,
 ) -> Cache:
     """The cache with `start` tokens kept and `count` of `tokens` (1, width) after them.
+
+    lengths: (1,), of the sequence with the token that is read next.
 
     What stood in later slots, and the padding that is written there, is never seen: a
     token sees no slot after its own, and the next ones overwrite them.
@@ -169,6 +205,7 @@ def _extend(
         positions=(start + offsets)[None],
         valid=(offsets < count)[None],
         last_only=True,
+        lengths=lengths,
     )
     return dataclasses.replace(cache, length=first + count)
 

@@ -28,17 +28,15 @@ from jaxpeft.models import (
     qwen3_moe,
     smollm3,
 )
+from jaxpeft.models.cache import Cache, init_cache, start_cache
 from jaxpeft.models.head import Logits, head
 from jaxpeft.models.layer import norm
 from jaxpeft.models.spec import Experts, ModelConfig, ParamSpec, Rope
 from jaxpeft.models.transformer import (
-    Cache,
     embed,
     forward,
     hidden_states,
-    init_cache,
     make_block,
-    start_cache,
 )
 from jaxpeft.models.weights import (
     is_spec,

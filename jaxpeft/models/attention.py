@@ -11,10 +11,12 @@ from jaxtyping import Bool, Float, Int
 
 from jaxpeft.devices import determinism
 from jaxpeft.kernel import product
+from jaxpeft.models.spec import ModelConfig
 
 BLOCK = 64  # queries at a time where the sequence is short, see `_blocks`
 MOST_BLOCKS = 8
 MASKED = -1e30
+EVERYTHING = 2**31 - 1  # the window of a layer that has none, where others have one
 
 
 class Scores(NamedTuple):
@@ -30,6 +32,22 @@ class Scores(NamedTuple):
     scale: float
     softcap: float | None = None
     window: Any = None
+
+    @classmethod
+    def of_layer(cls, cfg: ModelConfig, number: Array) -> "Scores":
+        """How the queries of one layer of a model meet the keys.
+
+        Args:
+            cfg: the model's hyperparameters.
+            number: of the layer, () int32.
+        """
+        scale = cfg.attention_scale or cfg.head_dim**-0.5
+        window, different = None, set(cfg.windows)
+        if len(different) == 1:
+            [window] = different
+        elif different:
+            window = jnp.asarray([w or EVERYTHING for w in cfg.windows])[number]
+        return cls(scale, cfg.attention_softcap, window)
 
     def capped(self, logits: Array) -> Array:
         """The logits after the cap; their shape and dtype stay.
@@ -55,25 +73,35 @@ class Scores(NamedTuple):
         return 1.0 - jnp.square(capped / self.softcap)
 
 
+class _Mask(NamedTuple):
+    """`segments` and `seen` of `attend`."""
+
+    segments: Array | None
+    seen: Array | None
+
+
 def attend(
     q: Float[Array, "batch seq heads head_dim"],
     k: Float[Array, "batch keys kv_heads head_dim"],
     v: Float[Array, "batch keys kv_heads head_dim"],
     segments: Int[Array, "batch seq"] | None = None,
     scores: Scores | None = None,
+    seen: Bool[Array, "batch seq past"] | None = None,
 ) -> Float[Array, "batch seq heads head_dim"]:
     """Causal attention of a whole sequence to itself, and to what precedes it.
 
     Args:
         q: the queries, (batch, seq, heads, head_dim).
-        k: the keys, (batch, past + seq, kv_heads, head_dim); every query sees the
-            first `past`, whatever its segment.
+        k: the keys, (batch, past + seq, kv_heads, head_dim), of which the first `past`
+            belong to no segment, and no window is counted to them.
         v: the values, shaped like the keys.
         segments: (batch, seq) int32, or None. With segments, a token sees only its
             own: packed examples never see each other, and padding (0) sees padding
             alone. Right padding needs none: what is causal never looks there.
         scores: how queries meet keys; None: scaled by 1 / sqrt(head_dim), with neither
             cap nor window.
+        seen: (batch, seq, past) bool, which of the first `past` keys a query sees;
+            None: all of them.
 
     Returns:
         (batch, seq, heads, head_dim) in q's dtype; the softmax is float32.
@@ -91,7 +119,7 @@ def attend(
     values = checkpoint_name(v.transpose(0, 2, 1, 3), "v")
     window = None if scores.window is None else jnp.asarray(scores.window, jnp.int32)
     how = (scores.scale, scores.softcap)
-    return _ungroup(_blockwise(grouped, keys, values, segments, window, how))
+    return _ungroup(_blockwise(grouped, keys, values, segments, window, seen, how))
 
 
 def _attend_cudnn(
@@ -164,13 +192,14 @@ def _blocks(seq: int) -> list[tuple[int, int]]:
     return [(at, min(at + length, seq)) for at in range(0, seq, length)]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _blockwise(
     q: Array,
     k: Array,
     v: Array,
     segments: Array | None,
     window: Array | None,
+    seen: Array | None,
     how: tuple[float, float | None],
 ) -> Array:
     """Attention that keeps the log-sum-exp of each row and no probabilities: the
@@ -179,11 +208,11 @@ def _blockwise(
     q: (batch, groups, each, seq, dim); k, v: (batch, groups, past + seq, dim); how:
     scale and softcap. Returns q's shape.
     """
-    return _blockwise_forward(q, k, v, segments, window, how)[0]
+    return _blockwise_forward(q, k, v, segments, window, seen, how)[0]
 
 
 def _scores(
-    q: Array, k: Array, segments: Array | None, scores: Scores, block: tuple[int, int]
+    q: Array, k: Array, mask: _Mask, scores: Scores, block: tuple[int, int]
 ) -> Array:
     """Masked float32 logits of one block of queries: (batch, groups, each, n, keys)."""
     start, end = block
@@ -191,24 +220,44 @@ def _scores(
     keys = k[..., : past + end, :]
     logits = product("bgrqd,bgkd->bgrqk", q[..., start:end, :], keys)
     logits = scores.capped(logits * scores.scale)
-    back = jnp.arange(past + start, past + end)[:, None] - jnp.arange(past + end)
+    back = jnp.arange(start, end)[:, None] - jnp.arange(end)
     seen = back >= 0
     if scores.window is not None:
         seen &= back < scores.window
-    if segments is not None:
-        same = segments[:, start:end, None] == segments[:, None, :end]
-        same = jnp.pad(same, ((0, 0), (0, 0), (past, 0)), constant_values=True)
-        seen = (seen & same)[:, None, None]
+    if mask.segments is not None:
+        seen = seen & (
+            mask.segments[:, start:end, None] == mask.segments[:, None, :end]
+        )
+    if past:
+        seen = _with_past(seen, mask.seen, past, block)
+    if seen.ndim == 3:
+        seen = seen[:, None, None]
     return jnp.where(seen, logits, MASKED)
 
 
+def _with_past(
+    own: Array, past_seen: Array | None, past: int, block: tuple[int, int]
+) -> Array:
+    """Which keys a block of queries sees, given which it sees after the first `past`.
+
+    own: (n, keys) or (batch, n, keys); past_seen: as `seen` of `attend`.
+    """
+    if past_seen is None:
+        widths = [(0, 0)] * (own.ndim - 1) + [(past, 0)]
+        return jnp.pad(own, widths, constant_values=True)
+    before = past_seen[:, slice(*block)]
+    own = jnp.broadcast_to(own, (len(before), *own.shape[-2:]))
+    return jnp.concatenate([before, own], axis=-1)
+
+
 def _blockwise_forward(
-    q: Array, k: Array, v: Array, segments: Any, window: Any, how: tuple
+    q: Array, k: Array, v: Array, segments: Any, window: Any, seen: Any, how: tuple
 ) -> tuple[Array, tuple]:
     outs, sums, scores = [], [], Scores(how[0], how[1], window)
+    mask = _Mask(segments, seen)
     past = k.shape[-2] - q.shape[-2]
     for block in _blocks(q.shape[-2]):
-        logits = _scores(q, k, segments, scores, block)
+        logits = _scores(q, k, mask, scores, block)
         largest = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -219,11 +268,11 @@ def _blockwise_forward(
         sums.append((largest + jnp.log(total))[..., 0])
     out = checkpoint_name(jnp.concatenate(outs, axis=-2), "attention")
     logsumexp = checkpoint_name(jnp.concatenate(sums, axis=-1), "attention")
-    return out, (q, k, v, segments, window, out, logsumexp)
+    return out, (q, k, v, mask, window, out, logsumexp)
 
 
 def _blockwise_backward(how: tuple, residuals: tuple, dout: Array) -> tuple:
-    q, k, v, segments, window, out, logsumexp = residuals
+    q, k, v, mask, window, out, logsumexp = residuals
     scores = Scores(how[0], how[1], window)
     inner = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     # Summed as (dim, seq): with the small operand on the left, XLA on CPU transposes
@@ -233,7 +282,7 @@ def _blockwise_backward(how: tuple, residuals: tuple, dout: Array) -> tuple:
     dv = jnp.zeros_like(dk)
     for block in _blocks(q.shape[-2]):
         rows, end = slice(*block), k.shape[-2] - q.shape[-2] + block[1]
-        logits = _scores(q, k, segments, scores, block)
+        logits = _scores(q, k, mask, scores, block)
         weights = jnp.exp(logits - logsumexp[..., rows, None])
         dblock = dout[..., rows, :]
         dv = dv.at[..., :end].add(
@@ -251,7 +300,7 @@ def _blockwise_backward(how: tuple, residuals: tuple, dout: Array) -> tuple:
         )
     dk, dv = jnp.swapaxes(dk, -1, -2), jnp.swapaxes(dv, -1, -2)
     dq = jnp.concatenate(dq, axis=-2)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None, None
 
 
 _blockwise.defvjp(_blockwise_forward, _blockwise_backward)

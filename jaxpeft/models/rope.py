@@ -6,17 +6,25 @@ Each kind follows `transformers.modeling_rope_utils`: "linear" (positions divide
 """
 
 import math
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float, Float32, Int, Int32
 
 from jaxpeft.models.spec import ModelConfig, Rope
 
+# Kinds whose frequencies depend on how long the whole sequence is.
+BY_LENGTH = ("dynamic", "longrope")
+
 
 def cos_sin(
-    positions: Int32[Array, "batch seq"], cfg: ModelConfig, rope: Rope | None = None
+    positions: Int32[Array, "batch seq"],
+    cfg: ModelConfig,
+    rope: Rope | None = None,
+    lengths: Int[Array, "batch any"] | None = None,
 ) -> tuple[Float32[Array, "batch seq half"], Float32[Array, "batch seq half"]]:
     """Cosine and sine of every rotation angle.
 
@@ -24,14 +32,91 @@ def cos_sin(
         positions: (batch, seq) int32.
         cfg: the model's hyperparameters.
         rope: the rotary embedding; None: that of `cfg`.
+        lengths: how many tokens the sequence of each token has, (batch, seq) int32, or
+            (batch, 1) where each row is one sequence, as `lengths_of` gives them. Only
+            "dynamic" and "longrope" read them.
 
     Returns:
         Two float32 arrays (batch, seq, half of the rotated part of a head), already
         multiplied by the attention factor of "yarn" and "longrope".
     """
-    frequencies, factor = _frequencies(positions, cfg, rope or cfg.rope)
+    rope = rope or cfg.rope
+    if rope.kind in BY_LENGTH and lengths is None:
+        lengths = lengths_of(positions, None)
+    frequencies, factor = _frequencies(lengths, cfg, rope)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def by_layer(
+    positions: Int[Array, "batch seq"],
+    cfg: ModelConfig,
+    lengths: Int[Array, "batch any"] | None = None,
+) -> Callable[[Array], tuple[Array, Array] | None]:
+    """The function from a layer's number to the angles that it rotates by.
+
+    Args:
+        positions: (batch, seq) int32.
+        cfg: the model's hyperparameters.
+        lengths: as for `cos_sin`.
+
+    Returns:
+        A function of () int32 whose result is that of `cos_sin`; None where places are
+        learned and nothing rotates.
+    """
+    if cfg.position_embedding == "learned":
+        return lambda number: None
+    plain = cos_sin(positions, cfg, None, lengths)
+    if not any(cfg.rotations):
+        return lambda number: plain
+    kinds = [plain, plain, (jnp.ones_like(plain[0]), jnp.zeros_like(plain[1]))]
+    if cfg.local_rope is not None:
+        kinds[1] = cos_sin(positions, cfg, cfg.local_rope, lengths)
+    cos, sin = (jnp.stack(parts) for parts in zip(*kinds, strict=True))
+    kind = jnp.asarray(cfg.rotations)  # -1 is the last: no rotation
+
+    def angles(number: Array) -> tuple[Array, Array]:
+        return cos[kind[number]], sin[kind[number]]
+
+    return angles
+
+
+def by_length(cfg: ModelConfig) -> bool:
+    """Whether a token's angles depend on the length of its whole sequence."""
+    return any(rope.kind in BY_LENGTH for rope in _ropes(cfg))
+
+
+def switches(cfg: ModelConfig) -> tuple[int, ...]:
+    """The lengths beyond which "longrope" has other frequencies, ascending.
+
+    All keys of a sequence have those of its length: one that grows beyond such a length
+    is read anew, as transformers does for Phi-3.
+    """
+    kinds = [rope for rope in _ropes(cfg) if rope.kind == "longrope"]
+    return tuple(sorted({rope.original_max_position_embeddings for rope in kinds}))
+
+
+def lengths_of(
+    positions: Int[Array, "batch seq"], segments: Int[Array, "batch seq"] | None
+) -> Int[Array, "batch any"]:
+    """How many tokens the sequence of each token has: its largest position + 1.
+
+    Args:
+        positions: (batch, seq) int32.
+        segments: (batch, seq) int32, which packed example a token belongs to; None:
+            each row is one sequence.
+
+    Returns:
+        (batch, seq) int32 with segments, (batch, 1) without.
+    """
+    if segments is None:
+        return jnp.max(positions, axis=1, keepdims=True) + 1
+
+    def of_row(positions: Array, segments: Array) -> Array:
+        count = len(positions) + 1
+        return jax.ops.segment_max(positions, segments, count)[segments] + 1
+
+    return jax.vmap(of_row)(positions, segments)
 
 
 def rotate(
@@ -57,8 +142,18 @@ def rotate(
     return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
 
 
-def _frequencies(positions: Array, cfg: ModelConfig, rope: Rope) -> tuple[Array, float]:
-    """Inverse frequencies (half of what rotates,) float32 and the attention factor."""
+def _ropes(cfg: ModelConfig) -> list[Rope]:
+    return [cfg.rope] if cfg.local_rope is None else [cfg.rope, cfg.local_rope]
+
+
+def _frequencies(
+    lengths: Array | None, cfg: ModelConfig, rope: Rope
+) -> tuple[Array, float]:
+    """Inverse frequencies and the attention factor.
+
+    The frequencies are float32, (half of what rotates,), after the axes of `lengths`
+    for the kinds that read these.
+    """
     dim = cfg.rotary_dim or cfg.head_dim
     exponents = np.arange(0, dim, 2, dtype=np.float32) / dim
     plain = (1.0 / (rope.theta**exponents)).astype(np.float32)
@@ -68,11 +163,12 @@ def _frequencies(positions: Array, cfg: ModelConfig, rope: Rope) -> tuple[Array,
         return jnp.asarray(_llama3(plain, rope)), 1.0
     if rope.kind == "yarn":
         return jnp.asarray(_yarn(rope, dim)), _yarn_factor(rope)
+    if rope.kind not in BY_LENGTH:
+        return jnp.asarray(plain), 1.0
+    assert lengths is not None
     if rope.kind == "dynamic":
-        return _dynamic(positions, exponents, cfg, rope, dim), 1.0
-    if rope.kind == "longrope":
-        return _longrope(positions, plain, rope), _longrope_factor(rope)
-    return jnp.asarray(plain), 1.0
+        return _dynamic(lengths, exponents, cfg, rope, dim), 1.0
+    return _longrope(lengths, plain, rope), _longrope_factor(rope)
 
 
 def _llama3(plain: np.ndarray, rope: Rope) -> np.ndarray:
@@ -117,21 +213,21 @@ def _yarn_factor(rope: Rope) -> float:
 
 
 def _dynamic(
-    positions: Array, exponents: np.ndarray, cfg: ModelConfig, rope: Rope, dim: int
+    lengths: Array, exponents: np.ndarray, cfg: ModelConfig, rope: Rope, dim: int
 ) -> Array:
     """The base grows once the sequence is longer than the trained context."""
     factor, trained = rope.factor, cfg.max_position_embeddings
-    length = jnp.maximum(jnp.max(positions) + 1, trained).astype(jnp.float32)
+    length = jnp.maximum(lengths, trained).astype(jnp.float32)[..., None]
     stretch = factor * length / trained - (factor - 1)
     base = rope.theta * stretch ** (dim / (dim - 2))
     return 1.0 / base ** jnp.asarray(exponents)
 
 
-def _longrope(positions: Array, plain: np.ndarray, rope: Rope) -> Array:
+def _longrope(lengths: Array, plain: np.ndarray, rope: Rope) -> Array:
     """One set of divisors up to the trained context, another beyond it."""
     short = plain / np.asarray(rope.short_factor, np.float32)
     long = plain / np.asarray(rope.long_factor, np.float32)
-    beyond = jnp.max(positions) + 1 > rope.original_max_position_embeddings
+    beyond = lengths[..., None] > rope.original_max_position_embeddings
     return jnp.where(beyond, long, short)
 
 

@@ -13,7 +13,7 @@ from jaxpeft import adapters, hf, models, optim, tree
 from jaxpeft.assembly.step import Frozen, TrainState, make_train_step
 from jaxpeft.devices.compiled import build
 from jaxpeft.errors import InputError
-from jaxpeft.models import transformer
+from jaxpeft.models import cache as caches
 
 pytestmark = pytest.mark.slow
 
@@ -212,8 +212,8 @@ def test_decoding_reads_the_layers_that_trained(here):
     trainable, frozen = tree.partition(params, adapters.trainable_mask(params))
     params = tree.combine(jax.tree.map(lambda x: x * 1.5, trainable), frozen)
     positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    cache = transformer.init_cache(cfg, *TOKENS.shape, jnp.float32)
-    logits, _ = jax.jit(transformer.decode, static_argnums=2)(
+    cache = caches.init_cache(cfg, *TOKENS.shape, jnp.float32)
+    logits, _ = jax.jit(caches.decode, static_argnums=2)(
         params,
         TOKENS,
         cfg,

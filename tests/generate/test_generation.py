@@ -8,7 +8,8 @@ import transformers
 
 from jaxpeft import hf, models
 from jaxpeft.errors import InputError
-from jaxpeft.generate.generation import advance, generate
+from jaxpeft.generate.generation import generate
+from jaxpeft.generate.steps import advance
 from jaxpeft.models.sampling import Sampling
 
 # Of answers without near ties, which rounding could turn.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxpeft import models
-from jaxpeft.models.transformer import decode
+from jaxpeft.models.cache import decode
 
 TOKENS = np.random.default_rng(3).integers(0, 61, (2, 12)).astype(np.int32)
 step = jax.jit(decode, static_argnums=2, static_argnames="last_only")
