@@ -34,9 +34,39 @@ def named_leaves(
 def named_weights(tree: PyTree) -> list[tuple[str, Any]]:
     """`named_leaves` of what trains, a weight's own part under the weight's name.
 
-    So optimizers know it by one name whether all of the model trains or some of it.
+    So optimizers know it by one name whether all of the model trains or some of it, and
+    whether it comes in a box or without.
     """
-    return [(name.removesuffix(OWN), leaf) for name, leaf in named_leaves(tree)]
+    named = named_leaves(tree, is_leaf=is_box)
+    return [(name.removesuffix(OWN), opened(leaf)) for name, leaf in named]
+
+
+def is_box(x: Any) -> bool:
+    """Whether `x` is a node around one array, its `value`, as Flax's variables are.
+
+    In NNX and, with partitioned parameters, in Linen a tree holds boxes in the places
+    of arrays, and NNX takes them off between the init of an optimizer and its update.
+    """
+    if x is None or isinstance(x, dict | list | tuple | jax.Array):
+        return False
+    children, _ = jax.tree_util.tree_flatten_with_path(
+        x, is_leaf=lambda child: child is not x
+    )
+    if len(children) != 1:
+        return False
+    path, child = children[0]
+    key = jax.tree_util.GetAttrKey("value")
+    return path == (key,) and jax.tree_util.all_leaves([child])
+
+
+def opened(x: Any) -> Any:
+    """The array in a box; anything else is returned as it is."""
+    return jax.tree.leaves(x)[0] if is_box(x) else x
+
+
+def boxed(x: Any, like: Any) -> Any:
+    """`x` in a box such as `like` is; `x` itself where that is none."""
+    return jax.tree.structure(like).unflatten([x]) if is_box(like) else x
 
 
 def map_named(

@@ -45,13 +45,13 @@ def lora_plus(
         def label(name: str, _: Any) -> str:
             return "higher" if re.fullmatch(pattern, name) else "base"
 
-        names = [name for name, _ in tree.named_leaves(params)]
+        names = [name for name, _ in tree.named_leaves(params, tree.is_box)]
         if names and not any(re.fullmatch(pattern, name) for name in names):
             raise InputError(
                 f"optimizer.pattern: found {pattern!r}; no parameter that trains has "
                 f"a name that matches it; the names are such as {', '.join(names[:3])}"
             )
-        return tree.map_named(label, params)
+        return tree.map_named(label, params, tree.is_box)
 
     higher = tx_for_lr(_scaled(learning_rate, ratio))
     return optax.partition({"base": tx_for_lr(learning_rate), "higher": higher}, labels)

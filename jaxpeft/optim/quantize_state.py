@@ -1,5 +1,6 @@
 """Any optimizer with its state in 8 bits, and which tensors that is good for."""
 
+import dataclasses
 import re
 from typing import Any, NamedTuple
 
@@ -107,24 +108,29 @@ def quantize_state(
     check_pattern("copies", copies)
     tx = optax.with_extra_args_support(tx)
 
-    def encoded(path: tuple, x: Any) -> Any:
+    def encoded(path: tuple, box: Any) -> Any:
+        x = tree.opened(box)
         if not _is_float(x) or not _takes(select, x, path):
-            return x
+            return box
         fields = [k.name for k in path if isinstance(k, jax.tree_util.GetAttrKey)]
         if any(re.fullmatch(copies, name) for name in fields):
-            return x
+            return box
         positive = any(re.fullmatch(unsigned, name) for name in fields)
-        return quantize(x, signed=not positive, block_size=block_size)
+        short = quantize(x, signed=not positive, block_size=block_size)
+        return dataclasses.replace(short, codes=tree.boxed(short.codes, box))
+
+    def all_encoded(state: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(encoded, state, is_leaf=tree.is_box)
 
     def init(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(encoded, tx.init(params))
+        return all_encoded(tx.init(params))
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
         whole = jax.tree.map(_decoded, state, is_leaf=_is_quantized)
         updates, whole = tx.update(updates, whole, params, **extra)
-        return updates, jax.tree_util.tree_map_with_path(encoded, whole)
+        return updates, all_encoded(whole)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -144,4 +150,7 @@ def _is_quantized(x: Any) -> bool:
 
 
 def _decoded(x: Any) -> Any:
-    return x.dequantize() if _is_quantized(x) else x
+    if not _is_quantized(x):
+        return x
+    whole = dataclasses.replace(x, codes=tree.opened(x.codes)).dequantize()
+    return tree.boxed(whole, x.codes)

@@ -156,7 +156,9 @@ class RuleState(NamedTuple):
     Attributes:
         count: () int32, updates made.
         shared: the rule's scalars.
-        leaves: a tree like the parameters, each leaf replaced by its rule's state.
+        leaves: a tree like the parameters, each leaf replaced by its rule's state. Of a
+            leaf in a box (see `tree.is_box`) the arrays shaped like it are in such
+            boxes instead, so that what Flax says of it holds for them and for no other.
     """
 
     count: Array
@@ -240,12 +242,15 @@ class Leafwise:
         Raises:
             InputError: for a group without a leaf, and for what `problems` finds.
         """
-        leaves, treedef = jax.tree.flatten(params)
-        tensors = self.tensors(params)
+        boxes, treedef = jax.tree.flatten(params, is_leaf=tree.is_box)
+        leaves, tensors = [tree.opened(x) for x in boxes], self.tensors(params)
         if leaves:
             self.layout.check([t.place.name for t in tensors])
             self._check(leaves, tensors)
-        states = [self._init_leaf(p, t) for p, t in zip(leaves, tensors, strict=True)]
+        states = [
+            _boxed(self._init_leaf(p, t), box)
+            for p, t, box in zip(leaves, tensors, boxes, strict=True)
+        ]
         # Arrays of their own: a buffer cannot be donated twice.
         shared = jax.tree.map(lambda x: jnp.array(x, copy=True), self.rule.shared)
         return RuleState(jnp.zeros((), jnp.int32), shared, treedef.unflatten(states))
@@ -291,18 +296,23 @@ class Leafwise:
             raise ValueError(
                 "this optimizer's update needs the parameters: give params"
             )
-        leaves, treedef = jax.tree.flatten(params)
+        boxes, treedef = jax.tree.flatten(params, is_leaf=tree.is_box)
         gradients = treedef.flatten_up_to(updates)
         states = treedef.flatten_up_to(state.leaves)
         common = self.begin(state, extra)
         results = [
-            self._update_leaf(g, s, p, tensor, common)
+            self._update_leaf(
+                tree.opened(g), without_boxes(s), tree.opened(p), tensor, common
+            )
             for g, s, p, tensor in zip(
-                gradients, states, leaves, self.tensors(params), strict=True
+                gradients, states, boxes, self.tensors(params), strict=True
             )
         ]
-        changes = treedef.unflatten([change for change, _ in results])
-        states = treedef.unflatten([new for _, new in results])
+        done = [
+            (tree.boxed(change, box), _boxed(new, box))
+            for (change, new), box in zip(results, boxes)
+        ]
+        changes, states = (treedef.unflatten([x[i] for x in done]) for i in range(2))
         return changes, RuleState(common.t, common.shared, states)
 
     def _check(self, leaves: list[Array], tensors: list[Tensor]) -> None:
@@ -388,6 +398,19 @@ def debias(beta: float, t: Array) -> Array:
     if beta == 0:
         return jnp.ones((), jnp.float32)
     return -jnp.expm1(t.astype(jnp.float32) * np.float32(np.log(beta)))
+
+
+def without_boxes(state: Any) -> Any:
+    """The state with arrays in the places of the boxes around them."""
+    return jax.tree.map(tree.opened, state, is_leaf=tree.is_box)
+
+
+def _boxed(state: Any, like: Any) -> Any:
+    """The state of a tensor, those of its arrays in boxes that have its shape."""
+    if not tree.is_box(like):
+        return state
+    shape = tree.opened(like).shape
+    return jax.tree.map(lambda x: tree.boxed(x, like) if x.shape == shape else x, state)
 
 
 def _mask_leaves(mask: Any, params: Any, count: int) -> list[bool]:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from jaxpeft import tree
 from jaxpeft.errors import InputError
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
@@ -25,6 +26,7 @@ from jaxpeft.optim.rule import (
     RuleTransformation,
     debias,
     transformation,
+    without_boxes,
 )
 
 
@@ -299,13 +301,14 @@ def evaluation_params(opt_state: Any, params: Any) -> Any:
         A tree like `params`, in its dtypes. Where there is no schedule-free state, and
             for leaves that it does not train, it holds the params themselves.
     """
-    leaves, treedef = jax.tree.flatten(params)
+    boxes, treedef = jax.tree.flatten(params, is_leaf=tree.is_box)
+    leaves = [tree.opened(x) for x in boxes]
     for state in jax.tree.leaves(opt_state, is_leaf=_is_schedule_free):
         if _is_schedule_free(state):
-            states = treedef.flatten_up_to(state.leaves)
-            b1 = state.shared.b1
+            states = map(without_boxes, treedef.flatten_up_to(state.leaves))
+            b1 = tree.opened(state.shared.b1)
             leaves = [_average(y, s, b1) for y, s in zip(leaves, states, strict=True)]
-    return treedef.unflatten(leaves)
+    return treedef.unflatten([tree.boxed(x, box) for x, box in zip(leaves, boxes)])
 
 
 def _is_schedule_free(node: Any) -> bool:

@@ -1,0 +1,293 @@
+"""Where the transforms work: every optimizer in every place equals its plain course."""
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+from flax.training.train_state import TrainState
+
+from jaxpeft import flax as peft
+from jaxpeft import optim
+
+# Settings under which the small tensors here are quantized, projected and moved.
+BLOCKS = {"block_size": 8, "min_quantized_size": 8}
+SETTINGS = {
+    "adamw_4bit": BLOCKS,
+    "adamw_8bit": BLOCKS,
+    "apollo": {"rank": 2, "update_proj_gap": 2},
+    "galore": {"rank": 2, "update_proj_gap": 2},
+    "lion_8bit": BLOCKS,
+    "prodigy": {"learning_rate": 1.0, "d0": 1e-2},
+    "schedule_free_radam": {"silent_sgd_phase": False},
+    "sgd": {"momentum": 0.9},
+}
+OWN = sorted(optim.OPTIMIZERS.entries)
+THEIRS = {f"quantized {name}": name for name in ("adamw", "lion", "rmsprop")}
+NAMES = [*OWN, *THEIRS]
+
+
+def make(name):
+    if name in THEIRS:
+        return optim.quantize_state(getattr(optax, THEIRS[name])(1e-2), **BLOCKS)
+    settings = {"learning_rate": 1e-2, **SETTINGS.get(name, {})}
+    return optim.OPTIMIZERS.entries[name](**settings)
+
+
+def normal(*shape, seed):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def tree(seed):
+    return {
+        "dense": {"bias": normal(16, seed=seed), "kernel": normal(8, 16, seed=seed)}
+    }
+
+
+START = jax.tree.map(jnp.asarray, tree(0))
+GRADS = [jax.tree.map(jnp.asarray, tree(seed)) for seed in (1, 2, 3)]
+
+
+# Those that go through a tensor in a loop, which would be compiled anew at every call.
+LOOPING = ("adamw_4bit", "adamw_8bit", "lion_8bit")
+
+
+def course(tx, params, grads, jit=True):
+    """The parameters and the state after an update for each gradient."""
+    state, update = tx.init(params), jax.jit(tx.update) if jit else tx.update
+    for g in grads:
+        updates, state = update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@functools.cache
+def plain(name):
+    return course(make(name), START, GRADS)
+
+
+def same(found, expected):
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
+    jax.tree.map(close, found, expected)
+
+
+def with_head(tree, value):
+    return {**tree, "head": jnp.full((3,), value)}
+
+
+class Layer(nnx.Module):
+    def __init__(self, arrays):
+        self.bias, self.kernel = (nnx.Param(arrays[key]) for key in ("bias", "kernel"))
+
+
+class Model(nnx.Module):
+    def __init__(self, arrays):
+        self.dense = Layer(arrays["dense"])
+
+
+def in_nnx(tx):
+    model = Model(START)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, grads):
+        optimizer.update(model, grads)
+
+    for g in GRADS:
+        step(model, optimizer, nnx.state(Model(g)))
+    return nnx.to_pure_dict(nnx.state(model))
+
+
+def in_train_state(tx):
+    state = TrainState.create(apply_fn=None, params=START, tx=tx)
+    step = jax.jit(lambda state, g: state.apply_gradients(grads=g))
+    for g in GRADS:
+        state = step(state, g)
+    return state.params
+
+
+def in_multi_transform(tx, run=course):
+    labels = {"dense": "ours", "head": "frozen"}
+    tx = optax.multi_transform({"ours": tx, "frozen": optax.set_to_zero()}, labels)
+    grads = [with_head(g, 1.0) for g in GRADS]
+    params, _ = run(tx, with_head(START, 2.0), grads)
+    np.testing.assert_array_equal(params.pop("head"), 2.0)
+    return params
+
+
+def in_masked(tx, run=course):
+    tx = optax.masked(tx, {"dense": True, "head": False})
+    grads = [with_head(g, 1.0) for g in GRADS]
+    params, _ = run(tx, with_head(START, 2.0), grads)
+    np.testing.assert_array_equal(params.pop("head"), 5.0)
+    return params
+
+
+def in_multi_steps(tx):
+    tx = optax.MultiSteps(tx, every_k_schedule=2).gradient_transformation()
+    return course(tx, START, [g for g in GRADS for _ in range(2)])[0]
+
+
+def in_apply_if_finite(tx):
+    broken = jax.tree.map(lambda x: x * jnp.nan, GRADS[0])
+    tx = optax.apply_if_finite(tx, max_consecutive_errors=5)
+    return course(tx, START, [GRADS[0], broken, *GRADS[1:]])[0]
+
+
+def in_vmap(tx):
+    def two(x):
+        return jnp.stack([x, -2 * x])
+
+    def step(params, state, g):
+        updates, state = tx.update(g, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(two, START)
+    state, step = jax.vmap(tx.init)(params), jax.jit(jax.vmap(step))
+    for g in GRADS:
+        params, state = step(params, state, jax.tree.map(two, g))
+    return jax.tree.map(lambda x: x[0], params)
+
+
+def in_scan(tx):
+    def body(carry, g):
+        params, state = carry
+        updates, state = tx.update(g, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    @jax.jit
+    def run(params, grads):
+        return jax.lax.scan(body, (params, tx.init(params)), grads)[0][0]
+
+    return run(START, jax.tree.map(lambda *x: jnp.stack(x), *GRADS))
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Module:
+    """What stands for a layer in libraries whose modules are trees that are called."""
+
+    bias: Any
+    kernel: Any
+
+    def __call__(self, x):
+        raise AssertionError("an optimizer has nothing to call a layer for")
+
+
+def in_modules(tx, run=course):
+    def modules(tree):
+        return {"dense": Module(**tree["dense"])}
+
+    params, _ = run(tx, modules(START), map(modules, GRADS))
+    return {"dense": vars(params["dense"])}
+
+
+def beside_nothing(tx, run=course):
+    def with_empty(tree):
+        return {**tree, "nothing": jnp.zeros((0, 4)), "none": None}
+
+    params, _ = run(tx, with_empty(START), map(with_empty, GRADS))
+    assert params.pop("nothing").shape == (0, 4) and params.pop("none") is None
+    return params
+
+
+# Place -> from a transformation to the parameters after the updates by GRADS.
+PLACES: dict[str, Callable] = {
+    "nnx.Optimizer": in_nnx,
+    "flax TrainState": in_train_state,
+    "optax.multi_transform": in_multi_transform,
+    "optax.masked": in_masked,
+    "optax.MultiSteps": in_multi_steps,
+    "optax.apply_if_finite": in_apply_if_finite,
+    "jax.vmap": in_vmap,
+    "jax.lax.scan": in_scan,
+    "modules that are trees": in_modules,
+    "empty leaves": beside_nothing,
+}
+WRAPPED = (in_multi_transform, in_masked, in_modules, beside_nothing)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("place", PLACES)
+def test_it_goes_its_plain_course(name, place):
+    params, _ = plain(name)
+    moved = np.abs(params["dense"]["kernel"] - START["dense"]["kernel"])
+    assert np.max(moved) > 1e-3
+    # Operation by operation is quicker than to compile, where the place allows it.
+    quick = PLACES[place] in WRAPPED and name not in LOOPING
+    how = {"run": functools.partial(course, jit=False)} if quick else {}
+    same(PLACES[place](make(name), **how), params)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_adapters_train_in_nnx_as_the_readme_says(name):
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 8, rngs=rngs))
+    rules = {"r": 4, "target_modules": r"layers\.[01]"}
+    model = peft.inject(model, rules, jax.random.key(0))
+    tx = optax.chain(optax.clip_by_global_norm(1.0), make(name))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.LoRAParam)
+    start = nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam))
+    grads = [
+        jax.tree.map(lambda x, seed=seed: normal(*x.shape, seed=seed), start)
+        for seed in range(2)
+    ]
+
+    @nnx.jit
+    def step(model, optimizer, g):
+        optimizer.update(model, g)
+
+    for g in grads:
+        state = nnx.state(model, nnx.LoRAParam)
+        nnx.replace_by_pure_dict(state, g)
+        step(model, optimizer, state)
+    trained = nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam))
+    same(trained, course(tx, start, grads)[0])
+    assert optimizer.step[...] == 2
+
+
+def test_what_flax_says_of_a_parameter_holds_for_the_arrays_of_its_shape():
+    kernel = nnx.Param(START["dense"]["kernel"], meaning="in, out")
+    model = Model({"dense": {**START["dense"], "kernel": kernel[...]}})
+    model.dense.kernel = kernel
+    optimizer = nnx.Optimizer(model, optim.adafactor(1e-2, beta1=0.9), wrt=nnx.Param)
+    state = optimizer.opt_state.leaves["dense"]["kernel"]
+    assert state.mu.get_metadata()["meaning"] == "in, out"
+    assert "meaning" not in state.nu.row.get_metadata()
+
+    boxed = {"kernel": linen.Partitioned(START["dense"]["kernel"], ("in", "out"))}
+    tx = optim.adafactor(1e-2, beta1=0.9)
+    specs = linen.get_partition_spec(tx.init(boxed)).leaves["kernel"]
+    assert specs.mu == jax.sharding.PartitionSpec("in", "out")
+    assert specs.nu.row == jax.sharding.PartitionSpec()
+    grads = [{"kernel": boxed["kernel"].replace(value=GRADS[0]["dense"]["kernel"])}] * 2
+    done, _ = course(tx, boxed, grads)
+    want, _ = course(tx, *linen.unbox((boxed, grads)))
+    np.testing.assert_array_equal(done["kernel"].value, want["kernel"])
+
+
+def test_averages_are_read_from_the_state_in_nnx():
+    tx, model = optim.schedule_free_sgd(0.1), Model(START)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    for g in GRADS:
+        optimizer.update(model, nnx.state(Model(g)))
+    params = nnx.state(model, nnx.Param)
+    averaged = optim.evaluation_params(optimizer.opt_state, params)
+    trained, state = course(tx, START, GRADS)
+    want = optim.evaluation_params(state, trained)
+    same(nnx.to_pure_dict(averaged), want)
+    assert np.abs(want["dense"]["kernel"] - trained["dense"]["kernel"]).max() > 1e-3
+
+
+def test_the_documentation_lists_the_places():
+    pages = (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text()
+    table = pages.split("## Where they work")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE) == list(PLACES)
