@@ -17,8 +17,8 @@ INERT = frozenset(
     unk_token_id use_cache
 
     attn_implementation cache_implementation classifier_dropout finetuning_task
-    gradient_checkpointing is_llama_config is_qwen2_config num_labels prefix
-    sep_token_id tf_legacy_loss tokenizer_model_max_length tokenizer_padding_side
+    gradient_checkpointing is_llama_config is_qwen2_config num_labels output_past
+    prefix sep_token_id tf_legacy_loss tokenizer_model_max_length tokenizer_padding_side
     torchscript transformers.js_config use_bfloat16 use_flash_attn
 
     max_sequence_length model_max_length seq_length
