@@ -1,5 +1,6 @@
 """Conversations and documents -> tokens, and which of them are learned."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -7,10 +8,12 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from jaxpeft.data.conversation import Conversation
+from jaxpeft.data.documents import encode as documents_ids
+from jaxpeft.data.masks import mask_turns
 from jaxpeft.data.rejects import Rejects
 from jaxpeft.data.template import ChatTemplate
 from jaxpeft.data.tool_turns import PROBE
-from jaxpeft.data.turns import Turn, find_turns
+from jaxpeft.data.turns import Turn, find_turns, narrowed
 from jaxpeft.errors import InputError
 
 if TYPE_CHECKING:
@@ -142,9 +145,8 @@ def _encode_documents(
     texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[_Encoded]:
     eos = tokenizer.eos_token_id
-    encoded = tokenizer(list(texts), return_attention_mask=False, verbose=False)
     documents = []
-    for ids in encoded["input_ids"]:  # pyright: ignore[reportGeneralTypeIssues]
+    for ids in documents_ids(texts, tokenizer):
         if eos is not None and (not ids or ids[-1] != eos):
             ids = [*ids, eos]
         tokens = np.array(ids, np.int32)
@@ -171,19 +173,15 @@ def _encode_conversations(
         return [(ids, np.ones(len(ids), bool)) for ids in tokens]
 
     special = special_ids(template.tokenizer)
-    masks: dict[int, np.ndarray] = {}
-    if template.marks_generation:
-        masks = _generation_masks(talks, template, special, encoded)
-    rest = [i for i in range(len(talks)) if i not in masks]
-    learned = find_turns(
-        template,
-        [talks[i] for i in rest],
-        [texts[i] for i in rest],
-        [places[i] for i in rest],
-    )
-    for i, turns in zip(rest, learned):
+    turns_of_each = _learned_turns(talks, texts, places, template)
+    masks = []
+    for i, turns in enumerate(turns_of_each):
         offsets = np.array(encoded["offset_mapping"][i], np.int64)
-        mask = None if turns is None else mask_turns(tokens[i], offsets, turns, special)
+        mask = (
+            None
+            if turns is None
+            else mask_turns(texts[i], tokens[i], offsets, turns, special)
+        )
         if mask is None:
             raise InputError(
                 f"{places[i]}: cannot tell the assistant's turns apart in what the "
@@ -191,8 +189,31 @@ def _encode_conversations(
                 "rewrites earlier turns); mark them with {% generation %} in the "
                 "template, or set data.train_on: all"
             )
-        masks[i] = mask
-    return [(ids, masks[i]) for i, ids in enumerate(tokens)]
+        masks.append(mask)
+    return list(zip(tokens, masks, strict=True))
+
+
+def _learned_turns(
+    talks: Sequence[Conversation],
+    texts: Sequence[str],
+    places: Sequence[str],
+    template: ChatTemplate,
+) -> list[list[Turn] | None]:
+    """The turns that are learned, or what `{% generation %}` blocks mark of them."""
+    if not template.marks_generation:
+        return find_turns(template, talks, texts, places)
+    turns_of_each = []
+    for talk, text, place in zip(talks, texts, places, strict=True):
+        turns = None
+        # The blocks say enough where the template takes whole conversations alone.
+        with contextlib.suppress(InputError):
+            (turns,) = find_turns(template, [talk], [text], [place])
+        # Whose turn a block is, is not known where some are not learned.
+        is_whole = not any("weight" in message for message in talk.messages)
+        blocks = template.generation_blocks(talk, text) if is_whole else []
+        parts = narrowed(turns, blocks, len(text)) if blocks else []
+        turns_of_each.append(parts or turns)
+    return turns_of_each
 
 
 def special_ids(tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
@@ -229,93 +250,3 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     after: Any = tokenizer(text.rpartition(PROBE)[2], add_special_tokens=False)
     special = set(special_ids(tokenizer).tolist())
     return next((i for i in after["input_ids"] if i in special), None)
-
-
-def mask_turns(
-    tokens: np.ndarray, offsets: np.ndarray, turns: Sequence[Turn], special: np.ndarray
-) -> np.ndarray | None:
-    """The mask of the tokens of `turns`, each through its end-of-turn token.
-
-    The end of a turn is the first special token after its content, or where the
-    content is not known, the last one in it; a template without any has its turn
-    supervised whole.
-
-    Args:
-        tokens: (length,) int32, the ids of the rendered conversation.
-        offsets: (length, 2) int64, the first character that each token covers, and one
-            past the last.
-        turns: where the learned turns stand in the text.
-        special: the ids of the tokens that can end a turn.
-
-    Returns:
-        The mask, (length,) bool; None if a turn's end cannot be established.
-    """
-    mask = np.zeros(len(tokens), bool)
-    if not len(tokens):
-        return mask
-    is_special = np.isin(tokens, special)
-    ends = np.maximum.accumulate(offsets[:, 1])
-    # Some tokenizers leave a token's leading space out of its offsets.
-    starts = np.minimum(offsets[:, 0], np.append(offsets[0, 0], ends[:-1]))
-    for turn in turns:
-        first = int(np.searchsorted(ends, turn.start, "right"))
-        if first < len(tokens) and starts[first] < turn.start and is_special[first]:
-            first += 1  # the prompt's last token, which swallowed what follows it
-        stop = int(np.searchsorted(starts, turn.stop))
-        # Ends, not starts: an end-of-turn token may swallow the space before it.
-        known = turn.content_end
-        after = 0 if known is None else int(np.searchsorted(ends, known, "right"))
-        after = max(first, after)
-        marks = np.flatnonzero(is_special[after:stop]) + after
-        if len(marks):
-            stop = int(marks[-1] if known is None else marks[0]) + 1
-        elif not turn.is_exact:
-            return None
-        mask[first:stop] = True
-    return mask
-
-
-def _generation_masks(
-    talks: Sequence[Conversation],
-    template: ChatTemplate,
-    special: np.ndarray,
-    encoded: Any,
-) -> dict[int, np.ndarray]:
-    """Masks from `{% generation %}` blocks, each brought to its end-of-turn token.
-
-    Conversations that the blocks do not cover, or with turns of weight 0, are left out.
-    """
-    plain = [
-        i
-        for i, talk in enumerate(talks)
-        if not any("weight" in message for message in talk.messages)
-    ]
-    masks = {}
-    marked = template.encode_generation([talks[i] for i in plain])
-    for i, (ids, flags) in zip(plain, marked):
-        if any(flags) and ids == encoded["input_ids"][i]:
-            offsets = np.array(encoded["offset_mapping"][i], np.int64)
-            is_special = np.isin(ids, special)
-            masks[i] = _end_runs(np.array(flags, bool), is_special, offsets)
-    return masks
-
-
-def _end_runs(
-    mask: np.ndarray, is_special: np.ndarray, offsets: np.ndarray
-) -> np.ndarray:
-    """Each run of True ends with its last special token, or the one right after it."""
-    ended = mask.copy()
-    # transformers marks only the first token of a last character made of several.
-    for i in np.flatnonzero(mask[:-1] & ~mask[1:]):
-        while i + 1 < len(ended) and offsets[i + 1, 0] < offsets[i, 1]:
-            i += 1
-            ended[i] = True
-    mask = ended.copy()
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
-    for first, stop in zip(edges[::2], edges[1::2]):
-        inside = np.flatnonzero(is_special[first:stop])
-        if len(inside):
-            ended[first + inside[-1] + 1 : stop] = False
-        elif stop < len(mask) and is_special[stop]:
-            ended[stop] = True
-    return ended

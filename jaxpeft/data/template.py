@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jaxpeft.data.conversation import Conversation, Message
+from jaxpeft.data.fixed_date import DATE_STRING, with_fixed_date
 from jaxpeft.data.template_guard import FAULTS, check_template
 from jaxpeft.data.tool_turns import (
     ANSWER_PROBES,
@@ -23,10 +24,8 @@ from jaxpeft.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Llama 3's templates write today's date into the system prompt unless it is given:
-# the tokens, and with them the data's fingerprint, would change overnight. This is
-# the date that those templates themselves fall back to.
-_FIXED: dict[str, Any] = {"date_string": "26 Jul 2024"}
+# Llama 3's templates write today's date into the system prompt unless it is given.
+_FIXED: dict[str, Any] = {"date_string": DATE_STRING}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -94,7 +93,7 @@ class ChatTemplate:
 
     def _check(self, conversations: Sequence[Conversation]) -> None:
         problem = check_template(
-            self.source,
+            with_fixed_date(self.source),
             [{"messages": c.messages, "tools": c.tools} for c in conversations],
             {**_FIXED, **self.tokenizer.special_tokens_map},
         )
@@ -154,35 +153,42 @@ class ChatTemplate:
         if not turns:
             return []
         texts: Any = self.tokenizer.apply_chat_template(
-            turns, tools=tools, tokenize=False, add_generation_prompt=prompt, **_FIXED
+            turns,
+            tools=tools,
+            chat_template=self._used(tools),
+            tokenize=False,
+            add_generation_prompt=prompt,
+            **_FIXED,
         )
         return texts
 
-    def encode_generation(
-        self, conversations: Sequence[Conversation]
-    ) -> list[tuple[list[int], list[int]]]:
-        """The tokens of each conversation, and which a generation block wrote.
+    def _used(self, tools: list | None) -> str:
+        """The template that is run: of several, the one for tools where they are."""
+        return with_fixed_date(self.tokenizer.get_chat_template(tools=tools))
+
+    def generation_blocks(
+        self, conversation: Conversation, text: str
+    ) -> list[tuple[int, int]]:
+        """Where the template's `{% generation %}` blocks stand in a conversation.
 
         Args:
-            conversations: what is rendered, by a template with `{% generation %}`.
+            conversation: what is rendered.
+            text: what the template makes of it.
 
         Returns:
-            For each conversation its token ids, and for each of them 1 where such a
-                block wrote it, else 0.
+            (first character, one past the last) of each, in their order.
         """
-        encoded = []
-        for conversation in conversations:
-            out: Any = self.tokenizer.apply_chat_template(
-                [conversation.messages],
-                tools=conversation.tools,  # pyright: ignore[reportArgumentType]
-                tokenize=True,
-                return_dict=True,
-                return_assistant_tokens_mask=True,
-                tokenizer_kwargs={"verbose": False},
-                **_FIXED,
-            )
-            encoded.append((out["input_ids"][0], out["assistant_masks"][0]))
-        return encoded
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        rendered: Any = render_jinja_template(
+            conversations=[conversation.messages],
+            tools=conversation.tools,  # pyright: ignore[reportArgumentType]
+            chat_template=self._used(conversation.tools),
+            return_assistant_tokens_mask=True,
+            **{**self.tokenizer.special_tokens_map, **_FIXED},
+        )
+        (again,), (blocks,) = rendered
+        return blocks if again == text else []
 
 
 def until(conversation: Conversation, turn: int) -> Conversation:

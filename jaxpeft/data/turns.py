@@ -5,21 +5,16 @@ Two ways, of which the second is for templates that rewrite what came earlier:
 1. A turn starts where the conversation up to it, rendered with the generation prompt,
    ends, and stops where the conversation with it ends; both texts have to be prefixes
    of the whole one.
-2. The conversation is rendered with placeholders for its contents. That gives the
-   template's own text between them; put together with the contents it has to give the
-   whole text exactly, and so every content's place is known.
+2. By the places of the contents, see `contents.layout`.
 """
 
-import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from jaxpeft.data.contents import Layout, after_mark, layout, variants
 from jaxpeft.data.conversation import Conversation, Message, is_learned
 from jaxpeft.data.template import ChatTemplate, until
-
-# Private-use characters: no data holds them, and templates pass them through.
-_MARK = re.compile("\ue000([0-9]+)\ue001")
+from jaxpeft.errors import InputError
 
 
 class Turn(NamedTuple):
@@ -31,12 +26,14 @@ class Turn(NamedTuple):
             (a tool call), so that only start and stop are known.
         stop: where the next message begins, or the text ends.
         is_exact: whether `stop` is certain; else it is only an upper bound.
+        block_end: where a `{% generation %}` block in it ends; None: there is none.
     """
 
     start: int
     content_end: int | None
     stop: int
     is_exact: bool = True
+    block_end: int | None = None
 
 
 def find_turns(
@@ -60,7 +57,8 @@ def find_turns(
             established.
 
     Raises:
-        InputError: the template refuses the beginning of a conversation.
+        InputError: the template refuses the beginning of a conversation, or leaves out
+            a function call.
     """
     wanted = [(c, i) for c, v in enumerate(conversations) for i in _assistants(v)]
     heads = template.render(
@@ -79,13 +77,17 @@ def find_turns(
     for c, conversation in enumerate(conversations):
         learned = _assistants(conversation)
         turns = by_prefix(
-            conversation.messages,
+            template,
+            conversation,
             texts[c],
+            places[c],
             [head_of[c, i] for i in learned],
             [whole_of.get((c, i), texts[c]) for i in learned],
         )
         if turns is None:
             turns = by_placeholders(template, conversation, texts[c], places[c])
+        if turns is not None:
+            _require_calls(template, conversation, texts[c], places[c], turns)
         turns_of_each.append(turns)
     return turns_of_each
 
@@ -94,51 +96,98 @@ def _assistants(conversation: Conversation) -> list[int]:
     return [i for i, message in enumerate(conversation.messages) if is_learned(message)]
 
 
+def _require_calls(
+    template: ChatTemplate,
+    conversation: Conversation,
+    text: str,
+    place: str,
+    turns: Sequence[Turn],
+) -> None:
+    """Refuses a conversation whose calls the template does not write."""
+    for turn, number in zip(turns, _assistants(conversation), strict=True):
+        for call in conversation.messages[number].get("tool_calls", ()):
+            name = call["function"]["name"]
+            if name not in text[turn.start : turn.stop]:
+                raise InputError(
+                    f"{place}: the chat template of {template.name} leaves out the "
+                    f"call to {name!r}; write it as text into the content of that "
+                    "turn, or take a template that knows calls"
+                )
+
+
 def by_prefix(
-    messages: Sequence[Message], text: str, heads: Sequence[str], wholes: Sequence[str]
+    template: ChatTemplate,
+    conversation: Conversation,
+    text: str,
+    place: str,
+    heads: Sequence[str],
+    wholes: Sequence[str],
 ) -> list[Turn] | None:
     """The learned turns, found by rendering the conversation up to each of them.
 
     Args:
-        messages: the conversation's messages.
-        text: what the template makes of all of them.
+        template: the chat template.
+        conversation: the conversation, prepared by `ChatTemplate.prepare`.
+        text: what the template makes of it.
+        place: where the conversation stands, for messages.
         heads: for each learned turn, the text up to it with the generation prompt.
         wholes: for each learned turn, the text up to it and including it.
 
     Returns:
         The learned turns in order; None where the texts do not establish them.
     """
-    learned = [message for message in messages if is_learned(message)]
     if not all(map(text.startswith, heads)):
         return None
     turns = []
     bounds = [len(head) for head in heads[1:]] + [len(text)]
-    for message, head, whole, bound in zip(learned, heads, wholes, bounds):
+    end_of = _ends(template, conversation, text, place)
+    numbers = _assistants(conversation)
+    for number, head, whole, bound in zip(numbers, heads, wholes, bounds):
         start = len(head)
         is_exact = text.startswith(whole) and len(whole) >= start
         stop = len(whole) if is_exact else bound
-        content_end = _find_content(message, text, start, stop)
+        message = conversation.messages[number]
+        content_end, is_sure = _find_content(message, text, start, stop)
+        if content_end is not None and not is_sure:
+            known = end_of(number)
+            inside = known is not None and start <= known <= stop
+            content_end = known if inside else content_end
         if content_end is None and not is_exact:
             return None
         turns.append(Turn(start, content_end, stop, is_exact))
     return turns
 
 
-def _variants(content: str) -> list[str]:
-    """The content as templates write it: whole, trimmed, without its thoughts."""
-    answer = content.rpartition("</think>")[2]
-    written = (content, content.strip(), answer, answer.strip(), answer.lstrip("\n"))
-    return sorted(set(written), key=len, reverse=True)
-
-
-def _find_content(message: Message, text: str, start: int, stop: int) -> int | None:
+def _find_content(
+    message: Message, text: str, start: int, stop: int
+) -> tuple[int | None, bool]:
+    """Where a content ends between two places, and whether that is beyond doubt."""
     if message.get("tool_calls"):
-        return None
-    for variant in _variants(message["content"]):
+        return None, True
+    written = variants(message["content"])
+    for variant in written:
         at = text.find(variant, start, stop)
         if at >= 0:
-            return at + len(variant)
-    return None
+            # The template's own text may hold a short one as well.
+            first = text.find(written[-1], start, stop)
+            is_only = text.find(written[-1], first + 1, stop) < 0
+            return at + len(variant), bool(written[-1]) and is_only
+    return None, True
+
+
+def _ends(
+    template: ChatTemplate, conversation: Conversation, text: str, place: str
+) -> Callable[[int], int | None]:
+    """Message -> where its content ends, by placeholders, rendered when first asked."""
+    found: list[Layout | None] = []
+
+    def end_of(number: int) -> int | None:
+        if not found:
+            found.append(layout(template, conversation, text, place))
+        known = found[0] or layout(template, conversation, text, place, only=[number])
+        return known and known.end_of(number)
+
+    return end_of
 
 
 def by_placeholders(
@@ -156,80 +205,28 @@ def by_placeholders(
         The learned turns in order; None where the texts do not establish them.
 
     Raises:
-        InputError: the template refuses the conversation with placeholders in it.
+        InputError: the template refuses the beginning of the conversation with
+            placeholders in it.
     """
-    marked = [
-        _with_text(message, f"\ue000{i}\ue001")
-        for i, message in enumerate(conversation.messages)
-    ]
-    blank = replace(conversation, messages=marked)
-    skeleton = template.render([blank], [place])[0]
-    marks = list(_MARK.finditer(skeleton))
-    order = [int(mark[1]) for mark in marks]
-    edges = [0, *(edge for mark in marks for edge in mark.span()), len(skeleton)]
-    gaps = [skeleton[a:b] for a, b in zip(edges[::2], edges[1::2])]
-    spans = _align(text, gaps, [_text_of(conversation.messages[i]) for i in order])
-    if spans is None:
+    found = layout(template, conversation, text, place)
+    if found is None:
         return None
-
+    order, spans = found.order, found.spans
     turns = []
     for i in _assistants(conversation):
         if order.count(i) != 1:
             return None
         at = order.index(i)
-        head = template.render([until(blank, i)], [place], prompt=True)[0]
-        header = _after_mark(head, order[at - 1] if at else None)
+        head = template.render([until(found.blank, i)], [place], prompt=True)[0]
+        header = after_mark(head, order[at - 1] if at else None)
         if header is None:
             return None
         # The template's part before the content: what the prompt already has of it.
         gap_start = spans[at - 1][1] if at else 0
-        start = gap_start + _common_prefix(gaps[at], header)
+        start = gap_start + _common_prefix(found.gaps[at], header)
         stop = spans[at + 1][0] if at + 1 < len(spans) else len(text)
         turns.append(Turn(start, spans[at][1], stop, is_exact=stop == len(text)))
     return turns
-
-
-def _text_of(message: Message) -> str:
-    """What a placeholder stands for: the content, or the name of a function called."""
-    if message["content"] or not message.get("tool_calls"):
-        return message["content"]
-    return message["tool_calls"][0]["function"]["name"]
-
-
-def _with_text(message: Message, text: str) -> Message:
-    if message["content"]:
-        return {**message, "content": text}
-    if not message.get("tool_calls"):
-        return message
-    first, *others = message["tool_calls"]
-    first = {**first, "function": {**first["function"], "name": text}}
-    return {**message, "tool_calls": [first, *others]}
-
-
-def _align(
-    text: str, gaps: Sequence[str], contents: Sequence[str]
-) -> list[tuple[int, int]] | None:
-    """Where each content stands, if gaps and contents in turn are exactly `text`."""
-    if not text.startswith(gaps[0]):
-        return None
-    position, spans = len(gaps[0]), []
-    for content, gap in zip(contents, gaps[1:]):
-        for variant in _variants(content):
-            if text.startswith(variant + gap, position):
-                break
-        else:
-            return None
-        spans.append((position, position + len(variant)))
-        position += len(variant) + len(gap)
-    return spans if position == len(text) else None
-
-
-def _after_mark(head: str, before: int | None) -> str | None:
-    """What follows placeholder number `before`, the last one, in a rendered prompt."""
-    marks = list(_MARK.finditer(head))
-    if before is None:
-        return None if marks else head
-    return head[marks[-1].end() :] if marks and int(marks[-1][1]) == before else None
 
 
 def _common_prefix(a: str, b: str) -> int:
@@ -237,3 +234,40 @@ def _common_prefix(a: str, b: str) -> int:
         if x != y:
             return i
     return min(len(a), len(b))
+
+
+def narrowed(
+    turns: Sequence[Turn] | None, blocks: Sequence[tuple[int, int]], size: int
+) -> list[Turn]:
+    """The parts of turns that a template's `{% generation %}` blocks mark.
+
+    A block that begins with the turn's header is learned from after it, and one that
+    ends before the end-of-turn token is learned through it.
+
+    Args:
+        turns: where the turns stand; None where that is not known.
+        blocks: where the blocks stand, (first character, one past it), in order.
+        size: characters of the whole text.
+
+    Returns:
+        A turn for each block that stands in one.
+    """
+    if turns is None:
+        edges = [start for start, _ in blocks[1:]] + [size]
+        return [
+            Turn(start, None, stop, is_exact=False, block_end=end)
+            for (start, end), stop in zip(blocks, edges)
+        ]
+    parts: list[tuple[int, Turn]] = []
+    for start, end in blocks:
+        over = [n for n, t in enumerate(turns) if t.start <= end and start < t.stop]
+        if over:
+            turn = turns[over[-1]]
+            begin, end = max(start, turn.start), max(end, turn.start)
+            parts.append((over[-1], turn._replace(start=begin, block_end=end)))
+    last = {number: n for n, (number, _) in enumerate(parts)}
+    return [
+        # Of several blocks in a turn all but the last end where they end.
+        part if last[number] == n else part._replace(content_end=size)
+        for n, (number, part) in enumerate(parts)
+    ]

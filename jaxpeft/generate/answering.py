@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from jaxpeft import adapters, hf
 from jaxpeft.assembly.trained import Trained
+from jaxpeft.data import documents
 from jaxpeft.data.formats import Conversation
 from jaxpeft.data.template import ChatTemplate
 from jaxpeft.errors import InputError, suggest
@@ -180,7 +181,7 @@ def encoded(model: Trained, questions: Sequence[Question]) -> list[list[int]]:
         prompts.update(zip(talks, ids, strict=True))
     texts = {i: c for i, c in enumerate(contents) if isinstance(c, str)}
     if texts:
-        ids = tokenizer(list(texts.values()))["input_ids"]
+        ids = documents.encode(list(texts.values()), tokenizer)
         prompts.update(zip(texts, ids, strict=True))
     return [prompts[i] for i in range(len(questions))]
 

@@ -1,0 +1,250 @@
+"""Which tokens are learned: answers that are easily confused, blocks that mark them."""
+
+import pytest
+
+from jaxpeft.data.fixed_date import DATE, with_fixed_date
+from jaxpeft.data.formats import Conversation
+from jaxpeft.data.render import render
+from jaxpeft.errors import InputError
+
+from .conftest import learned, one, talk
+
+USER = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+HEADER = "{{ '<|im_start|>assistant\n' }}"
+END = "{{ '<|im_end|>\n' }}"
+PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+OPEN, CLOSE = "{% generation %}", "{% endgeneration %}"
+CONTENT = "{{ m['content'] }}"
+
+
+def chatml(assistant):
+    """A ChatML template whose assistant's turns are written so."""
+    return (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        f"{assistant}{{% else %}}{USER}{{% endif %}}{{% endfor %}}{PROMPT}"
+    )
+
+
+BLOCKS = {
+    "content": HEADER + OPEN + CONTENT + CLOSE + END,
+    "through the end": HEADER
+    + OPEN
+    + CONTENT
+    + "{{ '<|im_end|>' }}"
+    + CLOSE
+    + "{{ '\n' }}",
+    "with the line break": HEADER + OPEN + CONTENT + END + CLOSE,
+    "with the header": OPEN + HEADER + CONTENT + END + CLOSE,
+    "none": HEADER + CONTENT + END,
+}
+ANSWERS = [
+    "hello",
+    "",
+    "x  ",
+    "🙂",
+    "two\nlines\n",
+    "Put <file_sep> between files, then go on.",
+    "It ends with <file_sep>",
+    "It is <|im_end|> in ChatML, so stop there.",
+    "<|im_end|>",
+    "<file_sep> first",
+    "im_end",
+    "assistant",
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_an_answer_is_learned_to_the_end_of_turn(tokenizer_with, block):
+    """Whatever of a turn a block marks."""
+    tokenizer = tokenizer_with(chatml(BLOCKS[block]), "<file_sep>")
+    for answer, other in zip(ANSWERS, ANSWERS[1:] + ANSWERS[:1]):
+        found = learned(talk("q", answer, "q", other), tokenizer)
+        assert found == [answer + "<|im_end|>", other + "<|im_end|>"]
+
+
+def test_a_block_marks_which_turns_are_learned(tokenizer_with):
+    last = (
+        "{% if loop.last %}" + BLOCKS["content"] + "{% else %}" + USER + "{% endif %}"
+    )
+    tokenizer = tokenizer_with(chatml(last))
+    assert learned(talk("q", "a", "q", "b"), tokenizer) == ["b<|im_end|>"]
+    never = "{% if false %}" + BLOCKS["content"] + "{% endif %}" + USER
+    assert learned(talk("q", "a"), tokenizer_with(chatml(never))) == ["a<|im_end|>"]
+    unlearned = talk("q", "a", "q", "b")
+    unlearned.messages[1]["weight"] = 0
+    tokenizer = tokenizer_with(chatml(BLOCKS["with the header"]))
+    assert learned(unlearned, tokenizer) == ["b<|im_end|>"]
+
+
+def test_several_blocks_and_blocks_over_a_part(tokenizer_with):
+    more = "{{ 'unlearned:' }}" + OPEN + "{{ 'more' }}" + CLOSE
+    two = chatml(HEADER + OPEN + CONTENT + CLOSE + more + END)
+    assert learned(talk("q", "a"), tokenizer_with(two)) == ["a", "more<|im_end|>"]
+    half = OPEN + "{{ m['content'][:2] }}" + CLOSE + "{{ m['content'][2:] }}"
+    tokenizer = tokenizer_with(chatml(HEADER + half + END))
+    assert learned(talk("q", "12 34"), tokenizer) == ["12"]
+
+
+def call_of(name):
+    return {"id": "0", "type": "function", "function": {"name": name, "arguments": {}}}
+
+
+@pytest.mark.parametrize("through_end", [True, False])
+def test_a_block_around_a_call(tokenizer_with, through_end):
+    """The content is not known, and a special token ends the call before the turn."""
+    written = "{{ '<call>' + m.tool_calls[0].function.name + '</call>' }}"
+    rest = END + CLOSE if through_end else CLOSE + END
+    template = chatml(HEADER + OPEN + written + rest)
+    turns = talk("q", "").messages
+    turns[1]["tool_calls"] = [call_of("f")]
+    tokenizer = tokenizer_with(template, "<call>", "</call>")
+    assert learned(Conversation(turns), tokenizer) == ["<call>f</call><|im_end|>"]
+
+
+def test_blocks_say_enough_where_turns_cannot_be_found(tokenizer_with):
+    """A template that rewrites all that came earlier."""
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        "{{ '<|im_start|>' ~ loop.length }}{% generation %}{{ m['content'] | upper }}"
+        "{% endgeneration %}{{ '<|im_end|>' }}{% else %}{{ m['content'] | upper }}"
+        "{% endif %}{% endfor %}"
+    )
+    tokenizer = tokenizer_with(template, "<FILE_SEP>")
+    items = talk("q", "a", "q", "b <file_sep> c", "q", "d <file_sep>")
+    assert learned(items, tokenizer) == [
+        "A<|im_end|>",
+        "B <FILE_SEP> C<|im_end|>",
+        "D <FILE_SEP>",  # nothing tells whether more belongs to it
+    ]
+
+
+FINAL = "<|channel|>final<|message|>"
+HARMONY = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{{ '<|start|>assistant<|channel|>final<|message|>' + m['content'] }}"
+    "{{ 'LAST' if loop.last else '<|end|>' }}"
+    "{% else %}{{ '<|start|>' + m['role'] + '<|message|>' + m['content'] + '<|end|>' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}"
+    "{% endif %}"
+)
+HARMONY_TOKENS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
+
+
+@pytest.mark.parametrize("last", ["<|end|>", "<|return|>"])
+def test_an_answer_that_the_templates_own_text_holds(tokenizer_with, last):
+    """It is looked for after that text; a special token inside it does not end it.
+
+    With another token at the end of the last turn, earlier ones have no exact end.
+    """
+    tokenizer = tokenizer_with(HARMONY.replace("LAST", last), *HARMONY_TOKENS)
+    answers = [
+        "a",
+        "final",
+        "",
+        " ",
+        "channel",
+        "end",
+        "l",
+        "<|end|>",
+        "say <|end|> so",
+    ]
+    for answer in answers:
+        found = learned(talk("which?", answer, "and a?", answer), tokenizer)
+        assert found == [FINAL + answer + "<|end|>", FINAL + answer + last]
+
+
+QWEN3_THINKING = (
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
+    "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% set c = m.content %}"
+    "{% set t = m.reasoning_content or '' %}{% if '</think>' in c %}"
+    "{% set t = c.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|im_start|>assistant\n' }}{% if loop.index0 > ns.last %}"
+    "{{ '<think>\n' + t + '\n</think>\n\n' }}{% endif %}{{ c + '<|im_end|>\n' }}"
+    "{% else %}" + USER + "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+
+
+def test_thoughts_in_several_turns(tokenizer_with):
+    """In the text or apart from it; the template keeps those of the last turn alone."""
+    tokenizer = tokenizer_with(QWEN3_THINKING)
+    thought = "<think>\n{}\n</think>\n\n"
+    inline = talk("q1", thought.format("t1") + "a1", "q2", thought.format("a2?") + "a2")
+    apart = talk("q1", "a1", "q2", "a2")
+    apart.messages[1]["reasoning_content"] = "t1"
+    apart.messages[3]["reasoning_content"] = "a2?"
+    expected = ["a1<|im_end|>", "a2?\n</think>\n\na2<|im_end|>"]
+    assert learned(inline, tokenizer) == learned(apart, tokenizer) == expected
+    for first in ("<think>a</think>", "<think>\n\n</think>\n\n", ""):
+        items = talk("q1", first + "a1", "q2", first + "a2")
+        assert learned(items, tokenizer)[0] == "a1<|im_end|>"
+
+
+def test_a_call_that_is_written_only_without_text_is_refused(tokenizer_with):
+    template = chatml(
+        HEADER + "{% if m.content %}{{ m.content }}{% elif m.tool_calls %}"
+        "{{ m.tool_calls[0].function.name }}{% endif %}" + END
+    )
+    turns = talk("q", "").messages
+    turns[1]["tool_calls"] = [call_of("get_time")]
+    tokenizer = tokenizer_with(template)
+    assert learned(Conversation(turns), tokenizer) == ["get_time<|im_end|>"]
+    turns[1]["content"] = "Let me see."
+    with pytest.raises(InputError, match=r"d\.json \(row 1\): .* call to 'get_time'"):
+        one(Conversation(turns), tokenizer)
+
+
+DATED = (
+    "{{ bos_token }}{{ '<|im_start|>system\n' }}"
+    "{%- set today = strftime_now('%d %B %Y') -%}"
+    "{{ 'Today: ' ~ today ~ '<|im_end|>\n' }}" + chatml(BLOCKS["content"])
+)
+
+
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(tokenizer_with):
+    tokenizer = tokenizer_with(DATED)
+    text = tokenizer.decode(one(talk("q", "a"), tokenizer).tokens)
+    assert "Today: 26 July 2024<|im_end|>" in text
+    assert learned(talk("q", "a"), tokenizer) == ["a<|im_end|>"]
+
+
+def written_by(template):
+    """What transformers makes of a template."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return _compile_jinja_template(template).render()
+
+
+@pytest.mark.parametrize(
+    "form", ["%d %b %Y", "%-d.%-m.%y, %A", "%H:%M", "%B %-d", "%x %X", "100%", ""]
+)
+def test_dates_are_written_as_python_writes_them(form):
+    """In a macro and behind a condition, as templates do."""
+    template = (
+        "{% macro day() %}{{ strftime_now(FORM) }}{% endmacro %}"
+        "{% if strftime_now is defined %}{{ day() }}{% endif %}"
+    ).replace("FORM", repr(form))
+    assert written_by(with_fixed_date(template)) == DATE.strftime(form)
+
+
+@pytest.mark.parametrize(
+    "start", ["x", "\n x", "  {% if true %}y{% endif %}", "{{ 1 }}", "{#- -#}\n\n"]
+)
+def test_the_rest_of_a_dated_template_is_as_before(start):
+    plain = start + "\n  {% if true %}\n z {% endif %}"
+    assert with_fixed_date(plain) is plain
+    dated = with_fixed_date(plain + "{{ strftime_now('') }}")
+    assert written_by(dated) == written_by(plain)
+
+
+def test_a_text_that_begins_with_bos_gets_no_second_one(tokenizer):
+    text = "<|im_start|>user\nhi<|im_end|>"
+    (bare, with_bos) = (
+        render([one], ["r"], tokenizer, max_length=99)[0].tokens.tolist()
+        for one in (text, "<|bos|>" + text)
+    )
+    assert with_bos == bare
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert bare.count(bos) == 1 and bare[-1] == eos and bare[-2] != eos
