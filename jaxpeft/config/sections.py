@@ -166,7 +166,7 @@ def _or_auto(value: Any, number: ValidatorFunctionWrapHandler) -> Any:
 # Not a union: of that pydantic reports every member's complaint.
 Rate = Annotated[
     float,
-    Field(ge=0),
+    Field(ge=0, le=3.4e38),  # as much as float32 holds
     WrapValidator(_or_auto),
     PlainSerializer(lambda value: value, return_type=Any),
 ]

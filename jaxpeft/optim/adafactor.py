@@ -142,7 +142,7 @@ def adafactor(
             beside `relative_step`, for none without it, and for `warmup_init` without
             it.
     """
-    _check(learning_rate, decay_rate, relative_step, warmup_init)
+    _check(learning_rate, relative_step, warmup_init)
     rule = adafactor_rule(
         eps,
         clip_threshold,
@@ -161,9 +161,7 @@ def adafactor(
     )
 
 
-def _check(
-    learning_rate: Any, decay_rate: float, relative_step: bool, warmup_init: bool
-) -> None:
+def _check(learning_rate: Any, relative_step: bool, warmup_init: bool) -> None:
     problems = []
     if relative_step and learning_rate is not None:
         problems.append(
@@ -179,11 +177,6 @@ def _check(
         problems.append(
             "optimizer.warmup_init: found true; needs optimizer.relative_step to be "
             "true, whose steps it makes smaller"
-        )
-    if decay_rate >= 0:
-        problems.append(
-            f"optimizer.decay_rate: found {decay_rate}; must be below 0, the power of "
-            "the update's number that new squares are weighted by"
         )
     if problems:
         raise InputError(*problems)

@@ -2,13 +2,14 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
 
 from jaxpeft.errors import InputError
-from jaxpeft.optim.ranges import in_range
+from jaxpeft.optim.ranges import in_range, is_zero
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -53,7 +54,7 @@ def ademamix_rule(
     ) -> tuple[Array, AdemamixState]:
         t = ctx.t.astype(jnp.float32)
         own_alpha = alpha * jnp.minimum(1.0, t / t_alpha) if t_alpha else alpha
-        log_b3 = _log_b3(b1, b3, t / t_beta3) if t_beta3 else np.log(b3)
+        log_b3 = _log_b3(b1, b3, t / t_beta3) if t_beta3 else _log(b3)
         mu = b1 * state.mu + (1 - b1) * g
         # Near 1, b3 itself has lost the digits that 1 - b3 needs.
         slow = jnp.exp(log_b3) * state.slow - jnp.expm1(log_b3) * g
@@ -67,9 +68,13 @@ def ademamix_rule(
 
 def _log_b3(b1: float, b3: float, x: Array) -> Array:
     """ln of b3 when a part x of its warmup is over: half-lives grow linearly."""
-    low, high = np.log(b1), np.log(b3)
+    low, high = _log(b1), _log(b3)
     x = jnp.minimum(x, 1.0)
     return low * high / ((1 - x) * high + x * low)
+
+
+def _log(beta: float | Array) -> Any:
+    return jnp.log(beta) if isinstance(beta, jax.Array) else np.log(beta)
 
 
 @in_range
@@ -124,7 +129,7 @@ def ademamix(
     problems = [
         f"optimizer.{key}: found {value}; use a number between 0 and 1"
         for key, value in {"b1": b1, "b3": b3}.items()
-        if value == 0
+        if is_zero(value)
     ]
     if problems:
         raise InputError(*problems)

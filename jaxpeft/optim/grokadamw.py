@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxpeft.optim.ranges import in_range
+from jaxpeft.optim.ranges import in_range, is_zero
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -84,9 +85,12 @@ def grokadamw_rule(
     def update(
         g: Array, state: GrokState, p: Array, ctx: Context
     ) -> tuple[Array, GrokState]:
-        if gradient_clipping > 0:
+        if not is_zero(gradient_clipping):
             norm = jnp.sqrt(jnp.sum(jnp.square(g)))
-            g = g * jnp.minimum(1.0, gradient_clipping / (norm + 1e-6))
+            factor = jnp.minimum(1.0, gradient_clipping / (norm + 1e-6))
+            if isinstance(gradient_clipping, jax.Array):
+                factor = jnp.where(gradient_clipping == 0, 1.0, factor)
+            g = g * factor
         decay = -grokking_signal_decay_rate * ctx.shared.signal()
         alpha = alpha_init * jnp.exp(decay)
         slow = alpha * state.slow + (1 - alpha) * g

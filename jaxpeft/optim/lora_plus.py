@@ -8,6 +8,7 @@ import optax
 
 from jaxpeft import tree
 from jaxpeft.errors import InputError
+from jaxpeft.optim.ranges import problems_of
 
 
 def lora_plus(
@@ -35,11 +36,11 @@ def lora_plus(
             factors, which start at zero.
 
     Raises:
-        InputError: for a ratio that is not above 0, and at `init` where no leaf
+        InputError: for a ratio that is no number above 0, and at `init` where no leaf
             matches.
     """
-    if not ratio > 0:
-        raise InputError(f"optimizer.ratio: found {ratio}; must be above 0")
+    if problems := list(problems_of("ratio", ratio)):
+        raise InputError(*problems)
 
     def labels(params: Any) -> Any:
         def label(name: str, _: Any) -> str:

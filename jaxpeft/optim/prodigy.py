@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxpeft.optim.ranges import in_range
-from jaxpeft.optim.rule import debias
+from jaxpeft.optim.ranges import in_range, is_zero
+from jaxpeft.optim.rule import check_real, debias, decaying
 
 
 @in_range
@@ -77,6 +77,7 @@ def prodigy(
     )
 
     def init(params: Any) -> Any:
+        check_real(params)
         # Arrays of their own: a buffer cannot be donated twice.
         return inner.init(
             jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
@@ -91,13 +92,13 @@ def prodigy(
             )
         params = _float32(params)
         updates, new = inner.update(_float32(updates), state, params)
-        if weight_decay:
+        if not is_zero(weight_decay):
             shrink = rate(state.count) * state.estim_lr * weight_decay
             updates = jax.tree.map(
                 lambda u, p, decays: u - shrink * p if decays else u,
                 updates,
                 params,
-                _decays(mask, params),
+                decaying(mask, params),
             )
         return _unless_idle(updates, state, new)
 
@@ -122,8 +123,3 @@ def _correction_of_optax(b1: float, b2: float, t: Array) -> Array:
 
 def _float32(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-
-
-def _decays(mask: Any, params: Any) -> Any:
-    mask = True if mask is None else mask(params) if callable(mask) else mask
-    return jax.tree.broadcast(mask, params)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxpeft.optim.ranges import in_range
+from jaxpeft.optim.ranges import in_range, is_zero
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -39,7 +39,7 @@ def rmsprop_rule(alpha: float, eps: float, momentum: float, centered: bool) -> R
         return RmspropState(
             jnp.zeros_like(p),
             jnp.zeros_like(p) if centered else None,
-            jnp.zeros_like(p) if momentum else None,
+            None if is_zero(momentum) else jnp.zeros_like(p),
         )
 
     def update(

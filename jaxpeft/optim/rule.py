@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from jax import Array
 
 from jaxpeft import tree
 from jaxpeft.errors import InputError
-from jaxpeft.optim.ranges import rate_problems
+from jaxpeft.optim.ranges import is_zero, problems_of
 
 
 class Place(NamedTuple):
@@ -59,9 +60,7 @@ class Context(NamedTuple):
     @property
     def decays(self) -> bool:
         """Whether the tensor decays; a traced weight decay always counts as one."""
-        return not (
-            isinstance(self.weight_decay, int | float) and not self.weight_decay
-        )
+        return not is_zero(self.weight_decay)
 
     def decayed(self, p: Array) -> Array:
         """The tensor after its decay: p (1 - rate * decay), rounded as by torch."""
@@ -240,8 +239,10 @@ class Leafwise:
         """The state before the first update.
 
         Raises:
-            InputError: for a group without a leaf, and for what `problems` finds.
+            InputError: for a group without a leaf, for complex parameters, and for what
+                `problems` finds.
         """
+        check_real(params)
         boxes, treedef = jax.tree.flatten(params, is_leaf=tree.is_box)
         leaves, tensors = [tree.opened(x) for x in boxes], self.tensors(params)
         if leaves:
@@ -383,9 +384,13 @@ def transformation(
         A transformation to float32 differences, for `optax.apply_updates`.
 
     Raises:
-        InputError: for a rate that is not finite or below 0.
+        InputError: for a rate or a decay that is not finite or below 0.
     """
-    if wrong := rate_problems(learning_rate):
+    wrong = [
+        *problems_of("learning_rate", learning_rate),
+        *problems_of("weight_decay", weight_decay),
+    ]
+    if wrong:
         raise InputError(*wrong)
     leafwise = kind(
         rule, learning_rate, weight_decay, mask, layout or Layout(), problems
@@ -393,11 +398,49 @@ def transformation(
     return leafwise.transformation()
 
 
-def debias(beta: float, t: Array) -> Array:
+def debias(beta: float | Array, t: Array) -> Array:
     """1 - beta**t, () float32, without the cancellation that a power would bring."""
-    if beta == 0:
+    if is_zero(beta):
         return jnp.ones((), jnp.float32)
+    if isinstance(beta, jax.Array):
+        one_less = -jnp.expm1(t * jnp.log(jnp.where(beta == 0, 0.5, beta)))
+        return jnp.where(beta == 0, 1.0, one_less)
     return -jnp.expm1(t.astype(jnp.float32) * np.float32(np.log(beta)))
+
+
+def check_real(params: Any) -> None:
+    """Refuses complex parameters, of which float32 would keep the real part alone.
+
+    Args:
+        params: the tree of parameters.
+
+    Raises:
+        InputError: with the remedy, optax's wrapper that takes the two parts apart.
+    """
+    for name, p in tree.named_weights(params):
+        if jnp.issubdtype(p.dtype, jnp.complexfloating):
+            raise InputError(
+                f"{name}: found {p.dtype}; optimizers take real parameters: use "
+                "optax.contrib.split_real_and_imaginary(tx) for complex ones"
+            )
+
+
+def decaying(mask: Any, params: Any) -> Any:
+    """A tree of booleans like the parameters: which leaves decay.
+
+    A tree that can be called, as a module is in some libraries, is a tree all the same.
+
+    Args:
+        mask: what an optimizer was given: a tree of booleans, or of whole branches', a
+            function from the parameters to one, or None for all.
+        params: the tree of parameters.
+    """
+    if mask is None:
+        mask = True
+    is_function = isinstance(mask, partial) or jax.tree_util.all_leaves([mask])
+    if callable(mask) and is_function:
+        mask = mask(params)
+    return jax.tree.broadcast(mask, params)
 
 
 def without_boxes(state: Any) -> Any:
@@ -414,7 +457,4 @@ def _boxed(state: Any, like: Any) -> Any:
 
 
 def _mask_leaves(mask: Any, params: Any, count: int) -> list[bool]:
-    if mask is None:
-        return [True] * count
-    mask = mask(params) if callable(mask) else mask
-    return jax.tree.leaves(jax.tree.broadcast(mask, params))
+    return [True] * count if mask is None else jax.tree.leaves(decaying(mask, params))

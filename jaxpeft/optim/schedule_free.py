@@ -16,7 +16,7 @@ from jax import Array
 
 from jaxpeft import tree
 from jaxpeft.errors import InputError
-from jaxpeft.optim.ranges import in_range
+from jaxpeft.optim.ranges import in_range, is_zero
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -97,7 +97,10 @@ def schedule_free_rule(
         )
         total = shared.weight_sum + weight
         c = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1.0), 0.0)
-        return Scalars(shared.b1, total, lr_max, factor, c)
+        own_b1 = shared.b1
+        if isinstance(b1, jax.Array):
+            own_b1 = b1.astype(jnp.float32)
+        return Scalars(own_b1, total, lr_max, factor, c)
 
     def update(
         g: Array, state: ScheduleFreeState, y: Array, ctx: Context
@@ -112,8 +115,8 @@ def schedule_free_rule(
         y = y + c * (z - y) + (rate * (b1 * (1 - c) - 1)) * step
         return y, ScheduleFreeState(z - rate * step, nu)
 
-    start = Scalars._make(map(np.float32, (b1, 0.0, -1.0, 0.0, 0.0)))
-    return Rule(init, update, start, advance)
+    start = Scalars._make(map(np.float32, (0.0, 0.0, -1.0, 0.0, 0.0)))
+    return Rule(init, update, start._replace(b1=jnp.float32(b1)), advance)
 
 
 @in_range
@@ -163,7 +166,7 @@ def schedule_free_sgd(
             not between 0 and 1, and for `warmup_steps` that are no whole number of 0 or
             more.
     """
-    _check(momentum, warmup_steps, "momentum")
+    _check("momentum", momentum)
     rule = schedule_free_rule(
         momentum, None, r, weight_lr_power, _warmup(warmup_steps), lambda g, nu, t: g
     )
@@ -214,7 +217,7 @@ def schedule_free_adamw(
             between 0 and 1, and for `warmup_steps` that are no whole number of 0 or
             more.
     """
-    _check(b1, warmup_steps, "b1")
+    _check("b1", b1)
 
     def direction(g: Array, nu: Array, t: Array) -> Array:
         return g / (jnp.sqrt(nu / debias(b2, t)) + eps)
@@ -271,7 +274,7 @@ def schedule_free_radam(
         InputError: for settings out of their range, all at once, and for a b1 that is
             not between 0 and 1.
     """
-    _check(b1, 0, "b1")
+    _check("b1", b1)
 
     def rectification(t: Array) -> Array:
         return _rectification(t, b2, 0.0 if silent_sgd_phase else 1.0)
@@ -333,31 +336,34 @@ def _length(t: Array, b2: float) -> Array:
     what happens: so it is the sum of what is exact and of x -> 1 - x / (exp(x) - 1),
     from its series where x is small.
     """
-    log = -np.log(b2)
-    x = t.astype(jnp.float32) * np.float32(log)
+    if isinstance(b2, jax.Array):
+        log, constant = -jnp.log(b2), _length_constant(1 - b2)
+    else:
+        log = -np.log(b2)
+        constant = np.float32(2 / (1 - b2) - 1 - 2 / log)
+        log = np.float32(log)
+    x = t.astype(jnp.float32) * log
     series = x / 2 - x**2 / 12 + x**4 / 720 - x**6 / 30240
     far = jnp.where(x < 0.5, 1.0, x)
     rest = jnp.where(x < 0.5, series, 1 - far / jnp.expm1(far))
-    return np.float32(2 / (1 - b2) - 1 - 2 / log) + np.float32(2 / log) * rest
+    return constant + 2 / log * rest
+
+
+def _length_constant(e: Array) -> Array:
+    """2 / e - 1 + 2 / ln(1 - e), () float32, from its series where e is small."""
+    far = jnp.where(e < 0.05, 0.5, e)
+    series = e / 6 + e**2 / 12 + 19 * e**3 / 360
+    return jnp.where(e < 0.05, series, 2 / far - 1 + 2 / jnp.log(1 - far))
 
 
 def _rectification(t: Array, b2: float, early: float) -> Array:
     """The rate's factor in RAdam; `early` where the second moment is too young."""
-    longest, rho = np.float32(2 / (1 - b2) - 1), _length(t, b2)
+    longest, rho = jnp.asarray(2 / (1 - b2) - 1, jnp.float32), _length(t, b2)
     safe = jnp.where(rho > 4, rho, 5.0)
     square = (safe - 4) * (safe - 2) * longest / ((longest - 4) * (longest - 2) * safe)
     return jnp.where(rho > 4, jnp.sqrt(square), early)
 
 
-def _check(b1: float, warmup_steps: Any, key: str) -> None:
-    problems = []
-    if not 0 < b1 < 1:
-        problems.append(f"optimizer.{key}: found {b1}; must be between 0 and 1")
-    whole = isinstance(warmup_steps, int) and not isinstance(warmup_steps, bool)
-    if not whole or warmup_steps < 0:
-        problems.append(
-            f"optimizer.warmup_steps: found {warmup_steps}; must be a whole number of "
-            "steps, 0 for none"
-        )
-    if problems:
-        raise InputError(*problems)
+def _check(key: str, b1: Any) -> None:
+    if is_zero(b1):  # the rest of its range is looked at by `in_range`
+        raise InputError(f"optimizer.{key}: found {b1}; must be between 0 and 1")

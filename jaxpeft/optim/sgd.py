@@ -7,7 +7,7 @@ import optax
 from jax import Array
 
 from jaxpeft.errors import InputError
-from jaxpeft.optim.ranges import in_range
+from jaxpeft.optim.ranges import in_range, is_zero
 from jaxpeft.optim.rule import (
     Context,
     Layout,
@@ -33,13 +33,13 @@ def sgd_rule(momentum: float, dampening: float, nesterov: bool) -> Rule:
     """The rule of `sgd`, which explains the arguments; its state is m, or nothing."""
 
     def init(p: Array, place: Place) -> Any:
-        return jnp.zeros_like(p) if momentum else ()
+        return () if is_zero(momentum) else jnp.zeros_like(p)
 
     def update(g: Array, state: Any, p: Array, ctx: Context) -> tuple[Array, Any]:
         g = with_decay(g, p, ctx)
-        if momentum:
+        if not is_zero(momentum):
             state = momentum * state + (1 - dampening) * g
-            if dampening:  # torch takes the first gradient as it is
+            if not is_zero(dampening):  # torch takes the first gradient as it is
                 state = jnp.where(ctx.t == 1, g, state)
             g = g + momentum * state if nesterov else state
         return p - ctx.learning_rate * g, state

@@ -9,6 +9,7 @@ import pytest
 from jaxpeft import optim
 from jaxpeft.assembly.step import TrainState
 from jaxpeft.errors import InputError
+from jaxpeft.optim import ranges
 from jaxpeft.rundir.checkpoint import Checkpoints
 
 # The rate and the settings at which each solves the problem; a new one adds its line.
@@ -80,10 +81,55 @@ def test_numbers_without_sense_are_refused_all_at_once(name):
     assert sorted(stated) == sorted(f"optimizer.{key}" for key in bad)
 
 
-@pytest.mark.parametrize("rate", ["1e-3", float("inf"), float("nan"), -1e-3])
+@pytest.mark.parametrize(
+    "rate",
+    [
+        *("1e-3", float("inf"), float("nan"), -1e-3, 1e39, True, 1j),
+        *(np.float32("nan"), np.float64(-1), np.full(2, 1e-3), jnp.array(jnp.nan)),
+    ],
+    ids=str,
+)
 def test_a_rate_without_sense_is_refused(name, rate):
     with pytest.raises(InputError, match=r"^optimizer.learning_rate: found "):
         optim.OPTIMIZERS.entries[name](learning_rate=rate)
+
+
+WRONG = ["0.9", None, True, np.float32("nan"), np.ones(2), lambda count: 0.1, 1e39]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda x: type(x).__name__)
+def test_what_is_no_number_is_refused_for_every_number(name, value):
+    numbers = [
+        key
+        for key, parameter in optim.OPTIMIZERS.parameters(name).items()
+        if isinstance(parameter.default, int | float)
+        and not isinstance(parameter.default, bool)
+        and key != "learning_rate"
+    ]
+    assert numbers
+    with pytest.raises(InputError) as caught:
+        optim.OPTIMIZERS.entries[name](**SETTINGS[name] | dict.fromkeys(numbers, value))
+    stated = [problem.split(":")[0] for problem in caught.value.problems]
+    assert sorted(stated) == sorted(f"optimizer.{key}" for key in numbers)
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    params, g = {"kernel": jnp.ones(4)}, {"kernel": jnp.arange(4.0)}
+
+    def step(kind):
+        tx = optim.adamw(kind(0.5), b1=kind(0.5), weight_decay=kind(0.25))
+        return tx.update(g, tx.init(params), params)[0]["kernel"]
+
+    np.testing.assert_array_equal(step(np.float32), step(float))
+    assert optim.apollo(1e-3, rank=np.int64(4), update_proj_gap=np.int32(2))
+
+
+def test_a_number_without_a_range_is_an_error_of_who_wrote_it():
+    def made(learning_rate: float = 1.0, sharpness: float | None = None):
+        return learning_rate, sharpness
+
+    with pytest.raises(TypeError, match="made: sharpness is a number without a range"):
+        ranges.in_range(made)
 
 
 def normal(*shape, seed=0):

@@ -1,6 +1,7 @@
 """Where the transforms work: every optimizer in every place equals its plain course."""
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from flax.training.train_state import TrainState
 
 from jaxpeft import flax as peft
 from jaxpeft import optim
+from jaxpeft.errors import InputError
 
 # Settings under which the small tensors here are quantized, projected and moved.
 BLOCKS = {"block_size": 8, "min_quantized_size": 8}
@@ -74,8 +76,8 @@ def plain(name):
     return course(make(name), START, GRADS)
 
 
-def same(found, expected):
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
+def same(found, expected, atol=1e-6):
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=atol)
     jax.tree.map(close, found, expected)
 
 
@@ -212,6 +214,7 @@ PLACES: dict[str, Callable] = {
     "modules that are trees": in_modules,
     "empty leaves": beside_nothing,
 }
+OTHERS = ("optax.inject_hyperparams", "complex parameters")
 WRAPPED = (in_multi_transform, in_masked, in_modules, beside_nothing)
 
 
@@ -225,6 +228,95 @@ def test_it_goes_its_plain_course(name, place):
     quick = PLACES[place] in WRAPPED and name not in LOOPING
     how = {"run": functools.partial(course, jit=False)} if quick else {}
     same(PLACES[place](make(name), **how), params)
+
+
+def whole_numbers(name):
+    """The settings that `optax.inject_hyperparams` would make arrays of."""
+    if name in THEIRS:
+        return []
+    parameters = inspect.signature(optim.OPTIMIZERS.entries[name]).parameters
+    return [k for k, p in parameters.items() if type(p.default) is int]
+
+
+def injected(name, static_args, **changed):
+    def theirs(learning_rate):
+        tx = getattr(optax, THEIRS[name])(learning_rate)
+        return optim.quantize_state(tx, **BLOCKS)
+
+    own = name not in THEIRS
+    factory = optim.OPTIMIZERS.entries[name] if own else theirs
+    settings = {"learning_rate": 1e-2, **SETTINGS.get(name, {}), **changed}
+    return optax.inject_hyperparams(factory, static_args)(**settings)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_may_be_injected(name):
+    tx = injected(name, whole_numbers(name))
+    params, state = course(tx, START, GRADS)
+    # The rates of moments are float32 there, and Python's float64 in the plain course.
+    same(params, plain(name)[0], atol=1e-5)
+    assert "learning_rate" in state.hyperparams
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if whole_numbers(name)])
+def test_whole_numbers_are_not_injected(name):
+    names = ", ".join(map(repr, whole_numbers(name)))
+    with pytest.raises(InputError, match=rf"give static_args=\[{names}\]$"):
+        injected(name, ()).init(START)
+
+
+def test_an_injected_number_may_change_between_updates():
+    tx = injected("adamw", (), b1=lambda count: 0.9 - 0.3 * count)
+    state, update = tx.init(START), jax.jit(tx.update)
+    _, state = update(GRADS[0], state, START)
+    state.hyperparams["weight_decay"] = jnp.float32(0.5)
+    found, _ = update(GRADS[1], state, START)
+
+    first = make("adamw").init(START)
+    _, first = make("adamw").update(GRADS[0], first, START)
+    then = optim.adamw(1e-2, b1=0.6, weight_decay=0.5)
+    same(found, then.update(GRADS[1], first, START)[0])
+
+
+def test_a_mask_is_not_injected():
+    factory = optax.inject_hyperparams(optim.adamw)
+    with pytest.raises(InputError, match=r"static_args=\['mask'\]$"):
+        factory(1e-2, mask=lambda params: False).init(START)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [optim.adamw, functools.partial(optim.prodigy, d0=1.0)],
+    ids=["adamw", "prodigy"],
+)
+def test_a_mask_that_can_be_called_is_a_tree(make):
+    make = functools.partial(make, 1e-2, weight_decay=0.5)
+    mask = {"dense": Module(False, True)}
+    params, grads = ({"dense": Module(**x["dense"])} for x in (START, GRADS[0]))
+
+    def step(mask):
+        tx = make(mask=mask)
+        return vars(tx.update(grads, tx.init(params), params)[0]["dense"])
+
+    found, decayed, plain = step(mask), step(None), step(lambda params: False)
+    same(found, {"bias": plain["bias"], "kernel": decayed["kernel"]})
+    assert np.abs(decayed["bias"] - plain["bias"]).max() > 1e-4
+    same(step(functools.partial(lambda mask, params: mask, mask)), found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_complex_parameters_are_refused_with_the_wrapper_that_trains_them(name):
+    def complex_of(tree, other):
+        return jax.tree.map(lambda x, y: x + 1j * y, tree, other)
+
+    params, g = complex_of(START, GRADS[2]), complex_of(*GRADS[:2])
+    if name in OWN:
+        message = r"^dense.bias: found complex64; .*contrib.split_real_and_imaginary"
+        with pytest.raises(InputError, match=message):
+            make(name).init(params)
+    wrapped = optax.contrib.split_real_and_imaginary(make(name))
+    updates, _ = wrapped.update(g, wrapped.init(params), params)
+    assert all(np.abs(x.imag).min() > 0 for x in jax.tree.leaves(updates))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -290,4 +382,4 @@ def test_averages_are_read_from_the_state_in_nnx():
 def test_the_documentation_lists_the_places():
     pages = (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text()
     table = pages.split("## Where they work")[1].split("\n## ")[0]
-    assert re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE) == list(PLACES)
+    assert re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE) == [*PLACES, *OTHERS]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection
 
 from jaxpeft.errors import InputError
+from jaxpeft.optim.ranges import problems_of
 
 
 def check(
@@ -38,12 +39,7 @@ def refuse(*problems: str) -> None:
 
 def rate_problem(learning_rate: float) -> str:
     """What is wrong with a learning rate, which must be a finite number, 0 or more."""
-    if math.isfinite(learning_rate) and learning_rate >= 0:
-        return ""
-    return (
-        f"optimizer.learning_rate: found {learning_rate!r}; must be a finite number, "
-        "0 or more"
-    )
+    return next(problems_of("learning_rate", learning_rate), "")
 
 
 def least(key: str, value: float, low: float) -> str:
