@@ -1,12 +1,12 @@
 """Adafactor: adaptive rates in sublinear memory (Shazeer & Stern, 2018)."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxpeft.errors import InputError
 from jaxpeft.optim import factored
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
@@ -83,7 +83,29 @@ def relative_rate(warmup_init: bool = False) -> optax.Schedule:
     return rate
 
 
-@in_range
+def _problems(given: dict[str, Any]) -> list[str]:
+    learning_rate, warmup_init = given["learning_rate"], given["warmup_init"]
+    relative_step = given["relative_step"]
+    problems = []
+    if relative_step and learning_rate is not None:
+        problems.append(
+            "optimizer.relative_step: found true beside a learning rate, which it "
+            "takes the place of; give one of the two"
+        )
+    if learning_rate is None and not relative_step:
+        problems.append(
+            "optimizer.learning_rate: is missing; give one, or set "
+            "optimizer.relative_step to true"
+        )
+    if warmup_init and not relative_step:
+        problems.append(
+            "optimizer.warmup_init: found true; needs optimizer.relative_step to be "
+            "true, whose steps it makes smaller"
+        )
+    return problems
+
+
+@functools.partial(in_range, also=_problems)
 def adafactor(
     learning_rate: optax.ScalarOrSchedule | None = None,
     eps: tuple[float, float] = (1e-30, 1e-3),
@@ -142,7 +164,6 @@ def adafactor(
             beside `relative_step`, for none without it, and for `warmup_init` without
             it.
     """
-    _check(learning_rate, relative_step, warmup_init)
     rule = adafactor_rule(
         eps,
         clip_threshold,
@@ -159,24 +180,3 @@ def adafactor(
         mask=mask,
         layout=layout,
     )
-
-
-def _check(learning_rate: Any, relative_step: bool, warmup_init: bool) -> None:
-    problems = []
-    if relative_step and learning_rate is not None:
-        problems.append(
-            "optimizer.relative_step: found true beside a learning rate, which it "
-            "takes the place of; give one of the two"
-        )
-    if learning_rate is None and not relative_step:
-        problems.append(
-            "optimizer.learning_rate: is missing; give one, or set "
-            "optimizer.relative_step to true"
-        )
-    if warmup_init and not relative_step:
-        problems.append(
-            "optimizer.warmup_init: found true; needs optimizer.relative_step to be "
-            "true, whose steps it makes smaller"
-        )
-    if problems:
-        raise InputError(*problems)

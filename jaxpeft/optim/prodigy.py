@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxpeft.optim.explicit import placed
 from jaxpeft.optim.ranges import in_range, is_zero
 from jaxpeft.optim.rule import check_real, debias, decaying
 
@@ -91,7 +92,9 @@ def prodigy(
                 "prodigy needs the parameters: update(grads, state, params)"
             )
         params = _float32(params)
-        updates, new = inner.update(_float32(updates), state, params)
+        updates, new = placed(
+            inner.update, lambda: (params, state), _float32(updates), state, params
+        )
         if not is_zero(weight_decay):
             shrink = rate(state.count) * state.estim_lr * weight_decay
             updates = jax.tree.map(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from jax import Array
 
 from jaxpeft import tree
+from jaxpeft.optim.explicit import beside, placed
 from jaxpeft.optim.ranges import check_pattern
 from jaxpeft.quant import Blockwise, blockwise, quantize
 
@@ -116,7 +118,7 @@ def quantize_state(
         if any(re.fullmatch(copies, name) for name in fields):
             return box
         positive = any(re.fullmatch(unsigned, name) for name in fields)
-        short = quantize(x, signed=not positive, block_size=block_size)
+        short = beside(partial(quantize, signed=not positive, block_size=block_size), x)
         return dataclasses.replace(short, codes=tree.boxed(short.codes, box))
 
     def all_encoded(state: Any) -> Any:
@@ -152,5 +154,8 @@ def _is_quantized(x: Any) -> bool:
 def _decoded(x: Any) -> Any:
     if not _is_quantized(x):
         return x
-    whole = dataclasses.replace(x, codes=tree.opened(x.codes)).dequantize()
+    bare = dataclasses.replace(
+        x, codes=tree.opened(x.codes), scales=tree.opened(x.scales)
+    )
+    whole = placed(Blockwise.dequantize, lambda: bare.codes, bare)
     return tree.boxed(whole, x.codes)

@@ -74,7 +74,9 @@ _RANGES = {
 }
 
 
-def in_range(make: Callable[P, T]) -> Callable[P, T]:
+def in_range(
+    make: Callable[P, T], also: Callable[[dict[str, Any]], list[str]] | None = None
+) -> Callable[P, T]:
     """`make`, but refusing numbers that make no sense, all at once.
 
     It goes by the names of the parameters. Of what is traced, as by
@@ -83,6 +85,7 @@ def in_range(make: Callable[P, T]) -> Callable[P, T]:
 
     Args:
         make: a function that makes an optimizer, with a parameter `learning_rate`.
+        also: from all arguments by name to what else is wrong with them; None: nothing.
 
     Returns:
         A function of the same signature that raises InputError for such numbers.
@@ -110,6 +113,7 @@ def in_range(make: Callable[P, T]) -> Callable[P, T]:
         ]
         if static := {k: x for k, x in given.items() if _must_be_static(k, x)}:
             problems.append(_static_args(static))
+        problems += [] if also is None else also(given)
         if problems:
             raise InputError(*problems)
         given.update((name, _plain(value)) for name, value in given.items())

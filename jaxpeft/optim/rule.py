@@ -9,7 +9,7 @@ groups, precision. The fused backward pass drives the same rules a layer at a ti
 import copy
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from jax import Array
 
 from jaxpeft import tree
 from jaxpeft.errors import InputError
+from jaxpeft.optim.explicit import beside, placed
 from jaxpeft.optim.ranges import is_zero, problems_of
 
 
@@ -249,7 +250,7 @@ class Leafwise:
             self.layout.check([t.place.name for t in tensors])
             self._check(leaves, tensors)
         states = [
-            _boxed(self._init_leaf(p, t), box)
+            _boxed(beside(partial(self._init_leaf, tensor=t), p), box)
             for p, t, box in zip(leaves, tensors, boxes, strict=True)
         ]
         # Arrays of their own: a buffer cannot be donated twice.
@@ -341,14 +342,25 @@ class Leafwise:
     ) -> tuple[Array, Any]:
         if not p.size:
             return jnp.zeros(p.shape, jnp.float32), state
-        context = self.context(common, tensor)
-        if not tensor.stacked or self.rule.chunked:
-            return self.change(g, state, p, context)
 
-        def layer(g: Array, state: Any, p: Array, index: Array) -> tuple[Array, Any]:
-            return self.change(g, state, p, context._replace(index=index))
+        def leaf(g: Array, state: Any, p: Array, arrays: tuple) -> tuple[Array, Any]:
+            t, rate, shared, decay = arrays
+            own = replace(tensor, weight_decay=decay) if decay is not None else tensor
+            context = self.context(
+                common._replace(t=t, learning_rate=rate, shared=shared), own
+            )
+            if not tensor.stacked or self.rule.chunked:
+                return self.change(g, state, p, context)
 
-        return jax.vmap(layer)(g, state, p, tensor.index + jnp.arange(p.shape[0]))
+            def layer(g: Array, state: Any, p: Array, index: Array) -> Any:
+                return self.change(g, state, p, context._replace(index=index))
+
+            return jax.vmap(layer)(g, state, p, tensor.index + jnp.arange(p.shape[0]))
+
+        decay = tensor.weight_decay
+        traced = decay if isinstance(decay, jax.Array) else None
+        arrays = (common.t, common.learning_rate, common.shared, traced)
+        return placed(leaf, lambda: (p, state), g, state, p, arrays)
 
 
 class RuleTransformation(optax.GradientTransformationExtraArgs):

@@ -97,9 +97,7 @@ def schedule_free_rule(
         )
         total = shared.weight_sum + weight
         c = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1.0), 0.0)
-        own_b1 = shared.b1
-        if isinstance(b1, jax.Array):
-            own_b1 = b1.astype(jnp.float32)
+        own_b1 = given_b1 if traced else shared.b1
         return Scalars(own_b1, total, lr_max, factor, c)
 
     def update(
@@ -115,8 +113,10 @@ def schedule_free_rule(
         y = y + c * (z - y) + (rate * (b1 * (1 - c) - 1)) * step
         return y, ScheduleFreeState(z - rate * step, nu)
 
+    traced = isinstance(b1, jax.Array)
+    given_b1 = b1.astype(jnp.float32) if traced else np.float32(b1)
     start = Scalars._make(map(np.float32, (0.0, 0.0, -1.0, 0.0, 0.0)))
-    return Rule(init, update, start._replace(b1=jnp.float32(b1)), advance)
+    return Rule(init, update, start._replace(b1=given_b1), advance)
 
 
 @in_range
@@ -338,15 +338,16 @@ def _length(t: Array, b2: float) -> Array:
     """
     if isinstance(b2, jax.Array):
         log, constant = -jnp.log(b2), _length_constant(1 - b2)
+        slope = 2 / log
     else:
         log = -np.log(b2)
         constant = np.float32(2 / (1 - b2) - 1 - 2 / log)
-        log = np.float32(log)
+        log, slope = np.float32(log), np.float32(2 / log)
     x = t.astype(jnp.float32) * log
     series = x / 2 - x**2 / 12 + x**4 / 720 - x**6 / 30240
     far = jnp.where(x < 0.5, 1.0, x)
     rest = jnp.where(x < 0.5, series, 1 - far / jnp.expm1(far))
-    return constant + 2 / log * rest
+    return constant + slope * rest
 
 
 def _length_constant(e: Array) -> Array:

@@ -2,7 +2,10 @@
 
 import functools
 import inspect
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
-from flax import linen, nnx
+from flax import linen, nnx, serialization
 from flax.training.train_state import TrainState
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as Spec
 
 from jaxpeft import flax as peft
 from jaxpeft import optim
@@ -37,11 +43,11 @@ THEIRS = {f"quantized {name}": name for name in ("adamw", "lion", "rmsprop")}
 NAMES = [*OWN, *THEIRS]
 
 
-def make(name):
+def make(name, **changed):
     if name in THEIRS:
         return optim.quantize_state(getattr(optax, THEIRS[name])(1e-2), **BLOCKS)
-    settings = {"learning_rate": 1e-2, **SETTINGS.get(name, {})}
-    return optim.OPTIMIZERS.entries[name](**settings)
+    own = {"learning_rate": 1e-2, **SETTINGS.get(name, {}), **changed}
+    return optim.OPTIMIZERS.entries[name](**own)
 
 
 def normal(*shape, seed):
@@ -201,6 +207,61 @@ def beside_nothing(tx, run=course):
     return params
 
 
+def mesh_of(kind):
+    """Two axes of four devices, or of the one there is: the types are the same."""
+    shape = (2, 2) if jax.device_count() >= 4 else (1, 1)
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(kind, kind))
+
+
+def on_mesh(tx, mesh):
+    """The course of split parameters, whose state lies where they do."""
+    places = {"dense": {"bias": Spec("model"), "kernel": Spec("data", "model")}}
+    places = jax.tree.map(functools.partial(NamedSharding, mesh), places)
+    params = jax.device_put(START, places)
+    state, update = jax.jit(tx.init)(params), jax.jit(tx.update)
+    apply = jax.jit(optax.apply_updates)
+    for g in GRADS:
+        updates, new = update(jax.device_put(g, places), state, params)
+        like = jax.tree.map(lambda x: x.sharding, (new, updates))
+        if mesh.axis_types[0] == AxisType.Explicit:
+            assert like == jax.tree.map(lambda x: x.sharding, (state, params))
+        params, state = apply(params, updates), new
+    return jax.device_get(params)
+
+
+def on_explicit_mesh(tx):
+    mesh = mesh_of(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        return on_mesh(tx, mesh)
+
+
+def on_auto_mesh(tx):
+    return on_mesh(tx, mesh_of(AxisType.Auto))
+
+
+def in_shard_map(tx):
+    """Every device has the parameters, and its own gradients are averaged."""
+    mesh = mesh_of(AxisType.Auto)
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(Spec(), Spec(), Spec("data")),
+        out_specs=Spec(),
+    )
+    def step(params, state, g):
+        g = jax.tree.map(lambda x: jax.lax.pmean(x[0], "data"), g)
+        updates, state = tx.update(g, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = START, tx.init(START)
+    for g in GRADS:
+        own = jax.tree.map(lambda x: jnp.stack([x] * mesh.shape["data"]), g)
+        params, state = step(params, state, own)
+    return jax.device_get(params)
+
+
 # Place -> from a transformation to the parameters after the updates by GRADS.
 PLACES: dict[str, Callable] = {
     "nnx.Optimizer": in_nnx,
@@ -213,8 +274,18 @@ PLACES: dict[str, Callable] = {
     "jax.lax.scan": in_scan,
     "modules that are trees": in_modules,
     "empty leaves": beside_nothing,
+    "jax.shard_map": in_shard_map,
+    "a mesh with Explicit axes": on_explicit_mesh,
+    "a mesh with Auto axes": on_auto_mesh,
 }
-OTHERS = ("optax.inject_hyperparams", "complex parameters")
+OTHERS = (
+    "optax.inject_hyperparams",
+    "complex parameters",
+    "16-bit parameters",
+    "leaves of 5 axes",
+    "msgpack",
+    "Orbax",
+)
 WRAPPED = (in_multi_transform, in_masked, in_modules, beside_nothing)
 
 
@@ -230,12 +301,31 @@ def test_it_goes_its_plain_course(name, place):
     same(PLACES[place](make(name), **how), params)
 
 
-def whole_numbers(name):
-    """The settings that `optax.inject_hyperparams` would make arrays of."""
+@pytest.mark.slow
+def test_it_goes_its_plain_course_on_four_devices():
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        [*command, "-k", "plain_course and (mesh or shard_map)"],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def settings(name):
+    """All settings of an optimizer; of optax's own, the rate alone."""
     if name in THEIRS:
-        return []
+        return {"learning_rate": 1e-2}
     parameters = inspect.signature(optim.OPTIMIZERS.entries[name]).parameters
-    return [k for k, p in parameters.items() if type(p.default) is int]
+    defaults = {k: p.default for k, p in parameters.items()}
+    return defaults | {"learning_rate": 1e-2} | SETTINGS.get(name, {})
+
+
+def whole_numbers(name):
+    """The settings of which `optax.inject_hyperparams` would make arrays."""
+    return [k for k, value in settings(name).items() if type(value) is int]
 
 
 def injected(name, static_args, **changed):
@@ -245,17 +335,21 @@ def injected(name, static_args, **changed):
 
     own = name not in THEIRS
     factory = optim.OPTIMIZERS.entries[name] if own else theirs
-    settings = {"learning_rate": 1e-2, **SETTINGS.get(name, {}), **changed}
-    return optax.inject_hyperparams(factory, static_args)(**settings)
+    given = {"learning_rate": 1e-2, **SETTINGS.get(name, {}), **changed}
+    return optax.inject_hyperparams(factory, static_args)(**given)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_may_be_injected(name):
     tx = injected(name, whole_numbers(name))
     params, state = course(tx, START, GRADS)
-    # The rates of moments are float32 there, and Python's float64 in the plain course.
-    same(params, plain(name)[0], atol=1e-5)
-    assert "learning_rate" in state.hyperparams
+    # Numbers are float32 there: 1 - 0.9999 has three digits, as in the plain ones.
+    numbers = {
+        k: float(np.float32(x)) for k, x in settings(name).items() if type(x) is float
+    }
+    plainly = make(name) if name in THEIRS else make(name, **numbers)
+    same(params, course(plainly, START, GRADS, jit=name in LOOPING)[0], atol=3e-6)
+    assert state.hyperparams.keys() >= numbers.keys()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if whole_numbers(name)])
@@ -317,6 +411,74 @@ def test_complex_parameters_are_refused_with_the_wrapper_that_trains_them(name):
     wrapped = optax.contrib.split_real_and_imaginary(make(name))
     updates, _ = wrapped.update(g, wrapped.init(params), params)
     assert all(np.abs(x.imag).min() > 0 for x in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_of_16_bits_get_the_change_of_their_values(name):
+    def narrow(tree):
+        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
+
+    params, g = narrow(START), narrow(GRADS[0])
+    tx = getattr(optax, THEIRS[name])(1e-2) if name in THEIRS else make(name)
+    if name in OWN:  # in float32, whatever the parameters are
+        wide_params, wide_g = (
+            jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (params, g)
+        )
+    else:  # as optax has it, whose state is that of the parameters
+        wide_params, wide_g = params, g
+    expected, _ = jax.jit(tx.update)(wide_g, tx.init(wide_params), wide_params)
+    tx = make(name)
+    found, state = jax.jit(tx.update)(g, tx.init(params), params)
+    same(found, expected)
+    assert found["dense"]["kernel"].dtype == expected["dense"]["kernel"].dtype
+    trained = optax.apply_updates(params, found)
+    assert trained["dense"]["kernel"].dtype == jnp.bfloat16
+
+
+# Those that keep means by rows and columns of the last two axes.
+FACTORED = ("adafactor", "adalomo", "came")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_leaf_of_5_axes_is_no_matrix(name):
+    """It trains as the same numbers in one row do, or in a pile of matrices."""
+    # The last axis is no multiple of a block, which then are those of the flat leaf.
+    shape = (2, 1, 2, 3, 6)
+    other = (4, 3, 6) if name in FACTORED else (72,)
+    arrays = [jnp.asarray(normal(*shape, seed=seed)) for seed in range(3)]
+    deep, flat = (
+        course(make(name), *run)[0]["deep"]
+        for run in (
+            ({"deep": arrays[0]}, [{"deep": g} for g in arrays[1:]]),
+            (
+                {"deep": arrays[0].reshape(other)},
+                [{"deep": g.reshape(other)} for g in arrays[1:]],
+            ),
+        )
+    )
+    assert np.abs(deep - arrays[0]).max() > 1e-4
+    same(deep.reshape(other), flat)
+
+
+def assert_identical(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_goes_through_msgpack(name):
+    _, state = plain(name)
+    data = serialization.to_bytes(state)
+    assert_identical(serialization.from_bytes(make(name).init(START), data), state)
+
+
+def test_every_state_goes_through_orbax(tmp_path):
+    states = {name: plain(name)[1] for name in NAMES}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "states", states)
+        checkpointer.wait_until_finished()
+        fresh = {name: make(name).init(START) for name in NAMES}
+        assert_identical(checkpointer.restore(tmp_path / "states", fresh), states)
 
 
 @pytest.mark.parametrize("name", NAMES)
