@@ -359,7 +359,9 @@ def _length_constant(e: Array) -> Array:
 
 def _rectification(t: Array, b2: float, early: float) -> Array:
     """The rate's factor in RAdam; `early` where the second moment is too young."""
-    longest, rho = jnp.asarray(2 / (1 - b2) - 1, jnp.float32), _length(t, b2)
+    longest: Any = 2 / (1 - b2) - 1
+    longest = longest if isinstance(b2, jax.Array) else np.float32(longest)
+    rho = _length(t, b2)
     safe = jnp.where(rho > 4, rho, 5.0)
     square = (safe - 4) * (safe - 2) * longest / ((longest - 4) * (longest - 2) * safe)
     return jnp.where(rho > 4, jnp.sqrt(square), early)
