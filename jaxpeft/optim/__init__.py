@@ -14,6 +14,7 @@ from jaxpeft.optim.batch_scaling import BATCH_SCALING, scaled_rate
 from jaxpeft.optim.came import came
 from jaxpeft.optim.galore import galore
 from jaxpeft.optim.grokadamw import grokadamw
+from jaxpeft.optim.layout import Group, Layout
 from jaxpeft.optim.lion import lion
 from jaxpeft.optim.lion_8bit import lion_8bit
 from jaxpeft.optim.lomo import lomo
@@ -23,7 +24,7 @@ from jaxpeft.optim.muon import muon
 from jaxpeft.optim.prodigy import prodigy
 from jaxpeft.optim.quantize_state import quantize_state
 from jaxpeft.optim.rmsprop import rmsprop
-from jaxpeft.optim.rule import Group, Layout, Rule, transformation
+from jaxpeft.optim.rule import Rule, transformation
 from jaxpeft.optim.schedule_free import (
     evaluation_params,
     schedule_free_adamw,

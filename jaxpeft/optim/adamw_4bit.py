@@ -5,9 +5,10 @@ from typing import Any
 import optax
 
 from jaxpeft.optim.adamw_8bit import quantized_adamw_rule
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.quantize_state import Selection
 from jaxpeft.optim.ranges import in_range
-from jaxpeft.optim.rule import Layout, RuleTransformation, transformation
+from jaxpeft.optim.rule import RuleTransformation, transformation
 
 
 @in_range

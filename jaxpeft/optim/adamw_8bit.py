@@ -8,11 +8,11 @@ import optax
 from jax import Array
 
 from jaxpeft.optim.adamw import AdamState, adamw_rule
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.quantize_state import Selection
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
-    Layout,
     Place,
     Rule,
     RuleTransformation,

@@ -7,10 +7,10 @@ import optax
 from jax import Array
 
 from jaxpeft.optim import factored
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
-    Layout,
     Place,
     Rule,
     RuleTransformation,

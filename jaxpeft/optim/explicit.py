@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from jax import Array
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
@@ -53,6 +54,32 @@ def beside(make: Callable[[Array], Any], p: Array) -> Any:
         return jax.tree.map(lambda x: _beside(x.shape, p.shape, sharding), made)
 
     return placed(make, like, p)
+
+
+def tuned(
+    make: Callable[..., optax.GradientTransformation], settings: dict[str, Array]
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation of settings that are traced, and so have a mesh as well.
+
+    What it computes with them must not have closed over them: it is made once more
+    where they are on axes of the same type as the rest.
+
+    Args:
+        make: from the settings to the transformation.
+        settings: by name, traced scalars.
+    """
+
+    def inside(settings: Any, updates: Any, state: Any, params: Any, extra: Any) -> Any:
+        tx = optax.with_extra_args_support(make(**settings))
+        return tx.update(updates, state, params, **extra)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        arguments = (settings, updates, state, params, extra)
+        return placed(inside, lambda: (params, state), *arguments)
+
+    return optax.GradientTransformationExtraArgs(make(**settings).init, update)
 
 
 def _mesh(x: Any) -> Any:

@@ -7,6 +7,7 @@ import optax
 from jax import Array
 
 from jaxpeft.optim.adamw import AdamState
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.projection import (
     LateAdam,
     Projector,
@@ -18,7 +19,12 @@ from jaxpeft.optim.projection import (
     svd_projector,
 )
 from jaxpeft.optim.ranges import in_range
-from jaxpeft.optim.rule import Context, Layout, Place, Rule, RuleTransformation
+from jaxpeft.optim.rule import (
+    Context,
+    Place,
+    Rule,
+    RuleTransformation,
+)
 
 
 class GaloreState(NamedTuple):

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
-    Layout,
     Place,
     Rule,
     RuleTransformation,

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.lion import lion_rule
 from jaxpeft.optim.quantize_state import Selection
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
-    Layout,
     Place,
     Rule,
     RuleTransformation,

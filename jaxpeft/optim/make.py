@@ -11,7 +11,8 @@ import optax
 from jaxpeft import config, tree
 from jaxpeft.errors import InputError
 from jaxpeft.optim.adafactor import relative_rate
-from jaxpeft.optim.rule import Group, Layout, Leafwise, RuleTransformation
+from jaxpeft.optim.layout import Group, Layout
+from jaxpeft.optim.rule import Leafwise, RuleTransformation
 from jaxpeft.optim.schedules.table import (
     SCHEDULES,
     make_scale,

@@ -8,8 +8,9 @@ import optax
 from jax import Array
 
 from jaxpeft.optim.explicit import placed
+from jaxpeft.optim.leaves import check_real, decaying
 from jaxpeft.optim.ranges import in_range, is_zero
-from jaxpeft.optim.rule import check_real, debias, decaying
+from jaxpeft.optim.rule import debias
 
 
 @in_range

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.ranges import check_pattern
 from jaxpeft.optim.rule import (
     Context,
-    Layout,
     Rule,
     RuleTransformation,
     debias,

@@ -5,7 +5,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxpeft.errors import InputError
+from jaxpeft.optim import explicit
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -117,7 +118,12 @@ def in_range(
         if problems:
             raise InputError(*problems)
         given.update((name, _plain(value)) for name, value in given.items())
-        return make(*bound.args, **bound.kwargs)
+        traced = {k: x for k, x in given.items() if isinstance(x, Tracer)}
+        if not traced:
+            return make(*bound.args, **bound.kwargs)
+        rest = {k: x for k, x in given.items() if k not in traced}
+        own: Any = functools.partial(make, **rest)
+        return cast(T, explicit.tuned(own, traced))
 
     return checked
 

@@ -7,7 +7,6 @@ groups, precision. The fused backward pass drives the same rules a layer at a ti
 """
 
 import copy
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +21,8 @@ from jax import Array
 from jaxpeft import tree
 from jaxpeft.errors import InputError
 from jaxpeft.optim.explicit import beside, placed
+from jaxpeft.optim.layout import Group, Layout
+from jaxpeft.optim.leaves import boxed, check_real, decaying, without_boxes
 from jaxpeft.optim.ranges import is_zero, problems_of
 
 
@@ -97,59 +98,6 @@ class Rule(NamedTuple):
     chunked: bool = False
 
 
-@dataclass(frozen=True)
-class Group:
-    """Tensors with settings of their own.
-
-    Attributes:
-        pattern: a regular expression for the whole dotted name of a leaf.
-        factor: their learning rate over everybody's.
-        weight_decay: their decay; None for everybody's. What the mask leaves out does
-            not decay in a group either.
-        key: the configuration key that made the group, for messages.
-    """
-
-    pattern: str
-    factor: float = 1.0
-    weight_decay: float | None = None
-    key: str = "optimizer.groups"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the leaves of a tree are treated, by their dotted names.
-
-    Attributes:
-        stacked: a regular expression for the whole name of the leaves whose first axis
-            stacks layers, each a tensor of its own; None: no leaf is stacked.
-        groups: the groups; the first one that matches a leaf counts.
-    """
-
-    stacked: str | None = None
-    groups: tuple[Group, ...] = ()
-
-    def is_stacked(self, name: str) -> bool:
-        """Whether the first axis of the leaf of this name stacks tensors."""
-        return self.stacked is not None and bool(re.fullmatch(self.stacked, name))
-
-    def group(self, name: str) -> Group | None:
-        """The group of the leaf of this name; None where no group matches it."""
-        matching = (g for g in self.groups if re.fullmatch(g.pattern, name))
-        return next(matching, None)
-
-    def check(self, names: list[str]) -> None:
-        """Raises InputError for the groups that none of these names belongs to."""
-        problems = [
-            f"{group.key}: no parameter that trains has a name that matches "
-            f"{group.pattern!r}; remove it, or mend it: the names are such as "
-            f"{', '.join(names[:3])}"
-            for group in self.groups
-            if not any(re.fullmatch(group.pattern, name) for name in names)
-        ]
-        if problems:
-            raise InputError(*problems)
-
-
 class RuleState(NamedTuple):
     """State of a rule over a tree.
 
@@ -217,7 +165,7 @@ class Leafwise:
     def tensors(self, params: Any) -> list[Tensor]:
         """The settings of every leaf of `params`, in the order of `jax.tree.leaves`."""
         named = tree.named_weights(params)
-        mask = _mask_leaves(self.mask, params, len(named))
+        mask = jax.tree.leaves(decaying(self.mask, params))
         settings, index = [], 0
         for (name, leaf), decays in zip(named, mask, strict=True):
             group = self.layout.group(name) or Group("")
@@ -250,7 +198,7 @@ class Leafwise:
             self.layout.check([t.place.name for t in tensors])
             self._check(leaves, tensors)
         states = [
-            _boxed(beside(partial(self._init_leaf, tensor=t), p), box)
+            boxed(beside(partial(self._init_leaf, tensor=t), p), box)
             for p, t, box in zip(leaves, tensors, boxes, strict=True)
         ]
         # Arrays of their own: a buffer cannot be donated twice.
@@ -311,7 +259,7 @@ class Leafwise:
             )
         ]
         done = [
-            (tree.boxed(change, box), _boxed(new, box))
+            (tree.boxed(change, box), boxed(new, box))
             for (change, new), box in zip(results, boxes)
         ]
         changes, states = (treedef.unflatten([x[i] for x in done]) for i in range(2))
@@ -418,55 +366,3 @@ def debias(beta: float | Array, t: Array) -> Array:
         one_less = -jnp.expm1(t * jnp.log(jnp.where(beta == 0, 0.5, beta)))
         return jnp.where(beta == 0, 1.0, one_less)
     return -jnp.expm1(t.astype(jnp.float32) * np.float32(np.log(beta)))
-
-
-def check_real(params: Any) -> None:
-    """Refuses complex parameters, of which float32 would keep the real part alone.
-
-    Args:
-        params: the tree of parameters.
-
-    Raises:
-        InputError: with the remedy, optax's wrapper that takes the two parts apart.
-    """
-    for name, p in tree.named_weights(params):
-        if jnp.issubdtype(p.dtype, jnp.complexfloating):
-            raise InputError(
-                f"{name}: found {p.dtype}; optimizers take real parameters: use "
-                "optax.contrib.split_real_and_imaginary(tx) for complex ones"
-            )
-
-
-def decaying(mask: Any, params: Any) -> Any:
-    """A tree of booleans like the parameters: which leaves decay.
-
-    A tree that can be called, as a module is in some libraries, is a tree all the same.
-
-    Args:
-        mask: what an optimizer was given: a tree of booleans, or of whole branches', a
-            function from the parameters to one, or None for all.
-        params: the tree of parameters.
-    """
-    if mask is None:
-        mask = True
-    is_function = isinstance(mask, partial) or jax.tree_util.all_leaves([mask])
-    if callable(mask) and is_function:
-        mask = mask(params)
-    return jax.tree.broadcast(mask, params)
-
-
-def without_boxes(state: Any) -> Any:
-    """The state with arrays in the places of the boxes around them."""
-    return jax.tree.map(tree.opened, state, is_leaf=tree.is_box)
-
-
-def _boxed(state: Any, like: Any) -> Any:
-    """The state of a tensor, those of its arrays in boxes that have its shape."""
-    if not tree.is_box(like):
-        return state
-    shape = tree.opened(like).shape
-    return jax.tree.map(lambda x: tree.boxed(x, like) if x.shape == shape else x, state)
-
-
-def _mask_leaves(mask: Any, params: Any, count: int) -> list[bool]:
-    return [True] * count if mask is None else jax.tree.leaves(decaying(mask, params))

@@ -16,17 +16,17 @@ from jax import Array
 
 from jaxpeft import tree
 from jaxpeft.errors import InputError
+from jaxpeft.optim.layout import Layout
+from jaxpeft.optim.leaves import without_boxes
 from jaxpeft.optim.ranges import in_range, is_zero
 from jaxpeft.optim.rule import (
     Context,
-    Layout,
     Place,
     Rule,
     RuleState,
     RuleTransformation,
     debias,
     transformation,
-    without_boxes,
 )
 
 

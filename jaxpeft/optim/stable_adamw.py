@@ -8,10 +8,10 @@ from jax import Array
 
 from jaxpeft.errors import InputError
 from jaxpeft.optim.adamw import AdamState
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
     Context,
-    Layout,
     Place,
     Rule,
     RuleTransformation,

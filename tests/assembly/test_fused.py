@@ -14,8 +14,8 @@ import pytest
 from jaxpeft import models, optim
 from jaxpeft.assembly.fused import make_fused_train_step
 from jaxpeft.assembly.step import Frozen, TrainState, make_train_step
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.make import STACKED, decayed
-from jaxpeft.optim.rule import Layout
 
 LOG = logging.getLogger(__name__)
 KEY = jax.random.key(1)

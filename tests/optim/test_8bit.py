@@ -14,9 +14,9 @@ from jaxpeft.errors import InputError
 from jaxpeft.optim.adamw import adamw
 from jaxpeft.optim.adamw_4bit import adamw_4bit
 from jaxpeft.optim.adamw_8bit import adamw_8bit
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.lion_8bit import lion_8bit
 from jaxpeft.optim.quantize_state import quantize_state
-from jaxpeft.optim.rule import Layout
 from jaxpeft.quant import Blockwise
 from jaxpeft.rundir.checkpoint import Checkpoints
 

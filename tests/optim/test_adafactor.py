@@ -12,7 +12,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.optim import factored
 from jaxpeft.optim.adafactor import adafactor
 from jaxpeft.optim.adalomo import adalomo
-from jaxpeft.optim.rule import Group, Layout
+from jaxpeft.optim.layout import Group, Layout
 
 
 def normal(*shape, seed=0):

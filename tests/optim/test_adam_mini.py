@@ -8,7 +8,7 @@ import pytest
 from jaxpeft import tree
 from jaxpeft.errors import InputError
 from jaxpeft.optim.adam_mini import adam_mini
-from jaxpeft.optim.rule import Layout
+from jaxpeft.optim.layout import Layout
 
 STACKED = Layout(stacked=r"(.*\.)?layers\..*")
 

@@ -13,8 +13,9 @@ from jaxpeft import optim, tree
 from jaxpeft.errors import InputError
 from jaxpeft.optim.adamw import AdamState
 from jaxpeft.optim.apollo import apollo, apollo_mini, apollo_rule
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.projection import LateAdam, Targets, random_projector
-from jaxpeft.optim.rule import Context, Layout, Place
+from jaxpeft.optim.rule import Context, Place
 
 STACKS = Layout(stacked=r"layers\..*")
 

@@ -10,8 +10,8 @@ from jaxpeft import tree
 from jaxpeft.errors import InputError
 from jaxpeft.optim.adamw import AdamState
 from jaxpeft.optim.galore import galore
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.projection import singular_vectors
-from jaxpeft.optim.rule import Layout
 
 STACKS = Layout(stacked=r"layers\..*")
 

@@ -10,7 +10,7 @@ from oracles.projected import Quiet
 
 from jaxpeft.errors import InputError
 from jaxpeft.optim.grokadamw import grokadamw
-from jaxpeft.optim.rule import Layout
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.schedules.plateau import observe, rate_factor
 
 STACKS = Layout(stacked=r"(.*\.)?layers\..*")

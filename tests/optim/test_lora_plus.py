@@ -8,8 +8,8 @@ import pytest
 
 from jaxpeft import optim
 from jaxpeft.errors import InputError
+from jaxpeft.optim.layout import Group, Layout
 from jaxpeft.optim.lora_plus import lora_plus
-from jaxpeft.optim.rule import Group, Layout
 from jaxpeft.optim.sgd import sgd
 
 PARAMS = {

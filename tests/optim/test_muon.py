@@ -8,8 +8,8 @@ import pytest
 from jaxpeft import optim
 from jaxpeft.errors import InputError
 from jaxpeft.optim.adamw import AdamState
+from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.muon import MuonState, muon
-from jaxpeft.optim.rule import Layout
 
 STACKS = Layout(stacked=r"layers\..*")
 
