@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from jaxpeft import console
-from jaxpeft.devices import launch
+from jaxpeft.devices import launch, termination
 from jaxpeft.devices.huge_pages import restart_with_huge_pages
 from jaxpeft.errors import (
     EXIT_INPUT,
@@ -92,22 +92,26 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
     """Runs a command's `main` and returns the exit code that its outcome stands for.
 
     Failures that a person can act on become lines on standard error; any other
-    exception is a fault of the program, and passes through with its traceback. A
-    process among several ends its part in the run, see `cluster.leave`.
+    exception is a fault of the program, and passes through with its traceback. SIGTERM
+    ends the process itself with 75, see `devices.termination`. A process among several
+    ends its part in the run, see `cluster.leave`.
 
     Args:
         main: takes the arguments; returns an exit code, None for 0.
         argv: the command's arguments.
     """
-    try:
-        code = _outcome(main, argv)
-    except Exception:
-        if not _is_one_of_several():
-            raise
-        code = EXIT_FAULT
-        traceback.print_exc()
-    if _is_one_of_several():
-        sys.modules[CLUSTER].leave(code, failed=code not in (0, EXIT_PREEMPTED))
+    with termination.listening():
+        try:
+            code = _outcome(main, argv)
+        except Exception:
+            if not _is_one_of_several():
+                raise
+            code = EXIT_FAULT
+            traceback.print_exc()
+        if _is_one_of_several():
+            sys.modules[CLUSTER].leave(code, failed=code not in (0, EXIT_PREEMPTED))
+        if code == EXIT_PREEMPTED:
+            termination.leave()
     return code
 
 
@@ -129,6 +133,9 @@ def _outcome(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> in
         return EXIT_NUMERICS
     except Preempted as error:
         console.warn(str(error) or "stopped and saved; repeat the command to continue")
+        return EXIT_PREEMPTED
+    except termination.Asked as error:
+        console.warn(str(error))
         return EXIT_PREEMPTED
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:

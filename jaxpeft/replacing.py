@@ -16,6 +16,7 @@ from pathlib import Path
 from jaxpeft.errors import InputError
 
 PARTIAL = ".partial"  # after the name of a file that is being written
+BEGUN = f"{PARTIAL}-"  # before that of a folder of such files
 
 
 @contextmanager
@@ -85,7 +86,8 @@ def files_of(directory: Path) -> Iterator[Path]:
 
     Files of the same name are replaced, others stay. All of them are on the disk before
     the first one moves, and weights move before the JSON that describes them. When the
-    block fails nothing is left behind, `directory` itself included if it is new.
+    block fails nothing is left behind, `directory` itself included if it is new. What
+    a killed process left there is removed.
 
     Args:
         directory: the folder to write into; it is made where it is missing.
@@ -97,7 +99,9 @@ def files_of(directory: Path) -> Iterator[Path]:
     created = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=directory, prefix=PARTIAL + "-"))
+        for path in filter(is_leftover, list(directory.iterdir())):
+            shutil.rmtree(path)
+        partial = Path(tempfile.mkdtemp(dir=directory, prefix=BEGUN))
         try:
             yield partial
             files = sorted(partial.iterdir(), key=lambda p: (p.suffix == ".json", p))
@@ -116,6 +120,11 @@ def files_of(directory: Path) -> Iterator[Path]:
     finally:
         if created and directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether this is a folder of files that were never moved to where they belong."""
+    return path.name.startswith(BEGUN) and path.is_dir()
 
 
 def flush(path: Path) -> None:

@@ -48,6 +48,18 @@ def test_what_a_killed_process_left_is_written_over(tmp_path):
     assert list(contents(tmp_path)) == ["a.txt"]
 
 
+def test_a_folder_that_a_killed_process_began_is_removed(tmp_path):
+    begun = tmp_path / "out" / ".partial-abc"
+    begun.mkdir(parents=True)
+    (begun / "model.safetensors").write_text("half")
+    kept = tmp_path / "out" / ".partial-notes"  # a file of somebody's own
+    kept.write_text("mine")
+    assert replacing.is_leftover(begun) and not replacing.is_leftover(kept)
+    with replacing.files_of(tmp_path / "out") as partial:
+        (partial / "a").write_text("new")
+    assert contents(tmp_path / "out") == {"a": "new", ".partial-notes": "mine"}
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_block_that_fails_changes_nothing(tmp_path, error):
     path = tmp_path / "a.txt"

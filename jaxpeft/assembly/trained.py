@@ -115,7 +115,7 @@ def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
     step = Compiled(eval_step, "evaluation", lambda text: None)
     return evaluation.figures(
         objective,
-        (
+        evaluation.streamed(
             step(trainable, fixed, sharding.put_batch(_unpacked(batch), mesh))
             for batch in batches or ()
         ),

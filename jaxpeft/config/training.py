@@ -117,6 +117,12 @@ class TrainingSection(Section):
         description="abort a run that makes no step for so long",
         json_schema_extra=keys.NEVER,
     )
+    termination_grace_seconds: Count = Field(
+        default=30,
+        description="a run that gets SIGTERM has saved and ended within so many "
+        "seconds, or gives up the step it is at; as long as what stops it waits",
+        json_schema_extra=keys.NEVER,
+    )
 
     @property
     def keeps_best(self) -> bool:

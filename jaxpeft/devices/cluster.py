@@ -4,11 +4,14 @@ The runtime is JAX's own (`jax.distributed`). What is added here: a failure of o
 process ends all of them soon, with its reason.
 """
 
+import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,13 @@ from jaxpeft.errors import EXIT_INPUT, InputError
 
 # Seconds that a process which fails waits for the others to say what they have to say.
 LAST_WORDS = 5.0
+LAST = 0.2  # seconds by which process 0, which serves the others, outlives them
+# Where JAX writes down for all processes that one of them was asked to stop.
+NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 # Whole accelerators of a TPU machine, whose own metadata knows the rest.
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
+
+_questions = itertools.count(1)  # of this process, see `preempted`
 
 
 def join(
@@ -173,15 +181,34 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def preempted(step: int) -> bool:
-    """Whether all processes are to save after this step: one was asked to stop.
+def preempted() -> bool:
+    """Whether all processes are to save now: one was asked to stop.
 
-    Every process asks after every step; JAX agrees on one that all have yet to reach.
+    All ask in the same places, equally often; JAX agrees on a question that all of them
+    have yet to ask.
+    """
+    return multihost_utils.reached_preemption_sync_point(next(_questions))
+
+
+def noticed() -> bool:
+    """Whether any process was asked to stop; any thread may ask, at any time."""
+    try:
+        _client().key_value_try_get(NOTICE)
+    except (jax.errors.JaxRuntimeError, AttributeError):  # no notice, or no client
+        return False
+    return True
+
+
+def meet(seconds: float) -> None:
+    """Returns in all processes at once, or after so many seconds, before they end.
 
     Args:
-        step: the steps taken so far.
+        seconds: to wait for the others.
     """
-    return multihost_utils.reached_preemption_sync_point(step)
+    with contextlib.suppress(jax.errors.JaxRuntimeError, AttributeError):
+        _client().wait_at_barrier("jaxpeft-end", int(seconds * 1000))
+    if is_primary():
+        time.sleep(LAST)  # the others cannot do without it
 
 
 def leave(code: int, failed: bool) -> None:
@@ -203,11 +230,15 @@ def leave(code: int, failed: bool) -> None:
 
 
 def _others_end_too() -> bool:
-    import orbax.checkpoint as ocp
-
-    client = ocp.multihost.get_jax_distributed_client()
     try:
-        client.wait_at_barrier("jaxpeft-last-words", int(LAST_WORDS * 1000))
+        _client().wait_at_barrier("jaxpeft-last-words", int(LAST_WORDS * 1000))
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+def _client() -> Any:
+    """The client of JAX's coordination service."""
+    import orbax.checkpoint as ocp
+
+    return ocp.multihost.get_jax_distributed_client()

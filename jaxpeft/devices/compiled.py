@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxpeft.devices import programs
+from jaxpeft.devices import programs, termination
 
 
 def build(
@@ -36,7 +36,7 @@ def build(
         options = {"donate_argnums": 0, "out_shardings": (shardings, None)}
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         traced = jax.jit(function, **options).trace(*arguments)
-        return traced.jaxpr, traced.lower().compile()
+        return traced.jaxpr, termination.in_background(traced.lower().compile)
 
 
 class Compiled:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft import adapters, console, hf, kernel, models, quant, tree
+from jaxpeft import adapters, console, hf, kernel, models, quant, replacing, tree
 from jaxpeft.assembly import trained
 from jaxpeft.assembly.trained import Trained
 from jaxpeft.errors import InputError
@@ -63,7 +63,7 @@ def export(
 
 
 def new_folder(out: str) -> Path:
-    """The path of `--out`, which is absent or empty.
+    """The path of `--out`, which is absent, empty, or left by a killed export.
 
     Args:
         out: the value of `--out`.
@@ -72,7 +72,8 @@ def new_folder(out: str) -> Path:
         InputError: something is there already.
     """
     target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    found = list(target.iterdir()) if target.is_dir() else [target]
+    if target.exists() and not all(map(replacing.is_leftover, found)):
         raise InputError(f"--out: {out!r} exists and is not empty; name a new folder")
     return target
 

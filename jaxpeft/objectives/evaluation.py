@@ -1,13 +1,42 @@
 """The figures of an evaluation, from sums that are streamed."""
 
+import collections
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxpeft.objectives.objective import Objective
+
+AHEAD = 2  # batches that the devices are given before the first result is waited for
+
+
+def streamed(
+    sums: Iterable[Any], told: Callable[[int], None] = lambda done: None
+) -> list[Any]:
+    """The sums of all batches, brought to the host while others are computed.
+
+    Args:
+        sums: a tree of arrays for each batch, whose computation begins as it is drawn.
+        told: called with the number of batches done, after each; it may raise.
+
+    Returns:
+        The trees, of numpy arrays.
+    """
+    started, done = collections.deque(), []
+
+    def finish() -> None:
+        done.append(jax.device_get(started.popleft()))
+        told(len(done))
+
+    for one in sums:
+        started.append(one)
+        if len(started) > AHEAD:
+            finish()
+    while started:
+        finish()
+    return done
 
 
 def figures(objective: Objective, sums: Iterable[Any]) -> dict[str, float]:
@@ -15,15 +44,10 @@ def figures(objective: Objective, sums: Iterable[Any]) -> dict[str, float]:
 
     Args:
         objective: whose `sums` they are.
-        sums: a tree of () float32 for each batch, perhaps still being computed.
+        sums: a tree of () float32 for each batch, see `streamed`.
 
     Returns:
         {name: figure}, `eval_loss` among them.
     """
-    # All batches are started before the first result is waited for.
-    started = list(sums)
-    totals = jax.tree.map(
-        lambda *parts: math.fsum(float(np.asarray(jax.device_get(x))) for x in parts),
-        *started,
-    )
+    totals = jax.tree.map(lambda *parts: math.fsum(map(float, parts)), *sums)
     return objective.report(totals)

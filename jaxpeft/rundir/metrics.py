@@ -34,6 +34,8 @@ class MetricsFile:
         path: the file; None writes nothing, since of several processes one alone does.
         resumed_at: the steps taken so far of a run that continues; None: it begins.
         also: what gets each entry too.
+        evaluates_again: whether the evaluation after step `resumed_at` is still to
+            come, so that a line of it is dropped too.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class MetricsFile:
         path: Path | None,
         resumed_at: int | None,
         also: Sequence[Listener] = (),
+        evaluates_again: bool = False,
     ):
         self._file, self._also = None, also
         if path is None:
@@ -49,7 +52,11 @@ class MetricsFile:
         if resumed_at is not None and path.exists():
             for line in path.read_text().splitlines(keepends=True):
                 # A killed process may have left half a line, always the last one.
-                if line.endswith("\n") and json.loads(line)["step"] <= resumed_at:
+                if not line.endswith("\n"):
+                    continue
+                entry = json.loads(line)
+                again = evaluates_again and "eval_loss" in entry
+                if entry["step"] <= resumed_at - again:
                     kept.append(line)
         # Moved into place, so that a kill right here cannot cost the lines kept.
         replacing.write_text(path, "".join(kept))

@@ -165,15 +165,16 @@ class Together:
         )
         return metrics
 
-    def evaluate(self) -> list[dict[str, float]]:
+    def evaluate(self, told: Callable[[int], None]) -> list[dict[str, float]]:
         """The report of each run's evaluation data."""
         self._evaluated = self._view(self.saved["state"])
         batches = map(self.first.on_devices, self.first.evaluation or ())
-        sums = jax.device_get(
-            [
-                self._eval_step(self._evaluated, self.shared, self.own, b)
-                for b in batches
-            ]
+        sums = evaluation.streamed(
+            (
+                self._eval_step(self._evaluated, self.shared, self.own, batch)
+                for batch in batches
+            ),
+            told,
         )
         return [
             evaluation.figures(

@@ -1,11 +1,8 @@
 """`python -m jaxpeft.train --config FILE`: fine-tune a model; continues by itself."""
 
-import os
-import signal
 from collections.abc import Sequence
 
 from jaxpeft import cli
-from jaxpeft.errors import EXIT_PREEMPTED
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,19 +24,17 @@ def main(argv: Sequence[str]) -> int:
     cli.process_arguments(parser)
     args = parser.parse_intermixed_args(list(argv))
     rank = cli.place(args)
-    if rank is not None:
-        # Until JAX takes over: nothing is begun, and the same command begins it.
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_PREEMPTED))
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import configuration
-    from jaxpeft.devices import cluster, determinism, programs
+    from jaxpeft.devices import cluster, determinism, programs, termination
     from jaxpeft.train import course
 
     cfg = configuration.open_config(args.config, args.overrides)
     if cfg.deterministic:
         determinism.require()  # before the devices are looked for
-    cluster.join(rank, **cfg.cluster.model_dump())
+    if cluster.join(rank, **cfg.cluster.model_dump()):
+        termination.join(cluster)
     programs.keep()
     course.train(cfg, resume=args.resume)
     return 0

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jaxpeft import console, tree
 from jaxpeft.assembly.summary import describe
 from jaxpeft.config import RunConfig
-from jaxpeft.devices import cluster, determinism
+from jaxpeft.devices import cluster, determinism, termination
 from jaxpeft.diagnose import findings
 from jaxpeft.errors import InputError, NumericsError
 from jaxpeft.lr_find import auto
@@ -23,12 +23,12 @@ from jaxpeft.rundir.files import ADAPTER, METRICS, MODEL, PLOT, REPORT
 from jaxpeft.rundir.lock import LOCK, RunLock
 from jaxpeft.rundir.metrics import read_metrics
 from jaxpeft.train import hooks, results, samples
-from jaxpeft.train.interrupt import SIGNALS, Interrupt, Watchdog
-from jaxpeft.train.loop import fit
+from jaxpeft.train.loop import Moment, fit
 from jaxpeft.train.program import Alone, Program
 from jaxpeft.train.progress import Progress, make_progress
-from jaxpeft.train.standing import DONE, Standing, active, stand_all
+from jaxpeft.train.standing import DONE, EVALUATION_DUE, Standing, active, stand_all
 from jaxpeft.train.watch import Watch
+from jaxpeft.train.watchdog import Watchdog
 
 CHECKPOINTS = "checkpoints"
 
@@ -38,13 +38,13 @@ class Guards(NamedTuple):
 
     Attributes:
         checkpoints: what it saves.
-        interrupt: who may stop it.
         watchdog: ends it when it hangs.
+        grace: seconds from SIGTERM to its end.
     """
 
     checkpoints: Checkpoints
-    interrupt: Interrupt
     watchdog: Watchdog
+    grace: int
 
 
 class Ended(NamedTuple):
@@ -118,15 +118,16 @@ def guarded(
         save_total_limit: how many checkpoints are kept, in place of the
             configuration's.
     """
-    limit = save_total_limit or cfg.training.save_total_limit
+    training = cfg.training
+    limit = save_total_limit or training.save_total_limit
     with (
         Checkpoints(
             folder, save_total_limit=limit, fingerprint=fingerprint
         ) as checkpoints,
-        Interrupt(() if cluster.is_shared() else SIGNALS) as interrupt,
-        Watchdog(cfg.training.watchdog_seconds) as watchdog,
+        termination.listening(cluster if cluster.is_shared() else None),
+        Watchdog(training.watchdog_seconds) as watchdog,
     ):
-        yield Guards(checkpoints, interrupt, watchdog)
+        yield Guards(checkpoints, watchdog, training.termination_grace_seconds)
 
 
 def follow(
@@ -152,7 +153,7 @@ def follow(
         How each run stands, and the seconds that it took. `program.trained` is then
             what each has trained.
     """
-    checkpoints, _, watchdog = guards
+    checkpoints, watchdog, grace = guards
     restored = checkpoints.restore(program.saved, check_fingerprint=not anyway)
     program.saved, note = restored or (program.saved, {})
     first, last = program.done, program.runs[0].steps
@@ -163,11 +164,14 @@ def follow(
     log, evaluate, save = _hooks(program, standings, display, guards, note)
     try:
         if note:
+            again = evaluate if note.get(EVALUATION_DUE) else []
             display.note(
                 f"continuing after step {first}"
-                if active(standings).any() and first < last
+                if active(standings).any() and first < last or again
                 else f"finished after step {first}: nothing is left to train"
             )
+            for hook in again:  # it was interrupted
+                hook(Moment(first, {}, ()))
         else:
             for hook in evaluate:
                 hook.run(0)
@@ -175,18 +179,22 @@ def follow(
         limit = program.runs[0].cfg.training.max_nonfinite_steps
         abort = hooks.Abort(standings, give_up, limit=limit, last=last)
         log.restart()
-        fit(
-            program,
-            standings,
-            [abort, log, *evaluate, *_watch(standings, display), save],
-            last=last,
-            before_compiling=lambda: watchdog.pet(hooks.SAVE_GRACE),
-        )
+        with termination.holding(grace):
+            try:
+                fit(
+                    program,
+                    standings,
+                    [abort, log, *evaluate, *_watch(standings, display), save],
+                    last=last,
+                    before_compiling=lambda: watchdog.pet(hooks.SAVE_GRACE),
+                )
+            except termination.Asked as asked:
+                save.stop(asked, first, any(hook.is_due for hook in evaluate))
+            checkpoints.wait()
     finally:
         display.close()
         for standing in standings:
             standing.file.close()
-    checkpoints.wait()
     _settle(program, standings, checkpoints)
     return Ended(standings, log.seconds)
 
@@ -199,7 +207,7 @@ def _hooks(
     note: Mapping[str, Any],
 ) -> tuple[hooks.Log, list[hooks.Evaluate], hooks.Save]:
     """The log, the evaluation if there is something to evaluate on, and the saves."""
-    checkpoints, interrupt, watchdog = guards
+    checkpoints, watchdog, _ = guards
     training, last = program.runs[0].cfg.training, program.runs[0].steps
     log = hooks.Log(
         *(program, standings, display),
@@ -213,9 +221,7 @@ def _hooks(
         last=last,
     )
     save = hooks.Save(
-        *(program, standings, log, checkpoints),
-        lambda step: _asked_to_stop(interrupt, step),
-        watchdog,
+        *(program, standings, log, checkpoints, watchdog),
         every=training.save_steps,
         last=last,
         keeps_best=training.keeps_best,
@@ -329,10 +335,3 @@ def check_output(output: Path, resume: str) -> None:
             "checkpoint to continue from; training would overwrite it: choose another "
             "directory"
         )
-
-
-def _asked_to_stop(interrupt: Interrupt, step: int) -> str:
-    """Why to stop after this step; empty if nobody asked."""
-    if cluster.is_shared():
-        return "SIGTERM" if cluster.preempted(step) else ""
-    return interrupt.signal.name if interrupt.signal else ""

@@ -12,13 +12,20 @@ import numpy as np
 
 from jaxpeft import optim
 from jaxpeft.assembly.step import TrainState
+from jaxpeft.devices import termination
 from jaxpeft.errors import Preempted
 from jaxpeft.rundir.checkpoint import Checkpoints
-from jaxpeft.train.interrupt import Watchdog
 from jaxpeft.train.loop import Moment
 from jaxpeft.train.program import Program
 from jaxpeft.train.progress import Progress
-from jaxpeft.train.standing import STOPPED, Standing, active, positions
+from jaxpeft.train.standing import (
+    EVALUATION_DUE,
+    STOPPED,
+    Standing,
+    active,
+    positions,
+)
+from jaxpeft.train.watchdog import Watchdog
 
 SAVE_GRACE = 600.0  # seconds that a compilation or a save may take before it is a hang
 # Of every step; what else it has are the objective's own figures.
@@ -128,7 +135,8 @@ class Evaluate:
     """A hook that evaluates after every `every`-th step and the last one.
 
     It writes the figures, lets schedules follow them, and ends the runs whose patience
-    is at its end.
+    is at its end. A request to end stops it between two batches, as if it had never
+    begun.
 
     Args:
         program: takes the steps.
@@ -138,6 +146,9 @@ class Evaluate:
         watchdog: is told that an evaluation may take long.
         every: steps from one to the next; None: only after the last step.
         last: the number of the last step.
+
+    Attributes:
+        is_due: whether an evaluation has begun and not come to its end.
     """
 
     def __init__(
@@ -154,6 +165,7 @@ class Evaluate:
         self._program, self._standings, self._log = program, standings, log
         self._progress, self._watchdog = progress, watchdog
         self._every, self._last = every, last
+        self.is_due = False
 
     def __call__(self, moment: Moment) -> bool:
         due = self._every is not None and moment.step % self._every == 0
@@ -192,8 +204,9 @@ class Evaluate:
             {name: figure} for each run, see `Objective.report`.
         """
         start = time.monotonic()
+        self.is_due = True
         self._watchdog.pet(SAVE_GRACE)
-        reports = self._program.evaluate()
+        reports = self._program.evaluate(self._told)
         for one, figures in zip(self._standings, reports, strict=True):
             if one.runs:
                 one.file.write({"step": step, **figures})
@@ -203,7 +216,12 @@ class Evaluate:
             said = "losses " + "  ".join(f"{one['eval_loss']:.4f}" for one in reports)
         self._progress.note(f"evaluation after step {step}: {said}")
         self._log.paused(time.monotonic() - start)
+        self.is_due = False
         return reports
+
+    def _told(self, done: int) -> None:
+        self._watchdog.pet(SAVE_GRACE)
+        termination.check()
 
     def _rates(self, step: int) -> list[float]:
         """The learning rate of each run whose schedule follows evaluations."""
@@ -220,15 +238,13 @@ class Evaluate:
 
 
 class Save:
-    """A hook that saves every `every`-th step and the last, and when asked to stop.
+    """A hook that saves every `every`-th step and the last, and asks after requests.
 
     Args:
         program: takes the steps.
         standings: of its runs.
         log: knows the time that they took.
         checkpoints: where it saves.
-        asked_to_stop: given the step, what asked to stop after it, at once; empty if
-            nothing did.
         watchdog: is told of every step, and that a save may take long.
         every: steps from one to the next.
         last: the number of the last step.
@@ -242,7 +258,6 @@ class Save:
         standings: Sequence[Standing],
         log: Log,
         checkpoints: Checkpoints,
-        asked_to_stop: Callable[[int], str],
         watchdog: Watchdog,
         *,
         every: int,
@@ -250,27 +265,50 @@ class Save:
         keeps_best: bool = False,
     ):
         self._program, self._standings, self._log = program, standings, log
-        self._checkpoints, self._asked_to_stop = checkpoints, asked_to_stop
-        self._watchdog, self._every, self._last = watchdog, every, last
+        self._checkpoints, self._watchdog = checkpoints, watchdog
+        self._every, self._last = every, last
         self._keeps_best = keeps_best and program.saves_best
 
     def __call__(self, moment: Moment) -> None:
-        asked, best = self._asked_to_stop(moment.step), None
         ends = moment.step == self._last or not active(self._standings).any()
-        if self._keeps_best:
-            best = self._standings[0].stopping.best_step
-        due = moment.step % self._every == 0 or moment.step == best
-        if asked or due or ends:
-            self._watchdog.pet(SAVE_GRACE)
-            note = {"seconds": self._log.seconds, **positions(self._standings)}
-            self._checkpoints.save(moment.step, self._program.saved, note, keep=best)
-        if asked and not ends:
-            self._checkpoints.wait()
+        if moment.step % self._every == 0 or moment.step == self._best() or ends:
+            self._save(moment.step)
+        termination.check()
+        self._watchdog.pet()
+
+    def stop(self, asked: termination.Asked, first: int, evaluation_due: bool) -> None:
+        """Saves what is new since step `first`, and ends the course.
+
+        Args:
+            asked: the request to end.
+            first: the step that it continued from.
+            evaluation_due: whether the evaluation after the last step is to be
+                repeated.
+
+        Raises:
+            Preempted: in any case.
+        """
+        step = self._program.done
+        if step == first:
             raise Preempted(
-                f"{asked} received: saved after step {moment.step}; repeat the "
+                f"{asked.name} received before a new step was taken; repeat the "
                 "command to continue"
             )
-        self._watchdog.pet()
+        self._save(step, **({EVALUATION_DUE: True} if evaluation_due else {}))
+        self._checkpoints.wait()
+        raise Preempted(
+            f"{asked.name} received: saved after step {step}; repeat the command to "
+            "continue"
+        )
+
+    def _save(self, step: int, **more: Any) -> None:
+        self._watchdog.pet(SAVE_GRACE)
+        note = {"seconds": self._log.seconds, **positions(self._standings), **more}
+        self._checkpoints.save(step, self._program.saved, note, keep=self._best())
+
+    def _best(self) -> int | None:
+        """The step whose checkpoint stays, since its parameters are the best."""
+        return self._standings[0].stopping.best_step if self._keeps_best else None
 
 
 class Abort:

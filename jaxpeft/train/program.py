@@ -83,8 +83,12 @@ class Program(Protocol):
         """
         ...
 
-    def evaluate(self) -> list[dict[str, float]]:
-        """The report of each run's evaluation data, {name: figure}."""
+    def evaluate(self, told: Callable[[int], None]) -> list[dict[str, float]]:
+        """The report of each run's evaluation data, {name: figure}.
+
+        Args:
+            told: called with the number of batches done, after each; it may raise.
+        """
         ...
 
     def observe(
@@ -178,12 +182,12 @@ class Alone:
         self.saved, metrics = self._step(self.saved, self.run.fixed, batch)
         return metrics
 
-    def evaluate(self) -> list[dict[str, float]]:
+    def evaluate(self, told: Callable[[int], None]) -> list[dict[str, float]]:
         """The report of the evaluation data, in a list."""
         run, trained = self.run, self.run.view(self.saved)
         batches = map(run.on_devices, run.evaluation or ())
         sums = (self._eval_step(trained, run.fixed, batch) for batch in batches)
-        return [evaluation.figures(run.objective, sums)]
+        return [evaluation.figures(run.objective, evaluation.streamed(sums, told))]
 
     def observe(
         self, losses: Sequence[float], improved: np.ndarray, active: np.ndarray

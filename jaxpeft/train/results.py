@@ -35,18 +35,21 @@ def begin(run: Run, first: int, fingerprint: Mapping[str, str]) -> None:
         environment.record(run.output / environment.ENVIRONMENT, surroundings, first)
 
 
-def open_metrics(run: Run, resumed_at: int | None) -> MetricsFile:
+def open_metrics(
+    run: Run, resumed_at: int | None, evaluates_again: bool = False
+) -> MetricsFile:
     """The run's `metrics.jsonl` and its sinks; of several processes one has them.
 
     Args:
         run: the run.
         resumed_at: the step to continue after; None: the run begins anew.
+        evaluates_again: whether the evaluation after that step is still to come.
     """
     if not cluster.is_primary():
         return MetricsFile(None, resumed_at)
     settings = run.cfg.model_dump(mode="json")
     also = sinks.open_all(run.cfg.training.report_to, run.output, settings, resumed_at)
-    return MetricsFile(run.output / METRICS, resumed_at, also)
+    return MetricsFile(run.output / METRICS, resumed_at, also, evaluates_again)
 
 
 def write_trained(run: Run, trained: Any) -> str:

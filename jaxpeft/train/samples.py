@@ -9,8 +9,8 @@ from jaxpeft.devices import cluster
 from jaxpeft.generate.generation import generate
 from jaxpeft.rundir import outcome
 from jaxpeft.train.hooks import SAVE_GRACE
-from jaxpeft.train.interrupt import Watchdog
 from jaxpeft.train.program import Program
+from jaxpeft.train.watchdog import Watchdog
 
 SAMPLE_TOKENS = 96  # of an answer shown before and after training
 

@@ -13,6 +13,8 @@ from jaxpeft.train import results
 from jaxpeft.train.stopping import Stopping
 
 RUNNING, DONE, STOPPED, DIVERGED = "running", "done", "stopped early", "diverged"
+# In a checkpoint's note: it was saved during the evaluation after its step.
+EVALUATION_DUE = "evaluation_due"
 
 
 @dataclass
@@ -47,13 +49,19 @@ class Standing:
         }
 
 
-def stand(run: Run, position: Mapping[str, Any], resumed_at: int | None) -> Standing:
+def stand(
+    run: Run,
+    position: Mapping[str, Any],
+    resumed_at: int | None,
+    evaluates_again: bool = False,
+) -> Standing:
     """The standing of a run before its first step, or where a checkpoint left off.
 
     Args:
         run: what it works with.
         position: the checkpoint's note; empty before the first step.
         resumed_at: the step to continue after; None: there is none.
+        evaluates_again: whether the evaluation after that step is still to come.
     """
     if cluster.is_primary():
         run.output.mkdir(parents=True, exist_ok=True)
@@ -65,7 +73,7 @@ def stand(run: Run, position: Mapping[str, Any], resumed_at: int | None) -> Stan
     status = position.get("status", RUNNING)
     if stopping.exhausted and status == RUNNING:
         status = STOPPED  # it had stopped early, and was saved
-    file = results.open_metrics(run, resumed_at)
+    file = results.open_metrics(run, resumed_at, evaluates_again)
     return Standing(run, file, stopping, position.get("tokens", 0), status)
 
 
@@ -91,7 +99,11 @@ def stand_all(
     else:
         each = [note.get(str(number), {}) for number in range(len(runs))]
     resumed_at = done if note else None
-    return [stand(run, mine, resumed_at) for run, mine in zip(runs, each, strict=True)]
+    again = bool(note.get(EVALUATION_DUE))
+    return [
+        stand(run, mine, resumed_at, again)
+        for run, mine in zip(runs, each, strict=True)
+    ]
 
 
 def active(standings: Sequence[Standing]) -> np.ndarray:

@@ -186,6 +186,33 @@ def test_sigterm_saves_in_all_and_one_process_goes_on(together, trained, tmp_pat
     assert list(losses(tmp_path / "run")) == list(range(1, last + 1))
 
 
+def test_sigterm_before_the_first_step_and_in_an_evaluation(
+    together, trained, asset_model, tmp_path
+):
+    many = {"path": str(asset_model.parent / "weather" / "train.json")}
+    many["max_samples"] = 600
+    changes = {"data.eval": many, "data.eval_batch_size": 2, "training.max_steps": 4}
+    changes |= {"training.eval_steps": 2}
+    for line, saved in (("steps: 4 of ", []), ("step 2/4", ["2"])):
+        run = together(2, "run", **changes)
+        run.until(line)
+        run.signal(signal.SIGTERM)
+        start = time.monotonic()
+        done = run.end()
+        took = time.monotonic() - start
+        logging.info("ended after %.1f s", took)
+        assert done.code == 75 and took < A_MINUTE / 2, done.out
+        assert "evaluation after step 2" not in done.out
+        assert ("SIGTERM received: saved after step 2" in done.out) == bool(saved)
+        folder = tmp_path / "run" / "checkpoints"
+        assert [p.name for p in folder.glob("[0-9]*")] == saved
+    again = trained(
+        "run", **{**changes, "data.eval": None, "training.eval_steps": None}
+    )
+    assert again.code == 0 and "continuing after step 2" in again.out
+    assert list(losses(tmp_path / "run")) == [1, 2, 3, 4]
+
+
 def test_other_settings_in_one_process_are_named(environment, settings, tmp_path):
     def start(index: int, seed: int) -> subprocess.Popen:
         config = write_config(tmp_path / f"{index}.yaml", settings(seed=seed))

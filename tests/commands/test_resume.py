@@ -24,13 +24,14 @@ CHANGES = {
     "training.save_steps": 5,
 }
 
-# Sends itself a signal right after step 13, when step 10 is sealed.
+# Sends itself a signal right after step 13, when step 10 is sealed; or within the
+# evaluation after step 10.
 CHILD = """
 import os, signal, sys
 from jaxpeft import cli, train
 from jaxpeft.train import hooks
 
-save = hooks.Save.__call__
+save, told = hooks.Save.__call__, hooks.Evaluate._told
 
 def saved(self, moment):
     save(self, moment)
@@ -38,8 +39,16 @@ def saved(self, moment):
         self._checkpoints.wait()
         os.kill(os.getpid(), int(sys.argv[1]))
 
-hooks.Save.__call__ = saved
-sys.exit(cli.run(train.main, sys.argv[2:]))
+def evaluated(self, done):
+    if self._program.done == 10 and done == 2:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    told(self, done)
+
+if sys.argv[2] == "evaluating":
+    hooks.Evaluate._told = evaluated
+else:
+    hooks.Save.__call__ = saved
+sys.exit(cli.run(train.main, sys.argv[3:]))
 """
 
 
@@ -58,13 +67,13 @@ def straight(trained, changes):
 
 @pytest.fixture
 def signalled(tmp_path):
-    """signalled(signal, run): starts a run's command in a child that signals itself."""
+    """signalled(signal, run, place): a run's command in a child that signals itself."""
 
-    def run(signal, name):
+    def run(signal, name, place="saved"):
         arguments = ["--config", str(tmp_path / f"{name}.yaml")]
         arguments += [f"output_dir={tmp_path / name}"]
         return subprocess.run(
-            [sys.executable, "-c", CHILD, str(int(signal)), *arguments],
+            [sys.executable, "-c", CHILD, str(int(signal)), place, *arguments],
             capture_output=True,
             text=True,
         )
@@ -138,6 +147,23 @@ def test_a_request_to_stop_saves_and_the_command_continues(
     assert not (tmp_path / "run" / "adapter").exists()
     done = trained("run", **changes)
     assert "continuing after step 14" in done.out
+    same_end(done, "run", straight)
+
+
+def test_an_evaluation_that_was_stopped_is_repeated(
+    trained, changes, signalled, straight, same_end, tmp_path
+):
+    shutil.copy(tmp_path / "straight.yaml", tmp_path / "run.yaml")
+    child = signalled(signal.SIGTERM, "run", "evaluating")
+    assert child.returncode == 75, child.stderr
+    assert "SIGTERM received: saved after step 10" in child.stderr
+    assert "evaluation after step 10" not in child.stdout
+    # Repeated, it is written; and once more, by a run that has saved nothing since.
+    child = signalled(signal.SIGKILL, "run")
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert "evaluation after step 10" in child.stdout
+    done = trained("run", **changes)
+    assert "evaluation after step 10" in done.out
     same_end(done, "run", straight)
 
 

@@ -1,75 +1,12 @@
-"""Ends that come from outside: a request to stop, and a run that no longer moves."""
+"""A run that no longer moves is ended, with its threads' tracebacks."""
 
 import faulthandler
 import os
-import signal
 import threading
 import time
-from collections.abc import Iterable
-from types import FrameType, TracebackType
-from typing import Any
+from types import TracebackType
 
 from jaxpeft.errors import EXIT_STALLED
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class Interrupt:
-    """A `with` block that turns SIGTERM and the first SIGINT into a flag.
-
-    The loop looks at `requested` between two steps, saves and leaves; a second SIGINT
-    raises KeyboardInterrupt at once. The handlers that stood before come back at the
-    end of the block. Outside the main thread, where Python allows no handlers, the flag
-    stays down and signals keep their meaning.
-
-    With `jax.distributed` pass `signals=()`: JAX's own handler and this one displace
-    each other in silence, and only JAX's sync point stops all processes at the same
-    step.
-
-    Args:
-        signals: those to listen to.
-
-    Attributes:
-        signal: the signal that asked first, or None.
-    """
-
-    def __init__(
-        self,
-        signals: Iterable[signal.Signals] = SIGNALS,
-    ):
-        self.signal: signal.Signals | None = None
-        self._signals = tuple(signals)
-        self._presses = 0
-        self._previous: dict[signal.Signals, Any] = {}
-
-    @property
-    def requested(self) -> bool:
-        """Whether the process has been asked to stop."""
-        return self.signal is not None
-
-    def __enter__(self) -> "Interrupt":
-        if threading.current_thread() is threading.main_thread():
-            for number in self._signals:
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._previous.items():
-            # None stands for a handler that was not installed by Python.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._previous.clear()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = self.signal or signal.Signals(number)
-        if number == signal.SIGINT:
-            self._presses += 1
-            if self._presses > 1:
-                raise KeyboardInterrupt
 
 
 class Watchdog:
