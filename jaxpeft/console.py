@@ -1,6 +1,15 @@
 """Where commands write: results to standard output, remarks to standard error."""
 
+import contextlib
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+LONG = 5.0  # seconds after which work is worth a line
+EVERY = 30.0  # seconds from line to line of it
+OFTEN = 0.2  # seconds from change to change of a line on a terminal
+BAR = 20  # characters
 
 _process: int | None = None  # among several that train together
 
@@ -45,3 +54,93 @@ def _complain(kind: str, text: str) -> None:
     speaker = f"process {_process}: " if _process else ""
     sys.stderr.write(f"{speaker}{kind}: {text}\n")
     sys.stderr.flush()
+
+
+class Work:
+    """The progress of what may take long: shown once it has taken 5 seconds.
+
+    On a terminal it is a line that changes; elsewhere a line of its own twice a minute.
+
+    Args:
+        what: it is, such as "loading weights".
+        total: how many parts it has.
+        put: takes each line in place of standard error.
+    """
+
+    def __init__(self, what: str, total: int, put: Callable[[str], None] | None = None):
+        self._what, self._total, self._put = what, total, put
+        self._changes = put is None and sys.stderr.isatty()
+        self._start = time.monotonic()
+        self._next = self._start + LONG
+        self._done, self._lock = 0, threading.Lock()
+
+    def advance(self, parts: int = 1) -> None:
+        """Counts parts that are done; any thread may call it."""
+        with self._lock:
+            self._done += parts
+            now = time.monotonic()
+            if now < self._next or self._done >= self._total:
+                return
+            self._next = now + (OFTEN if self._changes else EVERY)
+            left = (now - self._start) / self._done * (self._total - self._done)
+            self._show(
+                f"{self._what}: {self._done:,} of {self._total:,}, {clock(left)} left"
+            )
+
+    def close(self) -> None:
+        """Removes a line that changes."""
+        if self._changes and self._next > self._start + LONG and not _process:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def __enter__(self) -> "Work":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _show(self, line: str) -> None:
+        if self._put is not None:
+            self._put(line)
+        elif not _process:
+            if self._changes:
+                filled = self._done * BAR // self._total
+                line = f"\r{line} [{'#' * filled}{'.' * (BAR - filled)}]\x1b[K"
+            sys.stderr.write(line + ("" if self._changes else "\n"))
+            sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def waiting(text: str, put: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Says what its block waits for, once that has taken 5 seconds, and every 30 more.
+
+    Args:
+        text: a sentence, such as "compiling the step: once".
+        put: takes each line in place of standard error.
+    """
+    ended = threading.Event()
+
+    def tell() -> None:
+        start, pause = time.monotonic(), LONG
+        while not ended.wait(pause):
+            pause = EVERY
+            line = f"{text} ({clock(time.monotonic() - start)} so far)"
+            if put is not None:
+                put(line)
+            elif not _process:
+                sys.stderr.write(f"{line}\n")
+                sys.stderr.flush()
+
+    teller = threading.Thread(target=tell, name="waiting", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, such as "0:01:30"."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

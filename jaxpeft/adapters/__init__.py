@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpeft import kernel, tree
+from jaxpeft import console, kernel, tree
 from jaxpeft.adapters import saved, targets
 from jaxpeft.adapters.bottleneck import Bottleneck, bottleneck
 from jaxpeft.adapters.combine import combine
@@ -221,7 +221,11 @@ def merge(params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
             np.stack([np.asarray(kernel.dense(s).astype(target)) for s in slices])
         )
 
-    changes = {name: fold(node) for name, node in kernel.nodes(params).items()}
+    nodes, changes = kernel.nodes(params), {}
+    with console.Work("merging the adapter, in stacks of modules", len(nodes)) as work:
+        for name, node in nodes.items():
+            changes[name] = fold(node)
+            work.advance()
     return tree.replace(params, {**changes, **merged_biases(params, dtype)})
 
 

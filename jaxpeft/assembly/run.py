@@ -116,6 +116,9 @@ class Run:
             batch_size=cfg.data.eval_batch_size or micro,
             vocab_size=vocabulary,
         )
+        if self.evaluation is not None and cfg.training.eval_max_examples is not None:
+            most = cfg.training.eval_max_examples
+            self.evaluation = self.evaluation.at_most(most)
 
     def _take_over(self, like: "Run") -> None:
         self.base, self.evaluation = like.base, like.evaluation

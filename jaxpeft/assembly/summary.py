@@ -11,7 +11,7 @@ from jaxpeft import console, kernel, optim, tree
 from jaxpeft.assembly import updates
 from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.assembly.run import Run
-from jaxpeft.data import Summary
+from jaxpeft.data import EvalBatches, Summary
 from jaxpeft.devices import cluster
 
 MIB = 2**20
@@ -179,6 +179,10 @@ def describe(run: Run) -> None:
         counts = batches.summary()
         for line in data_lines(kind, counts):
             console.say(line)
+        if isinstance(batches, EvalBatches) and batches.share():
+            console.say(
+                f"  evaluated on {batches.share()} (training.eval_max_examples)"
+            )
         for line in data_warnings(kind, counts) if cluster.is_primary() else ():
             console.warn(line)
     if line := updates.scaling_line(run.cfg):

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxpeft import adapters, data, hf, tree
+from jaxpeft import adapters, console, data, hf, tree
 from jaxpeft.assembly import configuration
 from jaxpeft.assembly.base import Base, open_base
 from jaxpeft.assembly.step import Frozen, make_eval_step
@@ -113,13 +113,15 @@ def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
     # Standard output is the result's alone: nobody is told what is compiled.
     eval_step = make_eval_step(base.cfg, objective)
     step = Compiled(eval_step, "evaluation", lambda text: None)
-    return evaluation.figures(
-        objective,
-        evaluation.streamed(
-            step(trainable, fixed, sharding.put_batch(_unpacked(batch), mesh))
-            for batch in batches or ()
-        ),
-    )
+    with console.Work("evaluation, in batches", len(batches or ())) as work:
+        sums = evaluation.streamed(
+            (
+                step(trainable, fixed, sharding.put_batch(_unpacked(batch), mesh))
+                for batch in batches or ()
+            ),
+            lambda done: work.advance(),
+        )
+    return evaluation.figures(objective, sums)
 
 
 def _params(

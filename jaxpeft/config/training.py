@@ -59,6 +59,17 @@ class TrainingSection(Section):
         description="steps between two evaluations; null: at the end only",
         json_schema_extra=keys.IF_STEERING,
     )
+    eval_on_start: bool = Field(
+        default=True,
+        description="evaluate before the first step too",
+        json_schema_extra=keys.NEVER,
+    )
+    eval_max_examples: Count | None = Field(
+        default=None,
+        description="evaluate on so many examples, the same each time, spread evenly "
+        "over the evaluation data; null: all",
+        json_schema_extra=keys.CONTENT,
+    )
     save_steps: Count = Field(
         default=50,
         description="steps between two checkpoints",

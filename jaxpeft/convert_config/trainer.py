@@ -123,7 +123,6 @@ ROWS: dict[str, Row] = {
     "trackio_bucket_id": Idle("output_dir names the run"),
     "trackio_static_space_id": Idle("output_dir names the run"),
     # evaluation
-    "eval_on_start": Idle("the evaluation data are always evaluated first"),
     "eval_delay": Without("evaluation begins with the run; set training.eval_steps"),
     "eval_accumulation_steps": Idle("evaluation keeps sums, never logits"),
     "eval_do_concat_batches": Idle("evaluation keeps sums, never logits"),
@@ -337,10 +336,12 @@ def evaluation(draft: Draft, devices: int) -> None:
         draft.set("training.early_stopping_patience", patience)
     if best:
         draft.set("training.load_best_model_at_end", True)
+    if draft.given("eval_on_start"):
+        draft.set("training.eval_on_start", draft.flag("eval_on_start"))
 
 
 def _without_evaluation(draft: Draft, strategy: Any, patience: Any, best: bool) -> None:
-    for key in ("eval_steps", "per_device_eval_batch_size"):
+    for key in ("eval_steps", "per_device_eval_batch_size", "eval_on_start"):
         draft.skip(key, "no evaluation data are named")
     need = (
         "needs evaluation data: convert with --eval-data FILE, or give "

@@ -211,7 +211,7 @@ class Batches:
 
 
 class EvalBatches:
-    """Evaluation batches: every example once, in order.
+    """Evaluation batches: every example once, in order, or some of them.
 
     The last batch is filled up with empty rows.
 
@@ -221,12 +221,14 @@ class EvalBatches:
         max_length: the most tokens that a row may have.
         pad_id: the token that fills rows up.
         length_buckets: how many row lengths may occur.
+        at_most: examples to use, spread evenly over the data; None: all.
 
     Attributes:
         batch_size: rows in a batch.
         examples: the data, example by example.
+        numbers: those of the examples that are used, ascending.
         lengths: all row lengths that occur, ascending.
-        fingerprint: changes with the data or the batch size.
+        fingerprint: changes with the data that are used or the batch size.
     """
 
     def __init__(
@@ -237,40 +239,58 @@ class EvalBatches:
         max_length: int,
         pad_id: int = 0,
         length_buckets: int = 4,
+        at_most: int | None = None,
     ):
+        self._settings = {
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "pad_id": pad_id,
+            "length_buckets": length_buckets,
+        }
         self.batch_size = batch_size
         self.examples, self._pad_id = examples, pad_id
+        count = min(len(examples), at_most or len(examples))
+        self.numbers = np.arange(count) * len(examples) // count
+        used = examples.lengths[self.numbers]
         maxima, often = batch_maxima(
-            [examples.lengths], [1.0], batch_size=batch_size, shuffle=False
+            [used], [1.0], batch_size=batch_size, shuffle=False
         )
         self.lengths = choose_lengths(
             maxima,
             often,
             buckets=length_buckets,
-            longest=int(examples.lengths.max()),
+            longest=int(used.max()),
             limit=max_length,
         )
+        some = {} if count == len(examples) else {"at_most": count}
         self.fingerprint: str = _fingerprint(
-            examples, batch_size=batch_size, max_length=max_length
+            examples, batch_size=batch_size, max_length=max_length, **some
         )
 
+    def at_most(self, count: int | None) -> "EvalBatches":
+        """Batches of so many of the examples, spread evenly; None: of all."""
+        return EvalBatches(self.examples, at_most=count, **self._settings)
+
+    def share(self) -> str:
+        """What part of the data is used, in words; empty: all of them."""
+        used, all_of_them = len(self.numbers), len(self.examples)
+        return "" if used == all_of_them else f"{used:,} of {all_of_them:,} examples"
+
     def __len__(self) -> int:
-        return -(-len(self.examples) // self.batch_size)
+        return -(-len(self.numbers) // self.batch_size)
 
     def __getitem__(self, number: int) -> Batch:
         if not 0 <= number < len(self):
             raise IndexError(f"there is no batch {number} among {len(self)}")
         first = number * self.batch_size
-        stop = min(first + self.batch_size, len(self.examples))
-        length = _fitting(self.lengths, int(self.examples.lengths[first:stop].max()))
-        rows = [np.array([i] if i < stop else [], np.int64) for i in self._span(first)]
+        used = self.numbers[first : first + self.batch_size]
+        length = _fitting(self.lengths, int(self.examples.lengths[used].max()))
+        empty = [np.array([], np.int64)] * (self.batch_size - len(used))
+        rows = [*used.reshape(-1, 1), *empty]
         return collate(self.examples, rows, length, self._pad_id)
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[number] for number in range(len(self)))
-
-    def _span(self, first: int) -> range:
-        return range(first, first + self.batch_size)
 
     def summary(self) -> Summary:
         """The data in numbers, for the log."""

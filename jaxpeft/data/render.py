@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from jaxpeft import console
 from jaxpeft.data.conversation import Conversation
 from jaxpeft.data.documents import encode as documents_ids
 from jaxpeft.data.masks import mask_turns
@@ -85,19 +86,23 @@ def render(
     examples: list[Example] = []
     documents = [item for item in items if isinstance(item, str)]
     if documents:  # a format gives either these or conversations
-        for chunk in _chunks(documents):
-            examples += _cut(_encode_documents(chunk, tokenizer), max_length, split)
+        with console.Work("tokenizing documents", len(documents)) as work:
+            for chunk in _chunks(documents):
+                examples += _cut(_encode_documents(chunk, tokenizer), max_length, split)
+                work.advance(len(chunk))
         return examples
     template = ChatTemplate(tokenizer)
     collected = rejects or Rejects(template.name)
     talks = template.prepare([item for item in items if isinstance(item, Conversation)])
     seen = 0
-    for chunk, rows in zip(_chunks(talks), _chunks(places)):
-        encoded = _encode_usable(chunk, rows, template, train_on, collected)
-        examples += _cut(encoded, max_length, split=False)
-        seen += len(chunk)
-        if not collected.skip:
-            collected.settle(seen)
+    with console.Work("tokenizing conversations", len(talks)) as work:
+        for chunk, rows in zip(_chunks(talks), _chunks(places)):
+            encoded = _encode_usable(chunk, rows, template, train_on, collected)
+            examples += _cut(encoded, max_length, split=False)
+            seen += len(chunk)
+            if not collected.skip:
+                collected.settle(seen)
+            work.advance(len(chunk))
     return examples
 
 

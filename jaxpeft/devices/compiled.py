@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxpeft import console
 from jaxpeft.devices import programs, termination
 
 
@@ -80,7 +81,12 @@ class Compiled:
 
     def _compile(self, shape: tuple[int, ...], arguments: tuple) -> Any:
         start = time.monotonic()
-        with programs.watch() as taken:
+        size = " x ".join(map(str, shape))
+        doing = (
+            f"compiling the {self._name} for batches of {size}: once for this run, and "
+            "later starts find it in the cache of programs"
+        )
+        with programs.watch() as taken, console.waiting(doing, self._report):
             program = build(
                 self._function, arguments, carries=self._carries, mesh=self._mesh
             )[1]
@@ -88,7 +94,6 @@ class Compiled:
         self.seconds += took
         memory = program.memory_analysis()
         room = getattr(memory, "temp_size_in_bytes", 0) / 2**20
-        size = " x ".join(map(str, shape))
         verb, once = ("loaded", ", compiled before,") if taken() else ("compiled", "")
         self._report(
             f"{verb} the {self._name} for batches of {size}{once} in {took:.1f} s "

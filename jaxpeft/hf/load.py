@@ -1,6 +1,7 @@
 """A model's weights, from safetensors straight into their place in the params."""
 
 import functools
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpeft import quant, tree
+from jaxpeft import console, quant, tree
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.hf import bitsandbytes, checkpoint_index, layout
@@ -119,6 +120,11 @@ def load(
         return array.block_until_ready()
 
     def load_one(path: str, spec: ParamSpec, pool: Executor) -> Any:
+        loaded = load_node(path, spec, pool)
+        work.advance(math.prod(spec.shape))
+        return loaded
+
+    def load_node(path: str, spec: ParamSpec, pool: Executor) -> Any:
         if kind is not None and path in ready:
             return bitsandbytes.read(files, spec, kind, dtype, mesh)
         if kind or quantization is None or not is_quantized(path, spec, skip):
@@ -126,7 +132,11 @@ def load(
         make = quant.KERNELS[quantization]
         return _quantized(sources, dtype, spec, pool, make, mesh)
 
-    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+    total = sum(math.prod(spec.shape) for _, spec in tree.walk(specs))
+    with (
+        console.Work("loading weights, in parameters", total) as work,
+        ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool,
+    ):
         return tree.map_named(
             lambda path, spec: load_one(path, spec, pool), specs, is_leaf=is_spec
         )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft import kernel, replacing, tree
+from jaxpeft import console, kernel, replacing, tree
 from jaxpeft.adapters.partly import Partly
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.hf import bitsandbytes, checkpoint_index, layout, safetensors_file
@@ -83,12 +83,20 @@ def save(
         for part in parts.values():
             part.values()
         return
-    with replacing.files_of(directory) as partial:
+
+    def values(tensor: str) -> np.ndarray:
+        work.advance()
+        return parts[tensor].values()
+
+    with (
+        console.Work("writing the model, in tensors", len(parts)) as work,
+        replacing.files_of(directory) as partial,
+    ):
         for name, shard in shards.items():
             safetensors_file.write(
                 partial / name,
                 {tensor: (p.dtype, p.shape) for tensor, p in shard.items()},
-                lambda tensor: parts[tensor].values(),
+                values,
                 METADATA,
             )
         if len(shards) > 1:

@@ -173,7 +173,8 @@ def follow(
             for hook in again:  # it was interrupted
                 hook(Moment(first, {}, ()))
         else:
-            for hook in evaluate:
+            starts = program.runs[0].cfg.training.eval_on_start
+            for hook in evaluate if starts else ():
                 hook.run(0)
             samples.before(program, watchdog)
         limit = program.runs[0].cfg.training.max_nonfinite_steps
@@ -277,7 +278,8 @@ def _finish(program: Alone, ended: Ended) -> None:
     _, evaluations = read_metrics(run.output / METRICS)
     if evaluations:
         losses = [line["eval_loss"] for line in evaluations]
-        console.say(f"evaluation loss: {losses[0]:.4f} before, {losses[-1]:.4f} after")
+        before = f"{losses[0]:.4f} before, " if evaluations[0]["step"] == 0 else ""
+        console.say(f"evaluation loss: {before}{losses[-1]:.4f} after")
     written = steps if program.kept is None else int(program.kept.step)
     if run.cfg.training.keeps_best and stopping.best_step == written:
         console.say(

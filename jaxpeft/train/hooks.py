@@ -206,6 +206,10 @@ class Evaluate:
         start = time.monotonic()
         self.is_due = True
         self._watchdog.pet(SAVE_GRACE)
+        batches = self._standings[0].run.evaluation
+        self._work = self._progress.work(
+            f"evaluation after step {step}, in batches", len(batches or ())
+        )
         reports = self._program.evaluate(self._told)
         for one, figures in zip(self._standings, reports, strict=True):
             if one.runs:
@@ -214,12 +218,15 @@ class Evaluate:
             said = self._standings[0].run.objective.in_words(reports[0])
         else:
             said = "losses " + "  ".join(f"{one['eval_loss']:.4f}" for one in reports)
-        self._progress.note(f"evaluation after step {step}: {said}")
+        some = self._standings[0].run.evaluation
+        of = f" of {some.share()}" if some is not None and some.share() else ""
+        self._progress.note(f"evaluation{of} after step {step}: {said}")
         self._log.paused(time.monotonic() - start)
         self.is_due = False
         return reports
 
     def _told(self, done: int) -> None:
+        self._work.advance()
         self._watchdog.pet(SAVE_GRACE)
         termination.check()
 

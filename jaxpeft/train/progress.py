@@ -30,8 +30,7 @@ class Pace:
         if step == first:
             return "-:--:--"
         rate = (time.monotonic() - start) / (step - first)
-        seconds = int(rate * (self._total - step))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        return console.clock(rate * (self._total - step))
 
 
 class PlainProgress:
@@ -74,6 +73,10 @@ class PlainProgress:
     def note(self, text: str) -> None:
         """Shows a line of its own."""
         console.say(text)
+
+    def work(self, what: str, total: int) -> console.Work:
+        """The display of what may take long between two steps."""
+        return console.Work(what, total, console.say)
 
     def close(self) -> None:
         """Ends the display."""
@@ -127,6 +130,12 @@ class BarProgress:
     def note(self, text: str) -> None:
         """Shows a line of its own above the bar."""
         self._bar.console.print(text, highlight=False, markup=False)
+
+    def work(self, what: str, total: int) -> console.Work:
+        """The display of what may take long between two steps, beside the bar."""
+        return console.Work(
+            what, total, lambda text: self._bar.update(self._task, description=text)
+        )
 
     def close(self) -> None:
         """Ends the display."""

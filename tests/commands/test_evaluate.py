@@ -48,3 +48,33 @@ def test_what_is_missing_is_said(finished, command, trained, tmp_path):
     (tmp_path / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
     done = command("evaluate", "--run", str(tmp_path))
     assert done.code == 2 and "the run has not ended" in done.err
+
+
+def test_evaluation_while_training_may_be_of_some_examples_and_begin_later(
+    trained, command, files, records, metrics, tmp_path
+):
+    done = trained(
+        "run",
+        **{
+            "data.eval": {"path": files["eval"]},
+            "training.eval_on_start": False,
+            "training.eval_max_examples": 4,
+            "training.max_steps": 2,
+        },
+    )
+    assert done.code == 0, done.err
+    assert "  evaluated on 4 of 10 examples (training.eval_max_examples)" in done.out
+    assert "evaluation of 4 of 10 examples after step 2: loss" in done.out
+    (line,) = metrics(tmp_path / "run")[1]
+    assert f"evaluation loss: {line['eval_loss']:.4f} after\n" in done.out
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps([records[48 + number] for number in (0, 2, 5, 7)]))
+    run = ["--run", str(tmp_path / "run"), "--json"]
+    some = command("evaluate", *run, f"data.eval={{path: {path}}}")
+    every = command("evaluate", *run)
+    loss, tokens = (
+        [json.loads(found.out)[name] for found in (some, every)]
+        for name in ("eval_loss", "eval_tokens")
+    )
+    assert loss[0] == pytest.approx(line["eval_loss"], abs=1e-5)
+    assert tokens[0] == line["eval_tokens"] < tokens[1]

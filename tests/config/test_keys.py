@@ -17,6 +17,7 @@ NOT_IDENTITY = {
     *("output_dir", "deterministic", "model.path", "model.remat"),
     *("training.logging_steps", "training.eval_steps", "training.save_steps"),
     *("training.save_total_limit", "training.samples", "training.report_to"),
+    *("training.eval_on_start", "training.eval_max_examples"),
     *("training.watchdog_seconds", "training.termination_grace_seconds"),
 }
 NOT_IDENTITY_SECTIONS = ("data", "mesh", "cluster")

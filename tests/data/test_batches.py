@@ -228,3 +228,14 @@ def test_evaluation_goes_through_once_and_fills_up():
     assert {b["tokens"].shape[1] for b in batches} <= set(batches.lengths)
     with pytest.raises(IndexError):
         batches[3]
+
+
+def test_evaluation_of_some_examples_spreads_them_evenly():
+    data = gather([("a", 1.0, make_examples(10))])
+    every = EvalBatches(data, batch_size=3, max_length=64, pad_id=PAD)
+    some = every.at_most(4)
+    assert len(some) == 2 and drawn(some, range(2)) == [0, 2, 5, 7]
+    assert (every.share(), some.share()) == ("", "4 of 10 examples")
+    assert some.fingerprint != every.fingerprint
+    for count in (None, 10, 99):
+        assert every.at_most(count).fingerprint == every.fingerprint
