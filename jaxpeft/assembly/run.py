@@ -48,6 +48,7 @@ class Run:
         steps: how many steps it takes.
         updates: the optimizer, the schedule and the step that uses them.
         tx: the optimizer's transformation.
+        rates: the learning rates of its updates, as the step wants them.
         key: the random key of its steps.
         weights: the base's weights with `shares`, else None.
         of_base: true for the arrays that are the base's own; only of runs that share
@@ -76,14 +77,13 @@ class Run:
         self.steps = cfg.training.max_steps or steps_in(
             epochs, self.batches.steps_per_epoch
         )
-        self.updates = updates.updates(cfg, self.steps)
+        self._update_by(updates.updates(cfg, self.steps))
         if self.updates.follows_evaluation and cfg.training.eval_steps is None:
             raise InputError(
                 f"schedule.name: found {cfg.schedule.name!r}; it follows the "
                 "evaluation loss, and nothing is evaluated: set data.eval and "
                 "training.eval_steps"
             )
-        self.tx = self.updates.tx
         adapter_key, self.key = jax.random.split(jax.random.key(cfg.seed))
         weights: Any = self.base.load(self.mesh) if like is None else like.weights
         self.weights = weights if shares else None
@@ -130,11 +130,18 @@ class Run:
         """The same run, its arrays shared, with another learning rate."""
         run = copy.copy(self)
         run.cfg = self.cfg.at_rate(learning_rate)
-        run.updates = updates.updates(run.cfg, run.steps)
-        run.tx = run.updates.tx
+        run._update_by(updates.updates(run.cfg, run.steps))
         params = tree.combine(run.trainable, run.frozen)
         run.places = make_places(params, run.base.cfg, run.mesh, run.tx)
         return run
+
+    def _update_by(self, ways: updates.Updates) -> None:
+        self.updates, self.tx, self.rates = ways, ways.tx, self.rates_of(ways)
+
+    def rates_of(self, ways: updates.Updates) -> Any:
+        """What `Frozen.rates` is for a way to update, on the mesh."""
+        whole = sharding.replicated(self.mesh)
+        return sharding.put(ways.rates, jax.tree.map(lambda _: whole, ways.rates))
 
     def initial_state(self) -> TrainState:
         """The state before the first step, on the mesh; takes over the adapters."""
@@ -157,7 +164,7 @@ class Run:
     @property
     def fixed(self) -> Frozen:
         """The arrays that the steps are given and leave as they are."""
-        return Frozen(self.frozen, self.held)
+        return Frozen(self.frozen, self.held, self.rates)
 
     def train_step(self) -> TrainStep:
         """The run's step (state, fixed, batch) -> (state, metrics), to be jitted."""

@@ -70,10 +70,13 @@ class Frozen(NamedTuple):
     Attributes:
         params: the params tree, `None` where something trains.
         held: what the objective keeps besides, such as a reference.
+        rates: (updates,) float32, the learning rate of each update, longer than the
+            run; or () where the optimizer itself holds it.
     """
 
     params: Any
     held: Any = ()
+    rates: Any = ()
 
 
 def make_train_step(

@@ -1,18 +1,34 @@
 """How a run updates what trains: optimizer, schedule and the step that uses them."""
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxpeft import optim
 from jaxpeft.assembly import adapter, configuration
 from jaxpeft.assembly.fused import make_fused_train_step
-from jaxpeft.assembly.step import TrainStep, make_train_step
+from jaxpeft.assembly.step import (
+    Batch,
+    Frozen,
+    Metrics,
+    TrainState,
+    TrainStep,
+    make_train_step,
+)
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.models import ModelConfig
 from jaxpeft.objectives import Objective
 from jaxpeft.optim.rule import Leafwise
+
+# Tables of rates have a power of two of entries, and no fewer than these (64 KiB), so
+# that range tests and runs of other lengths are the same program.
+SHORTEST_TABLE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,7 @@ class Updates:
         rate: the learning rate of each step.
         max_grad_norm: the global norm that gradients are clipped to, or None.
         follows_evaluation: whether the schedule wants evaluation losses.
+        steps: how many the run takes.
     """
 
     parts: optim.Parts
@@ -35,6 +52,24 @@ class Updates:
     rate: optax.Schedule
     max_grad_norm: float | None
     follows_evaluation: bool
+    steps: int
+
+    @functools.cached_property
+    def rates(self) -> np.ndarray | tuple[()]:
+        """What `Frozen.rates` has to be for the step of `train_step`.
+
+        As an argument of the step the rates are no part of its program, which a range
+        test, a run and its resumption, and a run at another rate then share.
+        """
+        rule = self.parts.leafwise
+        if rule is None:
+            return ()
+        size = max(SHORTEST_TABLE, 1 << self.steps.bit_length())
+        counts = jnp.minimum(jnp.arange(size), self.steps)
+        rate = rule.learning_rate
+        if not callable(rate):
+            return np.full(size, rate, np.float32)
+        return np.asarray(jax.jit(jax.vmap(rate))(counts), np.float32)
 
     def train_step(self, model: ModelConfig, objective: Objective) -> TrainStep:
         """The step (state, frozen, batch) -> (state, metrics), to be jitted.
@@ -43,11 +78,24 @@ class Updates:
             model: the hyperparameters of the base.
             objective: what the step minimises.
         """
-        if self.leafwise is None:
+        rule = self.parts.leafwise
+        if rule is None:
             return make_train_step(model, self.tx, objective)
-        return make_fused_train_step(
-            model, self.leafwise, self.max_grad_norm, objective
-        )
+
+        def train_step(
+            state: TrainState, frozen: Frozen, batch: Batch
+        ) -> tuple[TrainState, Metrics]:
+            tuned = rule.tuned(lambda count: frozen.rates[count], rule.weight_decay)
+            take = self._tuned_step(tuned, model, objective)
+            return take(state, frozen, batch)
+
+        return train_step
+
+    def _tuned_step(self, rule: Leafwise, model: Any, objective: Any) -> TrainStep:
+        if self.leafwise is not None:
+            return make_fused_train_step(model, rule, self.max_grad_norm, objective)
+        parts = self.parts._replace(optimizer=rule.transformation())
+        return make_train_step(model, parts.chain(), objective)
 
 
 def updates(cfg: RunConfig, steps: int, rate: optax.Schedule | None = None) -> Updates:
@@ -71,6 +119,7 @@ def updates(cfg: RunConfig, steps: int, rate: optax.Schedule | None = None) -> U
         rate=parts.rate,
         max_grad_norm=cfg.optimizer.max_grad_norm,
         follows_evaluation=parts.scale is not None,
+        steps=steps,
     )
 
 

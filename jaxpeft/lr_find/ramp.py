@@ -209,9 +209,9 @@ def range_test(
         carries=True,
         mesh=run.mesh,
     )
-    losses: list[float] = []
+    fixed, losses = run.fixed._replace(rates=run.rates_of(updates)), []
     for i, batch in zip(range(steps), run.batches.iterate(), strict=False):
-        state, metrics = step(state, run.fixed, run.micro_batches(batch))
+        state, metrics = step(state, fixed, run.micro_batches(batch))
         losses.append(float(metrics["loss"]))
         ended = range_curve.diverged(losses, steps)
         if ended or (i + 1) % max(1, steps // 10) == 0:

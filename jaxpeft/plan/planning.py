@@ -110,8 +110,9 @@ def plan(
     sends = [_in_its_dtype(one, step.share) for one in collectives(program)]
     activations = step.activations(jaxpr)
     temporaries = max(0, memory.temp_size_in_bytes - activations)
-    frozen, trainable = _on_a_device(step.frozen), _on_a_device(step.state.params)
-    full = not jax.tree.leaves(step.frozen)
+    kept = step.frozen._replace(rates=())
+    frozen, trainable = _on_a_device(kept), _on_a_device(step.state.params)
+    full = not jax.tree.leaves(kept)
     in_place = gives_a_model(cfg.adapter)
     trains = tree.count(step.state.params)
     return Plan(
@@ -259,7 +260,7 @@ class _Step:
         )
         return (
             _placed(state, places.state),
-            Frozen(_placed(frozen, places.frozen), self._held(params)),
+            Frozen(_placed(frozen, places.frozen), self._held(params), self._rates()),
             tree.count(models.shapes(model, dtype)),
         )
 
@@ -268,6 +269,13 @@ class _Step:
         whole = sharding.replicated(self.mesh)
         held = jax.eval_shape(self.objective.held, params)
         return jax.tree.map(lambda x: x.update(sharding=whole), held)
+
+    def _rates(self) -> Any:
+        whole = sharding.replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+            self.updates.rates,
+        )
 
     def _batch(self, size: tuple[int, int, int], packing: bool) -> dict[str, Any]:
         shapes = self.objective.batch_shapes(size, packing)

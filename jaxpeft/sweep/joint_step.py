@@ -29,8 +29,8 @@ class Tuning:
 
     Attributes:
         parts: the first run's optimizer.
-        arrays: `rates` (runs, steps + 1) float32, of every update, and where they
-            differ `decays` (runs,) float32.
+        arrays: `rates`, those of each run's updates stacked, and where they differ
+            `decays` (runs,) float32.
     """
 
     parts: optim.Parts
@@ -40,8 +40,7 @@ class Tuning:
     def of(cls, runs: Sequence[Run]) -> "Tuning":
         """The numbers of several runs' optimizers."""
         rules = [_rule(run.updates.parts) for run in runs]
-        steps = jnp.arange(runs[0].steps + 1)
-        arrays = {"rates": jnp.stack([_rates(r.learning_rate, steps) for r in rules])}
+        arrays = {"rates": jnp.stack([jnp.asarray(run.rates) for run in runs])}
         decays = [rule.weight_decay for rule in rules]
         if len(set(decays)) > 1:
             arrays["decays"] = jnp.asarray(decays, jnp.float32)
@@ -63,12 +62,6 @@ class Tuning:
 def _rule(parts: optim.Parts) -> Leafwise:
     assert parts.leafwise is not None  # as `grid.together` has seen to
     return parts.leafwise
-
-
-def _rates(learning_rate: Any, steps: Array) -> Array:
-    if not callable(learning_rate):
-        return jnp.full(steps.shape, learning_rate, jnp.float32)
-    return jax.jit(jax.vmap(learning_rate))(steps).astype(jnp.float32)
 
 
 def fixed(runs: Sequence[Run]) -> tuple[Any, Frozen]:

@@ -14,7 +14,7 @@ def verbs(text: str, name: str) -> set[str]:
 
 
 def test_a_second_start_loads_its_step_and_ends_in_the_same_bits(
-    trained, own_programs, files
+    trained, own_programs, files, settings, command, tmp_path
 ):
     data = {"data.eval": {"path": files["eval"]}, "training.eval_steps": 4}
     changes = {**data, "optimizer.weight_decay": 0.0123}
@@ -24,6 +24,17 @@ def test_a_second_start_loads_its_step_and_ends_in_the_same_bits(
     assert verbs(first.out, "step") == {"compiled"}
     assert verbs(second.out, "step") == verbs(second.out, "evaluation") == {"loaded"}
     assert first.digest == second.digest
+    # Rates are no part of the program: a range test and another course have the same.
+    config = write_config(tmp_path / "range.yaml", settings(**changes))
+    output = f"output_dir={tmp_path / 'range'}"
+    steps = ("--steps", "10", "--start", "1e-3")
+    test = command("lr_find", "--config", str(config), output, *steps)
+    assert test.code == 0
+    assert verbs(test.out, "step of the range test") == {"loaded"}
+    course = {"schedule": {"name": "linear"}, "optimizer.learning_rate": 3e-4}
+    third = trained("third", **changes, **course, **{"training.max_steps": 3})
+    assert third.code == 0
+    assert verbs(third.out, "step") == {"loaded"}
 
 
 class Kept(Exception):

@@ -1,0 +1,1 @@
+"""What a run has to bear, one file each; `scripts/endurance.py` tries it all."""
