@@ -115,9 +115,9 @@ def contents(folder: Path) -> dict[Path, tuple[int, int]]:
     }
 
 
-def call(place: Place) -> subprocess.CompletedProcess:
-    """The training command on the place."""
-    command = [sys.executable, "-m", "jaxpeft.train", *place.write()]
+def call(arguments: Sequence[str]) -> subprocess.CompletedProcess:
+    """The training command."""
+    command = [sys.executable, "-m", "jaxpeft.train", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -126,10 +126,10 @@ def trial(row: Row, folder: Path) -> Trial:
     folder.mkdir(parents=True)
     place = Place(folder, ASSET)
     row.spoil(place)
-    place.write()
+    arguments = place.write()
     before = contents(folder)
     begun = time.monotonic()
-    done = call(place)
+    done = call(arguments)
     seconds = time.monotonic() - begun
     said = done.stderr
     missing = [w for w in row.words if w.format(here=folder) not in said]
@@ -151,8 +151,7 @@ def run_in_use(folder: Path) -> Trial:
     place = Place(folder, ASSET)
     with RunLock(folder / "run"):
         begun = time.monotonic()
-        place.write()
-        done = call(place)
+        done = call(place.write())
     passed = done.returncode == 2 and "another process" in done.stderr
     first = (done.stderr.strip().splitlines() or [""])[0].replace(str(folder), ".")
     return Trial("40-run in use", passed, time.monotonic() - begun, first[:120])
@@ -164,8 +163,8 @@ def damaged_checkpoints(folder: Path) -> Iterator[Trial]:
     place = Place(folder, ASSET)
     place.set("training.max_steps", 3)
     place.set("training.save_steps", 1)
-    place.write()
-    call(place)
+    arguments = place.write()
+    call(arguments)
     checkpoints = folder / "run" / "checkpoints"
     steps = sorted(int(path.name) for path in checkpoints.iterdir())
     for name, gone, code in (
@@ -175,7 +174,7 @@ def damaged_checkpoints(folder: Path) -> Iterator[Trial]:
         for step in gone:
             (checkpoints / str(step) / "manifest.json").unlink(missing_ok=True)
         begun = time.monotonic()
-        done = call(place)
+        done = call(arguments)
         passed = done.returncode == code and "damaged" in done.stderr
         first = (done.stderr.strip().splitlines() or [""])[0].replace(str(folder), ".")
         yield Trial(name, passed, time.monotonic() - begun, first[:120])
