@@ -7,13 +7,19 @@ from typing import Any
 
 import jax
 
-from jaxpeft import hf, models, quant, tree
+from jaxpeft import console, hf, models, quant, tree
 from jaxpeft.config import ModelSection, RunConfig, paths
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.models import ModelConfig, stored
 
 # What goes along with a model's weights: how it generates, and its tokenizer.
-COMPANIONS = ("generation_config.json", *hf.TOKENIZER_FILES)
+COMPANIONS = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    *hf.TOKENIZER_FILES,
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,11 @@ def open_base(section: ModelSection) -> Base:
     """
     directory = hf.resolve(section.path)
     cfg = model_config(section, directory)
+    if "." in cfg.decoder:
+        console.warn(
+            f"{directory}: of this {cfg.model_type} the language model alone is read, "
+            "trained and run; what sees stays as it is"
+        )
     section = as_stored(section, directory, cfg)
     tokenizer = hf.load_tokenizer(directory)
     hf.check_vocab(tokenizer, cfg)

@@ -119,7 +119,7 @@ def _write(
 ) -> str | None:
     """Writes a whole model; `compared` begins the line about how its logits changed."""
     base = found.base
-    hf.save(make(), target, base.cfg, dtype=dtype)
+    hf.save(make(), target, base.cfg, dtype=dtype, base=base.directory)
     base.copy_companions(target)
     if compared is None:
         return None

@@ -22,7 +22,6 @@ from jaxpeft.hf import layout
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig, ParamSpec
 from jaxpeft.models.stored import BNB, REMEDY
-from jaxpeft.models.weights import param_specs
 from jaxpeft.quant import NF4, codebooks
 from jaxpeft.quant.nf4 import BLOCK, SCALES_BLOCK, VALUES
 
@@ -53,7 +52,9 @@ def check(cfg: ModelConfig) -> None:
         )
 
 
-def find(sources: Sources, cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
+def find(
+    sources: Sources, specs: Any, cfg: ModelConfig, kind: str
+) -> dict[str, ParamSpec]:
     """The weights that a checkpoint stores in 4 bits: {dotted name: declaration}.
 
     The names are those in the params mapping. Headers and states are checked, no weight
@@ -61,6 +62,7 @@ def find(sources: Sources, cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
 
     Args:
         sources: {tensor name: the open file that holds it}.
+        specs: The declarations of the model's weights, as the files name them.
         cfg: The model's configuration.
         kind: "nf4" with double quantization, "nf4_single" without.
 
@@ -70,8 +72,8 @@ def find(sources: Sources, cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
             layers'.
     """
     check(cfg)
-    problems, specs, known = [], {}, set()
-    for path, spec in tree.walk(param_specs(cfg)):
+    problems, found, known = [], {}, set()
+    for path, spec in tree.walk(specs):
         names = spec.hf_names()
         quantized = [name for name in names if name + STATE in sources]
         if not (spec.stacked and path.endswith(".kernel") and quantized):
@@ -86,7 +88,7 @@ def find(sources: Sources, cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
             continue
         for name in names:
             problems += _problems(sources, name, spec, kind)
-        specs[path] = spec
+        found[path] = spec
     problems += [
         f"{file.path}: {name!r}: handled in 4 bits are the layers' kernels in nf4 "
         f"alone: {REMEDY}"
@@ -97,7 +99,7 @@ def find(sources: Sources, cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
         more = len(problems) - MOST_PROBLEMS
         rest = [f"... and {more} more"] if more > 0 else []
         raise InputError(*problems[:MOST_PROBLEMS], *rest)
-    return specs
+    return found
 
 
 def tensors(name: str, kind: str) -> list[str]:

@@ -17,14 +17,14 @@ from jax import Array
 from jaxpeft import console, quant, tree
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError, suggest
-from jaxpeft.hf import bitsandbytes, checkpoint_index, layout
+from jaxpeft.hf import bitsandbytes, checkpoint_index, layout, tensor_names
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile, TensorEntry
+from jaxpeft.hf.tensor_names import TensorNames
 from jaxpeft.models import stored
 from jaxpeft.models.spec import ModelConfig, ParamSpec, Piece
-from jaxpeft.models.weights import is_spec, param_specs
+from jaxpeft.models.weights import is_spec
 
 DTYPES = ("float32", "bfloat16", "float16")
-HEAD = "lm_head.weight"
 # Tables that older versions of transformers stored and every version computes.
 INERT = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|h\.\d+\.attn\.(masked_)?bias)")
 READERS = 8  # threads, each on a tensor of its own
@@ -32,7 +32,7 @@ MOST_PROBLEMS = 8  # listed of one kind; a wrong config breaks every tensor alik
 
 
 class Stored(NamedTuple):
-    """A tensor of a file, under the name that it has there.
+    """A tensor of a file.
 
     Attributes:
         file: The open file.
@@ -99,13 +99,14 @@ def load(
             in 4 bits and another quantization.
     """
     _check_names(dtype, quantization)
-    specs = param_specs(cfg)
-    sources = _sources(Path(path), specs)
-    files = {name: source.file for name, source in sources.items()}
+    names, files = _opened(Path(path), cfg)
+    specs = names.specs(cfg)
+    sources = {name: Stored(file, name) for name, file in files.items()}
     kind = stored.quantization(cfg.hf)
-    ready, done = _ready(files, cfg, kind, quantization, skip)
+    ready, done = _ready(files, specs, cfg, kind, quantization, skip)
     others = [spec for path, spec in tree.walk(specs) if path not in ready]
-    _check(others, {n: source for n, source in sources.items() if n not in done}, cfg)
+    left = {n: source for n, source in sources.items() if n not in done}
+    _check(others, left, names, cfg)
 
     def place(spec: ParamSpec, pool: Executor) -> Array:
         read = functools.partial(_read, sources, jnp.dtype(dtype), spec, pool)
@@ -171,6 +172,7 @@ def is_quantized(path: str, spec: ParamSpec, skip: Sequence[str]) -> bool:
 
 def _ready(
     files: Mapping[str, SafetensorsFile],
+    specs: Any,
     cfg: ModelConfig,
     kind: str | None,
     quantization: str | None,
@@ -182,7 +184,7 @@ def _ready(
     """
     if kind is None:
         return {}, set()
-    ready = bitsandbytes.find(files, cfg, kind)
+    ready = bitsandbytes.find(files, specs, cfg, kind)
     stored.check(kind, quantization)
     kept = [p for p, spec in ready.items() if not is_quantized(p, spec, skip)]
     if kept:
@@ -209,10 +211,12 @@ def kept_whole(path: str | Path, cfg: ModelConfig) -> tuple[str, ...]:
     """
     kind = stored.quantization(cfg.hf)
     assert kind is not None
-    ready = bitsandbytes.find(checkpoint_index.tensors(Path(path)), cfg, kind)
+    names, files = _opened(Path(path), cfg)
+    specs = names.specs(cfg)
+    ready = bitsandbytes.find(files, specs, cfg, kind)
     return tuple(
         name.split(".")[-2]
-        for name, spec in tree.walk(param_specs(cfg))
+        for name, spec in tree.walk(specs)
         if is_quantized(name, spec, ()) and name not in ready
     )
 
@@ -291,10 +295,22 @@ def _within(spec: ParamSpec, ranges: list[range]) -> list[Piece]:
     ]
 
 
-def _check(specs: list[ParamSpec], sources: Sources, cfg: ModelConfig) -> None:
+def _opened(
+    directory: Path, cfg: ModelConfig
+) -> tuple[TensorNames, dict[str, SafetensorsFile]]:
+    """How a folder's files name their tensors, and the file of each that is read."""
+    files = checkpoint_index.tensors(directory)
+    names = tensor_names.of(files, cfg)
+    beside = names.beside(files)
+    return names, {name: file for name, file in files.items() if name not in beside}
+
+
+def _check(
+    specs: list[ParamSpec], sources: Sources, names: TensorNames, cfg: ModelConfig
+) -> None:
     """Raises InputError with every disagreement between the config and the files."""
     wanted = {name: spec for spec in specs for name in spec.hf_names()}
-    missing = [_missing(name) for name in wanted if name not in sources]
+    missing = [_missing(name, names.head) for name in wanted if name not in sources]
     mismatched = []
     for name, spec in wanted.items():
         if name not in sources:
@@ -312,9 +328,9 @@ def _check(specs: list[ParamSpec], sources: Sources, cfg: ModelConfig) -> None:
                 f"{', '.join(FLOATS)}. Use the model's unquantized weights"
             )
     surplus = [name for name in sources if name not in wanted and not INERT.match(name)]
-    if cfg.tie_word_embeddings and HEAD in surplus and not mismatched + missing:
-        surplus.remove(HEAD)
-        mismatched += _untied_head(sources, _embedding(specs))
+    if cfg.tie_word_embeddings and names.head in surplus and not mismatched + missing:
+        surplus.remove(names.head)
+        mismatched += _untied_head(sources, names.head, _embedding(specs))
     problems = [*_first(missing), *_first(mismatched)]
     if surplus:
         folder = sources[surplus[0]].file.path.parent
@@ -328,11 +344,11 @@ def _check(specs: list[ParamSpec], sources: Sources, cfg: ModelConfig) -> None:
         raise InputError(*problems)
 
 
-def _missing(name: str) -> str:
-    if name != HEAD:
+def _missing(name: str, head: str) -> str:
+    if name != head:
         return f"model.path: the tensor {name!r} is missing; download the weights again"
     return (
-        f"model.path: the tensor {HEAD!r} is missing, and config.json has "
+        f"model.path: the tensor {head!r} is missing, and config.json has "
         "tie_word_embeddings false; set it to true if the model shares its embedding "
         "with the head, else download the weights again"
     )
@@ -343,29 +359,9 @@ def _embedding(specs: list[ParamSpec]) -> str:
     return next(spec.hf for spec in specs if spec.axes == ("vocab", "embed"))
 
 
-def _sources(directory: Path, specs: Any) -> Sources:
-    """The tensors of a model's folder, under the names of a model with a head.
-
-    One without is saved without the prefix of all its names (`wte.weight` for
-    `transformer.wte.weight`), and transformers reads it as if they had it.
-    """
-    files = checkpoint_index.tensors(directory)
-    tensors = {name: Stored(file, name) for name, file in files.items()}
-    embedding = _embedding(jax.tree.leaves(specs, is_leaf=is_spec))
-    prefix = embedding.partition(".")[0] + "."
-    if any(name.startswith(prefix) for name in tensors):
-        return tensors
-    if embedding.removeprefix(prefix) not in tensors:
-        return tensors
-    return {
-        name if name == HEAD else prefix + name: stored
-        for name, stored in tensors.items()
-    }
-
-
-def _untied_head(sources: Sources, embedding: str) -> list[str]:
+def _untied_head(sources: Sources, name: str, embedding: str) -> list[str]:
     """A problem where a head is stored that is not the embedding it is tied to."""
-    head, tied = sources[HEAD], sources[embedding]
+    head, tied = sources[name], sources[embedding]
     mine, other = (stored.view().view(np.uint8) for stored in (head, tied))
     if head.tensor.dtype == tied.tensor.dtype and np.array_equal(mine, other):
         return []

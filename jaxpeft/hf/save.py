@@ -15,7 +15,13 @@ import numpy as np
 from jaxpeft import console, kernel, replacing, tree
 from jaxpeft.adapters.partly import Partly
 from jaxpeft.errors import InputError, suggest
-from jaxpeft.hf import bitsandbytes, checkpoint_index, layout, safetensors_file
+from jaxpeft.hf import (
+    bitsandbytes,
+    checkpoint_index,
+    layout,
+    safetensors_file,
+    tensor_names,
+)
 from jaxpeft.hf.load import DTYPES
 from jaxpeft.models.spec import ModelConfig, ParamSpec, Piece
 from jaxpeft.models.weights import param_specs
@@ -53,6 +59,7 @@ def save(
     *,
     max_shard_bytes: float = 5e9,
     dtype: str | None = None,
+    base: str | Path | None = None,
 ) -> None:
     """Writes `config.json` and `model.safetensors` (or shards and their index).
 
@@ -70,13 +77,18 @@ def save(
             one.
         dtype: "float32", "bfloat16" or "float16"; None keeps each weight's own, bit for
             bit.
+        base: The folder of the model that this one was made from, needed where that
+            sees, too: the tensors of its other parts go along as they are.
 
     Raises:
         InputError: Where adapters or int8 weights are left in `params`, where they are
-            not those of `cfg`, or the folder is unwritable.
+            not those of `cfg`, where `base` is needed, or the folder is unwritable.
     """
     directory = Path(directory)
-    parts = _parts(params, cfg, dtype)
+    specs, beside = _names(cfg, base)
+    parts = {**_parts(params, specs, cfg, dtype), **beside}
+    # Widest elements first: within a file none starts off its own boundary.
+    parts = dict(sorted(parts.items(), key=lambda item: -item[1].dtype.itemsize))
     shards = _shards(parts, max_shard_bytes)
     if jax.process_index():
         # Another one writes; what this one holds of each tensor is fetched from here.
@@ -108,13 +120,38 @@ def save(
                 old.unlink()
 
 
-def _parts(
-    params: Mapping[str, Any], cfg: ModelConfig, dtype: str | None
-) -> dict[str, Part]:
-    """{Hugging Face tensor name: its part}, widest elements first.
+def _names(cfg: ModelConfig, base: str | Path | None) -> tuple[Any, dict[str, Part]]:
+    """The declarations with the names to write, and what goes along as it is.
 
-    Within a file, an element then never starts off its own boundary.
+    Of a model that sees, too, both are as its own files have them.
     """
+    if "." not in cfg.decoder:
+        return param_specs(cfg), {}
+    if base is None:
+        raise InputError(
+            f"a model of type {cfg.model_type!r} has other weights than its language "
+            "model's; give base=, the folder of the model that it was made from"
+        )
+    files = checkpoint_index.tensors(Path(base))
+    names = tensor_names.of(files, cfg)
+    beside = {}
+    for name in names.beside(files):
+        tensor = files[name].tensors[name]
+        read = functools.partial(files[name].view, name)
+        dtype = safetensors_file.WRITTEN.get(tensor.dtype)
+        if dtype is None:
+            raise InputError(
+                f"{files[name].path}: {name!r} has dtype {tensor.dtype}, which is not "
+                "written; use the model's unquantized weights"
+            )
+        beside[name] = Part(jnp.dtype(dtype), tensor.shape, read)
+    return names.specs(cfg), beside
+
+
+def _parts(
+    params: Mapping[str, Any], specs: Any, cfg: ModelConfig, dtype: str | None
+) -> dict[str, Part]:
+    """{Hugging Face tensor name: its part} of the params."""
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype: found {dtype!r}" + suggest(str(dtype), DTYPES))
     nodes = kernel.nodes(params).items()
@@ -130,7 +167,7 @@ def _parts(
             "the model's config has no content of a config.json to write; make it with "
             "models.config(path or mapping)"
         )
-    specs, leaves = dict(tree.walk(param_specs(cfg))), dict(tree.walk(params))
+    specs, leaves = dict(tree.walk(specs)), dict(tree.walk(params))
     problems = [
         f"params: {name}: has shape {tuple(getattr(leaves.get(name), 'shape', ()))}, "
         f"but the config implies {spec.shape}; save with the model's own config"
@@ -156,7 +193,7 @@ def _parts(
         for piece in spec.pieces():
             read = functools.partial(_values, leaf, spec, piece, kind)
             parts[piece.name] = Part(kind, spec.hf_shape(), read)
-    return dict(sorted(parts.items(), key=lambda item: -item[1].dtype.itemsize))
+    return parts
 
 
 def _shards(parts: Mapping[str, Part], limit: float) -> dict[str, dict[str, Part]]:
@@ -217,6 +254,9 @@ def _config(
     # transformers before 4.56 and many other readers know only the older name.
     for key in {"dtype", "torch_dtype"} & set(hf) or {"dtype"}:
         hf[key] = stored
+    if isinstance(text := hf.get("text_config"), Mapping):
+        named = {key: stored for key in ("dtype", "torch_dtype") if key in text}
+        hf["text_config"] = {**text, **named}
     return hf
 
 

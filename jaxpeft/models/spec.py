@@ -142,6 +142,8 @@ class ModelConfig:
         local_rope: the rotary embedding of the layers whose `rotations` are 1.
         names: (our name, Hugging Face's) of the modules whose names differ; `{}` stands
             for the layer's number.
+        decoder: what transformers calls the module that holds embedding and layers; in
+            a model that sees, too, it lies deeper than "model".
         activation_dtype: how to run it, not what it is, set by the caller: the dtype of
             the activations; None: that of the embedding.
         remat: likewise set by the caller: what the backward pass computes once more
@@ -187,6 +189,7 @@ class ModelConfig:
     rotations: tuple[int, ...] = ()
     local_rope: Rope | None = None
     names: tuple[tuple[str, str], ...] = ()
+    decoder: str = "model"
     activation_dtype: str | None = None
     remat: Literal["none", "full", "dots"] = "none"
     hf: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)

@@ -138,7 +138,8 @@ def _embeddings(vocab: tuple[int, int], cfg: ModelConfig) -> dict:
 
 def _name(module: str, cfg: ModelConfig) -> str:
     """What Hugging Face calls a module."""
-    return dict(cfg.names).get(module, module)
+    name = dict(cfg.names).get(module, module)
+    return name.replace("model.", f"{cfg.decoder}.", 1) if name == module else name
 
 
 def _layer_norm(

@@ -66,7 +66,7 @@ def write_trained(run: Run, trained: Any) -> str:
     """
     if gives_a_model(run.cfg.adapter):
         whole = tree.combine(trained, run.frozen)
-        hf.save(whole, run.output / MODEL, run.base.cfg)
+        hf.save(whole, run.output / MODEL, run.base.cfg, base=run.base.directory)
         if cluster.is_primary():
             run.base.copy_companions(run.output / MODEL)
         return MODEL

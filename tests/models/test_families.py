@@ -31,6 +31,7 @@ SIZES = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+LOCAL_AND_NOT = ["sliding_attention", "full_attention"] * 2
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 7}
 GPT2 = {"num_key_value_heads": 4, "n_inner": None, "n_positions": 128}
 GPT2 |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
@@ -44,6 +45,10 @@ QWEN3_MOE = {**MIXTURE, "moe_intermediate_size": 24, "head_dim": 16}
 GRANITE = {"embedding_multiplier": 6.0, "logits_scaling": 2.0}
 GRANITE |= {"attention_multiplier": 0.3, "residual_multiplier": 0.4}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+VISION |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+QWEN_VISION = {"depth": 1, "num_heads": 2, "hidden_size": 16, "intermediate_size": 16}
+MROPE = {"rope_type": "default", "mrope_section": [1, 2, 1]}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -118,15 +123,54 @@ ROWS = {
     ),
     "ministral": (
         "ministral",
-        {
-            "head_dim": 16,
-            "sliding_window": 7,
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
-        },
+        {"head_dim": 16, "sliding_window": 7, "layer_types": LOCAL_AND_NOT},
     ),
     "gemma": ("gemma", {"head_dim": 16}),
     "gemma2": ("gemma2", GEMMA),
     "gemma3": ("gemma3_text", {**GEMMA, "sliding_window_pattern": 3}),
+    "gemma3 that sees": (
+        "gemma3",
+        {
+            "text_config": {**SIZES, **GEMMA, "layer_types": LOCAL_AND_NOT},
+            "vision_config": {"model_type": "siglip_vision_model", **VISION},
+            "mm_tokens_per_image": 4,
+        },
+    ),
+    "mistral3": (
+        "mistral3",
+        {
+            "text_config": {**SIZES, "model_type": "mistral", "sliding_window": None},
+            "vision_config": {"model_type": "pixtral", "head_dim": 8, **VISION},
+            "tie_word_embeddings": False,
+        },
+    ),
+    "qwen2_vl, sees": (
+        "qwen2_vl",
+        {
+            "text_config": {**SIZES, "rope_scaling": MROPE},
+            "vision_config": {**QWEN_VISION, "embed_dim": 16, "hidden_size": 32},
+        },
+    ),
+    "qwen2_5_vl, sees": (
+        "qwen2_5_vl",
+        {
+            "text_config": {**SIZES, "rope_scaling": MROPE},
+            "vision_config": {**QWEN_VISION, "out_hidden_size": 32},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3_vl, sees": (
+        "qwen3_vl",
+        {
+            "text_config": {**SIZES, "head_dim": 8, "rope_scaling": MROPE},
+            "vision_config": {
+                **QWEN_VISION,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0],
+            },
+        },
+    ),
     "gemma3, rope scaled": (
         "gemma3_text",
         {
@@ -144,6 +188,7 @@ ROWS = {
 }
 # The variants of a family go through the cheaper tests alone.
 MAIN = [name for name in ROWS if "," not in name]
+SEEING = [name for name in ROWS if name.endswith(", sees")]
 TOKENS = np.random.default_rng(0).integers(1, 61, (2, 29))
 forward = jax.jit(models.forward, static_argnums=2)
 
@@ -153,10 +198,14 @@ class Family:
 
     def __init__(self, name, folder):
         kind, settings = ROWS[name]
+        sees = "vision_config" in settings
         torch.manual_seed(0)
-        config = transformers.AutoConfig.for_model(kind, **{**SIZES, **settings})
+        settings = settings if sees else {**SIZES, **settings}
+        config = transformers.AutoConfig.for_model(kind, **settings)
         config._attn_implementation = "eager"
-        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        whole = transformers.AutoModelForImageTextToText
+        auto = whole if sees else transformers.AutoModelForCausalLM
+        model = auto.from_config(config).eval()
         with torch.no_grad():
             for path, parameter in model.named_parameters():
                 if path.endswith("bias") or "norm" in path or ".ln_" in path:
@@ -194,10 +243,11 @@ def test_logits(family):
 def test_gradients_of_a_lora(family):
     import peft
 
+    sees = "vision_config" in family.cfg.hf
     config = peft.LoraConfig(
         r=4,
         lora_alpha=8,
-        target_modules="all-linear",
+        target_modules=r".*language_model.*_proj" if sees else "all-linear",
         init_lora_weights=False,
         fan_in_fan_out=family.cfg.conv1d,
     )
@@ -266,12 +316,12 @@ def gradient(grads, module, kind, cfg):
     return np.asarray(getattr(node, kind)[names.index(module)])
 
 
-@pytest.mark.parametrize("family", MAIN, indirect=True)
+@pytest.mark.parametrize("family", MAIN + SEEING, indirect=True)
 def test_saved_and_loaded_bit_for_bit(family, tmp_path):
-    hf.save(family.params, tmp_path, family.cfg)
+    hf.save(family.params, tmp_path, family.cfg, base=family.folder)
     again = hf.load(tmp_path, models.config(tmp_path))
     jax.tree.map(np.testing.assert_array_equal, again, family.params)
-    there = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    there = type(family.torch).from_pretrained(tmp_path).state_dict()
     for name, tensor in family.torch.state_dict().items():
         np.testing.assert_array_equal(there[name].numpy(), tensor.numpy(), name)
     written = json.loads((tmp_path / "config.json").read_text())

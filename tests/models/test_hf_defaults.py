@@ -8,6 +8,7 @@ from transformers import CONFIG_MAPPING
 
 from jaxpeft import models
 from jaxpeft.errors import InputError
+from jaxpeft.models import multimodal
 from jaxpeft.models.hf_neutral import NEUTRAL, OF_FAMILY
 
 SIZES = {
@@ -25,6 +26,8 @@ FAMILIES = dict.fromkeys(models.FAMILIES, {}) | {
     "qwen3": QWEN,
     "qwen3_moe": {"use_sliding_window": True},
     "smollm3": SMOLLM3,
+    # There the default is true, and gives way to the head that every file has.
+    "mistral3": {"tie_word_embeddings": False},
     "granitemoehybrid": {"num_local_experts": 0, "layer_types": ["attention"] * 7},
 }
 
@@ -41,6 +44,8 @@ INVALID = (StrictDataclassError, TypeError, ZeroDivisionError)
 def content(kind):
     names = NAMES.get(kind, {})
     sizes = {names.get(name, name): value for name, value in SIZES.items()}
+    if kind in multimodal.LANGUAGE:
+        return {"model_type": kind, "text_config": sizes, **FAMILIES[kind]}
     return {"model_type": kind, **sizes, **FAMILIES[kind]}
 
 

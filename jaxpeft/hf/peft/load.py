@@ -23,7 +23,7 @@ from jaxpeft.hf.peft import (
     virtual_tokens,
 )
 from jaxpeft.hf.peft.adapter_config import AdapterConfig
-from jaxpeft.hf.peft.modules import PREFIX, Module, lora_modules, places
+from jaxpeft.hf.peft.modules import PREFIX, Module, beside, lora_modules, places
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig
 from jaxpeft.models.weights import param_specs
@@ -83,7 +83,8 @@ def load_adapter(
     modules = lora_modules(cfg)
     _check_parameters(config, modules, directory / adapter_config.CONFIG)
     whole, used = saved_weights.read(params, file, config, cfg)
-    targeted = _targeted(config, file, modules, used | _repeated(params, cfg, file))
+    apart = used | _repeated(params, cfg, file) | beside(file.tensors, cfg)
+    targeted = _targeted(config, file, modules, apart)
     at_places = places(targeted, modules)
     stacks: dict[str, list[str]] = {}
     for name in targeted:

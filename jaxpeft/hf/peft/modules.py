@@ -1,9 +1,11 @@
 """The modules that adapters stand in, under Hugging Face's names."""
 
+import re
 from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 
-from jaxpeft import tree
+from jaxpeft import console, tree
+from jaxpeft.models.multimodal import DECODER
 from jaxpeft.models.spec import ModelConfig
 from jaxpeft.models.weights import param_specs
 
@@ -99,6 +101,46 @@ def shortened(chosen: Set[str], everything: Set[str]) -> list[str]:
     """
     left_out = {last(name) for name in everything - chosen}
     return sorted({n if last(n) in left_out else last(n) for n in chosen})
+
+
+def targets(chosen: Set[str], everything: Set[str]) -> list[str] | str:
+    """What a config's `target_modules` says, so that it selects exactly `chosen`.
+
+    Args:
+        chosen: The names of the modules to select.
+        everything: The names of all modules that params can hold.
+
+    Returns:
+        `shortened`; in a model that sees, too, a regular expression, since its other
+        parts have modules of the same names.
+    """
+    names = shortened(chosen, everything)
+    if not any(name.startswith(f"{DECODER}.") for name in everything):
+        return names
+    within = rf"(?={re.escape(DECODER)}\.|lm_head)"
+    return rf"{within}(.*\.)?({'|'.join(map(re.escape, names))})"
+
+
+def beside(keys: Collection[str], cfg: ModelConfig) -> set[str]:
+    """The keys of PEFT's file that adapt what is beside the language model.
+
+    PEFT's "all-linear" reaches the other parts of a model that sees, which no text
+    passes through. A warning tells of them.
+
+    Args:
+        keys: All keys of the file.
+        cfg: The model's configuration.
+    """
+    if "." not in cfg.decoder:
+        return set()
+    own = tuple(f"{PREFIX}{name}." for name in (cfg.decoder, "lm_head"))
+    left = {key for key in keys if not key.startswith(own)}
+    if left:
+        console.warn(
+            f"adapter: {len(left)} tensors, {min(left)!r} among them, adapt what is "
+            "beside the language model; they are left aside"
+        )
+    return left
 
 
 def last(name: str) -> str:

@@ -23,7 +23,7 @@ from jaxpeft.hf import layout
 from jaxpeft.hf.peft import adapter_config, saved_weights
 from jaxpeft.hf.peft.folder import writing
 from jaxpeft.hf.peft.form import SCALE, Form, plain_forms
-from jaxpeft.hf.peft.modules import PREFIX, Module, linear_modules, shortened
+from jaxpeft.hf.peft.modules import PREFIX, Module, linear_modules, targets
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig
 
@@ -47,9 +47,13 @@ def _is_feedforward(modules: Sequence[str], config: Mapping[str, Any]) -> bool:
 def _feedforward(nodes: Mapping[str, Any], modules: Set[str]) -> dict[str, Any]:
     """PEFT wants the names of feed-forward modules to be among those of all."""
     inner = {name for name, node in nodes.items() if node.feedforward}
-    names = shortened(inner, modules)
+    outer, names = targets(set(nodes) - inner, modules), targets(inner, modules)
+    if isinstance(outer, str) or isinstance(names, str):
+        everything: list[str] | str = targets(set(nodes), modules)
+    else:
+        everything = sorted(outer + names)
     return {
-        "target_modules": sorted(names + shortened(set(nodes) - inner, modules)),
+        "target_modules": everything,
         "feedforward_modules": names,
         "init_ia3_weights": True,
     }
@@ -206,7 +210,7 @@ def save(
         "peft_type": form.peft_type,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "target_modules": shortened(set(written), set(modules)),
+        "target_modules": targets(set(written), set(modules)),
         "fan_in_fan_out": cfg.conv1d,
         "inference_mode": True,
         **form.settings(written, set(modules)),

@@ -17,7 +17,14 @@ from jaxpeft.errors import InputError
 from jaxpeft.hf.peft import other_adapters, saved_weights, virtual_tokens
 from jaxpeft.hf.peft.folder import writing
 from jaxpeft.hf.peft.load import keys, load_adapter
-from jaxpeft.hf.peft.modules import Module, last, lora_modules, places, shortened
+from jaxpeft.hf.peft.modules import (
+    Module,
+    last,
+    lora_modules,
+    places,
+    shortened,
+    targets,
+)
 from jaxpeft.hf.peft.writable import check_writable
 from jaxpeft.models.spec import ModelConfig
 
@@ -234,7 +241,7 @@ def lora_config(
         # PEFT refuses to load parameters' adapters with any.
         "lora_dropout": 0.0 if parameters else dropout,
         "bias": "none",
-        "target_modules": shortened(set(adapters) - parameters, everything),
+        "target_modules": targets(set(adapters) - parameters, everything),
         **wrapped,
         "use_rslora": rslora,
         "use_dora": any(a.magnitude is not None for a in adapters.values()),
