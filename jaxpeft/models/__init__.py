@@ -8,15 +8,19 @@ from typing import Any
 
 from jaxpeft.errors import InputError
 from jaxpeft.models import (
+    cohere,
+    cohere2,
     exaone4,
     gemma,
     gemma2,
     gemma3,
+    glm4,
     gpt2,
     granite,
     granite4,
     llama,
     ministral,
+    ministral3,
     mistral,
     mixtral,
     multimodal,
@@ -28,6 +32,7 @@ from jaxpeft.models import (
     qwen3,
     qwen3_moe,
     smollm3,
+    starcoder2,
 )
 from jaxpeft.models.cache import Cache, init_cache, start_cache
 from jaxpeft.models.head import Logits, head
@@ -48,16 +53,20 @@ from jaxpeft.models.weights import (
 )
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
+    "cohere": cohere.config,
+    "cohere2": cohere2.config,
     "exaone4": exaone4.config,
     "gemma": gemma.config,
     "gemma2": gemma2.config,
     "gemma3": multimodal.config,
     "gemma3_text": gemma3.config,
+    "glm4": glm4.config,
     "gpt2": gpt2.config,
     "granite": granite.config,
     "granitemoehybrid": granite4.config,
     "llama": llama.config,
     "ministral": ministral.config,
+    "ministral3": ministral3.config,
     "mistral": mistral.config,
     "mistral3": multimodal.config,
     "mixtral": mixtral.config,
@@ -72,6 +81,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
     "qwen3_moe": qwen3_moe.config,
     "qwen3_vl": multimodal.config,
     "smollm3": smollm3.config,
+    "starcoder2": starcoder2.config,
 }
 
 LARGEST_CONFIG = 1_000_000  # bytes; the largest in use have a few thousand

@@ -31,10 +31,13 @@ def common(fields: Fields) -> dict[str, Any]:
     Args:
         fields: the reader over the model's `config.json`.
     """
+    multiplier = fields.number("embedding_multiplier", 1.0)
     return {
         "attention_bias": fields.flag("attention_bias", False),
         "hidden_act": fields.choice("hidden_act", "silu", ("silu", "gelu", "relu")),
-        "embedding_scale": fields.number("embedding_multiplier", 1.0),
+        # Of whatever the model reads, virtual tokens included.
+        "embedding_scale": multiplier,
+        "prompt_scale": multiplier,
         "attention_scale": fields.number("attention_multiplier", 1.0, positive=True),
         "residual_scale": fields.number("residual_multiplier", 1.0),
         "logit_scale": 1.0 / fields.number("logits_scaling", 1.0, positive=True),

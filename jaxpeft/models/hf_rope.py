@@ -104,8 +104,7 @@ def rotary_share(fields: Fields) -> float:
     Args:
         fields: the reader over the model's `config.json`.
     """
-    fields.seen.add(SHARE)
-    share = fields.hf.get(SHARE, 1.0)
+    share = fields.get(SHARE, 1.0)
     for key in (SCALING, PARAMETERS):
         nested = fields.hf.get(key)
         share = nested.get(SHARE, share) if isinstance(nested, Mapping) else share

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from jaxpeft import kernel
 from jaxpeft.devices import sharding
 from jaxpeft.models import experts, rope
+from jaxpeft.models.rope import Angles
 from jaxpeft.models.spec import NORMS, ModelConfig
 
 Params = Mapping[str, Any]
-Angles = tuple[Array, Array] | None  # cosines and sines; None: nothing rotates
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -44,7 +44,7 @@ def norm(
         x's shape and dtype.
     """
     wide = x.astype(jnp.float32)
-    if cfg.norm_kind == "layer":
+    if cfg.norm_kind != "rms":
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(variance + cfg.rms_norm_eps)
@@ -76,7 +76,7 @@ def linear(
 def apply_layer(
     x: Float[Array, "batch seq hidden"],
     layer: Params,
-    angles: Angles,
+    angles: Angles | None,
     attention: Callable[[Array, Array, Array], Array],
     cfg: ModelConfig,
 ) -> Float[Array, "batch seq hidden"]:
@@ -85,7 +85,7 @@ def apply_layer(
     Args:
         x: (batch, seq, hidden).
         layer: the weights of this layer alone, without a layer axis.
-        angles: cosines and sines as `rope.cos_sin` gives them; None: nothing rotates.
+        angles: of `rope.by_layer`; None: nothing rotates.
         attention: what attends, given q (batch, seq, heads, head_dim) and k and v
             (batch, seq, kv_heads, head_dim); it returns q's shape.
         cfg: the model's hyperparameters.
@@ -101,10 +101,12 @@ def apply_layer(
     def added(x: Array, h: Array) -> Array:
         return x + (h if cfg.residual_scale is None else h * cfg.residual_scale)
 
-    h = normed(x, before_attention)
-    h = _self_attention(h, layer["self_attn"], angles, attention, cfg)
-    x = checkpoint_name(added(x, normed(h, after_attention)), "residual")
     mlp = _mlp if cfg.experts is None else _mixture
+    read = normed(x, before_attention)
+    h = _self_attention(read, layer["self_attn"], angles, attention, cfg)
+    x = checkpoint_name(added(x, normed(h, after_attention)), "residual")
+    if cfg.norms == "parallel":
+        return added(x, mlp(read, layer["mlp"], cfg))
     h = mlp(normed(x, before_mlp), layer["mlp"], cfg)
     return added(x, normed(h, after_mlp))
 
@@ -112,7 +114,7 @@ def apply_layer(
 def _self_attention(
     x: Array,
     weights: Params,
-    angles: Angles,
+    angles: Angles | None,
     attention: Callable[[Array, Array, Array], Array],
     cfg: ModelConfig,
 ) -> Array:
@@ -129,7 +131,9 @@ def _self_attention(
     if cfg.qk_norm == "head":
         q, k = norm(q, weights["q_norm"], cfg), norm(k, weights["k_norm"], cfg)
     if angles is not None:
-        q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
+        cos, sin, scale = angles
+        q, k = (rope.rotate(y, cos, sin, cfg.rope_interleave) for y in (q, k))
+        q = q if scale is None else q * scale[:, :, None, None].astype(q.dtype)
     out = attention(q, k, v)
     return linear(out.reshape(batch, seq, -1), weights["o_proj"])
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxpeft.errors import InputError
-from jaxpeft.models import gemma3, mistral, qwen2, qwen3
+from jaxpeft.models import gemma3, ministral3, mistral, qwen2, qwen3
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.hf_neutral import INERT
 from jaxpeft.models.spec import ModelConfig
@@ -28,7 +28,7 @@ Family = Callable[[Mapping[str, Any]], ModelConfig]
 # where the file does not say it.
 LANGUAGE: dict[str, dict[str, Family]] = {
     "gemma3": {"gemma3_text": gemma3.config},
-    "mistral3": {"mistral": mistral.config},
+    "mistral3": {"mistral": mistral.config, "ministral3": ministral3.config},
     "qwen2_vl": {"qwen2_vl_text": qwen2.config},
     "qwen2_5_vl": {"qwen2_5_vl_text": qwen2.config},
     "qwen3_vl": {"qwen3_vl_text": qwen3.config},

@@ -56,7 +56,8 @@ def prompt(weights: Params, cfg: ModelConfig) -> Array | None:
     dtype = cfg.activation_dtype or table["embedding"].dtype
     if cfg.position_embedding == "learned":
         values = values + table["positions"][: values.shape[0]]
-    return values.astype(dtype)[None]
+    read = values.astype(dtype)[None]
+    return read if cfg.prompt_scale is None else read * cfg.prompt_scale
 
 
 def prompt_lengths(cfg: ModelConfig, lengths: Array | None) -> Array | None:

@@ -7,6 +7,7 @@ Each kind follows `transformers.modeling_rope_utils`: "linear" (positions divide
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +49,26 @@ def cos_sin(
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
+class Angles(NamedTuple):
+    """What a layer does to queries and keys by their places.
+
+    Attributes:
+        cos: cosines of the angles that they rotate by, as `cos_sin` gives them.
+        sin: their sines.
+        queries: what queries are then multiplied by, (batch, seq) float32; None: by
+            nothing.
+    """
+
+    cos: Array
+    sin: Array
+    queries: Array | None = None
+
+
 def by_layer(
     positions: Int[Array, "batch seq"],
     cfg: ModelConfig,
     lengths: Int[Array, "batch any"] | None = None,
-) -> Callable[[Array], tuple[Array, Array] | None]:
+) -> Callable[[Array], Angles | None]:
     """The function from a layer's number to the angles that it rotates by.
 
     Args:
@@ -61,24 +77,32 @@ def by_layer(
         lengths: as for `cos_sin`.
 
     Returns:
-        A function of () int32 whose result is that of `cos_sin`; None where places are
-        learned and nothing rotates.
+        A function of () int32; its result is None where places are learned and nothing
+        rotates.
     """
     if cfg.position_embedding == "learned":
         return lambda number: None
-    plain = cos_sin(positions, cfg, None, lengths)
+    plain, queries = cos_sin(positions, cfg, None, lengths), None
+    if cfg.rope.llama_4_scaling_beta:
+        queries = _query_scale(positions, cfg.rope)
     if not any(cfg.rotations):
-        return lambda number: plain
+        return lambda number: Angles(*plain, queries)
     kinds = [plain, plain, (jnp.ones_like(plain[0]), jnp.zeros_like(plain[1]))]
     if cfg.local_rope is not None:
         kinds[1] = cos_sin(positions, cfg, cfg.local_rope, lengths)
     cos, sin = (jnp.stack(parts) for parts in zip(*kinds, strict=True))
     kind = jnp.asarray(cfg.rotations)  # -1 is the last: no rotation
 
-    def angles(number: Array) -> tuple[Array, Array]:
-        return cos[kind[number]], sin[kind[number]]
+    def angles(number: Array) -> Angles:
+        return Angles(cos[kind[number]], sin[kind[number]], queries)
 
     return angles
+
+
+def _query_scale(positions: Array, rope: Rope) -> Array:
+    """What queries beyond the original context grow by, as in Llama 4, float32."""
+    beyond = jnp.floor(positions / rope.original_max_position_embeddings)
+    return 1.0 + rope.llama_4_scaling_beta * jnp.log1p(beyond)
 
 
 def by_length(cfg: ModelConfig) -> bool:
@@ -123,6 +147,7 @@ def rotate(
     x: Float[Array, "batch seq heads head_dim"],
     cos: Float[Array, "batch seq half"],
     sin: Float[Array, "batch seq half"],
+    interleaved: bool = False,
 ) -> Float[Array, "batch seq heads head_dim"]:
     """Rotates the pairs (x[i], x[i + n/2]) of every head's first n, in float32.
 
@@ -130,15 +155,23 @@ def rotate(
         x: queries or keys, (batch, seq, heads, head_dim).
         cos: of the angles, (batch, seq, n/2).
         sin: of the angles, (batch, seq, n/2).
+        interleaved: the pairs are (x[2i], x[2i + 1]).
 
     Returns:
         x's shape and dtype; what is beyond the first n of a head stays as it is.
     """
     turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
-    first, second = jnp.split(turned.astype(jnp.float32), 2, axis=-1)
+    wide = turned.astype(jnp.float32)
+    if interleaved:
+        first, second = wide[..., ::2], wide[..., 1::2]
+    else:
+        first, second = jnp.split(wide, 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     rotated = (first * cos - second * sin, second * cos + first * sin)
-    turned = jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    if interleaved:
+        turned = jnp.stack(rotated, axis=-1).reshape(turned.shape).astype(x.dtype)
+    else:
+        turned = jnp.concatenate(rotated, axis=-1).astype(x.dtype)
     return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
 
 

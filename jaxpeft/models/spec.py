@@ -20,6 +20,7 @@ NORMS: dict[str, tuple[str | None, ...]] = {
         "pre_feedforward_layernorm",
         "post_feedforward_layernorm",
     ),
+    "parallel": ("input_layernorm", None, None, None),
 }
 
 
@@ -50,6 +51,8 @@ class Rope:
         short_factor: "longrope": the divisors of the frequencies up to the original
             context, one for each.
         long_factor: "longrope": the divisors beyond it.
+        llama_4_scaling_beta: b of what queries are multiplied by, `1 + b * log(1 +
+            floor(position / original context))`; 0: by nothing.
     """
 
     theta: float = 10000.0
@@ -68,6 +71,7 @@ class Rope:
     attention_factor: float | None = None
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    llama_4_scaling_beta: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,11 +123,11 @@ class ModelConfig:
         conv1d: linear modules are stored (in, out): the `Conv1D` of GPT-2.
         position_embedding: how a token knows its place: q and k turn ("rotary"), or an
             embedding of places is added to its own ("learned").
-        norm_kind: root-mean-square norms ("rms"), or LayerNorms with means and biases
-            ("layer").
+        norm_kind: root-mean-square norms ("rms"), or LayerNorms with biases ("layer")
+            or without ("centered").
         qk_norm: RMS norms of q and k: none, over each head, or over the whole of them.
         norms: of what attention and MLP read ("before"), of what they give ("after"),
-            or of both.
+            of both, or one for what they read side by side ("parallel").
         norm_offset: what is added to the scale of every norm.
         attention_scale: what products of queries and keys are multiplied by; None:
             1 / sqrt(head_dim).
@@ -134,7 +138,10 @@ class ModelConfig:
         residual_scale: what attention and MLP give is multiplied by before it is added;
             None: by nothing.
         embedding_scale: what embeddings are multiplied by; None: by nothing.
+        prompt_scale: the same of virtual tokens, which are embeddings that train.
         rotary_dim: how many elements of a head rotate, its first ones; None: all.
+        rope_interleave: what rotates together are neighbours in a head, not an element
+            of its first half and one of its second.
         windows: for each layer, how many tokens back it sees, itself among them (None:
             all); empty: every layer sees all.
         rotations: for each layer, how it rotates: 0 as `rope`, 1 as `local_rope`, -1
@@ -174,9 +181,9 @@ class ModelConfig:
     experts: Experts | None = None
     conv1d: bool = False
     position_embedding: Literal["rotary", "learned"] = "rotary"
-    norm_kind: Literal["rms", "layer"] = "rms"
+    norm_kind: Literal["rms", "layer", "centered"] = "rms"
     qk_norm: Literal["none", "head", "whole"] = "none"
-    norms: Literal["before", "after", "both"] = "before"
+    norms: Literal["before", "after", "both", "parallel"] = "before"
     norm_offset: float = 0.0
     attention_scale: float | None = None
     attention_softcap: float | None = None
@@ -184,7 +191,9 @@ class ModelConfig:
     logit_softcap: float | None = None
     residual_scale: float | None = None
     embedding_scale: float | None = None
+    prompt_scale: float | None = None
     rotary_dim: int | None = None
+    rope_interleave: bool = False
     windows: tuple[int | None, ...] = ()
     rotations: tuple[int, ...] = ()
     local_rope: Rope | None = None

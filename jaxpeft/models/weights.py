@@ -153,7 +153,7 @@ def _norm(name: str, shape: tuple[int, ...], axes: tuple, cfg: ModelConfig) -> d
     # With an offset a scale of zero leaves the norm as it is.
     init = "zeros" if cfg.norm_offset else "ones"
     scale = ParamSpec(shape, axes, init, f"{name}.weight")
-    if cfg.norm_kind == "rms":
+    if cfg.norm_kind != "layer":
         return {"scale": scale}
     return {"scale": scale, "bias": ParamSpec(shape, axes, "zeros", f"{name}.bias")}
 

@@ -125,6 +125,32 @@ ROWS = {
         "ministral",
         {"head_dim": 16, "sliding_window": 7, "layer_types": LOCAL_AND_NOT},
     ),
+    "ministral3": (
+        "ministral3",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                **YARN,
+                "rope_theta": 1e6,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "original_max_position_embeddings": 8,
+                "llama_4_scaling_beta": 0.3,
+            },
+        },
+    ),
+    "mistral3 of ministral3, sees": (
+        "mistral3",
+        {
+            "text_config": {**SIZES, "model_type": "ministral3", "head_dim": 16},
+            "vision_config": {"model_type": "pixtral", "head_dim": 8, **VISION},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "glm4": ("glm4", {"head_dim": 16, "intermediate_size": 24}),
+    "cohere, no window": ("cohere", {"logit_scale": 0.5}),
+    "cohere2": ("cohere2", {"sliding_window": 7, "logit_scale": 0.5}),
+    "starcoder2": ("starcoder2", {"sliding_window": 9}),
     "gemma": ("gemma", {"head_dim": 16}),
     "gemma2": ("gemma2", GEMMA),
     "gemma3": ("gemma3_text", {**GEMMA, "sliding_window_pattern": 3}),
@@ -188,6 +214,14 @@ ROWS = {
 }
 # The variants of a family go through the cheaper tests alone.
 MAIN = [name for name in ROWS if "," not in name]
+# Of these, gradients are compared in the whole suite alone: what they are made of is
+# that of other rows.
+MADE_OF_OTHERS = ("ministral", "olmo3", "olmoe", "exaone4", "granite 4", "gemma")
+MADE_OF_OTHERS += ("mistral3", "starcoder2")
+WITH_GRADIENTS = [
+    pytest.param(name, marks=pytest.mark.slow) if name in MADE_OF_OTHERS else name
+    for name in MAIN
+]
 SEEING = [name for name in ROWS if name.endswith(", sees")]
 TOKENS = np.random.default_rng(0).integers(1, 61, (2, 29))
 forward = jax.jit(models.forward, static_argnums=2)
@@ -239,7 +273,7 @@ def test_logits(family):
 
 # PEFT looks for these patterns among modules alone, and applies them to parameters.
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern:RuntimeWarning")
-@pytest.mark.parametrize("family", MAIN, indirect=True)
+@pytest.mark.parametrize("family", WITH_GRADIENTS, indirect=True)
 def test_gradients_of_a_lora(family):
     import peft
 
@@ -341,6 +375,24 @@ def test_generation_is_transformers_greedy(family):
             pad_token_id=0,
         )
         assert answer == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("family", ["granite", "gemma"], indirect=True)
+def test_virtual_tokens_are_scaled_where_the_model_scales_what_it_reads(
+    family, tmp_path
+):
+    import peft
+
+    config = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    there = peft.get_peft_model(family.torch, config).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        there.prompt_encoder["default"].embedding.weight.normal_()
+        expected = there(torch.from_numpy(TOKENS)).logits[:, 3:].numpy()
+    there.save_pretrained(tmp_path)
+    params = hf.load_adapter(family.params, tmp_path, family.cfg)
+    found = forward(params, TOKENS, family.cfg)
+    assert np.max(np.abs(expected - found)) < 1e-4
 
 
 def test_packed_examples_see_themselves_alone(family):
