@@ -142,7 +142,12 @@ ROWS = {
     "mistral3 of ministral3, sees": (
         "mistral3",
         {
-            "text_config": {**SIZES, "model_type": "ministral3", "head_dim": 16},
+            "text_config": {
+                **SIZES,
+                "model_type": "ministral3",
+                "head_dim": 16,
+                "tie_word_embeddings": True,
+            },
             "vision_config": {"model_type": "pixtral", "head_dim": 8, **VISION},
             "tie_word_embeddings": True,
         },
