@@ -73,6 +73,14 @@ def test_every_family_has_models():
     assert all(record["source"] for record in RECORDS.values())
 
 
+def test_the_page_counts_them(root):
+    page = (root / "docs" / "published.md").read_text(encoding="utf-8")
+    for path in FOLDER.glob("*.json"):
+        names = json.loads(path.read_text(encoding="utf-8"))
+        row = f"| `{path.stem}` | {len(names)} | {sum(n in OPEN for n in names)} |"
+        assert row in page
+
+
 @pytest.mark.parametrize("name", OPEN)
 def test_opens_as_transformers_reads_it(name):
     ours = models.config(CONTENTS[name])
