@@ -541,6 +541,19 @@ def test_averages_are_read_from_the_state_in_nnx():
     assert np.abs(want["dense"]["kernel"] - trained["dense"]["kernel"]).max() > 1e-3
 
 
+def test_evaluations_steer_the_rate_in_nnx():
+    tx = optax.chain(make("adamw"), optim.scale_by_plateau(factor=0.5, patience=0))
+    model = Model(START)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    for loss in (1.0, 2.0):
+        optimizer.opt_state = nnx.data(optim.observe(optimizer.opt_state, loss))
+    assert optim.rate_factor(optimizer.opt_state) == 0.5
+    optimizer.update(model, nnx.state(Model(GRADS[0])))
+    whole, _ = course(make("adamw"), START, GRADS[:1])
+    half = jax.tree.map(lambda x, y: (x + y) / 2, START, whole)
+    same(nnx.to_pure_dict(nnx.state(model)), half)
+
+
 def test_the_documentation_lists_the_places():
     pages = (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text()
     table = pages.split("## Where they work")[1].split("\n## ")[0]

@@ -19,6 +19,8 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from jaxpeft import tree
+from jaxpeft.optim.leaves import without_boxes
 from jaxpeft.optim.schedules import settings as wrong
 
 Mode = Literal["min", "max"]
@@ -275,11 +277,19 @@ def rate_factor(opt_state: Any) -> Array:
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda n: isinstance(n, Scaling))
     for node in nodes:
         if isinstance(node, Scaling):
-            factor = factor * node.factor
+            factor = factor * tree.opened(node.factor)
     return factor
 
 
 def _observed(state: Any, value: ArrayLike) -> Any:
+    """The state after an evaluation, in the boxes that it is in (see `tree.is_box`)."""
+    new = _new(without_boxes(state), value)
+    return jax.tree.map(
+        lambda old, x: tree.boxed(x, old), state, new, is_leaf=tree.is_box
+    )
+
+
+def _new(state: Any, value: ArrayLike) -> Any:
     if any(isinstance(x, Tracer) for x in [value, *jax.tree.leaves(state)]):
         return state.observed(jnp.asarray(value, jnp.float32))
     # From the host, so that it goes wherever the state is.
