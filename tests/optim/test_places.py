@@ -352,6 +352,14 @@ def test_numbers_may_be_injected(name):
     assert state.hyperparams.keys() >= numbers.keys()
 
 
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "prodigy"])
+def test_injected_numbers_go_along_to_an_explicit_mesh(name):
+    mesh, tx = mesh_of(AxisType.Explicit), injected(name, whole_numbers(name))
+    with jax.set_mesh(mesh):
+        found = on_mesh(tx, mesh)
+    same(found, plain(name)[0], atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if whole_numbers(name)])
 def test_whole_numbers_are_not_injected(name):
     names = ", ".join(map(repr, whole_numbers(name)))
