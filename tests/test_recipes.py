@@ -4,14 +4,10 @@ import functools
 import re
 from pathlib import Path
 
-import jax
-import numpy as np
 import plan_recipes
 import pytest
-import torch
-import transformers
 
-from jaxpeft import hf, models, tree
+from jaxpeft import models, tree
 from jaxpeft.assembly import configuration, updates
 from jaxpeft.config import paths
 
@@ -76,54 +72,6 @@ def row(name):
     page = (ROOT / "docs" / "recipes.md").read_text()
     (line,) = [text for text in page.splitlines() if text.startswith(f"| [`{name}`]")]
     return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def test_the_text_part_of_gemma_3_is_taken_out_as_its_recipes_say(
-    tmp_path, monkeypatch, asset_model
-):
-    """The code of the recipes' heads, run on a small random Gemma 3 with pictures."""
-    torch.manual_seed(0)
-    text = transformers.Gemma3TextConfig(
-        vocab_size=4096,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=6,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        sliding_window=8,
-        initializer_range=0.1,
-    )
-    vision = transformers.SiglipVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=28,
-        patch_size=14,
-    )
-    config = transformers.Gemma3Config(
-        text_config=text, vision_config=vision, mm_tokens_per_image=4
-    )
-    whole = transformers.Gemma3ForConditionalGeneration(config).eval()
-    whole.save_pretrained(tmp_path / "whole")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "whole" / name).write_bytes((asset_model / name).read_bytes())
-    codes = set()
-    for recipe in (ROOT / "configs").glob("gemma-3-4b_*.yaml"):
-        lines = re.findall(r"^#   (.*)\n", recipe.read_text(), re.MULTILINE)
-        codes.add("\n".join(lines))
-    (code,) = codes
-    assert "google/gemma-3-4b-it" in code and "gemma-3-4b-it-text" in code
-    monkeypatch.chdir(tmp_path)
-    exec(code.replace("google/gemma-3-4b-it", "whole"), {})
-    cfg = models.config(tmp_path / "gemma-3-4b-it-text")
-    params = hf.load(tmp_path / "gemma-3-4b-it-text", cfg, dtype="float32")
-    tokens = torch.arange(3, 27)[None]
-    with torch.no_grad():
-        theirs = whole(input_ids=tokens).logits.numpy()
-    ours = jax.jit(lambda p, t: models.forward(p, t, cfg))(params, tokens.numpy())
-    np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", [n for n in RECIPES if n.endswith("lora")])
