@@ -8,7 +8,7 @@ sizes, the dtype of the weights before, and the mean of the scales (`nested_offs
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -313,18 +313,23 @@ def stored(node: NF4, spec: ParamSpec, dtype: str) -> dict[str, Announced]:
     return announced
 
 
-def config(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def config(
+    params: Mapping[str, Any], dtype: str, beside: Collection[str] = ()
+) -> dict[str, Any]:
     """The `quantization_config` of a config.json for params that hold NF4 kernels.
 
     Args:
         params: The params mapping.
         dtype: What transformers computes in.
+        beside: The modules beside a language model, all of which stay whole.
     """
     kernels = {n: k for n, k in tree.walk(params) if n.endswith(".kernel")}
     nodes = [k for k in kernels.values() if isinstance(k, NF4)]
     whole = sorted(
         {name.split(".")[-2] for name, k in kernels.items() if not isinstance(k, NF4)}
     )
+    if beside:
+        whole = sorted({*whole, *beside, "lm_head"})
     return {
         "quant_method": BNB,
         "load_in_4bit": True,

@@ -4,7 +4,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,7 +113,7 @@ def save(
             )
         if len(shards) > 1:
             _write_json(partial / checkpoint_index.INDEX, _index(shards, cfg))
-        _write_json(partial / "config.json", _config(cfg, params, dtype))
+        _write_json(partial / "config.json", _config(cfg, params, dtype, beside))
         _verify(partial, parts)
         for old in directory.iterdir():
             if WEIGHTS.fullmatch(old.name) and not (partial / old.name).exists():
@@ -241,7 +241,10 @@ def _index(
 
 
 def _config(
-    cfg: ModelConfig, params: Mapping[str, Any], dtype: str | None
+    cfg: ModelConfig,
+    params: Mapping[str, Any],
+    dtype: str | None,
+    beside: Collection[str],
 ) -> dict[str, Any]:
     """config.json as it was read, but for how weights are stored, and what is code."""
     left_out = ("auto_map", "quantization_config")
@@ -250,7 +253,9 @@ def _config(
     own = max((jnp.dtype(x.dtype) for x in leaves), key=lambda kind: kind.itemsize)
     stored = dtype or own.name
     if any(isinstance(x, NF4) for x in leaves):
-        hf["quantization_config"] = bitsandbytes.config(params, stored)
+        modules = {f"model.{name.removeprefix('model.')}" for name in beside}
+        parts = {".".join(name.split(".")[:2]) for name in modules}
+        hf["quantization_config"] = bitsandbytes.config(params, stored, parts)
     # transformers before 4.56 and many other readers know only the older name.
     for key in {"dtype", "torch_dtype"} & set(hf) or {"dtype"}:
         hf[key] = stored

@@ -24,6 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": jax.nn.gelu,
     "gelu_new": jax.nn.gelu,
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
 
 
@@ -51,6 +52,8 @@ def norm(
     scale = weights["scale"]
     if cfg.norm_offset:
         wide = wide * (cfg.norm_offset + scale.astype(jnp.float32))
+        if cfg.norm_kind == "layer":
+            wide = wide + weights["bias"].astype(jnp.float32)
         return wide.astype(x.dtype)
     if cfg.norm_kind == "layer":
         scale, bias = (weights[k].astype(jnp.float32) for k in ("scale", "bias"))

@@ -147,6 +147,27 @@ def test_files_are_read_and_written_under_their_own_names(
             assert torch.equal(tensors.get_tensor(name), stored[name])
 
 
+def test_in_4_bits_the_other_parts_stay_whole(tmp_path):
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
+    config = Gemma3Config(
+        text_config={**TEXT, **sizes}, vision_config=VISION, mm_tokens_per_image=4
+    )
+    torch.manual_seed(0)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    cfg = models.config(tmp_path / "base")
+    params = hf.load(tmp_path / "base", cfg, quantization="nf4_single")
+    hf.save(params, tmp_path / "out", cfg, base=tmp_path / "base")
+    again = hf.load(tmp_path / "out", models.config(tmp_path / "out"))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    there = Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "out")
+    seeing = there.model.vision_tower.get_parameter(
+        "encoder.layers.0.self_attn.q_proj.weight"
+    )
+    assert seeing.is_floating_point()
+    found = models.forward(params, TOKENS, cfg)
+    np.testing.assert_allclose(found, logits(there.dequantize().float()), atol=1e-4)
+
+
 def test_it_is_not_written_without_its_other_parts(params, cfg, tmp_path):
     with pytest.raises(InputError, match="give base=, the folder"):
         hf.save(params, tmp_path, cfg)

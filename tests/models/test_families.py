@@ -155,6 +155,7 @@ ROWS = {
     "glm4": ("glm4", {"head_dim": 16, "intermediate_size": 24}),
     "cohere, no window": ("cohere", {"logit_scale": 0.5}),
     "cohere2": ("cohere2", {"sliding_window": 7, "logit_scale": 0.5}),
+    "nemotron": ("nemotron", {"head_dim": 16}),
     "starcoder2": ("starcoder2", {"sliding_window": 9}),
     "gemma": ("gemma", {"head_dim": 16}),
     "gemma2": ("gemma2", GEMMA),
@@ -222,7 +223,7 @@ MAIN = [name for name in ROWS if "," not in name]
 # Of these, gradients are compared in the whole suite alone: what they are made of is
 # that of other rows.
 MADE_OF_OTHERS = ("ministral", "olmo3", "olmoe", "exaone4", "granite 4", "gemma")
-MADE_OF_OTHERS += ("mistral3", "starcoder2")
+MADE_OF_OTHERS += ("mistral3", "starcoder2", "nemotron")
 WITH_GRADIENTS = [
     pytest.param(name, marks=pytest.mark.slow) if name in MADE_OF_OTHERS else name
     for name in MAIN
