@@ -28,6 +28,7 @@ FAMILIES = dict.fromkeys(models.FAMILIES, {}) | {
     "smollm3": SMOLLM3,
     # There the default is true, and gives way to the head that every file has.
     "mistral3": {"tie_word_embeddings": False},
+    "nemotron": {"head_dim": 8},  # of which half rotates
     "granitemoehybrid": {"num_local_experts": 0, "layer_types": ["attention"] * 7},
 }
 
