@@ -220,11 +220,10 @@ ROWS = {
 }
 # The variants of a family go through the cheaper tests alone.
 MAIN = [name for name in ROWS if "," not in name]
-# Of these, gradients are compared in the whole suite alone: what they are made of is
-# that of other rows.
+# What these are made of is that of other rows: the longer tests are of the whole suite.
 MADE_OF_OTHERS = ("ministral", "olmo3", "olmoe", "exaone4", "granite 4", "gemma")
 MADE_OF_OTHERS += ("mistral3", "starcoder2", "nemotron")
-WITH_GRADIENTS = [
+LONGER = [
     pytest.param(name, marks=pytest.mark.slow) if name in MADE_OF_OTHERS else name
     for name in MAIN
 ]
@@ -279,7 +278,7 @@ def test_logits(family):
 
 # PEFT looks for these patterns among modules alone, and applies them to parameters.
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern:RuntimeWarning")
-@pytest.mark.parametrize("family", WITH_GRADIENTS, indirect=True)
+@pytest.mark.parametrize("family", LONGER, indirect=True)
 def test_gradients_of_a_lora(family):
     import peft
 
@@ -368,7 +367,7 @@ def test_saved_and_loaded_bit_for_bit(family, tmp_path):
     assert written["model_type"] == family.cfg.model_type
 
 
-@pytest.mark.parametrize("family", MAIN, indirect=True)
+@pytest.mark.parametrize("family", LONGER, indirect=True)
 def test_generation_is_transformers_greedy(family):
     prompts = [TOKENS[0, :5].tolist(), TOKENS[1, :17].tolist()]
     found = generate(family.params, family.cfg, prompts, max_new_tokens=20, stop=[])
@@ -415,7 +414,7 @@ def test_packed_examples_see_themselves_alone(family):
         np.testing.assert_allclose(found[:, span], alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", MAIN, indirect=True)
+@pytest.mark.parametrize("family", LONGER, indirect=True)
 def test_random_weights_have_the_scale_of_transformers(family):
     params = models.random(family.cfg, jax.random.key(0))
     logits = forward(params, TOKENS, family.cfg)
