@@ -4,6 +4,7 @@ The template is run by transformers alone (its sandbox), after `template_guard` 
 seen it finish on a few of the conversations.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -124,6 +125,8 @@ class ChatTemplate:
     ) -> list[str]:
         """The text that the template makes of each conversation.
 
+        An answer at the end is ended as one that another turn follows, see `closing`.
+
         Args:
             conversations: what is rendered, prepared by `prepare`.
             places: where each conversation stands, for messages.
@@ -133,6 +136,37 @@ class ChatTemplate:
         Raises:
             InputError: the template raises; with the row and its message.
         """
+        texts = self._texts(conversations, places, prompt)
+        if prompt:
+            return texts
+        return [
+            text + self.closing if _is_answered(c) else text
+            for c, text in zip(conversations, texts, strict=True)
+        ]
+
+    @functools.cached_property
+    def closing(self) -> str:
+        """What the template ends an answer with only if more is to follow; or nothing.
+
+        Qwen1.5's writes the end of a turn before the next one, or before a prompt: as
+        the last turn an answer would have none, and a model trained on it never stop.
+        """
+        talk = [{"role": role, "content": PROBE} for role in ("user", "assistant")]
+        added = []
+        for turns in (talk[:1], talk):
+            try:
+                plain, asked = (self._apply([turns], None, p)[0] for p in (False, True))
+            except _faults():
+                return ""
+            if not asked.startswith(plain):
+                return ""
+            added.append(asked.removeprefix(plain))
+        header, closing = added
+        return closing if closing != header and header.startswith(closing) else ""
+
+    def _texts(
+        self, conversations: Sequence[Conversation], places: Sequence[str], prompt: bool
+    ) -> list[str]:
         if not any(c.tools for c in conversations):
             try:
                 return self._apply([c.messages for c in conversations], None, prompt)
@@ -194,6 +228,12 @@ class ChatTemplate:
 def until(conversation: Conversation, turn: int) -> Conversation:
     """The part of a conversation before message number `turn`, counted from 0."""
     return replace(conversation, messages=conversation.messages[:turn])
+
+
+def _is_answered(conversation: Conversation) -> bool:
+    """Whether the last message is the assistant's."""
+    messages = conversation.messages
+    return bool(messages) and messages[-1]["role"] == "assistant"
 
 
 def _faults() -> tuple[type[Exception], ...]:

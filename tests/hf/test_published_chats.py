@@ -10,6 +10,7 @@ import copy
 import datetime
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def text_of(tokenizer, messages, prompt=False):
 
 
 def test_text_is_that_of_transformers(chat):
-    name, _, tokenizer = chat
+    name, entry, tokenizer = chat
     talks = [TALK] if name in NO_SYSTEM else [TALK, TOLD]
     for messages, prompt in [(talk, False) for talk in talks] + [(TALK[:3], True)]:
         expected = tokenizer.apply_chat_template(
@@ -73,6 +74,8 @@ def test_text_is_that_of_transformers(chat):
             add_generation_prompt=prompt,
             date_string="26 Jul 2024",
         )
+        # Beyond it only the end of an answer that the template ends nowhere.
+        expected += "" if prompt else entry.get("closing", "")
         found = text_of(tokenizer, messages, prompt)
         assert undated(found) == undated(expected)
 
@@ -120,3 +123,55 @@ def test_all_that_ends_an_answer_stops_it(chat, tmp_path):
 def test_every_template_has_an_entry():
     used = {entry.get("template", name) for name, entry in CHATS.items()}
     assert {path.stem for path in FOLDER.glob("*.jinja")} == used
+
+
+# model_type and the fields of tokenizer_config.json beside the three tokens and the
+# template, as Llama 2, Llama 3, Qwen, SmolLM2, Phi-3, Mistral, Hermes and others have.
+SETTINGS = {
+    "llama 2": ("llama", {"tokenizer_class": "LlamaTokenizer", "legacy": False}),
+    "llama 3": ("llama", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    "qwen": (
+        "qwen2",
+        {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "add_prefix_space": False,
+            "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+            "bos_token": None,
+            "errors": "replace",
+            "split_special_tokens": False,
+        },
+    ),
+    "smollm2": ("llama", {"tokenizer_class": "GPT2Tokenizer", "vocab_size": 49152}),
+    "phi 3": ("phi3", {"tokenizer_class": "LlamaTokenizer", "sp_model_kwargs": {}}),
+    "mistral": ("mistral", {"tokenizer_class": "LlamaTokenizer"}),
+    "smollm3": ("smollm3", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    "several templates": ("llama", {"chat_template": ["default", "tool_use"]}),
+    "tokens as objects": (
+        "llama",
+        {"bos_token": {"__type": "AddedToken", "content": "<|bos|>", "lstrip": False}},
+    ),
+    "code of its own": ("qwen2", {"auto_map": {"AutoTokenizer": ["code.Own", None]}}),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_tokenizer_s_settings(name, plain, asset_model, tmp_path):
+    kind, fields = SETTINGS[name]
+    fields = {"chat_template": plain.chat_template, **fields}
+    if isinstance(fields["chat_template"], list):
+        fields["chat_template"] = [
+            {"name": each, "template": plain.chat_template}
+            for each in fields["chat_template"]
+        ]
+    settings = {
+        "bos_token": "<|bos|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|pad|>",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | fields))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    shutil.copy(asset_model / "tokenizer.json", tmp_path)
+    tokenizer = hf.load_tokenizer(tmp_path)
+    text = "Hello there<|im_end|> in Rome"
+    assert tokenizer(text)["input_ids"] == plain(text)["input_ids"]
+    assert hf.stop_ids(tmp_path, tokenizer) == [plain.eos_token_id]
