@@ -152,7 +152,7 @@ def run_in_use(folder: Path) -> Trial:
     with RunLock(folder / "run"):
         begun = time.monotonic()
         done = call(place.write())
-    passed = done.returncode == 2 and "another process" in done.stderr
+    passed = done.returncode == 2 and "is in use by process" in done.stderr
     first = (done.stderr.strip().splitlines() or [""])[0].replace(str(folder), ".")
     return Trial("40-run in use", passed, time.monotonic() - begun, first[:120])
 
