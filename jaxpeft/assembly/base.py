@@ -15,10 +15,8 @@ from jaxpeft.models import ModelConfig, stored
 # What goes along with a model's weights: how it generates, and its tokenizer.
 COMPANIONS = (
     "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
     *hf.TOKENIZER_FILES,
+    *hf.PROCESSOR_FILES,
 )
 
 

@@ -10,12 +10,14 @@ from jaxpeft.hf.peft.vllm import save_for_vllm
 from jaxpeft.hf.peft.writable import check_writable
 from jaxpeft.hf.save import save
 from jaxpeft.hf.tokenizer import (
+    PROCESSOR_FILES,
     TOKENIZER_FILES,
     check_vocab,
     load_tokenizer,
 )
 
 __all__ = [
+    "PROCESSOR_FILES",
     "TOKENIZER_FILES",
     "check_vocab",
     "check_writable",

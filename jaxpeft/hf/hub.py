@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxpeft.config import paths
 from jaxpeft.errors import InputError
-from jaxpeft.hf.tokenizer import TOKENIZER_FILES
+from jaxpeft.hf.tokenizer import PROCESSOR_FILES, TOKENIZER_FILES
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 # What is downloaded: never pickles, never code.
@@ -17,6 +17,7 @@ FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
     *TOKENIZER_FILES,
+    *PROCESSOR_FILES,
 )
 TIMEOUT = 5.0  # seconds for the hub to answer at all
 

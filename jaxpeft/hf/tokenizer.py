@@ -21,6 +21,12 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+# How images become a model's input: of no use here, and a part of a model that sees.
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 # Any one of these is enough to build a tokenizer from.
 SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 # With these classes tokenizer.json says everything, and AutoTokenizer would choose the

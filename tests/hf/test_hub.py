@@ -73,6 +73,7 @@ def test_only_data_files_of_the_top_folder_are_downloaded(tmp_path, asked):
         "model.safetensors.index.json",
         "tokenizer.json",
         "chat_template.jinja",
+        "preprocessor_config.json",
         "adapter_model.safetensors",
     ):
         assert wanted(name), name
