@@ -12,7 +12,8 @@ from jaxpeft.config import ModelSection, RunConfig, paths
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.models import ModelConfig, stored
 
-# What goes along with a model's weights: how it generates, and its tokenizer.
+# What goes along with a model's weights: how it generates, its tokenizer, and what
+# makes images ready where it sees.
 COMPANIONS = (
     "generation_config.json",
     *hf.TOKENIZER_FILES,
