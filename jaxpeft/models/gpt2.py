@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxpeft import console
-from jaxpeft.models.hf_decoder import decoder
+from jaxpeft.models.hf_decoder import decoder, leave_out
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
@@ -66,7 +65,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         if fields.flag(name, False):
             fields.refuse(name, "only false is handled")
     scaled = fields.flag("scale_attn_weights", True)
-    _tell_of_dropouts(fields)
+    leave_out(fields, DROPOUTS, 0.1)
     return decoder(
         fields,
         attention_bias=True,
@@ -89,13 +88,3 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         attention_scale=None if scaled else 1.0,
         names=NAMES,
     )
-
-
-def _tell_of_dropouts(fields: Fields) -> None:
-    given = [name for name in DROPOUTS if fields.number(name, 0.1)]
-    if given:
-        console.warn(
-            f"config.json: {', '.join(given)}: training leaves the base's dropout out; "
-            "adapter.lora_dropout is the adapter's own"
-        )
-    fields.hf = {k: v for k, v in fields.hf.items() if k not in given}

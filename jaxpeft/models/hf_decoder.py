@@ -1,7 +1,9 @@
 """From the fields of a `config.json` to the model: what all families share."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from jaxpeft import console
 from jaxpeft.models import hf_layers, hf_rope
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
@@ -48,6 +50,24 @@ def decoder(fields: Fields, **own: Any) -> ModelConfig:
     _consistent(fields, cfg, sound)
     fields.finish()
     return cfg
+
+
+def leave_out(fields: Fields, dropouts: Sequence[str], default: float = 0.0) -> None:
+    """Takes a base's dropouts out of what is read, and warns of those that it has.
+
+    Args:
+        fields: the reader over the model's `config.json`.
+        dropouts: the fields of a family whose published models have them, which no
+            adapter's training applies.
+        default: their value where the file lacks them.
+    """
+    given = [name for name in dropouts if fields.number(name, default)]
+    if given:
+        console.warn(
+            f"config.json: {', '.join(given)}: training leaves the base's dropout out; "
+            "adapter.lora_dropout is the adapter's own"
+        )
+    fields.hf = {k: v for k, v in fields.hf.items() if k not in given}
 
 
 def _consistent(fields: Fields, cfg: ModelConfig, sound: bool) -> None:

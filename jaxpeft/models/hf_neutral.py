@@ -56,10 +56,20 @@ OF_FAMILY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "gpt2": {"n_special": (0,), "predict_special_tokens": (True, False)},
     "qwen2": {"attention_bias": (True,), "qkv_bias": (True,)},
     "qwen3": {"use_qk_norm": (True,)},
+    "starcoder2": {
+        "attention_softmax_in_fp32": (True, False),
+        "mlp_type": ("default",),
+        "norm_type": ("layer_norm",),
+        "scale_attention_softmax_in_fp32": (True, False),
+        "scale_attn_weights": (True,),
+    },
     "qwen3_moe": {"shared_expert_intermediate_size": (0,), "use_qk_norm": (True,)},
 }
 # {field: another that says the same}: neutral where both have one value.
-TWINS: Mapping[str, str] = {"sliding_window_size": "sliding_window"}
+TWINS: Mapping[str, str] = {
+    "layer_norm_epsilon": "rms_norm_eps",
+    "sliding_window_size": "sliding_window",
+}
 
 
 def is_neutral(hf: Mapping[str, Any], name: str) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxpeft.models import hf_layers
-from jaxpeft.models.hf_decoder import decoder
+from jaxpeft.models.hf_decoder import decoder, leave_out
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
@@ -24,6 +24,9 @@ NAMES = ((f"{LAYER}up_proj", f"{LAYER}c_fc"), (f"{LAYER}down_proj", f"{LAYER}c_p
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The hyperparameters from a Hugging Face `config.json`.
 
+    Its dropouts are not applied in training, of which a warning tells: every StarCoder2
+    has them at 0.1.
+
     Args:
         hf: the content of the file.
 
@@ -31,15 +34,9 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         InputError: with every field that is missing, malformed or not handled.
     """
     fields = Fields(hf, names=FIELDS, defaults=DEFAULTS)
-    fields.seen |= {
-        "activation_function",
-        "norm_type",
-        "scale_attention_softmax_in_fp32",
-    }
+    fields.seen.add("activation_function")
     layers, bias = fields.size("num_hidden_layers"), fields.flag("use_bias", True)
-    for name in ("residual_dropout", "embedding_dropout"):
-        if fields.number(name, 0.0):
-            fields.refuse(name, "set it to 0.0: it is not implemented")
+    leave_out(fields, ("attention_dropout", "embedding_dropout", "residual_dropout"))
     return decoder(
         fields,
         attention_bias=bias,
