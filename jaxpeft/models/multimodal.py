@@ -70,12 +70,13 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     text = hf.get("text_config")
     if text is None:  # older files have all fields side by side
         text = {name: x for name, x in hf.items() if name not in BESIDE | INERT}
-        fields.seen |= set(text)
     elif not isinstance(text, Mapping):
         raise InputError(
             f"config.json: text_config: found {text!r}; it must be a mapping: restore "
             "the file"
         )
+    # Files of Qwen-VL have these a second time, at values that are not read.
+    fields.seen |= set(text)
     families = LANGUAGE[hf["model_type"]]
     kind = text.get("model_type", next(iter(families)))
     if kind not in families:
@@ -101,12 +102,13 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
 
 
 def _one_dimensional(text: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields without what places images in the plane.
+    """The fields without what places images in the plane, and tokens for images.
 
     A text's tokens have the same place in all dimensions, so that their sections of a
     head rotate as one.
     """
-    content = dict(text)
+    tokens = ("_token_id", "_token_index")
+    content = {name: x for name, x in text.items() if not name.endswith(tokens)}
     for key in ("rope_scaling", "rope_parameters"):
         rope = content.get(key)
         if isinstance(rope, Mapping):

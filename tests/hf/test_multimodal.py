@@ -9,7 +9,11 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Qwen2_5_VLConfig,
+)
 
 from jaxpeft import adapters, hf, models, tree
 from jaxpeft.errors import InputError
@@ -192,6 +196,31 @@ def test_a_head_is_tied_where_nothing_denies_it(outer, inner, tied):
     content = {"model_type": "mistral3", "text_config": text}
     content["tie_word_embeddings"] = outer
     assert models.config(content).tie_word_embeddings is tied
+
+
+def test_qwen_s_files_say_it_once_twice_or_inside():
+    text = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "use_sliding_window": False,
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 2, 1]},
+    }
+    outer = {"model_type": "qwen2_5_vl", "vision_config": {}, "image_token_id": 60}
+    flat = {**outer, **text, "tie_word_embeddings": True}
+    inner = {**text, "sliding_window": None, "vision_token_id": 59}
+    nested = {**outer, "text_config": inner, "tie_word_embeddings": True}
+    both = {**flat, "text_config": inner}
+    expected = models.config(flat)
+    assert expected.rope == models.Rope(theta=1000000.0) and not expected.windows
+    assert models.config(nested) == models.config(both) == expected
+    assert Qwen2_5_VLConfig(**flat).text_config.hidden_size == 32
+    assert Qwen2_5_VLConfig(**both).text_config.sliding_window is None
 
 
 def test_published_files_leave_out_what_transformers_has_by_itself():
