@@ -3,13 +3,12 @@
 import argparse
 import errno
 import importlib
-import importlib.metadata
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from jaxpeft import console
+from jaxpeft import __version__, console
 from jaxpeft.devices import launch, termination
 from jaxpeft.devices.huge_pages import restart_with_huge_pages
 from jaxpeft.errors import (
@@ -43,6 +42,7 @@ COMMANDS: dict[str, str] = {
     "report": "a page with curves, samples and figures of a run or a sweep",
     "combine": "the weighted sum of several adapters as a single one",
     "convert_config": "translate a configuration of LLaMA-Factory or transformers",
+    "doctor": "whether this machine can train, and what to do if not",
 }
 
 # Where each has its examples.
@@ -59,6 +59,7 @@ PAGES: dict[str, str] = {
     "report": "docs/reports.md",
     "combine": "docs/export.md",
     "convert_config": "docs/migrating.md",
+    "doctor": "README.md",
 }
 KEYS = "All keys: docs/configuration.md. To try it: --config jaxpeft:quickstart.yaml"
 
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.say(usage())
         return 0
     if command == "--version":
-        console.say(f"jaxpeft {_version()}")
+        console.say(f"jaxpeft {__version__}")
         return 0
     if command not in COMMANDS:
         fault = f"{command!r} is not a command" if command else "no command given"
@@ -243,10 +244,3 @@ def usage() -> str:
             "`jaxpeft COMMAND --help` explains a command and its options.",
         ]
     )
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("jaxpeft")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed: run from its source)"

@@ -21,7 +21,8 @@ STOREYS = (
     ("hf", "optim", "objectives"),
     ("flax", "assembly"),
     # commands
-    ("lr_find", "plan", "diagnose", "generate", "export", "convert_config", "evaluate"),
+    ("lr_find", "plan", "diagnose", "generate", "export", "convert_config", "evaluate")
+    + ("doctor",),
     ("report", "chat", "combine"),
     ("train",),
     ("sweep", "__main__"),

@@ -49,17 +49,15 @@ def keep() -> None:
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    if not jax.config.values["jax_enable_compilation_cache"]:
-        return
-    if os.environ.get(SETTING, "").strip() == OFF:
-        return
     try:
-        folder = _root() / "programs" / _processor()
-        _open(folder)
+        kept = folder()
+        if kept is None:
+            return
+        _open(kept)
     except (OSError, RuntimeError, filelock.Timeout) as error:
         _warn_of_folder(error)
         return
-    _tell_of_faults(folder)
+    _tell_of_faults(kept)
     settings = {
         "jax_compilation_cache_max_size": (-1, SIZE),
         "jax_persistent_cache_min_compile_time_secs": (1.0, SECONDS),
@@ -72,7 +70,18 @@ def keep() -> None:
     for name, (default, value) in settings.items():
         if jax.config.values[name] == default:  # else the user's own
             jax.config.update(name, value)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(kept))
+
+
+def folder() -> Path | None:
+    """Where programs are kept, a cache of JAX's own if it has one; None: nowhere."""
+    if own := jax.config.values["jax_compilation_cache_dir"]:
+        return Path(own)
+    if not jax.config.values["jax_enable_compilation_cache"]:
+        return None
+    if os.environ.get(SETTING, "").strip() == OFF:
+        return None
+    return _root() / "programs" / _processor()
 
 
 @contextlib.contextmanager
