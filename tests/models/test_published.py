@@ -75,10 +75,15 @@ def test_every_family_has_models():
 
 def test_the_page_counts_them(root):
     page = (root / "docs" / "published.md").read_text(encoding="utf-8")
-    for path in FOLDER.glob("*.json"):
-        names = json.loads(path.read_text(encoding="utf-8"))
-        row = f"| `{path.stem}` | {len(names)} | {sum(n in OPEN for n in names)} |"
-        assert row in page
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    counted = {}
+    for _, families, files, opened, *_ in rows:
+        names = frozenset(family.strip("` ") for family in families.split(","))
+        counted[names] = (int(files), int(opened))
+    assert frozenset().union(*counted) == {c["model_type"] for c in CONTENTS.values()}
+    for names, numbers in counted.items():
+        models_of = [n for n in CONTENTS if CONTENTS[n]["model_type"] in names]
+        assert numbers == (len(models_of), sum(name in OPEN for name in models_of))
 
 
 @pytest.mark.parametrize("name", OPEN)
@@ -115,5 +120,5 @@ def test_logits(name, tmp_path):
         expected = model(torch.from_numpy(tokens)).logits.numpy()
     with jax.disable_jit():  # small: programs would take longer than they save
         found = models.forward(params, tokens, cfg)
-    assert np.std(expected) > 0.1  # else a small difference says nothing
+    assert np.std(expected) > 0.05  # else a small difference says nothing
     assert np.abs(expected - found).max() < 1e-4
