@@ -112,7 +112,7 @@ def save(
                 METADATA,
             )
         if len(shards) > 1:
-            _write_json(partial / checkpoint_index.INDEX, _index(shards, cfg))
+            _write_json(partial / checkpoint_index.INDEX, _index(shards, cfg, beside))
         _write_json(partial / "config.json", _config(cfg, params, dtype, beside))
         _verify(partial, parts)
         for old in directory.iterdir():
@@ -226,13 +226,16 @@ def _values(leaf: Any, spec: ParamSpec, piece: Piece, dtype: np.dtype) -> np.nda
 
 
 def _index(
-    shards: Mapping[str, Mapping[str, Part]], cfg: ModelConfig
+    shards: Mapping[str, Mapping[str, Part]],
+    cfg: ModelConfig,
+    beside: Mapping[str, Part],
 ) -> dict[str, Any]:
     parts = [part for shard in shards.values() for part in shard.values()]
+    counted = [spec for _, spec in tree.walk(param_specs(cfg))]
     return {
         "metadata": {
             "total_parameters": sum(
-                math.prod(spec.shape) for _, spec in tree.walk(param_specs(cfg))
+                math.prod(one.shape) for one in (*counted, *beside.values())
             ),
             "total_size": sum(p.nbytes for p in parts),
         },

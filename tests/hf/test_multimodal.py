@@ -146,6 +146,8 @@ def test_files_are_read_and_written_under_their_own_names(
     hf.save(read, out, cfg, base=base, max_shard_bytes=20_000)
     files = json.loads((out / "model.safetensors.index.json").read_text())
     assert set(files["weight_map"]) == set(stored)
+    count = sum(value.numel() for value in stored.values())
+    assert files["metadata"]["total_parameters"] == count
     for name, file in files["weight_map"].items():
         with safetensors.safe_open(out / file, "pt") as tensors:
             assert torch.equal(tensors.get_tensor(name), stored[name])
