@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from jaxpeft.data import formats, sources
 from jaxpeft.data.batches import Batches, EvalBatches
 from jaxpeft.data.examples import Examples, gather
 from jaxpeft.data.held_out import divided, remark
 from jaxpeft.data.rejects import Rejects
-from jaxpeft.data.render import Example, render
+from jaxpeft.data.render import Example, render, special_ids
 from jaxpeft.errors import InputError
 
 if TYPE_CHECKING:
@@ -171,7 +173,29 @@ def _load(
     )
     if not examples:
         rejects.settle(rejects.count)
+    if section.train_on == "assistant" and _is_endless(examples, tokenizer):
+        remarks.append(
+            f"{source.path}: no special token ends an answer in the chat template of "
+            f"{tokenizer.name_or_path}, and the model is not taught to stop; write "
+            "eos_token after the answers in its chat_template.jinja"
+        )
     return examples, remarks + rejects.remark(len(examples))
+
+
+def _is_endless(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
+) -> bool:
+    """Whether no example that is whole is learned to a token that can end a turn."""
+    special = set(special_ids(tokenizer).tolist())
+    whole = False
+    for example in examples:
+        learned = np.flatnonzero(example.supervised)
+        if example.truncated or not len(learned):
+            continue
+        if int(example.tokens[learned[-1]]) in special:
+            return False  # the first example, where the template is an ordinary one
+        whole = True
+    return whole
 
 
 def _pad_id(tokenizer: "PreTrainedTokenizerBase", vocab_size: int | None) -> int:

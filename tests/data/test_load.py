@@ -108,6 +108,18 @@ def test_a_share_of_the_training_data_is_held_out(write, tokenizer):
     assert len(questions(train) | questions(held)) == 5
 
 
+def test_a_template_that_ends_no_answer_is_told(write, tokenizer_with):
+    # As that of upstage/SOLAR-10.7B-Instruct-v1.0.
+    turn = "'### ' + message['role'] + ':\\n' + message['content'] + '\\n\\n'"
+    prompt = "{% if add_generation_prompt %}{{ '### assistant:\\n' }}{% endif %}"
+    loop = "{% for message in messages %}{{ TURN }}{% endfor %}" + prompt
+    path = write("d.json", ALPACA)
+    for end, told in (("", True), (" + eos_token", False)):
+        made = tokenizer_with(loop.replace("TURN", turn + end))
+        (read,) = load(source(path), tokenizer=made).summary().sources
+        assert any("not taught to stop" in remark for remark in read.remarks) == told
+
+
 def test_all_labels_masked(write, tokenizer):
     path = write("d.json", ALPACA)
     with pytest.raises(InputError, match=r"data\.train: none of the 5 examples has"):
