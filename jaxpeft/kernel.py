@@ -86,6 +86,8 @@ class KernelExtras(Protocol):
             None: that of the base, or float32 without one.
         dropout: the probability with which entries of x are zeroed in training. None:
             it knows no dropout, and its configuration no such key.
+        tied: of an embedding: a head that shares its table reads what trains in it.
+            False: such a head reads the base beneath.
     """
 
     TRAINABLE: tuple[str, ...] | None = None
@@ -93,6 +95,7 @@ class KernelExtras(Protocol):
     base: Any = None
     dtype: Any = None
     dropout: float | None = None
+    tied: bool = False
 
     def with_key(self, key: Array | None) -> Any:
         """The same node with dropout by a key, or without dropout.
@@ -175,9 +178,19 @@ def trainable(kernel: Any) -> dict[str, Any]:
 def base_of(kernel: Any) -> Any:
     """The kernel that an adapter stands around; any other kernel, or an array, itself.
 
-    It is None in a tree of which only what trains is left (`tree.partition`).
+    It is itself, too, in a tree of which only what trains is left (`tree.partition`).
     """
-    return kernel.base if is_node(kernel) and hasattr(kernel, "base") else kernel
+    base = getattr(kernel, "base", None) if is_node(kernel) else None
+    return kernel if base is None else base
+
+
+def of_head(table: Any) -> Any:
+    """What a head that shares an embedding reads of it, (vocab, d).
+
+    Args:
+        table: the embedding, an array or a node.
+    """
+    return table if _said(table, "tied") else base_of(table)
 
 
 def dtype_of(kernel: Any) -> Any:

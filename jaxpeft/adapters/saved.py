@@ -23,12 +23,21 @@ class Saved:
     Attributes:
         weight: float32, of any shape: a kernel, a bias, a norm's scale or an embedding.
         dtype: that of the base, in which what is looked up in it is given.
+        base: of an embedding, the table as it was, which a head that shared it goes on
+            reading; None: nothing reads it, or the head reads `weight`.
+        trains: false: it does not, but came with an adapter that was trained over it,
+            such as an embedding with more rows; then it has the dtype of the base.
     """
 
     weight: Array
     dtype: Any = struct.field(pytree_node=False, default="float32")
+    base: Any = None
+    trains: bool = struct.field(pytree_node=False, default=True)
 
-    TRAINABLE = ("weight",)
+    @property
+    def TRAINABLE(self) -> tuple[str, ...]:
+        """The names of the fields that train."""
+        return ("weight",) if self.trains else ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,7 +47,9 @@ class Saved:
     @property
     def T(self) -> "Saved":
         """The transpose: an embedding as a head."""
-        return self.replace(weight=self.weight.T)  # type: ignore[attr-defined]
+        return self.replace(  # type: ignore[attr-defined]
+            weight=self.weight.T, base=None
+        )
 
     def __rmatmul__(self, x: Array) -> Array:
         return x @ self.weight.astype(x.dtype)
@@ -52,7 +63,7 @@ class Saved:
 
     def dense(self) -> Array:
         """The weight, float32."""
-        return self.weight
+        return self.weight.astype(jnp.float32)
 
     def axes(self, base: Axes) -> "Saved":
         """The logical axes: those of the base's weight.
@@ -63,7 +74,10 @@ class Saved:
         Returns:
             This node with axes in the place of its arrays.
         """
-        return self.replace(weight=base)  # type: ignore[attr-defined]
+        beneath = None if self.base is None else kernels.axes_of(self.base, base)
+        return self.replace(  # type: ignore[attr-defined]
+            weight=base, base=beneath
+        )
 
 
 def save(weight: Any) -> Saved:
@@ -93,12 +107,13 @@ def saved_names(
         {path of a module: the dotted names of its weights}.
 
     Raises:
-        InputError: an entry names no module, or experts, or an embedding that is the
-            head as well.
+        InputError: an entry names no module, or experts.
     """
     modules: dict[str, list[str]] = {}
     for name, _ in tree.walk(params):
-        modules.setdefault(name.rpartition(".")[0], []).append(name)
+        # A weight with a name of its own in `known` is a module by itself.
+        path = name if name in (known or {}) else name.rpartition(".")[0]
+        modules.setdefault(path, []).append(name)
     called = {path: (known or {}).get(path, [path])[0] for path in modules}
 
     def named(path: str, entry: str) -> bool:
@@ -126,12 +141,6 @@ def saved_names(
             raise InputError(
                 f"adapter.modules_to_save: {called[path]!r} is of a mixture of "
                 "experts, which no adapter's file holds as a whole; give it a lora"
-            )
-        if path in targets.embeddings(params) and "lm_head" not in params:
-            raise InputError(
-                f"adapter.modules_to_save: {called[path]!r} is the head as well in "
-                "this model (tie_word_embeddings), and training one of them would part "
-                "them; leave it out, or train the whole model with method full"
             )
     return chosen
 

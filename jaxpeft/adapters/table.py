@@ -17,14 +17,17 @@ from jaxpeft.adapters.virtual import prefix_tuning, prompt_tuning
 from jaxpeft.config import Table, keys
 from jaxpeft.errors import InputError
 
-# The keys of every method that has a use for them: what of the base is meant.
-COMMON = (
+# The keys of every method that has a use for them: what of the base is meant,
+MODULES = (
     "target_modules",
     "exclude_modules",
     "layers_to_transform",
     "modules_to_save",
-    "bias",
 )
+# which of its tokens train, and whether embedding and head stay one,
+VOCABULARY = ("trainable_token_indices", "ensure_weight_tying")
+# and which of its biases do.
+COMMON = (*MODULES, "bias", *VOCABULARY)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Method:
 
     make: Callable[..., Any]
     wraps: bool = True
-    heeds: tuple[str, ...] = COMMON
+    heeds: tuple[str, ...] = (*MODULES, "bias")
     targets: str | tuple[str, ...] = ALL_LINEAR
     embedding: Callable[..., Any] | None = None
     gives_model: bool = False
@@ -67,15 +70,15 @@ _IA3 = ("k_proj", "v_proj", "down_proj", "c_attn", "mlp.c_proj")
 TABLE = Table(
     rows={
         "bottleneck": Method(bottleneck, targets=_DOWN),
-        "dora": Method(dora),
+        "dora": Method(dora, heeds=COMMON),
         "ia3": Method(ia3, targets=_IA3, random=False),
-        "lora": Method(lora, embedding=lora_embedding, flax=True),
-        "lora_fa": Method(lora_fa, flax=True),
+        "lora": Method(lora, heeds=COMMON, embedding=lora_embedding, flax=True),
+        "lora_fa": Method(lora_fa, heeds=COMMON, flax=True),
         "vera": Method(vera, random=False),
         "prefix_tuning": Method(prefix_tuning, wraps=False, heeds=()),
         "prompt_tuning": Method(prompt_tuning, wraps=False, heeds=()),
         "bitfit": Method(bitfit, wraps=False, heeds=()),
-        "full": Method(full, wraps=False, heeds=COMMON[:-1], gives_model=True),
+        "full": Method(full, wraps=False, heeds=MODULES, gives_model=True),
     },
     given={"base", "params", "key", "adapted", "names", "widest", "chosen"},
     all_say=keys.ALWAYS,

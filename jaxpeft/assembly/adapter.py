@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxpeft import adapters, hf, kernel, models, tree
+from jaxpeft import adapters, console, hf, kernel, models, tree
 from jaxpeft.assembly.base import Base
 from jaxpeft.config import AdapterSection
 from jaxpeft.errors import InputError
@@ -54,6 +54,7 @@ def check_adapter(base: Base, section: AdapterSection) -> None:
         if not gives_a_model(section):  # the result of which is a model, no adapter
             hf.check_writable(params, base.cfg)
             _check_scale(section.options)
+            _warn_of_parting(params, base.cfg)
 
 
 def add_adapter(
@@ -91,6 +92,17 @@ def add_adapter(
         if kernel.dropout_rate(node) is not None
     }
     return tree.replace(params, changes)
+
+
+def _warn_of_parting(params: Mapping[str, Any], cfg: ModelConfig) -> None:
+    """Says where embedding and head, one table in the base, will be two."""
+    if cfg.tie_word_embeddings and "lm_head" in adapters.parted(params):
+        console.warn(
+            "adapter: in this base the head is the embedding (tie_word_embeddings), "
+            "and what trains here is in one of them alone, or in each by itself: "
+            "merged, the model has a head of its own. With modules_to_save, "
+            "ensure_weight_tying: true keeps them one"
+        )
 
 
 def _check_scale(options: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ def make_places(
         mesh: the devices of the run.
         tx: the optimizer, whose states lie beside what they belong to.
     """
-    specs = dict(tree.walk(models.param_specs(model)))
+    specs = dict(tree.walk(models.specs_with_head(model)))
     axes = {
         name: kernel.axes_of(
             value,

@@ -141,9 +141,9 @@ def _count(value: Any) -> int:
         return max(tree.count(value.own), tree.count(value.stack))
     if not kernel.is_adapter(value):  # a quantized weight
         return math.prod(value.shape) if jax.tree.leaves(value) else 0
-    base = kernel.base_of(value)
+    base, own = kernel.base_of(value), kernel.trainable(value)
     beneath = 0 if base is value else _count(base)
-    return tree.count(kernel.trainable(value)) + beneath
+    return tree.count(own or value) + beneath  # what came with an adapter may be frozen
 
 
 def _bytes(value: Any) -> int:

@@ -71,7 +71,26 @@ def _numbers(value: Any) -> Any:
     return as_tuple([value] if isinstance(value, int) else value)
 
 
+def _token_indices(value: Any) -> Any:
+    lists = list(value.values()) if isinstance(value, Mapping) else [value]
+    if isinstance(value, Mapping) and not all(isinstance(name, str) for name in value):
+        lists = [None]
+    for numbers in lists:
+        if not isinstance(numbers, list | tuple) or not all(
+            type(number) is int and number >= 0 for number in numbers
+        ):
+            raise PydanticCustomError(
+                "tokens",
+                "must be a list (each a whole number from 0), or a mapping of such "
+                "lists by module",
+            )
+    if isinstance(value, Mapping):
+        return {name: tuple(numbers) for name, numbers in value.items()}
+    return tuple(value)
+
+
 # Checked as a whole: of a union pydantic reports every member's complaint.
+TokenIndices = Annotated[Any, BeforeValidator(_token_indices)]
 Targets = Annotated[Any, BeforeValidator(_targets)]
 
 
@@ -117,6 +136,18 @@ class AdapterSection(ComponentSection):
         description="which of the base's biases train: none, all, or those of the "
         "adapted modules",
         json_schema_extra=keys.ALWAYS,
+    )
+    trainable_token_indices: TokenIndices | None = Field(
+        default=None,
+        description="numbers of tokens whose vectors in the embedding train, a list; "
+        "or {embed_tokens: list, lm_head: list}",
+        json_schema_extra=keys.IF_SET,
+    )
+    ensure_weight_tying: bool = Field(
+        default=False,
+        description="an embedding in modules_to_save that the head shares stays one "
+        "with it; false: what is named trains apart from the other",
+        json_schema_extra=keys.IF_SET,
     )
     init_from: Place | None = Field(
         default=None,

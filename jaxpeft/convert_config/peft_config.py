@@ -43,9 +43,7 @@ LORA: dict[str, Row] = {
     "eva_config": Without(_INIT, _OFF),
     "corda_config": Without(_INIT, _OFF),
     "lora_ga_config": Without(_INIT, _OFF),
-    "trainable_token_indices": Without(
-        "whole embeddings train by adapter.modules_to_save: [embed_tokens]", _OFF
-    ),
+    "trainable_token_indices": To("adapter.trainable_token_indices"),
     "layer_replication": Without("layers are not repeated", _OFF),
     "lora_bias": Without(_VARIANT, _OFF),
     "alora_invocation_tokens": Without(_VARIANT, _OFF),
@@ -55,7 +53,7 @@ LORA: dict[str, Row] = {
     "kasa_config": Without(_VARIANT, _OFF),
     "velora_config": Without(_VARIANT, _OFF),
     "monteclora_config": Without(_VARIANT, _OFF),
-    "ensure_weight_tying": Without(_VARIANT, _OFF),
+    "ensure_weight_tying": To("adapter.ensure_weight_tying"),
 }
 IA3: dict[str, Row] = {
     "feedforward_modules": To("adapter.feedforward_modules"),

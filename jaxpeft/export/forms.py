@@ -136,11 +136,12 @@ def _in_4_bits(found: Trained, dtype: str) -> dict[str, Any]:
     names, or that blocks do not divide, stay whole.
     """
     bitsandbytes.check(found.base.cfg)
-    section = found.base.section
+    section, params = found.base.section, adapters.parted(found.params)
+    cfg = found.base.cfg.untied() if "lm_head" in params else found.base.cfg
     kind = section.quantization if section.quantization in NF4_KINDS else "nf4"
     whole, quantized = {}, {}
-    nodes = dict(tree.walk(found.params))
-    for path, spec in tree.walk(models.param_specs(found.base.cfg)):
+    nodes = dict(tree.walk(params))
+    for path, spec in tree.walk(models.param_specs(cfg)):
         wanted = hf.is_quantized(path, spec, section.quantization_skip)
         if wanted and spec.shape[-2] % BLOCK == 0:
             quantized[path] = _quantized(nodes[path], kind, dtype)
@@ -157,9 +158,9 @@ def _in_4_bits(found: Trained, dtype: str) -> dict[str, Any]:
             "divides: use --to merged"
         )
     # An adapter may change its module's bias, too, wherever its kernel goes.
-    biases = adapters.merged_biases(found.params, dtype)
+    biases = adapters.merged_biases(params, dtype)
     merged = {**adapters.merge(whole, dtype), **biases, **quantized}
-    return tree.replace(found.params, merged)
+    return tree.replace(params, merged)
 
 
 def _quantized(node: Any, kind: str, dtype: str) -> NF4:

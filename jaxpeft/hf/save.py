@@ -63,11 +63,12 @@ def save(
 ) -> None:
     """Writes `config.json` and `model.safetensors` (or shards and their index).
 
-    NF4 kernels are written as they are, in bitsandbytes' format. Weights of which some
-    layers train (`adapters.Partly`) are written whole. A file replaces its predecessor
-    only when all are complete and verified; weights of an earlier save are removed. One
-    tensor at a time is copied. The tokenizer's files are not touched. Of several
-    processes all call this, and the first writes.
+    A head of its own beside an embedding that `cfg` ties to it is written as such, with
+    tie_word_embeddings false. NF4 kernels are written as they are, in bitsandbytes'
+    format. Weights of which some layers train (`adapters.Partly`) are written whole. A
+    file replaces its predecessor only when all are complete and verified; weights of an
+    earlier save are removed. One tensor at a time is copied. The tokenizer's files are
+    not touched. Of several processes all call this, and the first writes.
 
     Args:
         params: The params mapping, its adapters merged.
@@ -85,6 +86,8 @@ def save(
             not those of `cfg`, where `base` is needed, or the folder is unwritable.
     """
     directory = Path(directory)
+    if cfg.tie_word_embeddings and "lm_head" in params:
+        cfg = cfg.untied()
     specs, beside = _names(cfg, base)
     parts = {**_parts(params, specs, cfg, dtype), **beside}
     # Widest elements first: within a file none starts off its own boundary.

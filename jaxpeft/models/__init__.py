@@ -51,6 +51,7 @@ from jaxpeft.models.weights import (
     param_specs,
     random,
     shapes,
+    specs_with_head,
 )
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
@@ -109,6 +110,7 @@ __all__ = [
     "param_specs",
     "random",
     "shapes",
+    "specs_with_head",
     "start_cache",
 ]
 

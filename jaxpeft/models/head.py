@@ -47,9 +47,9 @@ def head(params: Mapping[str, Any], cfg: ModelConfig) -> Any:
     if "lm_head" in params:
         matrix = params["lm_head"]["kernel"]
     else:
-        # Beneath an adapter of the embedding, which the head has no part in.
+        # Beneath an adapter of the embedding that the head has no part in.
         table = params["model"]["embed_tokens"]["embedding"]
-        matrix = kernel.base_of(table).T
+        matrix = kernel.of_head(table).T
     if cfg.logit_scale is None and cfg.logit_softcap is None:
         return matrix
     return Logits(matrix, cfg.logit_scale, cfg.logit_softcap)

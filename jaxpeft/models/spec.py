@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -202,6 +202,24 @@ class ModelConfig:
     activation_dtype: str | None = None
     remat: Literal["none", "full", "dots"] = "none"
     hf: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def untied(self) -> "ModelConfig":
+        """The same model with a head of its own, in its config.json as well."""
+        return self._restated("tie_word_embeddings", False)
+
+    def with_rows(self, rows: int) -> "ModelConfig":
+        """The same model with so many tokens, in its config.json as well."""
+        return self._restated("vocab_size", rows)
+
+    def _restated(self, key: str, value: Any) -> "ModelConfig":
+        hf = dict(self.hf)
+        if isinstance(text := hf.get("text_config"), Mapping):  # a model that sees, too
+            hf["text_config"] = {**text, key: value}
+        elif hf:
+            hf[key] = value
+        if key in hf or (hf and key == "tie_word_embeddings"):
+            hf[key] = value
+        return replace(self, **{key: value}, hf=hf)
 
 
 # Leading axes that count what Hugging Face keeps in tensors of their own.

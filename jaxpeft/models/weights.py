@@ -41,6 +41,17 @@ def param_specs(cfg: ModelConfig) -> dict:
     return specs
 
 
+def specs_with_head(cfg: ModelConfig) -> dict:
+    """`param_specs` with a head also where the embedding is the head.
+
+    What trains apart from the embedding then has a place of its own.
+
+    Args:
+        cfg: the model's hyperparameters.
+    """
+    return param_specs(cfg.untied())
+
+
 def _attention(cfg: ModelConfig) -> dict:
     hidden = cfg.hidden_size
     queries = cfg.num_attention_heads * cfg.head_dim

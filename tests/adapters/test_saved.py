@@ -120,12 +120,16 @@ def test_biases_of_some_layers_are_refused(biased):
 
 def test_an_embedding_that_is_the_head(make_llama):
     tied = make_llama(tie_word_embeddings=True)
-    with pytest.raises(InputError, match="is the head as well"):
-        adapters.inject(tied.params, {"modules_to_save": ["embed_tokens"]}, KEY)
     rules = {"target_modules": ["embed_tokens"]}
     adapted = moved(adapters.inject(tied.params, rules, KEY))
-    with pytest.raises(InputError, match="head shares this table"):
-        adapters.merge(adapted)
+    merged = adapters.merge(adapted)
+    table = tied.params["model"]["embed_tokens"]["embedding"]
+    np.testing.assert_array_equal(merged["lm_head"]["kernel"], table.T)
+    np.testing.assert_allclose(
+        forward(merged, TOKENS, tied.cfg.untied()),
+        forward(adapted, TOKENS, tied.cfg),
+        atol=1e-5,
+    )
 
 
 def test_the_faster_decomposition_finds_the_same_directions(llama):

@@ -142,7 +142,8 @@ def test_a_missing_and_a_surplus_key(folder, params, cfg):
     [
         (KEY.replace("lora_A.weight", "lora_magnitude_vector"), "DoRA"),
         ("base_model.model.model.embed_tokens.lora_embedding_A", "does not target"),
-        ("base_model.model.lm_head.weight", "is a weight of the base"),
+        ("base_model.model.model.norm.weight", "is a weight of the base"),
+        ("base_model.model.lm_head.weight", "is of 4 tokens"),
         (KEY.replace("base_model.model.", ""), "another"),
     ],
 )

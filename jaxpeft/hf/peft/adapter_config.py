@@ -18,7 +18,7 @@ LARGEST_CONFIG = 10_000_000  # bytes; names of all modules of a large model fit
 # Fields without influence on what a loaded LoRA computes.
 INERT = frozenset(
     """auto_mapping base_model_name_or_path corda_config
-    ensure_weight_tying eva_config fan_in_fan_out inference_mode loftq_config
+    eva_config fan_in_fan_out inference_mode loftq_config
     lora_ga_config megatron_config megatron_core peft_version qalora_group_size
     revision runtime_config task_type""".split()
 )
@@ -30,7 +30,6 @@ REFUSED = (
     "layer_replication",
     "lora_bias",
     "monteclora_config",
-    "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
     "velora_config",
@@ -67,6 +66,10 @@ class AdapterConfig:
         alpha_pattern: {regular expression: the `lora_alpha` of such modules}.
         modules_to_save: The modules whose weights the folder holds as a whole.
         bias: Which biases it holds: "none", "all" or "lora_only".
+        trainable_token_indices: The tokens whose vectors it holds, of the embedding, or
+            by the module's name.
+        ensure_weight_tying: Whether an embedding that it holds, or its tokens, stay one
+            with the head that shares them.
     """
 
     r: int = 8
@@ -83,6 +86,8 @@ class AdapterConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     modules_to_save: list[str] = field(default_factory=list)
     bias: str = "none"
+    trainable_token_indices: list[int] | Mapping[str, list[int]] | None = None
+    ensure_weight_tying: bool = False
 
     def targets(self, module: str) -> bool:
         """Whether a linear module of this full name carries the adapter, as in PEFT."""
@@ -101,6 +106,32 @@ class AdapterConfig:
     def saves(self, module: str) -> bool:
         """Whether the adapter holds this module's weights as a whole, as in PEFT."""
         return any(module.endswith(name) for name in self.modules_to_save)
+
+    def tokens(self, names: Mapping[str, str]) -> dict[str, list[int]]:
+        """The tokens whose vectors the adapter holds, by the places of `names`.
+
+        Args:
+            names: {place: module name}, the embedding's first.
+
+        Raises:
+            InputError: A module that is named is none of them.
+        """
+        given = self.trainable_token_indices
+        if given is None:
+            return {}
+        if not isinstance(given, Mapping):
+            return {next(iter(names)): list(given)}
+        chosen = {}
+        for entry, indices in given.items():
+            places = [place for place, name in names.items() if name.endswith(entry)]
+            if not places:
+                raise InputError(
+                    f"{CONFIG}: trainable_token_indices: {entry!r} is neither of "
+                    f"{' and '.join(map(repr, names.values()))}; set model.path to "
+                    "the base that the adapter was made for"
+                )
+            chosen[places[0]] = list(indices)
+        return chosen
 
     @property
     def is_all_linear(self) -> bool:
@@ -267,6 +298,14 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+def _is_tokens(value: Any) -> bool:
+    lists = value.values() if isinstance(value, dict) else [value]
+    return all(
+        isinstance(numbers, list) and all(_is_whole(n, 0) for n in numbers)
+        for numbers in lists
+    )
+
+
 def _is_patterns(value: Any, valid: Any) -> bool:
     return isinstance(value, dict) and all(
         _is_regex(key) and valid(number) for key, number in value.items()
@@ -293,6 +332,11 @@ VALID = {
         "a whole number or a list of them",
     ),
     "modules_to_save": (_is_names, "a list of names"),
+    "trainable_token_indices": (
+        _is_tokens,
+        "a list of whole numbers from 0, or a mapping of such lists by module",
+    ),
+    "ensure_weight_tying": (lambda v: isinstance(v, bool), "true or false"),
     "bias": (lambda v: v in BIASES, f"one of {', '.join(BIASES)}"),
     "layers_pattern": (
         lambda v: all(_is_regex(p) for p in (v if isinstance(v, list) else [v])),

@@ -14,6 +14,14 @@ from jaxpeft.adapters.dora import DoRA, of_lora
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.adapters.saved import Saved
 from jaxpeft.adapters.targets import is_hit
+from jaxpeft.adapters.tokens import Tokens
+from jaxpeft.adapters.vocabulary import (
+    EMBEDDING_LEAF,
+    HEAD,
+    HEAD_LEAF,
+    closed,
+    with_head,
+)
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
 from jaxpeft.hf.peft import (
@@ -21,14 +29,13 @@ from jaxpeft.hf.peft import (
     other_adapters,
     saved_weights,
     virtual_tokens,
+    vocabulary,
 )
 from jaxpeft.hf.peft.adapter_config import AdapterConfig
 from jaxpeft.hf.peft.modules import PREFIX, Module, beside, lora_modules, places
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig
-from jaxpeft.models.weights import param_specs
 
-HEAD = "lm_head"
 MOST_PROBLEMS = 10
 
 
@@ -82,36 +89,46 @@ def load_adapter(
     config, file = adapter_config.read(directory), _open(directory)
     modules = lora_modules(cfg)
     _check_parameters(config, modules, directory / adapter_config.CONFIG)
-    whole, used = saved_weights.read(params, file, config, cfg)
-    apart = used | _repeated(params, cfg, file) | beside(file.tensors, cfg)
-    targeted = _targeted(config, file, modules, apart)
+    own = dict(tree.walk(params))
+    params, whole, used = saved_weights.read(params, file, config, cfg)
+    apart = used | beside(file.tensors, cfg)
+    targeted = _targeted(config, file, modules, apart, cfg)
     at_places = places(targeted, modules)
     stacks: dict[str, list[str]] = {}
     for name in targeted:
         stacks.setdefault(modules[name].path, []).append(name)
+    if HEAD_LEAF in stacks:
+        params = with_head(params)
     kernels = dict(tree.walk(params))
     nodes = {
         path: _node(kernels[path], names, modules, at_places, config, file)
         for path, names in stacks.items()
     }
     kind = DoRA if config.use_dora else LoRA
-    present = {n: k for n, k in kernels.items() if isinstance(k, kind)}
+    present = {n: k for n, k in own.items() if isinstance(k, kind)}
     if present:
         _check_agreement(directory, nodes, present, config)
         nodes = {
-            path: dataclasses.replace(present[path], **kernel.trainable(node))
+            path: dataclasses.replace(
+                present[path], base=node.base, **kernel.trainable(node)
+            )
             for path, node in nodes.items()
         }
     elif any(
-        kernel.is_adapter(node) and not isinstance(node, Saved)
-        for node in kernel.nodes(params).values()
+        kernel.is_adapter(node) and not isinstance(node, Saved | Tokens)
+        for node in own.values()
     ):
         raise InputError(
             f"{directory}: holds a {kind.__name__}, but the params hold adapters of "
             "another kind; load it into plain params, or set adapter.method to "
             f"{kind.__name__.lower()}"
         )
-    return tree.replace(params, {**nodes, **whole})
+    return closed(
+        params,
+        {**whole, **nodes},
+        tied=cfg.tie_word_embeddings,
+        one=config.ensure_weight_tying,
+    )
 
 
 def _open(directory: Path) -> SafetensorsFile:
@@ -126,37 +143,6 @@ def _open(directory: Path) -> SafetensorsFile:
             ".save_pretrained(new_path, safe_serialization=True)"
         )
     raise InputError(f"{path}: missing; download or export the adapter again")
-
-
-def _repeated(
-    params: Mapping[str, Any], cfg: ModelConfig, file: SafetensorsFile
-) -> set[str]:
-    """The keys of base weights beside the adapter that equal the base's own.
-
-    PEFT saves those of the head and the embedding with an adapter that touches them.
-    """
-    kernels = dict(tree.walk(params))
-    repeated = set()
-    for path, spec in tree.walk(param_specs(cfg)):
-        if spec.stacked:
-            continue
-        for key in (spec.hf, spec.hf.replace(".weight", ".base_layer.weight")):
-            tensor = file.tensors.get(PREFIX + key)
-            if (
-                not tensor
-                or tensor.shape != spec.hf_shape()
-                or tensor.dtype not in FLOATS
-            ):
-                continue
-            base = kernel.base_of(kernels[path])
-            if not kernel.is_node(base):
-                stored = np.empty(spec.shape, base.dtype)
-                values = file.view(PREFIX + key)
-                layout.copy(values, stored, transposed=spec.transposed)
-                if not np.array_equal(stored, np.asarray(base)):
-                    continue
-            repeated.add(PREFIX + key)
-    return repeated
 
 
 def _check_parameters(
@@ -178,10 +164,13 @@ def _targeted(
     config: AdapterConfig,
     file: SafetensorsFile,
     modules: Mapping[str, Module],
-    repeated: set[str],
+    used: set[str],
+    cfg: ModelConfig,
 ) -> list[str]:
     """The adapted modules; config, file and base must agree about each of them."""
-    stored, dora = set(file.tensors) - repeated, config.use_dora
+    stored, dora = set(file.tensors) - used, config.use_dora
+    tied = cfg.tie_word_embeddings and config.ensure_weight_tying
+    embedding = vocabulary.names_of(cfg)[EMBEDDING_LEAF]
 
     def own(name: str, place: str) -> tuple[str, ...]:
         return keys(place, dora, modules[name].embedding)
@@ -194,6 +183,8 @@ def _targeted(
             return bool(stored & set(own(name, name)))
         if module.embedding and config.is_all_linear:
             return False
+        if tied and name == HEAD:  # its LoRA is the embedding's, saved for both
+            return config.targets(embedding)
         return config.targets(name)
 
     targeted = [name for name, module in modules.items() if is_targeted(name, module)]
@@ -245,8 +236,6 @@ def _surplus(key: str, modules: Mapping[str, Module]) -> str:
             f"{key!r} adapts one expert alone, as with transformers 4; load it with "
             "peft and transformers 5 and save it again, which joins the experts"
         )
-    if name == HEAD and HEAD not in modules:
-        return f"{key!r} adapts a head that this base shares with its embedding"
     if name in modules and key in keys(name, embedding=modules[name].embedding):
         return f"{key!r} is present, though the config does not target its module"
     return (

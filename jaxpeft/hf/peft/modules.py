@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxpeft import console, tree
 from jaxpeft.models.multimodal import DECODER
 from jaxpeft.models.spec import ModelConfig
-from jaxpeft.models.weights import param_specs
+from jaxpeft.models.weights import specs_with_head
 
 PREFIX = "base_model.model."  # of every key in PEFT's files
 
@@ -49,10 +49,10 @@ def linear_modules(cfg: ModelConfig) -> dict[str, Module]:
 def lora_modules(cfg: ModelConfig) -> dict[str, Module]:
     """The modules that a LoRA can stand in, {Hugging Face's module name: module}.
 
-    These are the linear modules and the embedding.
+    These are the linear modules, the head in any case, and the embedding.
     """
     modules = {}
-    for path, spec in tree.walk(param_specs(cfg)):
+    for path, spec in tree.walk(specs_with_head(cfg)):
         if path.endswith((".kernel", ".embedding")):
             for layer, name in enumerate(spec.module_names()):
                 modules[name] = Module(

@@ -18,6 +18,7 @@ from jaxpeft import kernel, tree
 from jaxpeft.adapters.bottleneck import ACTIVATIONS, Bottleneck
 from jaxpeft.adapters.ia3 import IA3, is_feedforward
 from jaxpeft.adapters.vera import VeRA
+from jaxpeft.adapters.vocabulary import HEAD_LEAF, closed, with_head
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
 from jaxpeft.hf.peft import adapter_config, saved_weights
@@ -261,7 +262,7 @@ def load(
     ]
     left -= set(form.shared_keys)
     config = adapter_config.beside(directory / adapter_config.CONFIG, content)
-    whole, used = saved_weights.read(params, file, config, cfg)
+    params, whole, used = saved_weights.read(params, file, config, cfg)
     left -= used
     stacks: dict[str, list[str]] = {}
     for name, module in modules.items():
@@ -278,12 +279,15 @@ def load(
         problems.append(f"{file.path}: adapts nothing; download or export it again")
     if problems:
         raise InputError(*problems[:10])
+    if HEAD_LEAF in stacks:
+        params = with_head(params)
     kernels = dict(tree.walk(params))
     changes = {
         path: _node(kernels[path], names, modules, form, content, file)
         for path, names in stacks.items()
     }
-    return tree.replace(params, {**changes, **whole})
+    tied = cfg.tie_word_embeddings
+    return closed(params, {**whole, **changes}, tied=tied, one=False)
 
 
 def _node(

@@ -14,7 +14,12 @@ from jaxpeft.adapters.lora import LoRA
 from jaxpeft.adapters.saved import Saved
 from jaxpeft.adapters.virtual import virtual
 from jaxpeft.errors import InputError
-from jaxpeft.hf.peft import other_adapters, saved_weights, virtual_tokens
+from jaxpeft.hf.peft import (
+    other_adapters,
+    saved_weights,
+    virtual_tokens,
+    vocabulary,
+)
 from jaxpeft.hf.peft.folder import writing
 from jaxpeft.hf.peft.load import keys, load_adapter
 from jaxpeft.hf.peft.modules import (
@@ -112,6 +117,7 @@ def save_adapter(
             base,
         ),
         **saved_weights.settings(params, cfg),
+        **vocabulary.settings(params, cfg),
         "fan_in_fan_out": cfg.conv1d,
     }
     tensors = saved_weights.tensors(params, cfg)

@@ -13,15 +13,16 @@ import numpy as np
 
 from jaxpeft import kernel, tree
 from jaxpeft.adapters.saved import Saved
+from jaxpeft.adapters.tokens import Tokens
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
-from jaxpeft.hf.peft import adapter_config
+from jaxpeft.hf.peft import adapter_config, vocabulary
 from jaxpeft.hf.peft.adapter_config import AdapterConfig
 from jaxpeft.hf.peft.folder import writing
 from jaxpeft.hf.peft.modules import PREFIX, last
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig, ParamSpec
-from jaxpeft.models.weights import param_specs
+from jaxpeft.models.weights import specs_with_head
 
 WRAPPED = ".base_layer."  # PEFT's name for what an adapter stands around
 BIAS = ".bias"
@@ -30,11 +31,14 @@ BITFIT = "BITFIT"
 
 def saved(params: Mapping[str, Any]) -> dict[str, Saved]:
     """The weights that train themselves, {dotted name: node}."""
-    return {n: k for n, k in kernel.nodes(params).items() if isinstance(k, Saved)}
+    nodes = kernel.nodes(params).items()
+    return {n: k for n, k in nodes if isinstance(k, Saved) and k.trains}
 
 
 def tensors(params: Mapping[str, Any], cfg: ModelConfig) -> dict[str, np.ndarray]:
-    """The weights that train themselves, laid out as torch has them, by their keys.
+    """The base's weights in a folder, laid out as torch has them, by their keys.
+
+    They are those that train themselves, and what came with an adapter.
 
     Args:
         params: The params mapping.
@@ -44,8 +48,8 @@ def tensors(params: Mapping[str, Any], cfg: ModelConfig) -> dict[str, np.ndarray
         {key in PEFT's file: values}.
     """
     nodes, adapted = saved(params), _adapted(params)
-    by_key = {}
-    for path, spec in tree.walk(param_specs(cfg)):
+    by_key = vocabulary.tensors(params, cfg)
+    for path, spec in tree.walk(specs_with_head(cfg)):
         if path not in nodes:
             continue
         weight = np.asarray(nodes[path].weight)
@@ -64,17 +68,15 @@ def settings(params: Mapping[str, Any], cfg: ModelConfig) -> dict[str, Any]:
         params: The params mapping.
         cfg: The model's configuration.
     """
-    nodes, specs = saved(params), dict(tree.walk(param_specs(cfg)))
-    modules: dict[str, ParamSpec] = {}
+    nodes, specs = saved(params), dict(tree.walk(specs_with_head(cfg)))
+    modules, names = set(), []
     for path in nodes:
         module = path.rpartition(".")[0]
         if not path.endswith(BIAS) or f"{module}.kernel" in nodes:
-            modules[module] = specs[path]
-    names = []
-    for spec in modules.values():
-        module = spec.hf_names()[0].rpartition(".")[0]
-        # PEFT matches by the end of a name alone: "norm" would be every norm.
-        names.append(last(module) if spec.stacked else module)
+            modules.add(module)
+            name = specs[path].hf_names()[0].rpartition(".")[0]
+            # PEFT matches by the end of a name alone: "norm" would be every norm.
+            names.append(last(name) if specs[path].stacked else name)
     biases = {p for p in nodes if p.endswith(BIAS) and p[: -len(BIAS)] not in modules}
     every = {p for p in specs if p.endswith(BIAS) and p[: -len(BIAS)] not in modules}
     return {
@@ -123,7 +125,7 @@ def load_biases(
         InputError: Where the biases are not those of this base.
     """
     file = SafetensorsFile(directory / adapter_config.WEIGHTS)
-    nodes, used = read(params, file, AdapterConfig(bias="all"), cfg)
+    params, nodes, used = read(params, file, AdapterConfig(bias="all"), cfg)
     strange = sorted(set(file.tensors) - used)
     if strange or not nodes:
         raise InputError(
@@ -138,7 +140,7 @@ def read(
     file: SafetensorsFile,
     config: AdapterConfig,
     cfg: ModelConfig,
-) -> tuple[dict[str, Saved], set[str]]:
+) -> vocabulary.Ends:
     """The base weights that an adapter's file holds as a whole.
 
     Args:
@@ -148,18 +150,18 @@ def read(
         cfg: The model's configuration.
 
     Returns:
-        ({dotted name: node}, the keys of the file that they were read from).
+        The base with what the file brings along, {dotted name: node}, and the keys of
+        the file that were read.
 
     Raises:
         InputError: Where layers are missing, or a shape is not the base's.
     """
-    leaves = dict(tree.walk(params))
-    nodes: dict[str, Saved] = {}
-    used: set[str] = set()
+    ends = vocabulary.read(params, file, config, cfg)
+    leaves, nodes, used = dict(tree.walk(ends.params)), ends.nodes, ends.used
     problems = []
-    for path, spec in tree.walk(param_specs(cfg)):
+    for path, spec in tree.walk(specs_with_head(cfg)):
         keys = _keys(path, spec, config, file)
-        if keys is None:
+        if keys is None or path in vocabulary.ENDS:
             continue
         missing = [key for key in keys if key not in file.tensors]
         if missing:
@@ -172,14 +174,9 @@ def read(
         if not problems:
             nodes[path] = _node(keys, spec, file, leaves[path])
             used |= set(keys)
-    if nodes and cfg.tie_word_embeddings and "model.embed_tokens.embedding" in nodes:
-        problems.append(
-            f"{file.path}: it holds an embedding of its own, which this base's head "
-            "shares; use a base with tie_word_embeddings false"
-        )
     if problems:
         raise InputError(*problems[:10])
-    return nodes, used
+    return vocabulary.Ends(ends.params, nodes, used)
 
 
 def _keys(
@@ -228,7 +225,7 @@ def _adapted(params: Mapping[str, Any]) -> set[str]:
     return {
         name.rpartition(".")[0]
         for name, node in kernel.nodes(params).items()
-        if kernel.is_adapter(node) and not isinstance(node, Saved)
+        if kernel.is_adapter(node) and not isinstance(node, Saved | Tokens)
     }
 
 
@@ -243,6 +240,7 @@ def same(params: Mapping[str, Any], other: Mapping[str, Any], folder: Path) -> N
     Raises:
         RuntimeError: Where a weight differs.
     """
+    vocabulary.same(params, other, folder)
     read = saved(other)
     for name, node in saved(params).items():
         if not np.array_equal(np.asarray(node.weight), np.asarray(read[name].weight)):

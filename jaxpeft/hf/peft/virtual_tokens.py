@@ -7,10 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpeft import kernel
 from jaxpeft.adapters.virtual import PREFIX, PROMPT, Virtual, added, virtual
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
-from jaxpeft.hf.peft import adapter_config
+from jaxpeft.hf.peft import adapter_config, vocabulary
 from jaxpeft.hf.peft.folder import writing
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
 from jaxpeft.models.spec import ModelConfig
@@ -98,6 +99,15 @@ def load(
             f"{file.path}: {KEY!r} is {entry and entry.shape}, and this base needs "
             f"({count}, {across}) for {count} virtual tokens: the adapter was made for "
             "another one; set model.path to that"
+        )
+    ends = vocabulary.read(params, file, adapter_config.AdapterConfig(), cfg)
+    before = kernel.nodes(params)
+    strange = sorted(set(file.tensors) - ends.used - {KEY})
+    if strange or kernel.nodes(ends.params).keys() != before.keys():
+        raise InputError(
+            f"{file.path}: {(strange or sorted(ends.used))[0]!r} beside virtual tokens "
+            "is not the base's own weight; save the model that they were trained on "
+            "by itself, and set model.path to that"
         )
     stored = file.view(KEY)
     layout.require_finite(stored, f"{file.path}: {KEY!r}")

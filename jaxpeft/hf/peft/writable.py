@@ -11,13 +11,15 @@ from jaxpeft import kernel, tree
 from jaxpeft.adapters.dora import DoRA
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.adapters.saved import Saved
+from jaxpeft.adapters.tokens import Tokens
 from jaxpeft.adapters.virtual import PREFIX, PROMPT, Virtual
 from jaxpeft.errors import InputError
 from jaxpeft.hf.peft.modules import linear_modules, lora_modules
 from jaxpeft.hf.peft.other_adapters import FORMS
 from jaxpeft.hf.peft.saved_weights import BIAS
+from jaxpeft.hf.peft.vocabulary import ENDS, is_shared
 from jaxpeft.models.spec import ModelConfig
-from jaxpeft.models.weights import param_specs
+from jaxpeft.models.weights import specs_with_head
 
 
 def _linear(cfg: ModelConfig) -> set[str]:
@@ -29,7 +31,7 @@ def _linear_and_embedding(cfg: ModelConfig) -> set[str]:
 
 
 def _weights(cfg: ModelConfig) -> set[str]:
-    return {path for path, _ in tree.walk(param_specs(cfg))}
+    return {path for path, _ in tree.walk(specs_with_head(cfg))}
 
 
 # The kinds of nodes that a folder can hold: (config of the model) -> the dotted names
@@ -39,6 +41,7 @@ PLACES: dict[type, Callable[[ModelConfig], set[str]]] = {
     DoRA: _linear,
     **dict.fromkeys(FORMS, _linear),
     Saved: _weights,
+    Tokens: lambda cfg: set(ENDS),
     Virtual: lambda cfg: {PROMPT, *PREFIX},
 }
 
@@ -59,6 +62,7 @@ def check_writable(params: Mapping[str, Any], cfg: ModelConfig) -> None:
     """
     nodes = {n: k for n, k in kernel.nodes(params).items() if kernel.is_adapter(k)}
     problems = _of_no_kind(nodes) or [*_misplaced(nodes, cfg), *_mixed(nodes)]
+    problems = problems or _of_lora_alone(nodes, is_shared(params, cfg))
     if problems:
         raise InputError(*problems)
 
@@ -98,7 +102,7 @@ def _mixed(nodes: Mapping[str, Any]) -> list[str]:
     """What keeps nodes that have places each from standing in one folder."""
     kinds = sorted({type(node).__name__ for node in nodes.values()})
     saved = [name for name, node in nodes.items() if isinstance(node, Saved)]
-    others = [kind for kind in kinds if kind != Saved.__name__]
+    others = [kind for kind in kinds if kind not in (Saved.__name__, Tokens.__name__)]
     if len(others) > 1 or (saved and others == [Virtual.__name__]):
         return [
             f"adapter.method: found {' and '.join(kinds)} in one model; an adapter's "
@@ -114,3 +118,17 @@ def _mixed(nodes: Mapping[str, Any]) -> list[str]:
             "with these in its target_modules"
         ]
     return []
+
+
+def _of_lora_alone(nodes: Mapping[str, Any], shared: bool) -> list[str]:
+    """What PEFT has a place for in the folder of a LoRA or DoRA only."""
+    kinds = {type(node) for node in nodes.values()}
+    others = sorted(kind.__name__ for kind in kinds - {LoRA, DoRA, Saved, Tokens})
+    keys = ["trainable_token_indices"] if Tokens in kinds else []
+    keys += ["ensure_weight_tying"] if shared else []
+    return [
+        f"adapter.{key}: beside {kind}, and PEFT has it for LoRA and DoRA only; use "
+        "one of them, or leave it out"
+        for key in keys
+        for kind in others or (["no LoRA"] if not kinds & {LoRA, DoRA} else [])
+    ]
