@@ -166,6 +166,9 @@ def _regular(value: Any) -> Any:
     return value
 
 
+LARGEST = 3.4e38  # about as much as float32 holds
+
+
 class GroupSection(Section):
     """Parameters with settings of their own."""
 
@@ -176,12 +179,14 @@ class GroupSection(Section):
     learning_rate_factor: float = Field(
         default=1.0,
         ge=0,
+        le=LARGEST,
         description="their rate over that of the others",
         json_schema_extra=keys.ALWAYS,
     )
     weight_decay: float | None = Field(
         default=None,
         ge=0,
+        le=LARGEST,
         description="null: that of the others",
         json_schema_extra=keys.ALWAYS,
     )
@@ -197,7 +202,7 @@ def _or_auto(value: Any, number: ValidatorFunctionWrapHandler) -> Any:
 # Not a union: of that pydantic reports every member's complaint.
 Rate = Annotated[
     float,
-    Field(ge=0, le=3.4e38),  # as much as float32 holds
+    Field(ge=0, le=LARGEST),
     WrapValidator(_or_auto),
     PlainSerializer(lambda value: value, return_type=Any),
 ]

@@ -206,6 +206,18 @@ MISTAKES = {
     "type": ({"name": "adamw", "b1": "high"}, "optimizer.b1: found 'high'.*number"),
     "given": ({"name": "adamw", "mask": None}, "optimizer.mask"),
     "rate": ({"name": "adamw", "learning_rate": -1.0}, "optimizer.learning_rate"),
+    "float32's rate": (
+        {"name": "adamw", "learning_rate": 1e39},
+        r"optimizer.learning_rate: found 1e\+39; must be at most 3.4e\+38",
+    ),
+    "float32's decay": (
+        {"name": "adamw", "weight_decay": 1e39},
+        r"optimizer.weight_decay: found 1e\+39; .*at most 3.4e38",
+    ),
+    "float32's factor": (
+        {"name": "lion", "groups": [{"pattern": "x", "learning_rate_factor": 1e39}]},
+        r"optimizer.groups\S*learning_rate_factor: found 1e\+39; must be at most",
+    ),
     "clipping": ({"name": "adamw", "max_grad_norm": 0.0}, "optimizer.max_grad_norm"),
 }
 
