@@ -111,9 +111,9 @@ def _forward(
 
     def loss_of(last: Array, norm: Any, head: Array) -> tuple[Array, Any]:
         loss = of_hidden(models.norm(last, norm, cfg), head, micro)
-        weight = jnp.where(loss.weight > 0, loss.weight, 1.0)
+        divisor = jnp.where(loss.weight > 0, loss.weight, 1.0)
         means = {name: x / n for name, (x, n) in loss.metrics.items()}
-        return loss.total / weight, {**means, "weight": weight}
+        return loss.total / divisor, {**means, "weight": loss.weight}
 
     value, back, figures = jax.vjp(
         loss_of, last, weights["norm"], models.head(params, cfg), has_aux=True

@@ -93,7 +93,8 @@ def make_train_step(
 
     The metrics are `loss` (with sft the mean over supervised tokens, nats), `grad_norm`
     (global, before clipping), `update_norm` (global, of what is added to the
-    parameters), `weight`, `skipped_in_row`, and those of the objective.
+    parameters), `weight` (0 where the batch has nothing to learn: then the loss and its
+    gradient are 0, and say nothing), `skipped_in_row`, and those of the objective.
 
     Args:
         cfg: the model's hyperparameters.
@@ -129,9 +130,9 @@ def make_train_step(
         (grads, total, weight, figures), _ = jax.lax.scan(
             accumulate, zeros, (numbers, batch)
         )
-        weight = jnp.where(weight > 0, weight, 1.0)
-        grads = jax.tree.map(lambda g: g / weight, grads)
-        new_state, metrics = _apply(state, tx, grads, total / weight)
+        divisor = jnp.where(weight > 0, weight, 1.0)
+        grads = jax.tree.map(lambda g: g / divisor, grads)
+        new_state, metrics = _apply(state, tx, grads, total / divisor)
         means = {name: x / n for name, (x, n) in figures.items()}
         return new_state, {**metrics, "weight": weight, **means}
 

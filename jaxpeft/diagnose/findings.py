@@ -185,6 +185,8 @@ def _not_finite(training: Sequence[Line]) -> list[Finding]:
         line
         for line in training
         if _number(line, "loss") is None or _number(line, "grad_norm") is None
+        # A gradient of 0: no token of the step was learned, so it has no loss.
+        if _number(line, "grad_norm") != 0
     ]
     if not lost:
         return []

@@ -67,6 +67,25 @@ def averages(losses: Sequence[float] | np.ndarray, steps: int) -> np.ndarray:
     return np.asarray(out)
 
 
+def filled(losses: Sequence[float | None]) -> list[float]:
+    """The losses of a range test, also of steps whose batch had nothing to learn.
+
+    Those have the loss of the step before them, the first ones that of the first after.
+
+    Args:
+        losses: of the steps taken; None where there was nothing to learn.
+
+    Returns:
+        A loss for each; nothing where none has one.
+    """
+    last = next((loss for loss in losses if loss is not None), None)
+    whole = []
+    for loss in losses if last is not None else ():
+        last = last if loss is None else loss
+        whole.append(last)
+    return whole
+
+
 def diverged(losses: Sequence[float] | np.ndarray, steps: int) -> bool:
     """Whether the losses so far have left the valley that a range test looks for.
 

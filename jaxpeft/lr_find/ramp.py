@@ -194,7 +194,8 @@ def range_test(
             is used up.
 
     Raises:
-        InputError: for ranges that make no sense.
+        InputError: for ranges that make no sense, and for data without anything to
+            learn.
     """
     check(start, stop, steps)
     steps = steps or _one_pass(run)
@@ -209,18 +210,27 @@ def range_test(
         carries=True,
         mesh=run.mesh,
     )
-    fixed, losses = run.fixed._replace(rates=run.rates_of(updates)), []
+    fixed = run.fixed._replace(rates=run.rates_of(updates))
+    seen: list[float | None] = []
+    losses: list[float] = []
     for i, batch in zip(range(steps), run.batches.iterate(), strict=False):
         state, metrics = step(state, fixed, run.micro_batches(batch))
-        losses.append(float(metrics["loss"]))
-        ended = range_curve.diverged(losses, steps)
+        seen.append(float(metrics["loss"]) if metrics["weight"] else None)
+        losses = range_curve.filled(seen)
+        ended = bool(losses) and range_curve.diverged(losses, steps)
         if ended or (i + 1) % max(1, steps // 10) == 0:
             console.say(
                 f"range test {i + 1}/{steps}  lr {np.asarray(rate(i)):.2e}"
-                f"  loss {losses[-1]:.4f}{'  diverged' if ended else ''}"
+                f"  loss {f'{losses[-1]:.4f}' if losses else 'none'}"
+                f"{'  diverged' if ended else ''}"
             )
         if ended:
             break
+    if not losses:
+        raise InputError(
+            f"lr_find: no batch of the {steps} steps has a token to learn; raise "
+            "data.max_length so that the answers fit"
+        )
     rates = [np.asarray(rate(i)) for i in range(len(losses))]
     return Curve(np.asarray(rates), np.asarray(losses), steps)
 

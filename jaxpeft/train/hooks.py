@@ -3,6 +3,7 @@
 Each hook serves one run as it serves several that one program trains.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -58,6 +59,7 @@ class Log:
         self._every, self._last = every, last
         self._earlier, self._start = seconds, time.monotonic()
         self._window = [0] * len(standings)
+        self._told = False  # that a step had nothing to learn
         self.restart()
 
     @property
@@ -96,6 +98,13 @@ class Log:
             if standing.runs:
                 standing.file.write(line)
         self._progress.log(moment.step, lines)
+        if not self._told and np.any(np.asarray(values["weight"]) == 0):
+            self._told = True
+            self._progress.note(
+                f"step {moment.step} has no loss (null in the metrics), nor have "
+                "others like it: no token of its batch is learned, as where answers "
+                "are cut off; raise data.max_length, or take out such examples"
+            )
         self.restart()
         self._window = [0] * len(lines)
 
@@ -106,7 +115,7 @@ class Log:
         own = {name: float(np.atleast_1d(x)[number]) for name, x in values.items()}
         return {
             "step": step,
-            "loss": own["loss"],
+            "loss": own["loss"] if own["weight"] else math.nan,
             "learning_rate": rate(standing, self._program.state(number), step),
             "grad_norm": own["grad_norm"],
             "update_norm": own["update_norm"],

@@ -1,8 +1,9 @@
 """How a run shows itself: a bar on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxpeft import console
@@ -33,6 +34,12 @@ class Pace:
         return console.clock(rate * (self._total - step))
 
 
+def _loss(line: Mapping[str, Any]) -> str:
+    """The loss of a step; without a token to learn, and so a gradient, it has none."""
+    is_none = math.isnan(line["loss"]) and line["grad_norm"] == 0
+    return "none" if is_none else f"{line['loss']:.4f}"
+
+
 class PlainProgress:
     """A display with a line for every logged step: for files, pipes and cluster logs.
 
@@ -52,11 +59,11 @@ class PlainProgress:
             lines: what is logged of each run; of several only the losses are shown.
         """
         if len(lines) > 1:
-            shown = "losses " + "  ".join(f"{line['loss']:.4f}" for line in lines)
+            shown = "losses " + "  ".join(map(_loss, lines))
         else:
             (line,) = lines
             shown = (
-                f"loss {line['loss']:.4f}"
+                f"loss {_loss(line)}"
                 f"  lr {line['learning_rate']:.2e}"
                 f"  grad {line['grad_norm']:.2f}"
                 f"  {line['tokens_per_second']:,.0f} tok/s"
@@ -118,7 +125,7 @@ class BarProgress:
         """
         (line,) = lines
         text = (
-            f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}"
+            f"loss {_loss(line)}  lr {line['learning_rate']:.2e}"
             f"  {line['tokens_per_second']:,.0f} tok/s"
         )
         self._bar.update(self._task, description=text)

@@ -128,6 +128,13 @@ def test_packing_gives_the_same_loss_and_gradient(step, parts, examples, whole):
     assert metrics["weight"] == whole[1]["weight"]
 
 
+def test_a_batch_with_nothing_to_learn_has_no_weight(step, parts, unpacked):
+    empty = unpacked | {"supervised": np.zeros_like(unpacked["supervised"])}
+    found, metrics = gradient(step, parts, accumulated(empty, 1))
+    assert [metrics[n] for n in ("weight", "grad_norm", "skipped_in_row")] == [0, 0, 0]
+    assert not any(np.any(g) for g in jax.tree.leaves(found))
+
+
 def test_metrics_are_what_they_say(model, parts, unpacked, whole):
     found, metrics = whole
     assert metrics["weight"] == unpacked["supervised"].sum()

@@ -155,6 +155,12 @@ def test_steps_that_were_not_finite_come_first():
     assert second.kind == "diverging"
 
 
+def test_steps_with_nothing_to_learn_are_passed_over():
+    lines = run()
+    lines[20] = {**lines[20], "loss": None, "grad_norm": 0.0}
+    assert findings.diagnose(lines, Settings()) == []
+
+
 def test_little_is_said_of_little():
     assert findings.diagnose([], Settings()) == []
     assert findings.diagnose(run(4 + 0 * NOISE)[:5], Settings()) == []

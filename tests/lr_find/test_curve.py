@@ -36,6 +36,13 @@ def test_averages_are_the_weighted_sums_of_their_definition():
     np.testing.assert_allclose(range_curve.averages(losses, 60), expected, rtol=1e-12)
 
 
+def test_steps_with_nothing_to_learn_have_the_loss_beside_them():
+    assert range_curve.filled([None, None, 3.0, None, 2.0, None]) == [
+        *(3.0, 3.0, 3.0, 3.0, 2.0, 2.0)
+    ]
+    assert range_curve.filled([None, None]) == range_curve.filled([]) == []
+
+
 def test_averages_of_a_constant_are_that_constant_from_the_first():
     np.testing.assert_allclose(range_curve.averages([2.5] * 20, 100), 2.5, rtol=1e-12)
 

@@ -51,6 +51,10 @@ def test_what_there_was_none_of_is_null(tmp_path, lines):
     assert summary["tokens_per_second"] == (50.0 if lines else None)
 
 
+def test_a_last_step_with_nothing_to_learn_has_no_loss(tmp_path):
+    assert kept(tmp_path, LINES[:3])["train_loss"] is None
+
+
 def test_the_peak_holds_what_is_in_memory():
     array = jax.block_until_ready(jnp.ones((64, 2**20), jnp.float32))
     peak, whose = outcome.peak_memory()

@@ -1,0 +1,62 @@
+"""The log of training steps, also of those that have nothing to learn."""
+
+import json
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from jaxpeft.rundir.metrics import MetricsFile, read_metrics
+from jaxpeft.train import hooks
+from jaxpeft.train.loop import Moment
+from jaxpeft.train.progress import BarProgress, PlainProgress
+from jaxpeft.train.standing import Standing
+
+METRICS = {"update_norm": 0.1, "skipped_in_row": 0.0}
+SOUND = METRICS | {"loss": 2.5, "grad_norm": 1.0, "weight": 7.0}
+EMPTY = METRICS | {"loss": 0.0, "grad_norm": 0.0, "weight": 0.0}
+BROKEN = METRICS | {"loss": np.nan, "grad_norm": np.nan, "weight": 7.0}
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    """Steps of one run, given as their metrics -> the lines of its metrics.jsonl."""
+    monkeypatch.setattr(hooks, "rate", lambda *_: 1e-3)
+
+    def make(*steps, display=PlainProgress):
+        run: Any = SimpleNamespace(batches=SimpleNamespace(epoch=lambda step: 0.0))
+        file = MetricsFile(tmp_path / "metrics.jsonl", None)
+        standing = Standing(run, file, cast(Any, None))
+        program: Any = SimpleNamespace(state=lambda number: None)
+        progress = display(len(steps), 0)
+        hook = hooks.Log(program, [standing], progress, every=1, last=len(steps))
+        for number, metrics in enumerate(steps, 1):
+            hook(Moment(number, {k: np.float32(v) for k, v in metrics.items()}, [9]))
+        progress.close()
+        file.close()
+        text = (tmp_path / "metrics.jsonl").read_text()
+        return [json.loads(line)["loss"] for line in text.splitlines()]
+
+    return make
+
+
+def test_a_step_with_nothing_to_learn_has_no_loss_and_says_so_once(
+    log, tmp_path, capsys
+):
+    assert log(SOUND, EMPTY, EMPTY, BROKEN) == [2.5, None, None, None]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[1] for line in said if "tok/s" in line] == [
+        *("loss 2.5000", "loss none", "loss none", "loss nan")
+    ]
+    (told,) = [line for line in said if "no token" in line]
+    assert told.startswith("step 2 has no loss") and "raise data.max_length" in told
+    training, _ = read_metrics(tmp_path / "metrics.jsonl")
+    assert np.isnan([line["loss"] for line in training]).tolist() == [False] + 3 * [
+        True
+    ]
+
+
+def test_a_bar_shows_it_too(log, capsys):
+    assert log(EMPTY, display=BarProgress) == [None]
+    assert "loss none" in capsys.readouterr().out
