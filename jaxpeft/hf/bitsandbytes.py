@@ -19,13 +19,13 @@ from jaxpeft import tree
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
-from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
+from jaxpeft.hf.safetensors_file import FLOATS
+from jaxpeft.hf.stored_tensors import Sources, Stored
 from jaxpeft.models.spec import ModelConfig, ParamSpec
 from jaxpeft.models.stored import BNB, REMEDY
 from jaxpeft.quant import NF4, codebooks
 from jaxpeft.quant.nf4 import BLOCK, SCALES_BLOCK, VALUES
 
-Sources = Mapping[str, SafetensorsFile]
 Announced = tuple[np.dtype, tuple[int, ...], Callable[[], np.ndarray]]
 
 MARK = ".quant_state.bitsandbytes__"  # then nf4 or fp4: only quantized weights have it
@@ -61,7 +61,7 @@ def find(
     is read.
 
     Args:
-        sources: {tensor name: the open file that holds it}.
+        sources: {tensor name: where it is stored}.
         specs: The declarations of the model's weights, as the files name them.
         cfg: The model's configuration.
         kind: "nf4" with double quantization, "nf4_single" without.
@@ -90,9 +90,8 @@ def find(
             problems += _problems(sources, name, spec, kind)
         found[path] = spec
     problems += [
-        f"{file.path}: {name!r}: handled in 4 bits are the layers' kernels in nf4 "
-        f"alone: {REMEDY}"
-        for name, file in sources.items()
+        f"{stored}: handled in 4 bits are the layers' kernels in nf4 alone: {REMEDY}"
+        for name, stored in sources.items()
         if MARK in name and name not in known
     ]
     if problems:
@@ -117,7 +116,7 @@ def read(
     """The kernels of all layers of a weight, codes and scales as they are stored.
 
     Args:
-        sources: {tensor name: the open file that holds it}.
+        sources: {tensor name: where it is stored}.
         spec: A declaration that `find` returned.
         kind: "nf4" with double quantization, "nf4_single" without.
         dtype: What products are to be formed in; with the dtype of the weights before,
@@ -144,11 +143,11 @@ def _layer(
     """The fields of one layer's NF4."""
 
     def values(tensor: str, dtype: type) -> np.ndarray:
-        file = sources[tensor]
-        array = file.raw(tensor).copy().view(dtype)
-        file.release(tensor)
+        stored = sources[tensor]
+        array = stored.raw().copy().view(dtype)
+        stored.release()
         if dtype == np.float32:
-            layout.require_finite(array, f"{file.path}: {tensor!r}")
+            layout.require_finite(array, str(stored))
         return array
 
     d_out, _ = spec.hf_shape()
@@ -157,7 +156,7 @@ def _layer(
     fields["scales"] = scales.reshape(d_out, -1)
     if kind == "nf4":
         fields["scales_max"] = values(f"{name}.nested_absmax", np.float32)
-        state = _state(sources[name + STATE], name + STATE)
+        state = _state(sources[name + STATE])
         fields["offset"] = np.asarray(state["nested_offset"], np.float32)
     return fields
 
@@ -196,36 +195,33 @@ def _problems(sources: Sources, name: str, spec: ParamSpec, kind: str) -> Iterab
             f"{name!r} is stored in {kind}: download the weights again"
         )
         return
-    where = f"{sources[name].path}: {name!r}"
-    tensor = sources[name].tensors[name]
+    tensor = sources[name].tensor
     if tensor.stop - tensor.start != d_out * d_in // 2:
         yield (
-            f"{where} has {tensor.stop - tensor.start} bytes; config.json implies "
-            f"{d_out * d_in // 2}: restore both from the same source"
+            f"{sources[name]} has {tensor.stop - tensor.start} bytes; config.json "
+            f"implies {d_out * d_in // 2}: restore both from the same source"
         )
     for part, expected in parts.items():
         key = f"{name}.{part}"
-        entry = sources[key].tensors[key]
+        entry = sources[key].tensor
         if (entry.dtype, entry.shape) != expected:
             yield (
-                f"{sources[key].path}: {key!r} is {entry.dtype} {entry.shape}, "
+                f"{sources[key]} is {entry.dtype} {entry.shape}, "
                 f"expected {expected[0]} {expected[1]}: download the weights again"
             )
         elif part in _books(kind):
-            values = sources[key].raw(key).view(np.float32)
+            values = sources[key].raw().view(np.float32)
             if not np.array_equal(values, _books(kind)[part]):
                 yield (
-                    f"{sources[key].path}: {key!r} is not the code book of "
+                    f"{sources[key]} is not the code book of "
                     f"bitsandbytes' {kind}; {REMEDY}"
                 )
-    yield from _state_problems(sources[name + STATE], name + STATE, spec, kind)
+    yield from _state_problems(sources[name + STATE], spec, kind)
 
 
-def _state_problems(
-    file: SafetensorsFile, key: str, spec: ParamSpec, kind: str
-) -> Iterable[str]:
+def _state_problems(stored: Stored, spec: ParamSpec, kind: str) -> Iterable[str]:
     try:
-        state = _state(file, key)
+        state = _state(stored)
     except InputError as error:
         yield from error.problems
         return
@@ -235,36 +231,33 @@ def _state_problems(
         offset = state.get("nested_offset")
         if type(offset) is not float or not abs(offset) < LARGEST:
             yield (
-                f"{file.path}: {key!r}: nested_offset: found {offset!r}; it must be a "
+                f"{stored}: nested_offset: found {offset!r}; it must be a "
                 "float32 number: download the weights again"
             )
     for field, expected in wanted.items():
         if state.get(field) != expected:
             yield (
-                f"{file.path}: {key!r}: {field}: found {state.get(field)!r}, handled "
+                f"{stored}: {field}: found {state.get(field)!r}, handled "
                 f"is {expected!r}: {REMEDY}"
             )
 
 
-def _state(file: SafetensorsFile, key: str) -> dict[str, Any]:
+def _state(stored: Stored) -> dict[str, Any]:
     """The JSON object in a tensor of bytes."""
-    tensor = file.tensors[key]
+    tensor = stored.tensor
     if tensor.dtype != "U8" or tensor.stop - tensor.start > LARGEST_STATE:
         raise InputError(
-            f"{file.path}: {key!r} is {tensor.dtype} {tensor.shape}, not a JSON object "
+            f"{stored} is {tensor.dtype} {tensor.shape}, not a JSON object "
             "as bytes: download the weights again"
         )
     try:
-        state = json.loads(bytes(file.raw(key)))
+        state = json.loads(bytes(stored.raw()))
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{file.path}: {key!r} is not valid JSON ({error}): download the weights "
-            "again"
+            f"{stored} is not valid JSON ({error}): download the weights again"
         ) from None
     if not isinstance(state, dict):
-        raise InputError(
-            f"{file.path}: {key!r} holds no JSON object: download the weights again"
-        )
+        raise InputError(f"{stored} holds no JSON object: download the weights again")
     return state
 
 

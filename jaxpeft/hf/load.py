@@ -4,10 +4,10 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ from jax import Array
 from jaxpeft import console, quant, tree
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError, suggest
-from jaxpeft.hf import bitsandbytes, checkpoint_index, layout, tensor_names
-from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile, TensorEntry
+from jaxpeft.hf import bitsandbytes, layout, stored_tensors
+from jaxpeft.hf.safetensors_file import FLOATS
+from jaxpeft.hf.stored_tensors import Sources
 from jaxpeft.hf.tensor_names import TensorNames
 from jaxpeft.models import stored
 from jaxpeft.models.spec import ModelConfig, ParamSpec, Piece
@@ -31,35 +32,6 @@ READERS = 8  # threads, each on a tensor of its own
 MOST_PROBLEMS = 8  # listed of one kind; a wrong config breaks every tensor alike
 
 
-class Stored(NamedTuple):
-    """A tensor of a file.
-
-    Attributes:
-        file: The open file.
-        name: The tensor's name in the file.
-    """
-
-    file: SafetensorsFile
-    name: str
-
-    @property
-    def tensor(self) -> TensorEntry:
-        """The tensor's dtype, shape and place in the file."""
-        return self.file.tensors[self.name]
-
-    def view(self) -> np.ndarray:
-        """A read-only array over the file's own pages, see `SafetensorsFile.view`."""
-        return self.file.view(self.name)
-
-    def release(self) -> None:
-        """Gives the tensor's pages back to the system."""
-        self.file.release(self.name)
-
-    def __str__(self) -> str:
-        return f"{self.file.path}: {self.name!r}"
-
-
-Sources = Mapping[str, Stored]
 Shardings = Callable[[ParamSpec], jax.sharding.Sharding]
 
 
@@ -99,11 +71,10 @@ def load(
             in 4 bits and another quantization.
     """
     _check_names(dtype, quantization)
-    names, files = _opened(Path(path), cfg)
+    names, sources = stored_tensors.sources(Path(path), cfg)
     specs = names.specs(cfg)
-    sources = {name: Stored(file, name) for name, file in files.items()}
     kind = stored.quantization(cfg.hf)
-    ready, done = _ready(files, specs, cfg, kind, quantization, skip)
+    ready, done = _ready(sources, specs, cfg, kind, quantization, skip)
     others = [spec for path, spec in tree.walk(specs) if path not in ready]
     left = {n: source for n, source in sources.items() if n not in done}
     _check(others, left, names, cfg)
@@ -127,7 +98,7 @@ def load(
 
     def load_node(path: str, spec: ParamSpec, pool: Executor) -> Any:
         if kind is not None and path in ready:
-            return bitsandbytes.read(files, spec, kind, dtype, mesh)
+            return bitsandbytes.read(sources, spec, kind, dtype, mesh)
         if kind or quantization is None or not is_quantized(path, spec, skip):
             return place(spec, pool)
         make = quant.KERNELS[quantization]
@@ -171,7 +142,7 @@ def is_quantized(path: str, spec: ParamSpec, skip: Sequence[str]) -> bool:
 
 
 def _ready(
-    files: Mapping[str, SafetensorsFile],
+    sources: Sources,
     specs: Any,
     cfg: ModelConfig,
     kind: str | None,
@@ -184,7 +155,7 @@ def _ready(
     """
     if kind is None:
         return {}, set()
-    ready = bitsandbytes.find(files, specs, cfg, kind)
+    ready = bitsandbytes.find(sources, specs, cfg, kind)
     stored.check(kind, quantization)
     kept = [p for p, spec in ready.items() if not is_quantized(p, spec, skip)]
     if kept:
@@ -211,9 +182,9 @@ def kept_whole(path: str | Path, cfg: ModelConfig) -> tuple[str, ...]:
     """
     kind = stored.quantization(cfg.hf)
     assert kind is not None
-    names, files = _opened(Path(path), cfg)
+    names, sources = stored_tensors.sources(Path(path), cfg)
     specs = names.specs(cfg)
-    ready = bitsandbytes.find(files, specs, cfg, kind)
+    ready = bitsandbytes.find(sources, specs, cfg, kind)
     return tuple(
         name.split(".")[-2]
         for name, spec in tree.walk(specs)
@@ -295,39 +266,30 @@ def _within(spec: ParamSpec, ranges: list[range]) -> list[Piece]:
     ]
 
 
-def _opened(
-    directory: Path, cfg: ModelConfig
-) -> tuple[TensorNames, dict[str, SafetensorsFile]]:
-    """How a folder's files name their tensors, and the file of each that is read."""
-    files = checkpoint_index.tensors(directory)
-    names = tensor_names.of(files, cfg)
-    beside = names.beside(files)
-    return names, {name: file for name, file in files.items() if name not in beside}
-
-
 def _check(
     specs: list[ParamSpec], sources: Sources, names: TensorNames, cfg: ModelConfig
 ) -> None:
     """Raises InputError with every disagreement between the config and the files."""
     wanted = {name: spec for spec in specs for name in spec.hf_names()}
-    missing = [_missing(name, names.head) for name in wanted if name not in sources]
+    surplus = [name for name in sources if name not in wanted and not INERT.match(name)]
+    shared = _embedding(specs) if names.head in sources else names.head
+    missing = [
+        _missing(name, name in (names.head, shared), surplus)
+        for name in wanted
+        if name not in sources
+    ]
     mismatched = []
     for name, spec in wanted.items():
         if name not in sources:
             continue
-        expected, entry = spec.hf_shape(), sources[name].tensor
-        if entry.shape != expected:
-            mismatched.append(
-                f"{sources[name]} has shape {entry.shape}; config.json implies "
-                f"{expected}. Weights and config.json belong to different models: "
-                "restore both from the same source"
-            )
+        entry = sources[name].tensor
+        if entry.shape != spec.hf_shape():
+            mismatched.append(f"{sources[name]} has " + _mismatch(entry.shape, spec))
         if entry.dtype not in FLOATS:
             mismatched.append(
                 f"{sources[name]} has dtype {entry.dtype}; handled are "
                 f"{', '.join(FLOATS)}. Use the model's unquantized weights"
             )
-    surplus = [name for name in sources if name not in wanted and not INERT.match(name)]
     if cfg.tie_word_embeddings and names.head in surplus and not mismatched + missing:
         surplus.remove(names.head)
         mismatched += _untied_head(sources, names.head, _embedding(specs))
@@ -344,13 +306,35 @@ def _check(
         raise InputError(*problems)
 
 
-def _missing(name: str, head: str) -> str:
-    if name != head:
-        return f"model.path: the tensor {name!r} is missing; download the weights again"
+def _missing(name: str, shared: bool, surplus: list[str]) -> str:
+    """A tensor that is not there.
+
+    shared: with it the head may be one table. surplus: the tensors without a place.
+    """
+    if shared:
+        return (
+            f"model.path: the tensor {name!r} is missing, and config.json has "
+            "tie_word_embeddings false; set it to true if the model shares its "
+            "embedding with the head, else download the weights again"
+        )
+    remedy = "download the weights again"
+    if surplus:
+        remedy = "the weights have other names or are another model's, see below"
+    return f"model.path: the tensor {name!r} is missing; {remedy}"
+
+
+def _mismatch(found: tuple[int, ...], spec: ParamSpec) -> str:
+    """What a shape is, what it should be, and the remedy."""
+    expected = spec.hf_shape()
+    if "vocab" in spec.axes and found[1:] == expected[1:]:
+        return (
+            f"{found[0]} rows, one a token; config.json has vocab_size {expected[0]}. "
+            "If tokens were added to the model after config.json was written, set "
+            f"vocab_size to {found[0]}; else restore both from the same source"
+        )
     return (
-        f"model.path: the tensor {head!r} is missing, and config.json has "
-        "tie_word_embeddings false; set it to true if the model shares its embedding "
-        "with the head, else download the weights again"
+        f"shape {found}; config.json implies {expected}. Weights and config.json "
+        "belong to different models: restore both from the same source"
     )
 
 

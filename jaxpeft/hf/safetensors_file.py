@@ -95,15 +95,17 @@ class SafetensorsFile:
         size = tensor.stop - tensor.start
         return np.frombuffer(self._map, np.uint8, size, tensor.start)
 
-    def release(self, name: str) -> None:
+    def release(self, tensor: TensorEntry) -> None:
         """Gives a tensor's pages back to the system; a later view reads them again.
 
         Pages of a map count as the process's own memory until then, so that a load
         would otherwise appear to hold the model twice.
+
+        Args:
+            tensor: One of the file, or a part of one.
         """
         if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
             return
-        tensor = self.tensors[name]
         first = tensor.start // mmap.PAGESIZE * mmap.PAGESIZE
         if tensor.stop > first:
             self._map.madvise(mmap.MADV_DONTNEED, first, tensor.stop - first)

@@ -20,6 +20,7 @@ from jaxpeft.hf import (
     checkpoint_index,
     layout,
     safetensors_file,
+    stored_tensors,
     tensor_names,
 )
 from jaxpeft.hf.load import DTYPES
@@ -135,19 +136,18 @@ def _names(cfg: ModelConfig, base: str | Path | None) -> tuple[Any, dict[str, Pa
             f"a model of type {cfg.model_type!r} has other weights than its language "
             "model's; give base=, the folder of the model that it was made from"
         )
-    files = checkpoint_index.tensors(Path(base))
-    names = tensor_names.of(files, cfg)
+    tensors = stored_tensors.unwrapped(Path(base))
+    names = tensor_names.of(tensors, cfg)
     beside = {}
-    for name in names.beside(files):
-        tensor = files[name].tensors[name]
-        read = functools.partial(files[name].view, name)
+    for name in names.beside(tensors):
+        tensor = tensors[name].tensor
         dtype = safetensors_file.WRITTEN.get(tensor.dtype)
         if dtype is None:
             raise InputError(
-                f"{files[name].path}: {name!r} has dtype {tensor.dtype}, which is not "
-                "written; use the model's unquantized weights"
+                f"{tensors[name]} has dtype {tensor.dtype}, which is not written; use "
+                "the model's unquantized weights"
             )
-        beside[name] = Part(jnp.dtype(dtype), tensor.shape, read)
+        beside[name] = Part(jnp.dtype(dtype), tensor.shape, tensors[name].view)
     return names.specs(cfg), beside
 
 

@@ -88,7 +88,8 @@ def check_vocab(tokenizer: Any, cfg: ModelConfig) -> None:
         raise InputError(
             f"model.path: the tokenizer has {needed} tokens, the model's embedding "
             f"only {cfg.vocab_size} (config.json: vocab_size); use the tokenizer that "
-            "belongs to the model, without tokens added to it"
+            "belongs to the model, without tokens added to it, or give the model rows "
+            f"for them: model.resize_token_embeddings({needed}) in transformers"
         )
 
 

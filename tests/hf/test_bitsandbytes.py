@@ -92,6 +92,16 @@ def test_what_bitsandbytes_wrote_loads_bit_for_bit(name, write):
         np.testing.assert_array_equal(found[path].dense(), dense)
 
 
+def test_names_of_wrappers_are_passed_over(write, tmp_path):
+    folder, _ = write("nf4")
+    cfg = models.config(folder)
+    tensors = load_file(folder / "model.safetensors")
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}
+    save_file(wrapped, tmp_path / "model.safetensors")
+    found, expected = (hf.load(path, cfg) for path in (tmp_path, folder))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 @pytest.mark.parametrize("name", ["nf4", "nf4_single"])
 def test_it_computes_what_the_torch_model_does(name, write):
     folder, _ = write(name)

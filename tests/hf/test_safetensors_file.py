@@ -30,7 +30,7 @@ def test_reads_what_safetensors_writes(tmp_path):
         for _ in range(2):  # a released tensor can be read again
             np.testing.assert_array_equal(file.view(name), values)
             assert file.view(name).dtype == values.dtype
-            file.release(name)
+            file.release(file.tensors[name])
 
 
 def test_safetensors_reads_what_is_written(tmp_path):
