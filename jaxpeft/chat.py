@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
         system=args.system,
         max_new_tokens=args.max_new_tokens,
         sampling=arguments.sampling(args, model.base.directory),
+        stop=args.stop,
     )
     for text in _lines():
         if text == "/exit":

@@ -24,7 +24,8 @@ def combine(
     """The params whose LoRAs are the sum of `weights[i]` times those of `adapted[i]`.
 
     Scales are folded in: those of the result are 1, and 0 in layers that none adapts.
-    Both methods are those of PEFT's `add_weighted_adapter`.
+    Both methods are those of PEFT's `add_weighted_adapter`, but where the first adapter
+    is an rsLoRA: PEFT then gives the sum times the root of its rank, not the sum.
 
     Args:
         adapted: params mappings that hold LoRA nodes over the same base, not

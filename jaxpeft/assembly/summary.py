@@ -198,3 +198,6 @@ def describe(run: Run) -> None:
         f"steps: {run.steps} of {run.cfg.training.batch_size} sequences, "
         f"{run.batches.epoch(run.steps):.2f} epochs"
     )
+    line = updates.rate_warning(run.cfg, run.updates.rate, run.steps)
+    if line and cluster.is_primary():
+        console.warn(line)

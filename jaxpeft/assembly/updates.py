@@ -143,6 +143,28 @@ def scaling_line(cfg: RunConfig) -> str | None:
     return f"learning rate: {given:.4g} x {factor} = {learning_rate(cfg):.4g}"
 
 
+def rate_warning(cfg: RunConfig, rate: optax.Schedule, steps: int) -> str | None:
+    """A line about a rate that is 0 at every step; None where some step learns.
+
+    Args:
+        cfg: the configuration.
+        rate: the learning rate of each step, from 0.
+        steps: how many the run takes.
+    """
+    if np.asarray(rate(jnp.int32(steps - 1))) != 0:
+        return None  # the usual case, without a look at all of them
+    if np.asarray(jax.vmap(rate)(jnp.arange(steps))).any():
+        return None
+    if learning_rate(cfg):
+        remedy = (
+            f"the warmup is all of the {steps} steps: set schedule.warmup_steps=0, or "
+            "train longer"
+        )
+    else:
+        remedy = "set optimizer.learning_rate, whose default is 2e-4"
+    return f"the learning rate is 0 at every step, so that nothing is learned; {remedy}"
+
+
 def fused_backward(cfg: RunConfig) -> bool:
     """Whether layers are updated inside the backward pass.
 

@@ -1,5 +1,6 @@
 """A draft as the text of a configuration file, its remarks as comments."""
 
+import shlex
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +24,7 @@ def to_yaml(draft: Draft, source: str, path: str) -> str:
         path: where the file will be, for the command in its head.
     """
     lines = [
-        f"# Command:  python -m jaxpeft.train --config {path}",
+        f"# Command:  python -m jaxpeft.train --config {shlex.quote(str(path))}",
         f"# Translated from {source}.",
     ]
     if draft.missing:

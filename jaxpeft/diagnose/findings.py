@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxpeft import optim
 from jaxpeft.assembly import configuration
-from jaxpeft.config import RunConfig
+from jaxpeft.config import OptimizerSection, RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.rundir.files import CONFIG, METRICS
 from jaxpeft.rundir.metrics import read_lines
@@ -54,12 +54,14 @@ class Settings:
             not fall.
         batch_size: sequences a step.
         keeps_best: whether the best evaluation's adapter is the one that is written.
+        learning_rate: the schedule's highest rate; None: unknown, or found by itself.
     """
 
     max_grad_norm: float | None = None
     averages: bool = False
     batch_size: int = 16
     keeps_best: bool = False
+    learning_rate: float | None = None
 
     @classmethod
     def of(cls, cfg: RunConfig) -> "Settings":
@@ -69,6 +71,7 @@ class Settings:
             optim.OPTIMIZERS[cfg.optimizer.name].averages,
             cfg.training.batch_size,
             cfg.training.keeps_best,
+            None if cfg.optimizer.is_auto else cfg.optimizer.learning_rate,
         )
 
 
@@ -139,8 +142,10 @@ def diagnose(
     if not training:
         return []
     broken = _not_finite(training)
+    if not broken and (ended or len(training) >= FEWEST):  # before, it may warm up yet
+        broken = _without_rate(training, settings)
     sound = [line for line in training if _number(line, "loss") is not None]
-    if len(sound) < FEWEST:
+    if len(sound) < FEWEST or any(finding.kind == "no rate" for finding in broken):
         return broken
     curves = _curves(sound, lines, settings)
     checks: list[Callable[[_Curves], Finding | None]] = [
@@ -198,10 +203,25 @@ def _not_finite(training: Sequence[Line]) -> list[Finding]:
             step,
             f"{len(lost)} of {len(training)} logged steps had no finite loss or "
             f"gradient, the first at step {step}",
-            f"lower optimizer.learning_rate to {rate / 3:.0e}, or use model.dtype "
-            "float32",
+            (f"lower optimizer.learning_rate to {rate / 3:.0e}, or " if rate else "")
+            + "use model.dtype float32",
         )
     ]
+
+
+def _without_rate(training: Sequence[Line], settings: Settings) -> list[Finding]:
+    """No logged step had a rate above 0: whatever the losses do, nothing trained."""
+    rates = [_number(line, "learning_rate") for line in training]
+    if any(rate is None or rate > 0 for rate in rates):
+        return []
+    default = OptimizerSection.model_fields["learning_rate"].default
+    remedy = f"set optimizer.learning_rate to {default:.0e}, the default{ASK}"
+    if settings.learning_rate:
+        remedy = (
+            "set schedule.warmup_steps to 0, or train for more steps than it warms up"
+        )
+    seen = f"all {len(rates)} logged steps had a learning rate of 0"
+    return [Finding("no rate", int(training[-1]["step"]), seen, remedy)]
 
 
 def _diverging(c: _Curves) -> Finding | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,18 @@ from jaxpeft import adapters, console, hf, kernel, models, quant, replacing, tre
 from jaxpeft.assembly import trained
 from jaxpeft.assembly.trained import Trained
 from jaxpeft.errors import InputError
+from jaxpeft.export import nearness
 from jaxpeft.hf import bitsandbytes
 from jaxpeft.hf.load import DTYPES
+from jaxpeft.models import ModelConfig
 from jaxpeft.quant import NF4
 from jaxpeft.quant.nf4 import BLOCK
 
 NF4_KINDS = ("nf4", "nf4_single")
+# How far off the logits may be that were written, see `nearness.check`: many times what
+# rounding the weights once brings about, and less than any other weights would.
+NEAR = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
+IN_4_BITS = 0.75
 
 # On this text a merged model is compared with what it was merged from.
 SAMPLE = (
@@ -53,13 +60,23 @@ def export(
 
     Raises:
         InputError: the form does not suit, or `out` is not empty or not writable.
+        NumericsError: what was written computes something else than what was trained;
+            then nothing of it is left.
     """
     target = new_folder(out)
     if model is not None:
         loaded = trained.load(None, model, adapter, _stored(model))
     else:
         loaded = trained.load(run, None, None, None)
-    return FORMS[kind](loaded, target, dtype)
+    was_there = target.exists()
+    try:
+        return FORMS[kind](loaded, target, dtype)
+    except BaseException:
+        # It was absent or empty: what is there now is ours, and not to be used.
+        shutil.rmtree(target, ignore_errors=True)
+        if was_there:
+            target.mkdir(exist_ok=True)
+        raise
 
 
 def new_folder(out: str) -> Path:
@@ -81,11 +98,13 @@ def new_folder(out: str) -> Path:
 def _peft(found: Trained, target: Path, dtype: str | None) -> None:
     _require_adapter(found, "peft")
     hf.save_adapter(found.params, target, found.base.cfg, base=found.base.name)
+    _check_adapter(found, target)
 
 
 def _vllm(found: Trained, target: Path, dtype: str | None) -> None:
     _require_adapter(found, "vllm")
     hf.save_for_vllm(found.params, target, found.base.cfg, base=found.base.name)
+    _check_adapter(found, target)
 
 
 def _merged(found: Trained, target: Path, dtype: str | None) -> str | None:
@@ -98,7 +117,8 @@ def _merged(found: Trained, target: Path, dtype: str | None) -> str | None:
 def _bnb4(found: Trained, target: Path, dtype: str | None) -> str | None:
     dtype = dtype or found.base.dtype
     stored = functools.partial(_in_4_bits, found, dtype)
-    return _write(stored, found, target, dtype, "storing in 4 bits changed")
+    limit = max(IN_4_BITS, NEAR[dtype])
+    return _write(stored, found, target, dtype, "storing in 4 bits changed", limit)
 
 
 # What `--to` can be: (trained model, folder, dtype) -> a line to say, or None.
@@ -116,17 +136,28 @@ def _write(
     target: Path,
     dtype: str | None,
     compared: str | None = None,
+    limit: float | None = None,
 ) -> str | None:
     """Writes a whole model; `compared` begins the line about how its logits changed."""
     base = found.base
     hf.save(make(), target, base.cfg, dtype=dtype, base=base.directory)
     base.copy_companions(target)
-    if compared is None:
-        return None
-    # What is compared is what stands in the files, in the dtype that it has there.
-    written = hf.load(target, models.config(target), dtype=dtype or base.dtype)
-    before, after = _logits(found, found.params), _logits(found, written)
-    return _difference(compared, before, after)
+    # What is compared is what stands in the files, in the dtype that it has there, run
+    # as the config.json beside it says.
+    stored, cfg = dtype or base.dtype, models.config(target)
+    written = hf.load(target, cfg, dtype=stored)
+    before = _logits(found, found.params, base.cfg)
+    after = _logits(found, written, cfg)
+    nearness.check(before, after, NEAR[stored] if limit is None else limit, stored)
+    return None if compared is None else nearness.told(compared, before, after)
+
+
+def _check_adapter(found: Trained, target: Path) -> None:
+    """Checks that the adapter in a folder computes over the base what was trained."""
+    cfg = found.base.cfg
+    written = hf.load_adapter(found.base.load(), target, cfg)
+    before, after = (_logits(found, p, cfg) for p in (found.params, written))
+    nearness.check(before, after, NEAR["float32"], "float32")
 
 
 def _in_4_bits(found: Trained, dtype: str) -> dict[str, Any]:
@@ -190,22 +221,12 @@ def _stored(model: str) -> str:
     return named if named in DTYPES else "float32"
 
 
-def _logits(found: Trained, params: Any) -> np.ndarray:
+def _logits(found: Trained, params: Any, cfg: ModelConfig) -> np.ndarray:
     """The logits of the sample, in float32 so that only the weights differ."""
     tokens = np.asarray([found.base.tokenizer(SAMPLE)["input_ids"]], np.int32)
-    cfg = dataclasses.replace(found.base.cfg, activation_dtype="float32")
+    cfg = dataclasses.replace(cfg, activation_dtype="float32")
     forward = jax.jit(lambda params, tokens: models.forward(params, tokens, cfg))
     return np.asarray(forward(params, tokens), np.float32)[0]
-
-
-def _difference(what: str, before: np.ndarray, after: np.ndarray) -> str:
-    changes = np.abs(after - before)
-    same = np.mean(before.argmax(-1) == after.argmax(-1))
-    return (
-        f"{what} the logits by at most {changes.max():.2g}, on average "
-        f"{changes.mean():.2g}; they reach {np.abs(before).max():.3g}, and the most "
-        f"likely token is the same in {same:.0%} of {len(before)} places"
-    )
 
 
 def combine(

@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     settings: dict[str, Any] = {
         "max_new_tokens": args.max_new_tokens,
         "sampling": arguments.sampling(args, model.base.directory),
+        "stop": args.stop,
     }
     if args.stream:
         for pieces in answering.stream(model, questions, **settings):

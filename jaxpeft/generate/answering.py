@@ -9,7 +9,7 @@ from jaxpeft.data import documents
 from jaxpeft.data.formats import Conversation
 from jaxpeft.data.template import ChatTemplate
 from jaxpeft.errors import InputError, suggest
-from jaxpeft.generate import generation
+from jaxpeft.generate import generation, stopping
 from jaxpeft.generate.continuation import Continuation
 from jaxpeft.generate.generation import generate
 from jaxpeft.generate.text_stream import TextStream
@@ -39,6 +39,7 @@ def answers(
     max_new_tokens: int,
     sampling: Sampling,
     batch_size: int,
+    stop: Sequence[str] = (),
 ) -> Iterator[str]:
     """The answers in the order of the questions, special tokens left out.
 
@@ -51,6 +52,7 @@ def answers(
         max_new_tokens: the most tokens of an answer.
         sampling: how tokens are drawn.
         batch_size: questions that are answered together.
+        stop: texts that end an answer, which is cut before the first of them.
 
     Raises:
         InputError: see `generation.check`; also for a tokenizer without a chat
@@ -59,7 +61,13 @@ def answers(
     prompts = encoded(model, questions)
     places = [question.place for question in questions]
     generation.check(model.base.cfg, prompts, max_new_tokens, sampling, places)
-    stop = hf.stop_ids(model.base.directory, model.base.tokenizer)
+    ids = stop_ids(model, stop)
+
+    def text(tokens: list[int]) -> str:
+        return model.base.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def ended(tokens: list[int]) -> bool:
+        return stopping.cut(text(tokens), stop) is not None
 
     def batch(start: int) -> list[list[int]]:
         rows = list(range(start, min(start + batch_size, len(prompts))))
@@ -74,17 +82,20 @@ def answers(
             model.base.cfg,
             [prompts[row] for row in used],
             max_new_tokens=max_new_tokens,
-            stop=stop,
+            stop=ids,
             sampling=sampling,
             first_request=start,
+            ended=ended if stop else None,
         )
         return continued[: len(rows)]
 
-    return (
-        model.base.tokenizer.decode(tokens, skip_special_tokens=True)
-        for start in range(0, len(prompts), batch_size)
-        for tokens in batch(start)
-    )
+    def answer(tokens: list[int]) -> str:
+        whole = text(tokens)
+        before = stopping.cut(whole, stop)
+        return whole if before is None else before
+
+    starts = range(0, len(prompts), batch_size)
+    return (answer(tokens) for start in starts for tokens in batch(start))
 
 
 def stream(
@@ -93,6 +104,7 @@ def stream(
     *,
     max_new_tokens: int,
     sampling: Sampling,
+    stop: Sequence[str] = (),
 ) -> Iterator[Iterator[str]]:
     """The same as `answers`, one after another, each in pieces as its tokens arrive.
 
@@ -103,6 +115,7 @@ def stream(
         questions: the requests.
         max_new_tokens: the most tokens of an answer.
         sampling: how tokens are drawn.
+        stop: texts that end an answer, which is cut before the first of them.
 
     Returns:
         The pieces of each answer.
@@ -119,15 +132,18 @@ def stream(
         name = questions[number].adapter
         if name not in sequences:
             sequences.clear()  # one cache at a time
-            sequences[name] = continuation(model, sampling, name)
+            sequences[name] = continuation(model, sampling, name, stop)
         tokens = sequences[name].answer(prompts[number], max_new_tokens, number)
-        return in_pieces(model, tokens)
+        return in_pieces(model, tokens, stop)
 
     return map(pieces, range(len(questions)))
 
 
 def continuation(
-    model: Trained, sampling: Sampling, adapter: str | None = None
+    model: Trained,
+    sampling: Sampling,
+    adapter: str | None = None,
+    stop: Sequence[str] = (),
 ) -> Continuation:
     """A sequence that the model continues, with one of its adapters.
 
@@ -135,21 +151,40 @@ def continuation(
         model: what answers.
         sampling: how tokens are drawn.
         adapter: one of the model's names; None: the base, where there are names.
+        stop: texts of which those that are tokens of their own end an answer.
     """
     params = model.params
     if model.names:
         params = adapters.choose(params, [adapter or adapters.BASE])
-    stop = hf.stop_ids(model.base.directory, model.base.tokenizer)
-    return Continuation(params, model.base.cfg, stop, sampling)
+    ids = stop_ids(model, stop)
+    return Continuation(params, model.base.cfg, ids, sampling)
 
 
-def in_pieces(model: Trained, tokens: Iterator[int]) -> Iterator[str]:
+def stop_ids(model: Trained, stop: Sequence[str]) -> list[int]:
+    """The tokens that end an answer: the model's own, and stop texts that are tokens.
+
+    Args:
+        model: what answers.
+        stop: texts that end an answer.
+    """
+    own = hf.stop_ids(model.base.directory, model.base.tokenizer)
+    return sorted({*own, *stopping.token_ids(model.base.tokenizer, stop)})
+
+
+def in_pieces(
+    model: Trained, tokens: Iterator[int], stop: Sequence[str] = ()
+) -> Iterator[str]:
     """The text of tokens while they arrive, see `TextStream`.
 
     Args:
         model: whose tokenizer decodes them.
         tokens: ids, one at a time.
+        stop: texts that end it, before the first of which it is cut.
     """
+    return stopping.until(_decoded(model, tokens), stop)
+
+
+def _decoded(model: Trained, tokens: Iterator[int]) -> Iterator[str]:
     text = TextStream(model.base.tokenizer)
     for token in tokens:
         if piece := text.push(token):

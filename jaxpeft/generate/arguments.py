@@ -62,6 +62,14 @@ def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
         metavar="N",
         help=f"default: {max_new_tokens}",
     )
+    parser.add_argument(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="ends an answer, which is cut before it; give it several times for "
+        "several, of which the first counts",
+    )
     for name, (kind, metavar, text) in DRAWING.items():
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=kind, metavar=metavar, help=text)
@@ -100,6 +108,8 @@ def check(args: argparse.Namespace) -> None:
         complaints.append(
             f"max-new-tokens: found {args.max_new_tokens}; it must be 1 or more"
         )
+    if "" in args.stop:
+        complaints.append("--stop: found an empty text; give at least one character")
     if complaints:
         raise InputError(*complaints)
 

@@ -7,7 +7,7 @@ Phi-3: row by row, so that each answer is that of its prompt alone.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,8 @@ from jaxpeft.models.cache import Cache, decode
 from jaxpeft.models.past import virtual_count
 from jaxpeft.models.sampling import Warpers
 
+PART = 16  # tokens between two looks at whether a text has ended
+
 
 def answers(
     params: Mapping[str, Any],
@@ -31,6 +33,7 @@ def answers(
     *,
     cfg: ModelConfig,
     steps: int,
+    ended: Callable[[list[int]], bool] | None = None,
 ) -> np.ndarray:
     """The tokens that continue the prompts of a batch.
 
@@ -42,6 +45,7 @@ def answers(
         warpers: how tokens are drawn.
         cfg: the model's hyperparameters.
         steps: how many tokens.
+        ended: whether the tokens of an answer so far end it; asked every `PART` tokens.
 
     Returns:
         (batch, steps) int32, -1 from a row's stop token on.
@@ -49,12 +53,13 @@ def answers(
     count = virtual_count(params["model"])
     lengths = [len(prompt) + count for prompt in prompts]
     crossed = crossings(cfg, lengths, steps)
-    if not crossed:
+    if not crossed and ended is None:
         _, found = advance(params, state, stop, warpers, cfg=cfg, steps=steps)
         return tree.to_host(found)
     found = np.full((len(prompts), steps), -1, np.int32)
     at = 0
-    for until in [*crossed, steps]:
+    looks = () if ended is None else range(PART, steps, PART)
+    for until in sorted({*crossed, *looks, steps}):
         more = np.int32(until - at)
         state, new = advance(params, state, stop, warpers, more, cfg=cfg, steps=steps)
         found[:, at:until] = tree.to_host(new)[:, :more]
@@ -63,6 +68,11 @@ def answers(
             if found[row, at - 1] >= 0:  # else it has ended
                 sequence = [*prompts[row], *found[row, :at].tolist()]
                 state = _read_anew(params, state, row, sequence, cfg)
+        if ended is not None:
+            done = [ended([t for t in row if t >= 0]) for row in found[:, :at].tolist()]
+            state = dataclasses.replace(state, done=state.done | np.array(done))
+            if tree.to_host(state.done).all():
+                break
     return found
 
 

@@ -1,6 +1,6 @@
 """A conversation with a trained model, turn by turn."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxpeft.assembly.trained import Trained
 from jaxpeft.data.formats import Conversation, Message
@@ -20,6 +20,7 @@ class Dialogue:
         system: the system message, or None.
         max_new_tokens: the most tokens of an answer.
         sampling: how tokens are drawn.
+        stop: texts that end an answer, which is cut before the first of them.
 
     Attributes:
         messages: the conversation so far.
@@ -32,9 +33,11 @@ class Dialogue:
         system: str | None,
         max_new_tokens: int,
         sampling: Sampling,
+        stop: Sequence[str] = (),
     ):
         self._model, self._max_new_tokens = model, max_new_tokens
-        self._sequence = continuation(model, sampling)
+        self._stop = stop
+        self._sequence = continuation(model, sampling, stop=stop)
         self._first: list[Message] = []
         if system:
             self._first = [{"role": "system", "content": system}]
@@ -61,7 +64,7 @@ class Dialogue:
         talk = Conversation([*self.messages, question])
         (prompt,) = encoded(self._model, [Question(talk, "the conversation")])
         tokens = self._sequence.answer(prompt, self._max_new_tokens, self._turns)
-        return self._said(question, in_pieces(self._model, tokens))
+        return self._said(question, in_pieces(self._model, tokens, self._stop))
 
     def _said(self, question: Message, pieces: Iterator[str]) -> Iterator[str]:
         answer = ""

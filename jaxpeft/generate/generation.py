@@ -1,6 +1,6 @@
 """Greedy and sampled generation with a cache of keys and values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ def generate(
     stop: Sequence[int],
     sampling: Sampling = GREEDY,
     first_request: int = 0,
+    ended: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """The tokens that continue each prompt, without the one that stopped it.
 
@@ -37,6 +38,8 @@ def generate(
         first_request: the number of the first prompt among those of several calls: what
             is drawn for a request depends on the seed and its number, not on the batch
             that it is in.
+        ended: whether the tokens of an answer so far end it; asked every few tokens, so
+            that an answer may be longer.
 
     Raises:
         InputError: as `check` does.
@@ -67,6 +70,7 @@ def generate(
         warpers,
         cfg=cfg,
         steps=max_new_tokens,
+        ended=ended,
     )
     return [[t for t in row if t >= 0] for row in answers.tolist()]
 

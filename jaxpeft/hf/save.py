@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,9 +101,13 @@ def save(
             part.values()
         return
 
+    sums: dict[str, int] = {}
+
     def values(tensor: str) -> np.ndarray:
         work.advance()
-        return parts[tensor].values()
+        array = np.asarray(parts[tensor].values(), order="C")
+        sums[tensor] = zlib.crc32(array.reshape(-1).view(np.uint8).data)
+        return array
 
     with (
         console.Work("writing the model, in tensors", len(parts)) as work,
@@ -118,7 +123,7 @@ def save(
         if len(shards) > 1:
             _write_json(partial / checkpoint_index.INDEX, _index(shards, cfg, beside))
         _write_json(partial / "config.json", _config(cfg, params, dtype, beside))
-        _verify(partial, parts)
+        _verify(partial, parts, sums)
         for old in directory.iterdir():
             if WEIGHTS.fullmatch(old.name) and not (partial / old.name).exists():
                 old.unlink()
@@ -275,11 +280,15 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _verify(directory: Path, parts: Mapping[str, Part]) -> None:
-    """Reopens what was written: every tensor must have its shape and dtype."""
+def _verify(
+    directory: Path, parts: Mapping[str, Part], sums: Mapping[str, int]
+) -> None:
+    """Reopens what was written: every tensor must have its shape, dtype and bytes."""
     written = checkpoint_index.tensors(directory)
     for name, part in parts.items():
         tensor = written[name].tensors[name]
         dtype = safetensors_file.WRITTEN[tensor.dtype]
-        if (tensor.shape, dtype) != (part.shape, part.dtype):
+        same = zlib.crc32(written[name].raw(name).data) == sums[name]
+        written[name].release(name)
+        if (tensor.shape, dtype) != (part.shape, part.dtype) or not same:
             raise RuntimeError(f"{directory}: {name} was not written as it should be")

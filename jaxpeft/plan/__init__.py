@@ -132,7 +132,7 @@ def lines(plan: "Plan", room: float | None) -> list[str]:
         + (", simulated" if plan.simulated else ""),
         f"parameters: {plan.parameters:,}, of them trainable {plan.trainable:,} "
         f"({share:.2%})",
-        "memory of a device at the fullest moment of a step:",
+        "memory of a device at the fullest moment of a step, in GiB of 2^30 bytes:",
         *(f"  {name:<16}{_gib(size):>12}" for name, size in parts.items()),
         *_undivided(plan),
         f"matrix products of a step: {plan.flops / 1e12:,.2f} TFLOP, "
@@ -147,13 +147,14 @@ def lines(plan: "Plan", room: float | None) -> list[str]:
         text.append("whether it fits: name the memory of a device, --device-memory GB")
     elif _fits(plan, room):
         text.append(
-            f"fits: {plan.total / 1e9:,.2f} GB, {plan.total / room:.0%} of the "
-            f"{room / 1e9:,.1f} GB of a device"
+            f"fits: {_gib(plan.total)}, {plan.total / room:.0%} of the "
+            f"{_gib(room)} of a device ({room / 1e9:,.4g} GB of 10^9 bytes)"
         )
     else:
         text.append(
-            f"does not fit: {plan.total / 1e9:,.2f} GB of the {room / 1e9:,.1f} GB of "
-            f"a device, of which the runtime needs {1 - HEADROOM:.0%}. What would help:"
+            f"does not fit: {_gib(plan.total)} of the {_gib(room)} of a device "
+            f"({room / 1e9:,.4g} GB of 10^9 bytes), of which the runtime needs "
+            f"{1 - HEADROOM:.0%}. What would help:"
         )
     return text
 

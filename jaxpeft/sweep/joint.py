@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft import data, optim
+from jaxpeft.assembly import updates
 from jaxpeft.assembly.run import Run
 from jaxpeft.assembly.step import Metrics, TrainState
 from jaxpeft.config import RunConfig
@@ -52,6 +53,10 @@ def train(
     first = Run(configs[0], shares=True)
     runs = [first, *(Run(cfg, like=first) for cfg in configs[1:])]
     fingerprints = [run.fingerprint() for run in runs]
+
+    for run in runs:
+        if line := updates.rate_warning(run.cfg, run.updates.rate, run.steps):
+            tell(f"{run.output.name}: {line}")
 
     def begin(done: int) -> None:
         for run, fingerprint in zip(runs, fingerprints, strict=True):

@@ -59,6 +59,24 @@ def test_concatenated_ranks_are_the_exact_sum(adapted):
     np.testing.assert_array_equal(down.scale, [0, 1])  # nobody adapts layer 0
 
 
+def test_rslora_first_is_the_exact_sum_too(llama):
+    """PEFT marks its sum as rsLoRA then, and is off by the root of the rank."""
+    adapted, expected = [], {}
+    for seed, (r, alpha) in enumerate([(4, 6), (9, 5)]):
+        rules = {"r": r, "lora_alpha": alpha, "use_rslora": True}
+        rules |= {"target_modules": ["q_proj"], "init_lora_weights": False}
+        adapted.append(adapters.inject(llama.params, rules, jax.random.key(seed)))
+        for name, node in kernel.nodes(adapted[-1]).items():
+            a, b = np.asarray(node.a, np.float64), np.asarray(node.b, np.float64)
+            update = WEIGHTS[seed] * alpha / np.sqrt(r) * (a @ b)
+            expected[name] = expected.get(name, 0) + update
+    for method in ("cat", "svd"):
+        r = None if method == "cat" else 13  # as many as they have together
+        found = adapters.combine(adapted, WEIGHTS[:2], method=method, r=r)
+        for name, update in updates(found).items():
+            np.testing.assert_allclose(update, expected[name], atol=1e-6)
+
+
 @pytest.mark.parametrize("r", [1, 2, 4, 40])
 def test_the_svd_is_the_nearest_of_its_rank(r, adapted):
     found = updates(adapters.combine(adapted, WEIGHTS, method="svd", r=r))

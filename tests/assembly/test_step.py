@@ -118,6 +118,18 @@ def test_accumulation_gives_the_same_step(count, step, parts, unpacked, whole):
         np.testing.assert_allclose(metrics[name], whole[1][name], rtol=1e-5)
 
 
+def test_a_part_without_targets_weighs_nothing(step, parts, unpacked):
+    """The third of four parts has none, and the others unlike numbers of them."""
+    supervised = unpacked["supervised"].copy()
+    supervised[4:6] = False
+    batch = {**unpacked, "supervised": supervised}
+    found, metrics = gradient(step, parts, accumulated(batch, 4))
+    expected, whole = gradient(step, parts, accumulated(batch, 1))
+    agree("a part without targets", found, expected)
+    assert metrics["weight"] == whole["weight"] == supervised.sum() > 0
+    np.testing.assert_allclose(metrics["loss"], whole["loss"], rtol=1e-5)
+
+
 def test_packing_gives_the_same_loss_and_gradient(step, parts, examples, whole):
     packed = rows(examples, [0, 7], [5, 1, 6], [2], [3, 4], length=21)
     assert packed["segments"].max() == 3

@@ -56,6 +56,16 @@ def test_every_turn_answers_the_whole_conversation(model, dialogue):
     assert "".join(dialogue.say("Hello")) == answered(model, [messages[0], first])
 
 
+def test_an_answer_that_a_stop_text_cuts_goes_into_the_conversation_so(model):
+    whole = answered(model, [{"role": "user", "content": "Hello"}])
+    stop = whole[len(whole) // 2 :][:3]
+    settings = {"system": None, "max_new_tokens": 12, "sampling": Sampling()}
+    dialogue = Dialogue(model, stop=[stop], **settings)
+    answer = "".join(dialogue.say("Hello"))
+    assert answer == whole.split(stop)[0]
+    assert dialogue.messages[-1] == {"role": "assistant", "content": answer}
+
+
 def test_an_answer_that_is_left_stays_as_far_as_it_went(model, dialogue):
     pieces = dialogue.say("Hello")
     begun = "".join(itertools.islice(pieces, 2))

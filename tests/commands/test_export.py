@@ -10,7 +10,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jaxpeft import hf, kernel, models
+from jaxpeft import adapters, hf, kernel, models, tree
 from jaxpeft.assembly import configuration
 
 TOKENS = np.random.default_rng(0).integers(5, 4096, (2, 17))
@@ -113,6 +113,41 @@ def test_what_a_merge_changed_is_what_torch_sees(finished, tiny, command, tmp_pa
     assert told["on average"] == pytest.approx(change.mean(), rel=0.06)
     assert told["they reach"] == pytest.approx(np.abs(before).max(), rel=0.01)
     assert not kernel.nodes(hf.load(out, models.config(out)))
+
+
+def doubled(write):
+    """`write` for params whose adapters do twice what they should."""
+
+    def wrong(params, *args, **settings):
+        nodes = {
+            name: node.replace(b=2 * node.b)
+            for name, node in kernel.nodes(params).items()
+        }
+        return write(tree.replace(params, nodes), *args, **settings)
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "name"),
+    [
+        ("merged", adapters, "merge"),
+        ("peft", hf, "save_adapter"),
+        ("vllm", hf, "save_for_vllm"),
+    ],
+)
+def test_what_computes_something_else_is_an_error_and_not_kept(
+    kind, place, name, finished, command, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(place, name, doubled(getattr(place, name)))
+    arguments = ["--run", str(finished), "--to", kind, "--out"]
+    done = command("export", *arguments, str(tmp_path / "new"))
+    assert done.code == 3 and "verified" not in done.out
+    assert "computes other logits than what was trained" in done.err
+    (tmp_path / "empty").mkdir()
+    if kind == "merged":
+        assert command("export", *arguments, str(tmp_path / "empty")).code == 3
+    assert [p.name for p in tmp_path.rglob("*")] == ["empty"]
 
 
 def test_adapters_are_combined(finished, tiny, ours, command, tmp_path):

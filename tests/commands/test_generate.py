@@ -97,6 +97,22 @@ def test_streamed_answers_are_the_same(finished, command):
         assert streamed.out == command("generate", *shared, *more).out
 
 
+def test_an_answer_ends_before_a_stop_text(finished, tiny, command):
+    """One that spans two tokens, streamed or not."""
+    asked = ["--run", str(finished), "--prompt", PROMPTS[0], "--max-new-tokens", "24"]
+    whole = command("generate", *asked).out.removesuffix("\n")
+    middle = len(whole) // 2
+    stop = whole[middle : middle + 6]
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    assert len(tokenizer.tokenize(stop)) > 1
+    expected = whole.split(stop)[0] + "\n"
+    stops = ["--stop", "never said", "--stop", stop]
+    assert command("generate", *asked, *stops).out == expected
+    assert command("generate", *asked, *stops, "--stream").out == expected
+    done = command("generate", *asked, "--stop", "")
+    assert done.code == 2 and "--stop: found an empty text" in done.err
+
+
 def test_requests_of_a_file_are_written_again_with_their_answers(
     finished, command, written, reference, tmp_path
 ):

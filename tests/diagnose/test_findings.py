@@ -182,3 +182,17 @@ def test_a_watch_notes_each_kind_once_and_one_at_a_time(tmp_path):
 
 # It overfits first, and swings later.
 OVERTURNED = np.where(STEPS < 750, FALLING, SWINGING)
+
+
+def test_a_rate_of_zero_is_told_with_one_that_works():
+    still = run(FALLING[0] * (1 + NOISE), rates=np.zeros(len(STEPS)))
+    (found,) = findings.diagnose(still, Settings(learning_rate=0.0))
+    assert found.kind == "no rate" and "all 100 logged steps" in found.evidence
+    assert found.remedy.startswith("set optimizer.learning_rate to 2e-04")
+    # A single step that only warms up.
+    (found,) = findings.diagnose(still[:1], Settings(learning_rate=1e-3))
+    assert found.remedy.startswith("set schedule.warmup_steps to 0")
+    assert not findings.diagnose(still[:1], Settings(learning_rate=1e-3), ended=False)
+    lost = [{**line, "loss": None} for line in still]
+    (found,) = findings.diagnose(lost, Settings(learning_rate=0.0))
+    assert found.remedy == "use model.dtype float32"

@@ -8,6 +8,7 @@ import transformers
 
 from jaxpeft import hf, models
 from jaxpeft.errors import InputError
+from jaxpeft.generate import crossing
 from jaxpeft.generate.generation import generate
 from jaxpeft.generate.steps import advance
 from jaxpeft.models.sampling import Sampling
@@ -65,6 +66,23 @@ def test_an_answer_ends_before_its_stop_token(llama, greedy):
     assert answers(llama, PROMPTS, stop=[stop]) == expected
     there = continued(llama.torch, PROMPTS[0], eos_token_id=stop)
     assert there == [*expected[0], stop]
+
+
+def test_an_answer_ends_where_its_tokens_are_said_to_end_it(llama, monkeypatch):
+    """Asked after every few tokens; the others go on as if nothing were."""
+    monkeypatch.setattr(crossing, "PART", 3)
+    new = 8  # two parts and a shorter one
+    alone = answers(llama, PROMPTS, max_new_tokens=new)
+
+    def ended(tokens):
+        return tokens[:4] == alone[1][:4]
+
+    settings = {"max_new_tokens": new, "stop": (), "ended": ended}
+    found = generate(llama.params, llama.cfg, PROMPTS, **settings)
+    assert found == [alone[0], alone[1][:6], alone[2]]
+    settings["ended"] = lambda tokens: True
+    found = generate(llama.params, llama.cfg, PROMPTS, **settings)
+    assert found == [answer[:3] for answer in alone]
 
 
 def test_any_of_several_stop_tokens_ends_it(llama, greedy):

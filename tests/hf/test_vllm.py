@@ -95,6 +95,25 @@ def test_what_vllm_computes_is_the_update(params, cfg, tmp_path):
     assert 2 * seen == len(tensors)
 
 
+@pytest.mark.parametrize("rank, alpha", [(3, 8), (8, 0.3), (6, 12), (7, 1e-3)])
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_alpha_is_written_as_short_as_it_can_be(
+    rank, alpha, use_rslora, params, cfg, tmp_path
+):
+    """The scale is float32, and alpha as a quotient of it has digits of no meaning."""
+    settings = {"r": rank, "lora_alpha": alpha, "use_rslora": use_rslora}
+    adapted = inject(params, target_modules=["q_proj"], **settings)
+    hf.save_for_vllm(adapted, tmp_path, cfg)
+    found = read_config(tmp_path)["lora_alpha"]
+    (node,) = kernel.nodes(adapted).values()
+    assert np.float32(found / rank) == np.asarray(node.scale)[0]
+    if use_rslora:
+        # float32 is told by nine digits.
+        assert len(repr(found).replace(".", "").lstrip("0")) <= 9
+    else:
+        assert repr(found) == repr(alpha)
+
+
 def test_one_rank_and_scale_stay_bit_for_bit(params):
     adapted = inject(params, target_modules=["q_proj", "k_proj"])
     same = kernel.nodes(uniform(adapted))

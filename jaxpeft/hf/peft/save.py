@@ -190,7 +190,7 @@ def _plain(node: Any) -> Any:
 
 
 def alpha_of(scale: float, rank: int, node: Any, rslora: bool) -> float:
-    """The lora_alpha that gives `scale`: the node's own wherever it does.
+    """The lora_alpha that gives `scale`: the node's own, else the shortest that does.
 
     Args:
         scale: The factor before `a @ b`.
@@ -202,11 +202,12 @@ def alpha_of(scale: float, rank: int, node: Any, rslora: bool) -> float:
         The alpha, an int where it is whole.
     """
     divisor = math.sqrt(rank) if rslora else rank
-    if np.float32(node.lora_alpha / divisor) == np.float32(scale):
-        alpha = node.lora_alpha
-    else:
-        alpha = scale * divisor
-    return int(alpha) if float(alpha).is_integer() else alpha
+    # The scale is float32: of the numbers that give it, the one with the fewest digits.
+    short = (float(f"{scale * divisor:.{digits}g}") for digits in range(1, 18))
+    for alpha in (node.lora_alpha, *short):
+        if np.float32(alpha / divisor) == np.float32(scale):
+            return int(alpha) if float(alpha).is_integer() else alpha
+    return scale * divisor
 
 
 def lora_config(

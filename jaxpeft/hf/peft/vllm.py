@@ -120,6 +120,6 @@ def _as_others(node: LoRA, rank: int, scale: float) -> LoRA:
         b=jnp.pad(node.b * factor, [*lead, (0, short), (0, 0)]),
         scale=jnp.where(node.scale == 0, 0.0, jnp.float32(scale)),
         ranks=None,
-        lora_alpha=scale * rank,
+        lora_alpha=0.0,  # not its own: saving finds the one that gives the scale
         use_rslora=False,
     )
