@@ -119,11 +119,11 @@ def _often(summary: Summary) -> list[str]:
         return []
     draws = summary.examples / len(summary.sources)
     return [
-        f"data.train: all sources have the same weight, so that each of the "
-        f"{fewest.examples:,} examples of {fewest.path} is shown about "
-        f"{draws / fewest.examples:.3g} times an epoch, and each of the "
-        f"{most.examples:,} of {most.path} {draws / most.examples:.2g} times; to show "
-        "all equally often, give each source its number of examples as its weight"
+        f"data.train: all sources have the same weight, so that an example of "
+        f"{fewest.path}, which has {fewest.examples:,}, is shown about "
+        f"{draws / fewest.examples:.3g} times an epoch, and one of "
+        f"{most.path}, which has {most.examples:,}, {draws / most.examples:.2g} times; "
+        "to show all equally often, give each source its number of examples as weight"
     ]
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-# The length of what never ends; grain wants one.
-ENDLESS = 2**62
+# The length of what never ends; grain wants one, and adds up those of all sources,
+# whose sum has to stay below 2^63.
+ENDLESS = 2**48
 
 
 class EpochOrder:

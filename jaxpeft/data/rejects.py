@@ -65,8 +65,9 @@ class Rejects:
         """
         if not self.count:
             return []
-        rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
+        is_one = self.count == 1
+        rows = "1 row is" if is_one else f"{self.count:,} rows are"
         return [
-            f"{self.path}: {rows} cannot be used and are left out (data.on_error: "
-            f"skip), {examples:,} examples remain; the first: {self.problems[0]}"
+            f"{self.path}: {rows} left out that cannot be used (data.on_error: skip), "
+            f"{examples:,} examples remain; the first: {self.problems[0]}"
         ]

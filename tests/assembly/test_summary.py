@@ -17,10 +17,10 @@ def summary(*sources):
 def test_equal_weights_of_unlike_sources_are_told():
     (line,) = data_warnings("training", summary((1000, 1.0), (10, 1.0)))
     # 1,010 draws an epoch, half of them from each: 505 of 10, and of 1,000
-    assert "each of the 10 examples of 10.json is shown about 50.5 times" in line
-    assert "each of the 1,000 of 1000.json 0.51 times" in line
+    assert "an example of 10.json, which has 10, is shown about 50.5 times" in line
+    assert "one of 1000.json, which has 1,000, 0.51 times" in line
     (line,) = data_warnings("training", summary((600, 2.0), (600, 2.0), (30, 2.0)))
-    assert "of 30.json is shown about 13.7 times an epoch" in line
+    assert "of 30.json, which has 30, is shown about 13.7 times an epoch" in line
 
 
 def test_weights_by_size_and_like_sources_are_no_surprise():

@@ -172,6 +172,14 @@ def test_sources_are_mixed_by_weight(settings):
     assert sorted(second[:20]) == list(range(50, 70))
 
 
+def test_many_sources_are_mixed_one_example_at_a_time():
+    sources = [make_examples(2, first=2 * n) for n in range(40)]
+    data = gather([(str(n), 1.0, source) for n, source in enumerate(sources)])
+    batches = Batches(data, batch_size=1, seed=3, max_length=64)
+    first = next(batches.iterate(5))
+    assert equal(first, batches[5])
+
+
 def test_one_example_is_enough():
     assert drawn(batches_of(make_examples(1)), range(2)) == [0] * 8
     assert drawn(batches_of(make_examples(1), packing=True), range(2)) == [0] * 8

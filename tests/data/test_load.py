@@ -178,7 +178,7 @@ def test_rows_that_cannot_be_used_end_the_reading_or_are_left_out(
     summary = batches.summary()
     assert (summary.examples, summary.supervised) == (2, 4)
     (remark,) = summary.sources[0].remarks
-    assert "3 rows cannot be used and are left out" in remark
+    assert "3 rows are left out that cannot be used" in remark
     assert "2 examples remain; the first: " in remark and "jsonl:1 (row 1)" in remark
 
 
