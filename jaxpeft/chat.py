@@ -16,6 +16,7 @@ COMMANDS = {"/reset": "begin anew", "/exit": "end (or end of file)"}
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
     args = parse(argv)
+    cli.begin("loading the model", aside=True)
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import trained

@@ -165,6 +165,16 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     )
 
 
+def begin(text: str, aside: bool = False) -> None:
+    """Says what a command sets out to do, before it imports what takes seconds.
+
+    Args:
+        text: what it is.
+        aside: whether standard output is the results' alone.
+    """
+    (console.aside if aside else console.say)(f"jaxpeft {__version__}: {text}")
+
+
 def config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds `--config FILE` and the positional `overrides` to a command's parser.
 

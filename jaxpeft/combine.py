@@ -12,6 +12,7 @@ from jaxpeft.errors import InputError
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
     args = parse(argv)
+    cli.begin(f"combining {len(args.adapter)} adapters of {args.model}")
 
     # Imported here, so that --help answers at once.
     from jaxpeft.export import forms

@@ -38,6 +38,13 @@ def write(text: str) -> None:
         sys.stdout.flush()
 
 
+def aside(text: str) -> None:
+    """Writes a line to standard error where a person sees it, and nowhere else."""
+    if not _process and sys.stderr.isatty():
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
 def warn(text: str) -> None:
     """Writes a line to standard error that the run survives but one should read."""
     _complain("warning", text)

@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(list(argv))
     if bool(args.run) == bool(args.config):
         raise InputError("give one of --run DIR and --config FILE")
+    cli.begin(f"evaluating {args.run or args.config}", aside=True)
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import configuration, trained

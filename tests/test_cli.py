@@ -90,6 +90,22 @@ def test_a_command_s_help_says_where_its_keys_and_examples_are(name, capsys):
     assert cli.path("~/x") == str(Path.home() / "x")
 
 
+def test_a_command_says_what_it_does_before_it_imports_what_takes_long():
+    code = (
+        "import sys, jaxpeft.train\n"
+        "class Seen(Exception): pass\n"
+        "def write(text): raise Seen(text)\n"
+        "sys.stdout.write = write\n"
+        "try: jaxpeft.train.main(['--config', 'a.yaml'])\n"
+        "except Seen as line:\n"
+        "    assert str(line).endswith(': training as a.yaml says\\n'), line\n"
+        "    assert not {'jax', 'flax', 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "else: raise AssertionError('nothing was said')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_version_is_told(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("jaxpeft ")

@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxpeft import console
+from jaxpeft.devices import termination
 from jaxpeft.devices.launch import Rank
 from jaxpeft.errors import EXIT_INPUT, InputError
 
@@ -94,6 +95,7 @@ def join(
         deadline.cancel()
     if jax.process_count() > 1:
         console.speak_as(jax.process_index())
+        termination.join(cast(termination.Peers, sys.modules[__name__]))
     return jax.process_count() > 1
 
 

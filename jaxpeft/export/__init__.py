@@ -18,6 +18,7 @@ def main(argv: Sequence[str]) -> int:
             in that form or there.
     """
     args = parse(argv)
+    cli.begin(f"exporting {args.run or args.model} to {args.out}")
 
     # Imported here, so that --help answers at once.
     from jaxpeft.export import forms

@@ -18,6 +18,7 @@ NAMED = re.compile(r"([\w.-]+)=(.+)")
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
     args = parse(argv)
+    cli.begin("loading the model", aside=True)
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import trained

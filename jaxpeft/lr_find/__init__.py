@@ -32,6 +32,8 @@ def main(argv: Sequence[str]) -> int:
     cli.process_arguments(parser)
     args = parser.parse_intermixed_args(list(argv))
     rank = cli.place(args)
+    if rank is None or rank.index == 0:
+        cli.begin(f"a range test of the learning rate, as {args.config} says")
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import configuration

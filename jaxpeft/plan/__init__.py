@@ -26,6 +26,7 @@ FAST_COMPILES = (
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
     args = parse(argv)
+    cli.begin("planning, from shapes alone", aside=True)
     memory = args.device_memory
 
     # Imported here, so that --help answers at once.

@@ -15,6 +15,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
     args = _parser().parse_intermixed_args(list(argv))
     _check(args)
+    cli.begin(f"a sweep over {args.config}")
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import configuration

@@ -24,17 +24,18 @@ def main(argv: Sequence[str]) -> int:
     cli.process_arguments(parser)
     args = parser.parse_intermixed_args(list(argv))
     rank = cli.place(args)
+    if rank is None or rank.index == 0:
+        cli.begin(f"training as {args.config} says")
 
     # Imported here, so that --help answers at once.
     from jaxpeft.assembly import configuration
-    from jaxpeft.devices import cluster, determinism, programs, termination
+    from jaxpeft.devices import cluster, determinism, programs
     from jaxpeft.train import course
 
     cfg = configuration.open_config(args.config, args.overrides)
     if cfg.deterministic:
         determinism.require()  # before the devices are looked for
-    if cluster.join(rank, **cfg.cluster.model_dump()):
-        termination.join(cluster)
+    cluster.join(rank, **cfg.cluster.model_dump())
     programs.keep()
     course.train(cfg, resume=args.resume)
     return 0
