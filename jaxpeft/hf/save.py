@@ -289,6 +289,6 @@ def _verify(
         tensor = written[name].tensors[name]
         dtype = safetensors_file.WRITTEN[tensor.dtype]
         same = zlib.crc32(written[name].raw(name).data) == sums[name]
-        written[name].release(name)
+        written[name].release(tensor)
         if (tensor.shape, dtype) != (part.shape, part.dtype) or not same:
             raise RuntimeError(f"{directory}: {name} was not written as it should be")
