@@ -22,15 +22,19 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported here, so that --help answers at once.
     from jaxpeft.export import forms
+    from jaxpeft.export.resized import resized
 
-    remark = forms.export(
-        args.to,
-        args.out,
-        args.dtype,
-        run=args.run,
-        model=args.model,
-        adapter=args.adapter,
-    )
+    if args.tokenizer:
+        remark = resized(args.model, args.tokenizer, args.out, args.dtype)
+    else:
+        remark = forms.export(
+            args.to,
+            args.out,
+            args.dtype,
+            run=args.run,
+            model=args.model,
+            adapter=args.adapter,
+        )
     if remark is not None:
         console.say(remark)
     console.say(f"wrote and verified {args.out}")
@@ -45,7 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     Raises:
         InputError: there is not exactly one of `--run` and `--model`, or `--adapter`
-            stands without `--model`.
+            stands without `--model`, or `--tokenizer` beside what it does not go with.
     """
     parser = cli.parser(
         "export",
@@ -60,6 +64,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--model", metavar="PATH", help="a model's folder or hub id")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter for --model")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="a tokenizer with tokens added to that of --model: with --to merged the "
+        "model is written with it, and with a row in its embedding for each of them",
+    )
     parser.add_argument(
         "--to",
         required=True,
@@ -88,6 +98,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         problems.append("give one of --run DIR and --model PATH")
     if args.adapter and not args.model:
         problems.append("--adapter belongs to --model; a run has its own")
+    if args.tokenizer and (not args.model or args.adapter or args.to != "merged"):
+        problems.append(
+            "--tokenizer goes with --model and --to merged alone: resize the model "
+            "first, then train over what was written"
+        )
     if problems:
         raise InputError(*problems)
     return args

@@ -65,7 +65,7 @@ def export(
     """
     target = new_folder(out)
     if model is not None:
-        loaded = trained.load(None, model, adapter, _stored(model))
+        loaded = trained.load(None, model, adapter, stored_dtype(model))
     else:
         loaded = trained.load(run, None, None, None)
     was_there = target.exists()
@@ -214,8 +214,12 @@ def _require_adapter(found: Trained, kind: str) -> None:
         )
 
 
-def _stored(model: str) -> str:
-    """The dtype that a model's config.json names; float32 where it names none."""
+def stored_dtype(model: str) -> str:
+    """The dtype that a model's config.json names; float32 where it names none.
+
+    Args:
+        model: the model's folder or hub id.
+    """
     content = models.config(hf.resolve(model)).hf
     named = str(content.get("dtype") or content.get("torch_dtype") or "float32")
     return named if named in DTYPES else "float32"
@@ -251,7 +255,7 @@ def combine(
             the adapters.
     """
     target = new_folder(out)
-    bare = trained.load(None, model, None, _stored(model))
+    bare = trained.load(None, model, None, stored_dtype(model))
     adapted = [
         hf.load_adapter(bare.params, hf.resolve(path), bare.base.cfg)
         for path, _ in weighted

@@ -14,6 +14,7 @@ from jaxpeft.hf.tokenizer import (
     TOKENIZER_FILES,
     check_vocab,
     load_tokenizer,
+    vocabulary_size,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "save_adapter",
     "save_for_vllm",
     "stop_ids",
+    "vocabulary_size",
 ]

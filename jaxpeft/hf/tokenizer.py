@@ -82,15 +82,25 @@ def check_vocab(tokenizer: Any, cfg: ModelConfig) -> None:
     Raises:
         InputError: Where the tokenizer has tokens that the embedding lacks.
     """
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    needed = max(len(tokenizer), largest + 1)
+    needed = vocabulary_size(tokenizer)
     if needed > cfg.vocab_size:
         raise InputError(
             f"model.path: the tokenizer has {needed} tokens, the model's embedding "
-            f"only {cfg.vocab_size} (config.json: vocab_size); use the tokenizer that "
-            "belongs to the model, without tokens added to it, or give the model rows "
-            f"for them: model.resize_token_embeddings({needed}) in transformers"
+            f"only {cfg.vocab_size} rows (config.json: vocab_size); use the tokenizer "
+            "that belongs to the model, or give tokens that were added to it rows: "
+            "jaxpeft export --to merged --model MODEL --tokenizer TOKENIZER --out NEW, "
+            "and NEW as model.path"
         )
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """How many rows a tokenizer needs: one more than the largest of its tokens' ids.
+
+    Args:
+        tokenizer: The tokenizer, of transformers.
+    """
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    return max(len(tokenizer), largest + 1)
 
 
 def _class(directory: Path) -> Any:

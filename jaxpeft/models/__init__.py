@@ -38,6 +38,7 @@ from jaxpeft.models import (
 from jaxpeft.models.cache import Cache, init_cache, start_cache
 from jaxpeft.models.head import Logits, head
 from jaxpeft.models.layer import norm
+from jaxpeft.models.resize import resize_embeddings
 from jaxpeft.models.spec import Experts, ModelConfig, ParamSpec, Rope
 from jaxpeft.models.transformer import (
     embed,
@@ -109,6 +110,7 @@ __all__ = [
     "norm",
     "param_specs",
     "random",
+    "resize_embeddings",
     "shapes",
     "specs_with_head",
     "start_cache",

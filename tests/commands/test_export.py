@@ -205,3 +205,23 @@ def test_a_folder_that_holds_something_is_left_alone(finished, command, tmp_path
     assert done.code == 2
     assert f"'{tmp_path}' exists and is not empty; name a new folder" in done.err
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_model_gets_rows_for_the_tokens_of_a_tokenizer(tiny, command, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    size = models.config(tiny).vocab_size
+    names = [f"<new{i}>" for i in range(size - len(tokenizer) + 3)]
+    tokenizer.add_tokens(names)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    out = tmp_path / "larger"
+    arguments = ("export", "--to", "merged", "--model", str(tiny), "--out", str(out))
+    done = command(*arguments, "--tokenizer", str(tmp_path / "tokenizer"))
+    assert done.code == 0 and f"{size + 3} rows, 3 of them new" in done.out
+    written = AutoTokenizer.from_pretrained(out)
+    assert written.convert_tokens_to_ids(names[-1]) == size + 2
+    # Tokens that it had are answered as before, the new ones beside them.
+    np.testing.assert_allclose(
+        logits(bare(out))[..., :size], logits(bare(tiny)), atol=1e-5
+    )
+    again = command(*arguments[:-1], str(tmp_path / "no"), "--tokenizer", str(tiny))
+    assert again.code == 2 and "it needs no more" in again.err
