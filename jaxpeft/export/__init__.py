@@ -67,6 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer",
         metavar="DIR",
+        type=cli.path,
         help="a tokenizer with tokens added to that of --model: with --to merged the "
         "model is written with it, and with a row in its embedding for each of them",
     )

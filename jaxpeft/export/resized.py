@@ -40,7 +40,7 @@ def resized(model: str, tokenizer: str, out: str, dtype: str | None = None) -> s
         )
     params = hf.load(directory, cfg, dtype=dtype or stored_dtype(model))
     params, larger = models.resize_embeddings(params, cfg, rows, jax.random.key(0))
-    hf.save(params, target, larger)
+    hf.save(params, target, larger, base=directory)
     for name in hf.TOKENIZER_FILES:
         _copy(source, target, name)
     _copy(directory, target, "generation_config.json")

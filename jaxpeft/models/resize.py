@@ -1,6 +1,5 @@
 """More rows for an embedding and its head, for tokens added to a tokenizer."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,10 +55,7 @@ def resize_embeddings(
         drawn = _drawn(table, rows - len(table), jax.random.fold_in(key, number))
         whole = jnp.concatenate([table, drawn.astype(table.dtype)])
         changes[name] = jnp.moveaxis(whole, 0, axis)
-    hf = {**cfg.hf, "vocab_size": rows} if cfg.hf else cfg.hf
-    return tree.replace(params, changes), dataclasses.replace(
-        cfg, vocab_size=rows, hf=hf
-    )
+    return tree.replace(params, changes), cfg.with_rows(rows)
 
 
 def _drawn(table: Array, count: int, key: Array) -> Array:

@@ -212,12 +212,10 @@ class ModelConfig:
         return self._restated("vocab_size", rows)
 
     def _restated(self, key: str, value: Any) -> "ModelConfig":
-        hf = dict(self.hf)
-        if isinstance(text := hf.get("text_config"), Mapping):  # a model that sees, too
+        hf, text = dict(self.hf), self.hf.get("text_config")
+        if isinstance(text, Mapping):  # a model that sees, too
             hf["text_config"] = {**text, key: value}
-        elif hf:
-            hf[key] = value
-        if key in hf or (hf and key == "tie_word_embeddings"):
+        if hf and (not isinstance(text, Mapping) or key in hf or value is False):
             hf[key] = value
         return replace(self, **{key: value}, hf=hf)
 
