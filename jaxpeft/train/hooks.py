@@ -26,6 +26,7 @@ from jaxpeft.train.standing import (
     active,
     positions,
 )
+from jaxpeft.train.utilisation import mfu_per_speed
 from jaxpeft.train.watchdog import Watchdog
 
 SAVE_GRACE = 600.0  # seconds that a compilation or a save may take before it is a hang
@@ -59,6 +60,7 @@ class Log:
         self._every, self._last = every, last
         self._earlier, self._start = seconds, time.monotonic()
         self._window = [0] * len(standings)
+        self._mfu = [mfu_per_speed(one.run) for one in standings]
         self._told = False  # that a step had nothing to learn
         self.restart()
 
@@ -112,6 +114,7 @@ class Log:
         self, number: int, step: int, values: dict[str, Any], elapsed: float
     ) -> dict[str, float]:
         standing = self._standings[number]
+        speed, unit = self._window[number] / max(elapsed, 1e-9), self._mfu[number]
         own = {name: float(np.atleast_1d(x)[number]) for name, x in values.items()}
         return {
             "step": step,
@@ -121,7 +124,8 @@ class Log:
             "update_norm": own["update_norm"],
             **{name: own[name] for name in own if name not in OF_EVERY_STEP},
             "tokens": standing.tokens,
-            "tokens_per_second": round(self._window[number] / max(elapsed, 1e-9), 1),
+            "tokens_per_second": round(speed, 1),
+            **({} if unit is None else {"mfu": round(speed * unit, 4)}),
             "epoch": round(standing.run.batches.epoch(step), 4),
         }
 

@@ -68,6 +68,8 @@ class PlainProgress:
                 f"  grad {line['grad_norm']:.2f}"
                 f"  {line['tokens_per_second']:,.0f} tok/s"
             )
+            if "mfu" in line:
+                shown += f"  MFU {line['mfu']:.0%}"
         console.say(
             f"step {step:>{len(str(self._total))}}/{self._total}  {shown}"
             f"  {self._pace.left(step)} left"

@@ -1,0 +1,44 @@
+"""How much of what its devices can compute a run uses: the MFU of its log."""
+
+from jaxpeft import tree
+from jaxpeft.assembly.run import Run
+from jaxpeft.assembly.summary import parameter_counts
+from jaxpeft.devices import peaks
+
+
+def per_token(total: int, trainable: int, embedding: int) -> int:
+    """The floating-point operations that training on a token takes, at least.
+
+    Two for each parameter forwards, two more backwards for the gradient of what goes
+    through it, and two more where it trains itself. Attention's products of tokens with
+    tokens, and what remat computes once more, are left out.
+
+    Args:
+        total: parameters of the whole model.
+        trainable: those that train.
+        embedding: parameters of a table that is looked up in and multiplies nothing.
+    """
+    multiplied = total - embedding
+    return 4 * multiplied + 2 * min(trainable, multiplied)
+
+
+def mfu_per_speed(run: Run) -> float | None:
+    """The share of the devices' peak that a speed of one token a second is.
+
+    None where their peak in bfloat16 is not known, or another one holds: weights or
+    activations in float32. Also for mixtures of experts, which use parts of themselves.
+
+    Args:
+        run: of which a step is taken.
+    """
+    kinds = {device.device_kind for device in run.mesh.devices.flat}
+    peak = peaks.bf16(kinds.pop()) if len(kinds) == 1 else None
+    cfg = run.base.cfg
+    if peak is None or run.base.dtype == "float32" or cfg.activation_dtype is not None:
+        return None
+    if cfg.experts is not None:
+        return None
+    params = tree.combine(run.trainable, run.frozen)
+    total, trainable = parameter_counts(params, run.trainable)
+    embedding = 0 if cfg.tie_word_embeddings else cfg.vocab_size * cfg.hidden_size
+    return per_token(total, trainable, embedding) / (peak * run.mesh.size)
