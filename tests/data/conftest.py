@@ -37,9 +37,19 @@ def one(item, tokenizer, **kw):
 
 def learned(item, tokenizer, **kw):
     """The supervised stretches, decoded one by one."""
-    tokens, supervised, _ = one(item, tokenizer, **kw)
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], supervised, [False]])))
-    return [tokenizer.decode(tokens[a:b]) for a, b in zip(edges[::2], edges[1::2])]
+    (found,) = learned_each([item], tokenizer, **kw)
+    return found
+
+
+def learned_each(items, tokenizer, **kw):
+    """Those of several items, which are rendered together."""
+    kw = {"max_length": 4096} | kw
+    found = []
+    for tokens, supervised, _ in render(items, ["r"] * len(items), tokenizer, **kw):
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], supervised, [False]])))
+        stretches = zip(edges[::2], edges[1::2])
+        found.append([tokenizer.decode(tokens[a:b]) for a, b in stretches])
+    return found
 
 
 @pytest.fixture(scope="session")

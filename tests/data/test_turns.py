@@ -7,7 +7,7 @@ from jaxpeft.data.formats import Conversation
 from jaxpeft.data.render import render
 from jaxpeft.errors import InputError
 
-from .conftest import learned, one, talk
+from .conftest import learned, learned_each, one, talk
 
 USER = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
 HEADER = "{{ '<|im_start|>assistant\n' }}"
@@ -57,9 +57,9 @@ ANSWERS = [
 def test_an_answer_is_learned_to_the_end_of_turn(tokenizer_with, block):
     """Whatever of a turn a block marks."""
     tokenizer = tokenizer_with(chatml(BLOCKS[block]), "<file_sep>")
-    for answer, other in zip(ANSWERS, ANSWERS[1:] + ANSWERS[:1]):
-        found = learned(talk("q", answer, "q", other), tokenizer)
-        assert found == [answer + "<|im_end|>", other + "<|im_end|>"]
+    pairs = list(zip(ANSWERS, ANSWERS[1:] + ANSWERS[:1]))
+    found = learned_each([talk("q", a, "q", b) for a, b in pairs], tokenizer)
+    assert found == [[a + "<|im_end|>", b + "<|im_end|>"] for a, b in pairs]
 
 
 def test_a_block_marks_which_turns_are_learned(tokenizer_with):
@@ -148,9 +148,8 @@ def test_an_answer_that_the_templates_own_text_holds(tokenizer_with, last):
         "<|end|>",
         "say <|end|> so",
     ]
-    for answer in answers:
-        found = learned(talk("which?", answer, "and a?", answer), tokenizer)
-        assert found == [FINAL + answer + "<|end|>", FINAL + answer + last]
+    found = learned_each([talk("which?", a, "and a?", a) for a in answers], tokenizer)
+    assert found == [[FINAL + a + "<|end|>", FINAL + a + last] for a in answers]
 
 
 QWEN3_THINKING = (
