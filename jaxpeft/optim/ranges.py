@@ -118,7 +118,9 @@ def in_range(
         if problems:
             raise InputError(*problems)
         given.update((name, _plain(value)) for name, value in given.items())
-        traced = {k: x for k, x in given.items() if isinstance(x, Tracer)}
+        traced: dict[str, Any] = {
+            k: x for k, x in given.items() if isinstance(x, Tracer)
+        }
         if not traced:
             return make(*bound.args, **bound.kwargs)
         rest = {k: x for k, x in given.items() if k not in traced}

@@ -97,7 +97,7 @@ def schedule_free_rule(
         )
         total = shared.weight_sum + weight
         c = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1.0), 0.0)
-        own_b1 = given_b1 if traced else shared.b1
+        own_b1: Any = given_b1 if traced else shared.b1
         return Scalars(own_b1, total, lr_max, factor, c)
 
     def update(
@@ -350,7 +350,7 @@ def _length(t: Array, b2: float) -> Array:
     return constant + slope * rest
 
 
-def _length_constant(e: Array) -> Array:
+def _length_constant(e: Array | float) -> Array:
     """2 / e - 1 + 2 / ln(1 - e), () float32, from its series where e is small."""
     far = jnp.where(e < 0.05, 0.5, e)
     series = e / 6 + e**2 / 12 + 19 * e**3 / 360
