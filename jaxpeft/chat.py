@@ -107,4 +107,4 @@ def _answer(dialogue: Any, text: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(main, sys.argv[1:]))
+    raise SystemExit(cli.process(main))

@@ -86,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INPUT
     if argv is None and command == "train":
         restart_with_huge_pages()
-    return run(importlib.import_module(f"jaxpeft.{command}").main, rest)
+    function = importlib.import_module(f"jaxpeft.{command}").main
+    if argv is not None:
+        return run(function, rest)
+    return process(lambda arguments: function(arguments[1:]))
 
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
@@ -94,8 +97,8 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
 
     Failures that a person can act on become lines on standard error; any other
     exception is a fault of the program, and passes through with its traceback. SIGTERM
-    ends the process itself with 75, see `devices.termination`. A process among several
-    ends its part in the run, see `cluster.leave`.
+    is 75, see `devices.termination`. A process among several ends its part in the run,
+    see `cluster.leave`.
 
     Args:
         main: takes the arguments; returns an exit code, None for 0.
@@ -111,8 +114,18 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
             traceback.print_exc()
         if _is_one_of_several():
             sys.modules[CLUSTER].leave(code, failed=code not in (0, EXIT_PREEMPTED))
-        if code == EXIT_PREEMPTED:
-            termination.leave()
+    return code
+
+
+def process(main: Callable[[list[str]], int | None]) -> int:
+    """`run` for the command that this process is: with 75 the process ends at once.
+
+    Args:
+        main: takes the arguments of the process.
+    """
+    code = run(main, sys.argv[1:])
+    if code == EXIT_PREEMPTED:
+        termination.leave()
     return code
 
 

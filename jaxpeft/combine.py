@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 
 from jaxpeft import cli, console
@@ -89,4 +88,4 @@ def _weighted(text: str) -> tuple[str, float]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(main, sys.argv[1:]))
+    raise SystemExit(cli.process(main))

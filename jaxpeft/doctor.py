@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -267,4 +266,4 @@ def installed(name: str) -> str | None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(main, sys.argv[1:]))
+    raise SystemExit(cli.process(main))

@@ -1,7 +1,6 @@
 """`python -m jaxpeft.evaluate`: loss, perplexity and accuracy of a run or a config."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 
 from jaxpeft import cli, console
@@ -68,4 +67,4 @@ def lines(result: Mapping[str, float]) -> list[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(main, sys.argv[1:]))
+    raise SystemExit(cli.process(main))

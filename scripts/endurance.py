@@ -4,6 +4,7 @@
     python scripts/endurance.py kills --count 20
     python scripts/endurance.py corruptions
     python scripts/endurance.py inputs
+    python scripts/endurance.py signals
 
 Exit code 0: everything ended as promised. The result stands in docs/reproducibility.md.
 """
@@ -11,13 +12,22 @@ Exit code 0: everything ended as promised. The result stands in docs/reproducibi
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import sigterm
 from endured import corruptions, inputs, kills
 from endured.runs import Trial
 
-PARTS = ("kills", "corruptions", "inputs")
+PARTS = ("kills", "corruptions", "inputs", "signals")
+
+
+def signals() -> Iterator[Trial]:
+    """SIGTERM at ten places of the quickstart, and the same command again."""
+    places = list(sigterm.PLACES)
+    for place, met, fine, ended in sigterm.table(places, "configs/quickstart.yaml", []):
+        told = f"code {met.code}, repeated: {ended}"
+        yield Trial(f"SIGTERM: {place}", fine, met.seconds, told)
 
 
 def show(part: str, trials: Iterable[Trial]) -> list[Trial]:
@@ -58,6 +68,7 @@ def main() -> int:
             "kills": lambda: kills.trials(folder / "kills", args.count, args.seed),
             "corruptions": lambda: corruptions.trials(folder / "harm", args.commands),
             "inputs": lambda: inputs.trials(folder / "inputs"),
+            "signals": signals,
         }
         for part in args.parts or PARTS:
             failed += sum(not trial.passed for trial in show(part, makers[part]()))

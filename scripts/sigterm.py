@@ -178,7 +178,8 @@ def main() -> int:
         from jaxpeft import cli
 
         slow(PLACES[sys.argv[2]])
-        return cli.main(sys.argv[3:])
+        sys.argv = ["jaxpeft", *sys.argv[3:]]
+        return cli.main()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--at", choices=PLACES, action="append", help="one place")
     parser.add_argument("--config", default="configs/quickstart.yaml")

@@ -306,11 +306,10 @@ def in_background(call: Callable[[], Result]) -> Result:
 
 
 def leave() -> None:
-    """Ends the process with 75 at once, where it was asked to and has done what it can.
+    """Ends the process with 75 at once: it was asked to, and has done what it can.
 
     An orderly end of Python would wait for computations that nobody wants any more.
     """
-    if _listener is not None and _listener.signal is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(EXIT_PREEMPTED)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_PREEMPTED)

@@ -1,9 +1,7 @@
 """Runs `python -m jaxpeft.lr_find`."""
 
-import sys
-
 from jaxpeft import cli
 from jaxpeft.lr_find import main
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(main, sys.argv[1:]))
+    raise SystemExit(cli.process(main))
