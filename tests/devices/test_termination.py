@@ -29,7 +29,7 @@ def deaf():
 def main(argv):
     {body}
 
-code = cli.run(main, [])
+code = cli.process(main)
 console.say("an orderly end of Python")
 sys.exit(code)
 """
