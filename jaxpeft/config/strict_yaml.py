@@ -33,6 +33,9 @@ _RESOLVERS = (
     ("merge", r"<<$", ["<"]),
 )
 
+# What a value that is no plain text begins with; `#` begins one here.
+_INDICATORS = tuple("[{\"'!&*|>@%`")
+
 
 def load(text: str | bytes, name: str) -> dict[str, Any]:
     """The mapping that a YAML document holds; every key in it is a string.
@@ -57,7 +60,10 @@ def load(text: str | bytes, name: str) -> dict[str, Any]:
 
 
 def parse_scalar(text: str, name: str = "value") -> Any:
-    """The value that a text would have after `key:` in a file.
+    """The value that a text would have after `key:` in a file, all of it.
+
+    In a line of a file ` #` begins a comment. Nobody comments a value on a command
+    line: there it is a part of the text.
 
     Args:
         text: the value as YAML, such as `2e-4`, `[a, b]` or `on`.
@@ -67,7 +73,15 @@ def parse_scalar(text: str, name: str = "value") -> Any:
         InputError: `text` is not a YAML value; the message starts with `name`.
     """
     try:
-        return _parse(_decoded(text, name), name)
+        decoded = _decoded(text, name)
+        if not _has_comment(decoded):
+            return _parse(decoded, name)
+        if decoded.lstrip()[:1] not in _INDICATORS:
+            return decoded.strip()
+        raise InputError(
+            f"{name}:1: ' #' would begin a comment, and what follows it be lost; put "
+            "the text that holds it in quotes"
+        )
     except InputError as error:
         excerpt = text if len(text) <= 60 else text[:57] + "..."
         reason = error.problems[0].removeprefix(f"{name}:1: ")
@@ -115,6 +129,19 @@ def _decoded(text: str | bytes, name: str) -> str:
             f"{name}:{line}: found byte 0x{text[error.start]:02x}, which is not UTF-8; "
             "name a text file, saved as UTF-8"
         ) from None
+
+
+def _has_comment(text: str) -> bool:
+    """Whether YAML would pass over a part of the text: what stands between tokens."""
+    end = 0
+    try:
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if "#" in text[end : token.start_mark.index]:
+                return True
+            end = max(end, token.end_mark.index)
+    except yaml.YAMLError:
+        return False  # reading it will say what is wrong
+    return False
 
 
 def _parse(text: str, name: str) -> Any:

@@ -143,6 +143,23 @@ def test_a_document_is_refused_with_its_line_and_the_remedy(text, line, words):
     assert words in message
 
 
+@pytest.mark.parametrize(
+    "text", ["runs/mine #2", "#2", "a # b # c", "3 # steps", "runs/a#b"]
+)
+def test_a_value_by_itself_has_no_comment(text):
+    assert strict_yaml.parse_scalar(text) == text
+
+
+@pytest.mark.parametrize("text", ["[a #b.json, c]", "{k: v} # more", "'a' #b"])
+def test_what_a_comment_would_take_from_a_value_is_told(text):
+    with pytest.raises(InputError, match="comment.*in quotes"):
+        strict_yaml.parse_scalar(text)
+
+
+def test_a_hash_in_quotes_is_text():
+    assert strict_yaml.parse_scalar("['a #b', \"# c\"]") == ["a #b", "# c"]
+
+
 def test_an_alias_bomb_is_refused_before_it_is_built():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     for n in range(1, 40):
