@@ -289,7 +289,7 @@ def test_optuna_chooses_the_points(sweep, tmp_path):
     assert {point["values"]["seed"] for point in state["points"]} <= {1, 2}
     # What had been chosen is not chosen anew.
     again = sweep(*arguments, **{"training.max_steps": 2})
-    assert again.code == 0 and "point" not in again.out.split("rank")[0]
+    assert again.code == 0 and "\npoint" not in again.out.split("rank")[0]
 
 
 @pytest.mark.parametrize(

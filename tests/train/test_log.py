@@ -23,6 +23,7 @@ BROKEN = METRICS | {"loss": np.nan, "grad_norm": np.nan, "weight": 7.0}
 def log(tmp_path, monkeypatch):
     """Steps of one run, given as their metrics -> the lines of its metrics.jsonl."""
     monkeypatch.setattr(hooks, "rate", lambda *_: 1e-3)
+    monkeypatch.setattr(hooks, "mfu_per_speed", lambda run: None)
 
     def make(*steps, display=PlainProgress):
         run: Any = SimpleNamespace(batches=SimpleNamespace(epoch=lambda step: 0.0))
