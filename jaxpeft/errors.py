@@ -1,7 +1,7 @@
 """Failures that a person can act on, and the exit code each one ends a command with."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 EXIT_INPUT = 2
 EXIT_NUMERICS = 3
@@ -46,7 +46,21 @@ def suggest(word: str, choices: Iterable[str]) -> str:
         choices: what could have been.
     """
     choices = list(choices)
-    near = difflib.get_close_matches(str(word), choices, n=3, cutoff=0.6)
-    if near:
-        return "; did you mean " + " or ".join(repr(c) for c in near) + "?"
+    if tail := near(word, choices):
+        return tail
     return "; choose from " + ", ".join(choices) if choices else ""
+
+
+def near(word: str, choices: Iterable[str], part: Callable[[str], str] = str) -> str:
+    """A tail for an error message: the nearest of `choices`; empty if none is near.
+
+    Args:
+        word: what was given.
+        choices: what could have been.
+        part: the part of a choice that the word is compared with.
+    """
+    choices = list(choices)
+    parts = list(dict.fromkeys(map(part, choices)))
+    found = difflib.get_close_matches(str(word), parts, n=3, cutoff=0.6)
+    names = [repr(choice) for one in found for choice in choices if part(choice) == one]
+    return "; did you mean " + " or ".join(names) + "?" if names else ""

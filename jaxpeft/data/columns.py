@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxpeft.data.json_text import parse_value
-from jaxpeft.errors import InputError, suggest
+from jaxpeft.errors import InputError, near
 
 Record = Mapping[str, Any]
 # The format's name for a column: the file's own, or None for one that is not read.
@@ -47,11 +47,11 @@ def value_of(record: Record, fields: Fields, name: str, *, required: bool) -> An
             f"column {column!r} is null in this row; fill it or delete the row"
         )
     if missing or (required and column not in record):
-        near = suggest(column, record).split("; choose from")[0]
         names = ", ".join(map(str, record))
         raise InputError(
             f"column {column!r} is missing; the record has {names}"
-            f"{near} (name your own with fields: {{{name}: your_column}})"
+            f"{near(column, record)} "
+            f"(name your own with fields: {{{name}: your_column}})"
         )
     return record.get(column)
 

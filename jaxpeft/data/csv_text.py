@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,14 @@ from jaxpeft.errors import InputError
 
 # csv refuses fields over 128 KiB unless told otherwise; documents are often longer.
 _FIELD_LIMIT = 2**31 - 1
-# What else separates columns: spreadsheets write the first where the comma is the
-# decimal sign.
-_SEPARATORS = (";", "\t")
+# What separates columns: spreadsheets write the second where the comma is the decimal
+# sign.
+_SEPARATORS = (",", ";", "\t")
+# The line above the header by which Excel is told the separator.
+_NAMED = re.compile(r'"?sep=([^\w"\r\n])"?[,;\t ]*(?:[\r\n]|$)', re.IGNORECASE)
+# The header, which may hold line breaks in quotes.
+_HEADER = re.compile(r'(?:[^"\r\n]+|"[^"]*")*')
+_QUOTED = re.compile(r'"[^"]*"')
 # What pandas calls a column without a name: the index that its to_csv writes first.
 _INDEX = "Unnamed: 0"
 
@@ -20,11 +26,11 @@ _INDEX = "Unnamed: 0"
 def parse_csv(text: str, path: Path) -> list[tuple[str, Any]]:
     """The records of a CSV file, and where each stands.
 
-    Columns are separated by commas, or where the first line has none, by semicolons or
-    tabs.
+    Columns are separated by what a first line such as `sep=;` names; without one, by
+    commas, or by semicolons or tabs where the header has more of them outside quotes.
 
     Args:
-        text: what the file holds, its first line being the names of the columns.
+        text: what the file holds, its header being the names of the columns.
         path: the file, for messages.
 
     Returns:
@@ -32,13 +38,16 @@ def parse_csv(text: str, path: Path) -> list[tuple[str, Any]]:
             of the columns where there are more or fewer than names.
 
     Raises:
-        InputError: the text is no CSV, or its first line does not name the columns.
+        InputError: the text is no CSV, or its header does not name the columns.
     """
     limit = csv.field_size_limit(_FIELD_LIMIT)
-    separator = _separator(text)
+    named = _NAMED.match(text)
+    separator = named[1] if named else _separator(text)
     source = io.StringIO(text, newline="")
     reader = csv.reader(source, strict=True, delimiter=separator)
     try:
+        if named:
+            next(reader)
         return list(_records(reader, separator, path))
     except csv.Error as error:
         raise InputError(
@@ -50,9 +59,9 @@ def parse_csv(text: str, path: Path) -> list[tuple[str, Any]]:
 
 
 def _separator(text: str) -> str:
-    first = text.split("\n", 1)[0]
-    found = [mark for mark in _SEPARATORS if mark in first]
-    return found[0] if found and "," not in first else ","
+    header = _HEADER.match(text)
+    bare = _QUOTED.sub("", header[0]) if header else ""
+    return max(_SEPARATORS, key=bare.count)  # of equally many, the first
 
 
 def _records(reader: Any, separator: str, path: Path) -> Iterator[tuple[str, Any]]:
@@ -63,8 +72,9 @@ def _records(reader: Any, separator: str, path: Path) -> Iterator[tuple[str, Any
         header[0] = _INDEX
     if len(set(header)) < len(header) or "" in header:
         raise InputError(
-            f"{path}:1: the header line needs distinct, non-empty column names; "
-            f"it has {header}; give each column a name of its own"
+            f"{path}:{reader.line_num}: the header line needs distinct, non-empty "
+            f"column names; split at {separator!r} it has {header}; give each column "
+            "a name of its own"
         )
     number = 0
     for fields in reader:
@@ -79,6 +89,8 @@ def _records(reader: Any, separator: str, path: Path) -> Iterator[tuple[str, Any
             place,
             InputError(
                 f"{place}: {len(fields)} fields, but the header names {len(header)} "
-                f"columns; quote fields that hold {separator!r}"
+                f"columns, both split at {separator!r}; quote fields that hold "
+                f"{separator!r}, or name another separator above the header, in a line "
+                f"such as sep={',' if separator == ';' else ';'}"
             ),
         )

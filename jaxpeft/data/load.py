@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxpeft.data import formats, sources
+from jaxpeft.data import empty_answers, formats, sources
 from jaxpeft.data.batches import Batches, EvalBatches
 from jaxpeft.data.examples import Examples, gather
 from jaxpeft.data.held_out import divided, remark
@@ -162,6 +162,7 @@ def _load(
         if held_out:
             remarks = remark(source.path, len(sides[1]), len(parsed), share)
         parsed = sides[held_out]
+    remarks += empty_answers.remark(source.path, parsed, held_out=held_out)
     examples = render(
         [item for _, item in parsed],
         [row.place for row, _ in parsed],

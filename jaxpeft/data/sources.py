@@ -5,6 +5,7 @@ skipped in silence.
 """
 
 import io
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from jaxpeft.config import paths
 from jaxpeft.data.csv_text import parse_csv
 from jaxpeft.data.json_text import parse_json, parse_json_lines
 from jaxpeft.data.rejects import Rejects
-from jaxpeft.errors import InputError, suggest
+from jaxpeft.errors import InputError, near
 
 
 class Row(NamedTuple):
@@ -78,16 +79,29 @@ def _files(path: Path) -> list[Path]:
             raise InputError(f"{path}: this directory holds no {_suffixes()} file")
         return files
     if not path.exists():
-        beside = path.parent.iterdir() if path.parent.is_dir() else ()
-        names = [f.name for f in beside if f.suffix.lower() in READERS]
-        hint = suggest(path.name, names[:20]) or f"; look in {path.parent}"
-        raise InputError(f"{path}: there is no such data file{hint}")
+        raise _missing(path)
     if path.suffix.lower() not in READERS:
         raise InputError(
             f"{path}: cannot read {path.suffix or 'a file without suffix'!r}; "
             f"convert it to one of {_suffixes()}"
         )
     return [path]
+
+
+def _missing(path: Path) -> InputError:
+    """Says where a path led that is not there, and what is called nearly so."""
+    folder = Path(os.path.abspath(path.parent))
+    is_there = folder.is_dir()
+    where = f"looked in the folder {folder}"
+    if not is_there:
+        where += ", which is missing"
+    if not path.is_absolute():
+        where += " (relative paths are relative to the current directory)"
+    beside = sorted(folder.iterdir()) if is_there else ()
+    names = [f.name for f in beside if f.suffix.lower() in READERS or f.is_dir()]
+    # All data files end alike: what follows the dot says little of what was meant.
+    tail = near(path.stem, names, lambda name: Path(name).stem) + paths.remedy(path)
+    return InputError(f"{path}: there is no such data file; {where}{tail}")
 
 
 def _suffixes() -> str:

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from jaxpeft.assembly.summary import data_warnings
 from jaxpeft.config.data import DataSection
-from jaxpeft.data import EvalBatches, load_eval, load_train
+from jaxpeft.data import EvalBatches, empty_answers, load_eval, load_train
+from jaxpeft.data.chat_formats import messages
 from jaxpeft.errors import InputError
 
 
@@ -118,6 +120,56 @@ def test_a_template_that_ends_no_answer_is_told(write, tokenizer_with):
         made = tokenizer_with(loop.replace("TURN", turn + end))
         (read,) = load(source(path), tokenizer=made).summary().sources
         assert any("not taught to stop" in remark for remark in read.remarks) == told
+
+
+def turns(*answers):
+    """A record of format messages, an answer a question."""
+    pairs = [({"role": "user", "content": "q"}, answer) for answer in answers]
+    return {"messages": [message for pair in pairs for message in pair]}
+
+
+def answer(content, **more):
+    return {"role": "assistant", "content": content, **more}
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("record", "empty"),
+    [
+        (turns(answer("a")), False),
+        (turns(answer("")), True),
+        (turns(answer(" \n")), True),
+        (turns(answer(""), answer("b")), False),
+        (turns(answer("a", weight=0), answer("")), True),
+        (turns(answer("", weight=0)), False),  # nothing is learned
+        (turns(answer("", tool_calls=[CALL])), False),
+        (turns(answer("", reasoning_content="so")), False),
+    ],
+)
+def test_answers_are_empty_without_text_and_calls(record, empty):
+    assert empty_answers.is_empty(messages(record, {})) == empty
+
+
+def test_empty_answers_are_counted_and_learned_as_before(write, tokenizer):
+    fields = {"instruction": "frage", "output": "antwort"}
+    path = write("d.csv", "frage;antwort\nHi;Ho\nHo;\n;\nDa;Do\n")
+    summary = load(source(path, fields=fields), tokenizer=tokenizer).summary()
+    assert data_warnings("training", summary) == [
+        f"{path}: 2 of 4 answers are empty: the model learns to end its turn at once; "
+        f"delete those rows, the first being {path}:3 (row 2)"
+    ]
+    filled = write("f.csv", "frage;antwort\nHi;Ho\nDa;Do\n")
+    other = load(source(filled, fields=fields), tokenizer=tokenizer).summary()
+    assert other.sources[0].remarks == ()
+    assert summary.supervised == other.supervised + 2  # the end of turn of each
+    texts = write("t.jsonl", '{"text": ""}\n{"text": "a"}\n')
+    held = load_eval(
+        section(source(path), eval=(source(texts, "text"),)), tokenizer, batch_size=1
+    )
+    (remark,) = held.summary().sources[0].remarks
+    assert "1 of 2 documents is empty: the model is measured by how it ends" in remark
 
 
 def test_all_labels_masked(write, tokenizer):

@@ -70,6 +70,24 @@ def test_csv_with_another_separator(write, mark):
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "record"),
+    [
+        ('"Frage, bitte";Antwort\nHo;Hi\n', {"Frage, bitte": "Ho", "Antwort": "Hi"}),
+        ('"a, b, c";"d\n,e"\n1;2\n', {"a, b, c": "1", "d\n,e": "2"}),
+        ('"a ""x"", y";b\n1;2,3,4\n', {'a "x", y': "1", "b": "2,3,4"}),
+        ("a;b,c;d\n1;2;3\n", {"a": "1", "b,c": "2", "d": "3"}),
+        ("\ufeffsep=;\r\na,b;c\r\n1;2\r\n", {"a,b": "1", "c": "2"}),
+        ('"sep=|"\na|b\n1;|2\n', {"a": "1;", "b": "2"}),
+        ("SEP=\t\na\tb,c\n1\t2\n", {"a": "1", "b,c": "2"}),
+        ("sep=;;\na;b\n1;2\n", {"a": "1", "b": "2"}),
+        ("sep=x\n1\n", {"sep=x": "1"}),
+    ],
+)
+def test_csv_separators_count_outside_quotes_or_are_named(write, text, record):
+    assert values(write("d.csv", text)) == [record]
+
+
 def test_csv_takes_long_fields(write):
     assert values(write("d.csv", "a\n" + "x" * 200_000))[0]["a"] == "x" * 200_000
 
@@ -144,6 +162,10 @@ def test_parquet_without_pyarrow_names_the_extra(write, monkeypatch):
         ("d.csv", "a,a\n1,2\n", r"d\.csv:1: the header line needs distinct"),
         ("d.csv", "a,b,\n1,2,3\n", "distinct, .* give each column a name of its own"),
         ("d.csv", "a;b\n1;2;3\n", r"3 fields.* quote fields that hold ';'"),
+        ("d.csv", "a, b;c\n1;2\n", r"1 fields.* 2 columns, both split at ','.* sep=;"),
+        ("d.csv", "sep=;\na;b\n1\n", r"d\.csv:3 \(row 1\).*split at ';'.* sep=,"),
+        ("d.csv", "sep=;\na;a\n1;2\n", r"d\.csv:2: the header line .*split at ';'"),
+        ("d.csv", "sep=;\n", "holds no records"),
         ("d.csv", 'a\n"open\n', r"d\.csv:2: not valid CSV"),
         ("d.xlsx", "a", r"cannot read '\.xlsx'; convert it to one of \.json"),
     ],
@@ -175,6 +197,30 @@ def test_missing_file_suggests_its_neighbour(write, tmp_path):
     write("train.json", RECORDS)
     with pytest.raises(InputError, match=r"did you mean 'train\.json'"):
         sources.read(str(tmp_path / "trian.json"))
+
+
+def test_missing_file_says_where_it_was_looked_for(write, tmp_path, monkeypatch):
+    for name in ("train.json", "notes.txt", "stories/a.json"):
+        write(name, RECORDS)
+    monkeypatch.chdir(tmp_path / "stories")
+    with pytest.raises(InputError) as caught:
+        sources.read("../questions.jsonl")
+    assert str(caught.value) == (
+        f"../questions.jsonl: there is no such data file; looked in the folder "
+        f"{tmp_path} (relative paths are relative to the current directory)"
+    )
+    with pytest.raises(InputError) as caught:
+        sources.read(f"{tmp_path}/storys")
+    assert str(caught.value) == (
+        f"{tmp_path}/storys: there is no such data file; looked in the folder "
+        f"{tmp_path}; did you mean 'stories'?"
+    )
+    with pytest.raises(InputError, match=r"; did you mean 'train\.json'\?"):
+        sources.read(f"{tmp_path}/train.parquet")
+    with pytest.raises(InputError) as caught:
+        sources.read("weather/train.json")
+    assert f"{tmp_path}/stories/weather, which is missing (rel" in str(caught.value)
+    assert "jaxpeft:weather/train.json comes with jaxpeft" in str(caught.value)
 
 
 def test_directory_does_not_follow_links_out_of_it(write, tmp_path):
