@@ -2,12 +2,13 @@
 
 import argparse
 import contextlib
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxpeft import cli, console
-from jaxpeft.errors import InputError, suggest
+from jaxpeft.errors import InputError, not_utf8, suggest
 from jaxpeft.generate import arguments
 
 COMMANDS = {"/reset": "begin anew", "/exit": "end (or end of file)"}
@@ -34,10 +35,12 @@ def main(argv: Sequence[str]) -> int:
         sampling=arguments.sampling(args, model.base.directory),
         stop=args.stop,
     )
-    for text in _lines():
-        if text == "/exit":
+    for number, text in enumerate(_lines(), start=1):
+        if fault := not_utf8(text):
+            console.warn(f"standard input, line {number}: {fault}")
+        elif text == "/exit":
             break
-        if text == "/reset":
+        elif text == "/reset":
             dialogue.reset()
         elif text.startswith("/"):
             console.warn(f"{text}: not a command{suggest(text, COMMANDS)}")
@@ -71,15 +74,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _lines() -> Iterator[str]:
-    """What the user types, stripped; asked for with "> " where it is a terminal."""
+    """What the user types, stripped; asked for with "> " where it is a terminal.
+
+    Bytes that are no text stay in it, as `errors.not_utf8` finds them.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
-        try:
-            yield from map(str.strip, sys.stdin)
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"standard input: {error.reason} (byte "
-                f"0x{error.object[error.start]:02x}); send text in the encoding UTF-8"
-            ) from error
+        yield from map(str.strip, sys.stdin)
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input() then has a history)

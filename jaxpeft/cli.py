@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import functools
 import importlib
 import os
 import sys
@@ -22,6 +23,7 @@ from jaxpeft.errors import (
 )
 
 EXIT_FAULT, EXIT_INTERRUPTED = 1, 130
+EXIT_CLOSED = 141  # as a shell says it of a program that SIGPIPE ends
 # Of the place where files go, not of the program.
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -73,23 +75,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; those of the process by default.
     """
-    command, *rest = sys.argv[1:] if argv is None else argv or [""]
-    if command in ("-h", "--help", "help"):
-        console.say(usage())
-        return 0
-    if command == "--version":
-        console.say(f"jaxpeft {__version__}")
-        return 0
-    if command not in COMMANDS:
-        fault = f"{command!r} is not a command" if command else "no command given"
-        console.error(fault + suggest(command, COMMANDS))
-        return EXIT_INPUT
+    command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if argv is None and command == "train":
         restart_with_huge_pages()
-    function = importlib.import_module(f"jaxpeft.{command}").main
+    if command in COMMANDS:
+        function = importlib.import_module(f"jaxpeft.{command}").main
+    else:
+        function = functools.partial(_without_command, command)
     if argv is not None:
         return run(function, rest)
     return process(lambda arguments: function(arguments[1:]))
+
+
+def _without_command(word: str, _: Sequence[str]) -> None:
+    if word in ("-h", "--help", "help"):
+        console.say(usage())
+    elif word == "--version":
+        console.say(f"jaxpeft {__version__}")
+    elif word:
+        raise InputError(f"{word!r} is not a command{suggest(word, COMMANDS)}")
+    else:
+        raise InputError(f"no command given; name one\n\n{usage()}")
 
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
@@ -97,8 +103,8 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
 
     Failures that a person can act on become lines on standard error; any other
     exception is a fault of the program, and passes through with its traceback. SIGTERM
-    is 75, see `devices.termination`. A process among several ends its part in the run,
-    see `cluster.leave`.
+    is 75, see `devices.termination`; a closed standard output is 141, without a word. A
+    process among several ends its part in the run, see `cluster.leave`.
 
     Args:
         main: takes the arguments; returns an exit code, None for 0.
@@ -107,6 +113,8 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
     with termination.listening():
         try:
             code = _outcome(main, argv)
+        except console.Closed:
+            code = EXIT_CLOSED
         except Exception:
             if not _is_one_of_several():
                 raise
@@ -123,7 +131,10 @@ def process(main: Callable[[list[str]], int | None]) -> int:
     Args:
         main: takes the arguments of the process.
     """
-    code = run(main, sys.argv[1:])
+    try:
+        code = run(main, sys.argv[1:])
+    finally:  # argparse ends `--help` with SystemExit
+        console.flush()
     if code == EXIT_PREEMPTED:
         termination.leave()
     return code

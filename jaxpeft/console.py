@@ -1,10 +1,12 @@
 """Where commands write: results to standard output, remarks to standard error."""
 
 import contextlib
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 LONG = 5.0  # seconds after which work is worth a line
 EVERY = 30.0  # seconds from line to line of it
@@ -12,6 +14,11 @@ OFTEN = 0.2  # seconds from change to change of a line on a terminal
 BAR = 20  # characters
 
 _process: int | None = None  # among several that train together
+_in_line: TextIO | None = None  # the standard output whose last line is not ended
+
+
+class Closed(BrokenPipeError):
+    """Who read standard output or standard error reads no more."""
 
 
 def speak_as(process: int) -> None:
@@ -33,16 +40,16 @@ def say(text: str = "") -> None:
 
 def write(text: str) -> None:
     """Writes a part of a line to standard output at once."""
-    if not _process:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    global _in_line
+    if not _process and text:
+        _put(sys.stdout, text)
+        _in_line = None if text.endswith("\n") else sys.stdout
 
 
 def aside(text: str) -> None:
     """Writes a line to standard error where a person sees it, and nowhere else."""
     if not _process and sys.stderr.isatty():
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+        _put(sys.stderr, f"{text}\n")
 
 
 def warn(text: str) -> None:
@@ -55,12 +62,37 @@ def error(text: str) -> None:
     _complain("error", text)
 
 
+def flush() -> None:
+    """Writes what is left, as the process ends; what cannot be written is dropped.
+
+    Python would try again at its very end, and complain.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
 def _complain(kind: str, text: str) -> None:
-    # Standard output first: in a shared log the remark then follows what led to it.
-    sys.stdout.flush()
+    # Standard output first: in a shared log the remark then follows what led to it, on
+    # a line of its own. The remark counts also where standard output is full or closed.
+    with contextlib.suppress(OSError):
+        _put(sys.stdout, "")
+        if _in_line is sys.stdout:
+            say()
     speaker = f"process {_process}: " if _process else ""
-    sys.stderr.write(f"{speaker}{kind}: {text}\n")
-    sys.stderr.flush()
+    _put(sys.stderr, f"{speaker}{kind}: {text}\n")
+
+
+def _put(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError as error:
+        raise Closed(*error.args) from error
 
 
 class Work:

@@ -35,6 +35,32 @@ class Preempted(Exception):
     """
 
 
+def not_utf8(text: str) -> str:
+    """What is wrong with a text that came as bytes which are not UTF-8, and the remedy.
+
+    Python keeps such bytes of arguments and of standard input as halves of surrogate
+    pairs, of which no tokenizer makes tokens.
+
+    >>> not_utf8("caf\\udce9")
+    'found byte 0xe9, which is not UTF-8; send text in the encoding UTF-8'
+
+    Args:
+        text: what was given.
+
+    Returns:
+        A tail for an error message; "" if nothing is wrong.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        found = f"{code:04x}, half of a surrogate pair"
+        if 0xDC80 <= code <= 0xDCFF:
+            found = f"byte 0x{code - 0xDC00:02x}, which is not UTF-8"
+        return f"found {found}; send text in the encoding UTF-8"
+    return ""
+
+
 def suggest(word: str, choices: Iterable[str]) -> str:
     """A tail for an error message: the nearest of `choices`, or all of them.
 

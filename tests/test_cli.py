@@ -1,6 +1,7 @@
 """The outer shell of the commands: names, exit codes, what is written where."""
 
 import argparse
+import os
 import subprocess
 import sys
 import types
@@ -115,7 +116,8 @@ def test_the_version_is_told(capsys):
     ("argv", "words"),
     [
         (["trian"], "'trian' is not a command; did you mean 'train'?"),
-        ([], "no command"),
+        ([], "no command given"),
+        ([""], "no command given"),
     ],
 )
 def test_an_unknown_command_is_an_input_error(argv, words, capsys):
@@ -123,6 +125,35 @@ def test_an_unknown_command_is_an_input_error(argv, words, capsys):
     captured = capsys.readouterr()
     assert words in captured.err
     assert captured.out == ""
+
+
+def test_the_program_alone_says_how_it_is_used(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["jaxpeft"])
+    assert cli.main() == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.endswith(f"{cli.usage()}\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "ends"),
+    [
+        ("raise SystemExit(cli.process(lambda argv: console.say('an answer')))", 141),
+        ("cli.process(cli.parser('doctor', 'Looks.').parse_args)", 0),
+        ("raise SystemExit(cli.main())", 141),
+    ],
+)
+def test_a_closed_standard_output_ends_a_command_without_a_word(code, ends):
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = f"from jaxpeft import cli, console\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--help"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (ends, "")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What may take long shows how far it is: a line that changes, or one now and then."""
 
 import io
+import os
 import re
 import sys
 import time
@@ -80,6 +81,35 @@ def test_what_cannot_be_counted_says_that_it_goes_on(monkeypatch):
         while len(lines) < 2:
             time.sleep(0.001)
     assert set(lines) == {"compiling: once (0:00:00 so far)"}
+
+
+def test_a_remark_begins_a_line_where_one_was_cut_short(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stderr)  # a terminal shows both
+    console.write("One ")
+    console.write("day")
+    console.error("interrupted")
+    console.say("Then")
+    console.warn("a remark")
+    assert capfd.readouterr().err.splitlines() == [
+        "One day",
+        "error: interrupted",
+        "Then",
+        "warning: a remark",
+    ]
+
+
+def test_a_remark_is_made_also_where_standard_output_is_closed(capsys, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with monkeypatch.context() as patch:
+        stdout = os.fdopen(writer, "w")
+        patch.setattr(sys, "stdout", stdout)
+        with pytest.raises(console.Closed):
+            console.write("lost")
+        console.error("a remark")
+        console.flush()
+        stdout.close()
+    assert capsys.readouterr() == ("", "error: a remark\n")
 
 
 def test_a_clock():

@@ -225,8 +225,7 @@ def leave(code: int, failed: bool) -> None:
         failed: whether this process ends by a failure.
     """
     if failed and not _others_end_too():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        console.flush()
         os._exit(code)
     jax.distributed.shutdown()
 

@@ -17,7 +17,6 @@ silence. There the thread looks for JAX's notice, and `check` is JAX's sync poin
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from concurrent import futures
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
+from jaxpeft import console
 from jaxpeft.errors import EXIT_PREEMPTED
 
 LEAVE = 5.0  # seconds for the way out, where nothing has to be saved
@@ -310,6 +310,5 @@ def leave() -> None:
 
     An orderly end of Python would wait for computations that nobody wants any more.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    console.flush()
     os._exit(EXIT_PREEMPTED)

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from jaxpeft import cli
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, not_utf8
 
 # What generation_config.json may say too, where --generation-config asks for it.
 DRAWING: dict[str, tuple[type, str, str]] = {
@@ -83,8 +83,12 @@ def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
 
 
 def problems(args: argparse.Namespace) -> list[str]:
-    """The problems with the arguments of `add_model`, a line each."""
+    """The problems with the arguments of `add_model` and with texts, a line each."""
     lines = []
+    for name in ("prompt", "system", "stop"):
+        given = getattr(args, name, None) or []
+        texts = [given] if isinstance(given, str) else given
+        lines += [f"--{name}: {fault}" for fault in map(not_utf8, texts) if fault]
     if bool(args.run) == bool(args.model):
         lines.append("give one of --run DIR and --model PATH")
     if args.adapter and not args.model:

@@ -87,11 +87,17 @@ def test_lines_are_answered_until_they_end(chat, model):
     assert "/rest: not a command; did you mean '/reset'" in done.err
 
 
-def test_bytes_that_are_no_text_are_refused(command, monkeypatch, finished):
-    stdin = io.TextIOWrapper(io.BytesIO(b"\xffHello\n"), encoding="utf-8")
+def test_a_line_that_is_no_text_is_refused_and_the_chat_goes_on(
+    command, monkeypatch, finished
+):
+    stdin = io.TextIOWrapper(io.BytesIO(b"\ncaf\xe9\nHello\n"), encoding="utf-8")
     monkeypatch.setattr("sys.stdin", stdin)
-    done = command("chat", "--run", str(finished))
-    assert done.code == 2 and "standard input: invalid start byte" in done.err
+    done = command("chat", "--run", str(finished), "--max-new-tokens", "1")
+    assert done.code == 0 and len(done.out.splitlines()) == 1
+    assert done.err == (
+        "warning: standard input, line 2: found byte 0xe9, which is not UTF-8; "
+        "send text in the encoding UTF-8\n"
+    )
 
 
 def test_a_conversation_without_room_can_begin_anew(chat):
@@ -105,6 +111,7 @@ def test_a_conversation_without_room_can_begin_anew(chat):
     ("arguments", "words"),
     [
         (["--top-k", "-1"], "top-k: found -1; it must be 1 or more"),
+        (["--system", "caf\udce9"], "--system: found byte 0xe9, which is not UTF-8"),
         (["--max-new-tokens", "0"], "max-new-tokens: found 0"),
         (["--adapter", "a"], "--adapter belongs to --model"),
         (["--model", "a"], "give one of --run DIR and --model PATH"),

@@ -216,6 +216,14 @@ def test_a_request_that_cannot_be_answered_is_named(
     [
         (["--prompt", "x"], "give one of --run DIR and --model PATH"),
         (["--run", "x"], "--prompt: missing"),
+        (
+            ["--run", "x", "--prompt", "caf\udce9"],
+            "--prompt: found byte 0xe9, which is not UTF-8; send text in the encoding",
+        ),
+        (
+            ["--run", "x", "--prompt", "y", "--stop", "\ud83c"],
+            "--stop: found d83c, half",
+        ),
         (["--run", "x", "--adapter", "y", "--prompt", "z"], "belongs to --model"),
         (["--model", "absent/", "--prompt", "z"], "'absent/' does not exist"),
         (["--run", "x", "--prompt", "y", "--top-k", "-2"], "top-k: found -2"),
