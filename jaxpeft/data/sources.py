@@ -49,7 +49,7 @@ def read(
     """
     collected = rejects or Rejects(path)
     rows: list[Row] = []
-    for file in _files(paths.find(path)):
+    for file in found(path):
         rows += READERS[file.suffix.lower()](file, collected)
         if max_rows is not None and len(rows) >= max_rows:
             rows = rows[:max_rows]
@@ -61,7 +61,17 @@ def read(
     return rows
 
 
-def _files(path: Path) -> list[Path]:
+def found(name: str) -> list[Path]:
+    """The files that `read` would read; none is opened.
+
+    Args:
+        name: the file or directory, or `jaxpeft:` and the name of one that ships.
+
+    Raises:
+        InputError: the path does not exist, has an unknown suffix, leads out of its
+            directory, or is one without data files.
+    """
+    path = paths.find(name)
     if path.is_dir():
         root = path.resolve()
         files = sorted(

@@ -14,7 +14,7 @@ TRIALS = 20
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
     args = _parser().parse_intermixed_args(list(argv))
-    _check(args)
+    _check_options(args)
     cli.begin(f"a sweep over {args.config}")
 
     # Imported here, so that --help answers at once.
@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxpeft.rundir.lock import RunLock
     from jaxpeft.sweep import grid, search
     from jaxpeft.sweep import sweep as sweeping
+    from jaxpeft.sweep.check import check
 
     axes = search.spaces(args.space) if args.search else grid.axes(args.grid)
     base = configuration.open_config(args.config, args.overrides)
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     sweep = sweeping.Sweep(args.config, args.overrides, directory, axes, args.at_once)
     if not args.search:
         sweep.add(grid.points(axes))
-    sweep.configurations(sweep.points)  # all complaints, before anything is written
+    check(sweep)  # all complaints, before anything is written
     with RunLock(directory):
         left = sum(not point.ended for point in sweep.points)
         if sweep.points and not left and not args.search:
@@ -107,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check_options(args: argparse.Namespace) -> None:
     """Checks that the options go together; raises InputError otherwise."""
     problems = []
     if args.search and (args.grid or not args.space):

@@ -56,6 +56,7 @@ class Sweep:
         settings = self.base.model_dump(mode="json")
         settings.pop("output_dir")
         self._asked = {"settings": settings, "axes": self.axes}
+        self._present: list[dict[str, str]] = []  # the points of this command's grid
         path = self.directory / sweep_files.SWEEP
         if path.is_file():
             try:
@@ -75,10 +76,13 @@ class Sweep:
         """Adds points that wait, but for those that a grid has; returns the added."""
         turn = 1 + max((point.turn for point in self.points), default=-1)
         known = [point.written for point in self.points]
+        # Not how many there are: one of them may have been taken out of sweep.json.
+        number = 1 + max((int(_number(point)) for point in self.points), default=-1)
         added = []
         for values in choices:
-            directory = f"{POINTS}/{len(self.points) + len(added):02}"
+            directory = f"{POINTS}/{number + len(added):02}"
             point = Point(grid.name(values), directory, values, turn=turn)
+            self._present.append(point.written)
             if not self.is_grid or point.written not in known:
                 added.append(point)
         self.points += added
@@ -103,6 +107,26 @@ class Sweep:
         if problems:
             raise InputError(*problems)
         return configs
+
+    def way_out(self, point: Point) -> list[str]:
+        """How to drop a point that an earlier command's grid alone has, in a sentence.
+
+        Args:
+            point: that cannot be trained.
+
+        Returns:
+            The sentence; none for a point of the present grid, or of a search.
+        """
+        if not self.is_grid or point.written in self._present:
+            return []
+        folder, path = self._output(point), self.directory / sweep_files.SWEEP
+        also = f", and delete the folder {folder}" if folder.exists() else ""
+        return [
+            f"{point.name}: comes from an earlier command with this --out, and the "
+            f"present --grid does not name it; to drop it, remove its entry (the one "
+            f'with "directory": "{point.directory}") from the list "points" in '
+            f"{path}{also}; or name another directory with --out"
+        ]
 
     def train(self, points: Sequence[Point]) -> None:
         """Trains the points that have not ended, together where one program can."""
@@ -173,14 +197,18 @@ class Sweep:
             point.status = RUNNING
         self.save()
         start = time.monotonic()
-        self._take_steps(group, configs)
+        try:
+            self._take_steps(group, configs)
+        except InputError as error:
+            ways = [text for point in group for text in self.way_out(point)]
+            raise InputError(*error.problems, *ways) from error
         for point in group:
             point.seconds = round((time.monotonic() - start) / len(group), 1)
             point.read(self._output(point) / files.METRICS)
         self.save()
 
     def _take_steps(self, group: list[Point], configs: list[RunConfig]) -> None:
-        numbers = [point.directory.rsplit("/", 1)[-1] for point in group]
+        numbers = [_number(point) for point in group]
         if len(group) == 1:
             console.say(f"point {numbers[0]}: {group[0].name}")
             group[0].status = _alone(configs[0])
@@ -224,6 +252,10 @@ class Sweep:
 
     def _output(self, point: Point) -> Path:
         return self.directory / point.directory
+
+
+def _number(point: Point) -> str:
+    return point.directory.rsplit("/", 1)[-1]
 
 
 def lines(sweep: Sweep) -> list[str]:

@@ -302,6 +302,10 @@ def test_optuna_chooses_the_points(sweep, tmp_path):
         (["--grid", "seed=1", "--grid", "seed=2"], "is given twice"),
         (["--grid", "output_dir=a,b"], "--out DIR"),
         (["--grid", "seed=1,x"], "seed=x: seed"),
+        (
+            ["--grid", "adapter.target_modules=[q_proj],'[q_proj,v_proj]'"],
+            "'[q_proj,v_proj]' matches no linear module",
+        ),
         (["--grid", "seed=1,2", "--at-once", "0"], "--at-once: found 0"),
         (["--search", "optuna"], "needs --space"),
         (["--search", "optuna", "--space", "seed=log:0:1"], "both above 0"),
