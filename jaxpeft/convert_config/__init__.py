@@ -78,6 +78,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         InputError: not exactly one file is to be translated, an option does not go with
             it, or `--devices` or `--out` cannot be used.
     """
+    args = _parser().parse_args(list(argv))
+    if bool(args.file) == bool(args.from_training_arguments):
+        raise InputError(
+            "convert_config: give one file, LLaMA-Factory's FILE or "
+            "--from-training-arguments FILE"
+        )
+    if args.devices is not None and args.devices < 1:
+        raise InputError(f"--devices: found {args.devices}; give 1 or more")
+    beside = [k for k in ("peft", "model", "data", "eval_data") if getattr(args, k)]
+    if args.file and beside:
+        raise InputError(
+            f"--{beside[0].replace('_', '-')}: goes with --from-training-arguments "
+            "alone; LLaMA-Factory's file says it itself"
+        )
+    if args.out:
+        check_out(args.out, (args.file, args.from_training_arguments, args.peft))
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
         "convert_config",
         "Translate a configuration of LLaMA-Factory, or the arguments of "
@@ -128,23 +148,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--overwrite", action="store_true", help="even if --out is there and differs"
     )
-    args = parser.parse_args(list(argv))
-    if bool(args.file) == bool(args.from_training_arguments):
-        raise InputError(
-            "convert_config: give one file, LLaMA-Factory's FILE or "
-            "--from-training-arguments FILE"
-        )
-    if args.devices is not None and args.devices < 1:
-        raise InputError(f"--devices: found {args.devices}; give 1 or more")
-    beside = [k for k in ("peft", "model", "data", "eval_data") if getattr(args, k)]
-    if args.file and beside:
-        raise InputError(
-            f"--{beside[0].replace('_', '-')}: goes with --from-training-arguments "
-            "alone; LLaMA-Factory's file says it itself"
-        )
-    if args.out:
-        check_out(args.out, (args.file, args.from_training_arguments, args.peft))
-    return args
+    return parser
 
 
 def check_out(out: str, inputs: Sequence[str | None]) -> None:
