@@ -28,7 +28,6 @@ QUESTIONS = 4
 SETTINGS = {
     "batch_size": 8,
     "learning_rate": 1e-3,
-    "warmup_steps": 10,
     "weight_decay": 0.01,
     "max_grad_norm": 1.0,
     "r": 16,
@@ -152,7 +151,7 @@ def train_ours(source: Source, held_out: Path, args, work: Path) -> Ran:
             "name": "adamw",
             **{name: SETTINGS[name] for name in OPTIMIZER},
         },
-        "schedule": {"name": "cosine", "warmup_steps": SETTINGS["warmup_steps"]},
+        "schedule": {"name": "cosine", "warmup_steps": args.steps // 3},
         "training": {
             "max_steps": args.steps,
             "batch_size": SETTINGS["batch_size"],
@@ -173,7 +172,8 @@ def train_theirs(source: Source, held_out: Path, args, work: Path) -> Ran:
     command += ["--adapter", str(work / "start"), "--out", str(work / "torch")]
     command += ["--order", "file", "--steps", str(args.steps), *source.theirs]
     command += ["--max-length", str(source.max_length)]
-    names = "batch_size learning_rate warmup_steps weight_decay max_grad_norm"
+    command += ["--warmup-steps", str(args.steps // 3)]
+    names = "batch_size learning_rate weight_decay max_grad_norm"
     for name in names.split():
         command += [f"--{name.replace('_', '-')}", str(s[name])]
     return run(*command)
