@@ -153,7 +153,7 @@ ROWS = {
         },
     ),
     "glm4": ("glm4", {"head_dim": 16, "intermediate_size": 24}),
-    "cohere, no window": ("cohere", {"logit_scale": 0.5}),
+    "cohere": ("cohere", {"logit_scale": 0.5}),
     "cohere2": ("cohere2", {"sliding_window": 7, "logit_scale": 0.5}),
     "nemotron": ("nemotron", {"head_dim": 16}),
     "starcoder2": ("starcoder2", {"sliding_window": 9}),
@@ -223,11 +223,13 @@ MAIN = [name for name in ROWS if "," not in name]
 # What these are made of is that of other rows: the longer tests are of the whole suite.
 MADE_OF_OTHERS = ("ministral", "olmo3", "olmoe", "exaone4", "granite 4", "gemma")
 MADE_OF_OTHERS += ("mistral3", "starcoder2", "nemotron")
-LONGER = [
-    pytest.param(name, marks=pytest.mark.slow) if name in MADE_OF_OTHERS else name
-    for name in MAIN
-]
 SEEING = [name for name in ROWS if name.endswith(", sees")]
+LONGER = [
+    pytest.param(name, marks=pytest.mark.slow)
+    if name in (*MADE_OF_OTHERS, "cohere", *SEEING)
+    else name
+    for name in MAIN + SEEING
+]
 TOKENS = np.random.default_rng(0).integers(1, 61, (2, 29))
 forward = jax.jit(models.forward, static_argnums=2)
 

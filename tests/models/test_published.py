@@ -68,7 +68,7 @@ def distinct():
     return found.values()
 
 
-def test_every_family_has_models():
+def test_every_record_is_of_a_family_and_says_its_source():
     assert {c["model_type"] for c in CONTENTS.values()} <= set(models.FAMILIES)
     assert all(record["source"] for record in RECORDS.values())
 
