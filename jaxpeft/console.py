@@ -95,6 +95,13 @@ def _put(stream: TextIO, text: str) -> None:
         raise Closed(*error.args) from error
 
 
+def _put_aside(text: str) -> None:
+    """Writes progress to standard error; where nobody reads it, it is not missed."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
 class Work:
     """The progress of what may take long: shown once it has taken 5 seconds.
 
@@ -129,8 +136,7 @@ class Work:
     def close(self) -> None:
         """Removes a line that changes."""
         if self._changes and self._next > self._start + LONG and not _process:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            _put_aside("\r\x1b[K")
 
     def __enter__(self) -> "Work":
         return self
@@ -145,8 +151,7 @@ class Work:
             if self._changes:
                 filled = self._done * BAR // self._total
                 line = f"\r{line} [{'#' * filled}{'.' * (BAR - filled)}]\x1b[K"
-            sys.stderr.write(line + ("" if self._changes else "\n"))
-            sys.stderr.flush()
+            _put_aside(line + ("" if self._changes else "\n"))
 
 
 @contextlib.contextmanager
@@ -167,8 +172,7 @@ def waiting(text: str, put: Callable[[str], None] | None = None) -> Iterator[Non
             if put is not None:
                 put(line)
             elif not _process:
-                sys.stderr.write(f"{line}\n")
-                sys.stderr.flush()
+                _put_aside(f"{line}\n")
 
     teller = threading.Thread(target=tell, name="waiting", daemon=True)
     teller.start()

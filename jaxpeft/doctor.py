@@ -174,7 +174,15 @@ def programs_folder() -> list[Finding]:
     """Whether compiled programs can be kept for the next start."""
     from jaxpeft.devices import programs
 
-    folder = programs.folder()
+    try:
+        folder = programs.folder()
+    except (OSError, RuntimeError) as error:  # no home folder, for one
+        return [
+            Finding(
+                f"cache of compiled programs: each start compiles ({error}); "
+                f"{programs.SETTING} names a folder for it"
+            )
+        ]
     if folder is None:
         return [Finding("cache of compiled programs: off, each start compiles")]
     return writable("cache of compiled programs", folder, programs.SETTING)

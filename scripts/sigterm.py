@@ -4,8 +4,9 @@
     python scripts/sigterm.py --at saving   one place
 
 At each place a call of C that takes two minutes, or 8 s where it is let come to its
-end, and hears no signals stands in for work on a large model. The same command is then repeated without it: it has to end in the very
-state that a run without a signal ends in. Exit code 0: everything was so.
+end, and hears no signals stands in for work on a large model. The same command is then
+repeated without it: it has to end in the very state that a run without a signal ends
+in. Exit code 0: everything was so.
 """
 
 import argparse

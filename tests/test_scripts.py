@@ -1,7 +1,9 @@
 """The scripts that start jobs say what the package listens to."""
 
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -78,3 +80,25 @@ def test_hooks_format_as_the_tests_do():
     text = (ROOT / ".pre-commit-config.yaml").read_text()
     ruff = set(re.findall(r"ruff==([\d.]+)", text))
     assert ruff == {listed("3.11")["ruff"]} == {listed("3.12")["ruff"]}
+
+
+def test_the_trials_of_endurance_know_the_code_that_they_try():
+    """Places that SIGTERM is sent at exist, and all forty kinds of input have a row."""
+    code = """
+import importlib, operator, sys
+import sigterm
+from endured import inputs
+for place in sigterm.PLACES.values():
+    module, _, path = place.function.partition(":")
+    assert callable(operator.attrgetter(path)(importlib.import_module(module)))
+named = inputs.kinds([row.name for row in inputs.rows()])
+print(sorted(set(range(1, 41)) - named))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{SCRIPTS}:{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    # Those three are trials of their own: of checkpoints, and of a run in use.
+    assert done.stdout == "[38, 39, 40]\n", done.stderr

@@ -1,6 +1,7 @@
 """A base model and its tokenizer, opened as a configuration says."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,14 @@ class Base:
 
     def copy_companions(self, target: Path) -> None:
         """Copies to `target` what belongs to the model beside its weights."""
-        for name in COMPANIONS:
-            if (self.directory / name).is_file():
-                shutil.copy(self.directory / name, target / name)
+        copy_files(self.directory, target, COMPANIONS)
+
+
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copies those of the files `names` that are in one folder to another."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copy(source / name, target / name)
 
 
 def open_base(section: ModelSection) -> Base:

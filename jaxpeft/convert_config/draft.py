@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxpeft.config.wording import shown
-from jaxpeft.errors import InputError, suggest
+from jaxpeft.errors import InputError, near, suggest
 
 _NOTHING = "asks for nothing"
 
@@ -189,8 +189,7 @@ class Draft:
                 continue
             row = rows.get(key)
             if row is None:
-                near = suggest(key, known).split("; choose from")[0]
-                self.lack(key, f"is not a key that is known{near}")
+                self.lack(key, f"is not a key that is known{near(key, known)}")
             else:
                 self._apply(key, value, row)
         if self.refused:

@@ -222,7 +222,7 @@ class ChatTemplate:
             **{**self.tokenizer.special_tokens_map, **_FIXED},
         )
         (again,), (blocks,) = rendered
-        return blocks if again == text else []
+        return blocks if text in (again, again + self.closing) else []
 
 
 def until(conversation: Conversation, turn: int) -> Conversation:

@@ -1,11 +1,9 @@
 """A model with a row in its embedding for every token of a tokenizer."""
 
-import shutil
-from pathlib import Path
-
 import jax
 
 from jaxpeft import hf, models
+from jaxpeft.assembly.base import COMPANIONS, copy_files
 from jaxpeft.errors import InputError
 from jaxpeft.export.forms import new_folder, stored_dtype
 
@@ -41,15 +39,9 @@ def resized(model: str, tokenizer: str, out: str, dtype: str | None = None) -> s
     params = hf.load(directory, cfg, dtype=dtype or stored_dtype(model))
     params, larger = models.resize_embeddings(params, cfg, rows, jax.random.key(0))
     hf.save(params, target, larger, base=directory)
-    for name in hf.TOKENIZER_FILES:
-        _copy(source, target, name)
-    _copy(directory, target, "generation_config.json")
+    copy_files(source, target, hf.TOKENIZER_FILES)
+    copy_files(directory, target, set(COMPANIONS) - set(hf.TOKENIZER_FILES))
     return (
         f"the embedding has {rows} rows, {rows - cfg.vocab_size} of them new: train "
         "them with adapter.trainable_token_indices or modules_to_save"
     )
-
-
-def _copy(source: Path, target: Path, name: str) -> None:
-    if (source / name).is_file():
-        shutil.copy(source / name, target / name)

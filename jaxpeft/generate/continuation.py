@@ -50,6 +50,8 @@ class Continuation:
         self._cache: Cache | None = None
         self._tokens: list[int] = []  # whose keys and values the cache holds
         self._kind = 0  # of angles that they have
+        virtual = virtual_count(params["model"])
+        self._ends = tuple(end - virtual for end in rope.switches(cfg))
         self.reused = 0
 
     def answer(
@@ -103,8 +105,7 @@ class Continuation:
 
     def _kind_of(self, length: int) -> int:
         """Which of the model's sets of angles a sequence of so many tokens has."""
-        whole = length + virtual_count(self._params["model"])
-        return sum(whole > end for end in rope.switches(self._cfg))
+        return sum(length > end for end in self._ends)
 
     def _read(self, sequence: list[int], room: int) -> Cache:
         """The cache brought to all tokens but the last, with room for some more."""

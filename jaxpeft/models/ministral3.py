@@ -28,6 +28,7 @@ ROPE = {
     "llama_4_scaling_beta": 0.1,
 }
 BETA = "llama_4_scaling_beta"
+ORIGINAL = "original_max_position_embeddings"
 # Of the entry that this family alone has, or that stands beside it, too.
 OWN = (BETA, "max_position_embeddings")
 
@@ -41,7 +42,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     Raises:
         InputError: with every field that is missing, malformed or not handled.
     """
-    given = hf.get("rope_parameters") or ROPE
+    given = hf.get("rope_parameters") or ({} if hf.get("rope_scaling") else ROPE)
     rope = dict(given) if isinstance(given, Mapping) else {"rope_type": given}
     beta = rope.get(BETA) or 0.0
     shared = {name: x for name, x in rope.items() if name not in OWN}
@@ -51,6 +52,11 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
             f"config.json: rope_parameters.{BETA}: found {beta!r}; it must be a number "
             "from 0"
         )
+    original = rope.get(ORIGINAL)
+    if beta and original is None and rope.get("rope_type", "default") != "yarn":
+        fields.problems.append(
+            f"config.json: rope_parameters.{ORIGINAL}: missing; {BETA} needs it"
+        )
     layers = fields.size("num_hidden_layers")
     cfg = decoder(
         fields,
@@ -58,4 +64,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         windows=hf_layers.windows(fields, [True] * layers),
     )
     rotary = dataclasses.replace(cfg.rope, llama_4_scaling_beta=float(beta))
+    if beta and is_number(original) and original > 0:
+        # Also where the kind of scaling has no use for it: queries do.
+        rotary = dataclasses.replace(rotary, original_max_position_embeddings=original)
     return dataclasses.replace(cfg, rope=rotary, hf=dict(hf))

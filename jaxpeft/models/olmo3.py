@@ -6,7 +6,7 @@ from typing import Any
 from jaxpeft.models import hf_layers, hf_rope
 from jaxpeft.models.hf_decoder import decoder
 from jaxpeft.models.hf_fields import Fields
-from jaxpeft.models.spec import ModelConfig, Rope
+from jaxpeft.models.spec import ModelConfig
 
 # Where the file lacks them, as in transformers.
 DEFAULTS = {
@@ -27,9 +27,6 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     fields = Fields(hf, theta=500000.0, defaults=DEFAULTS)
     layers = fields.size("num_hidden_layers")
     local = hf_layers.layer_types(fields, [(i + 1) % 4 != 0 for i in range(layers)])
-    own = Rope(theta=fields.number("rope_theta", fields.theta, positive=True))
-    if "sliding_attention" in fields.get("rope_parameters", {}):
-        own = hf_rope.rope(fields, "sliding_attention")
     return decoder(
         fields,
         attention_bias=fields.flag("attention_bias", False),
@@ -37,7 +34,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         norms="after",
         hidden_act=fields.choice("hidden_act", "silu", ("silu",)),
         rope=hf_rope.rope(fields, "full_attention"),
-        local_rope=own,
+        local_rope=hf_rope.rope(fields, "sliding_attention"),
         rotations=tuple(int(here) for here in local),
         windows=hf_layers.windows(fields, local),
     )

@@ -85,6 +85,22 @@ def test_several_blocks_and_blocks_over_a_part(tokenizer_with):
     assert learned(talk("q", "12 34"), tokenizer) == ["12"]
 
 
+def test_blocks_hold_where_the_template_leaves_the_last_turn_open(tokenizer_with):
+    """As Qwen1.5's does: the second answer alone is marked, and is ended."""
+    end = "{% if not loop.last or add_generation_prompt %}" + END + "{% endif %}"
+    marked = "{% if loop.index > 2 %}" + OPEN + CONTENT + CLOSE + "{% else %}"
+    turns = HEADER + marked + CONTENT + "{% endif %}" + end
+    asked = "{{ '<|im_start|>user\n' + m['content'] }}" + end
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        f"{turns}{{% else %}}{asked}{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt and messages[-1].role != 'assistant' %}"
+        f"{HEADER}{{% endif %}}"
+    )
+    talks = talk("q", "a", "q", "b")
+    assert learned(talks, tokenizer_with(template)) == ["b<|im_end|>"]
+
+
 def call_of(name):
     return {"id": "0", "type": "function", "function": {"name": name, "arguments": {}}}
 

@@ -139,6 +139,18 @@ ROWS = {
             },
         },
     ),
+    "ministral3, no scaling": (
+        "ministral3",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 8,
+                "llama_4_scaling_beta": 0.3,
+            },
+        },
+    ),
     "mistral3 of ministral3, sees": (
         "mistral3",
         {
