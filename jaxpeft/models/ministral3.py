@@ -64,7 +64,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         windows=hf_layers.windows(fields, [True] * layers),
     )
     rotary = dataclasses.replace(cfg.rope, llama_4_scaling_beta=float(beta))
-    if beta and is_number(original) and original > 0:
+    if beta and isinstance(original, int | float) and original > 0:
         # Also where the kind of scaling has no use for it: queries do.
         rotary = dataclasses.replace(rotary, original_max_position_embeddings=original)
     return dataclasses.replace(cfg, rope=rotary, hf=dict(hf))
