@@ -23,6 +23,14 @@ def follow(output: Path) -> tuple[list[tuple[float, str]], str]:
     return lines, runs.digest([line for _, line in lines])
 
 
+def resumed(lines: list[str]) -> str:
+    """The step that a run went on from: the last one where all had been taken."""
+    if any(line.startswith("finished") for line in lines):
+        return str(runs.STEPS)
+    marks = [line.split()[-1] for line in lines if line.startswith("continuing")]
+    return marks[0] if marks else "0"
+
+
 def trials(folder: Path, count: int, seed: int) -> Iterator[Trial]:
     """Kills `count` runs between their first step and their end.
 
@@ -47,8 +55,7 @@ def trials(folder: Path, count: int, seed: int) -> Iterator[Trial]:
         child.communicate()
         before = runs.sealed(output)
         said, digest = follow(output)
-        marks = [line.split()[-1] for _, line in said if line.startswith("continuing")]
-        at = marks[0] if marks else "0"
+        at = resumed([line for _, line in said])
         newest = str(before[-1]) if before else "0"
         same = digest == expected and runs.losses(output) == runs.losses(straight)
         told = f"continued from {at}, newest sealed {newest}, state {digest}"
