@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxpeft import console
 from jaxpeft.data import empty_answers, formats, sources
 from jaxpeft.data.batches import Batches, EvalBatches
 from jaxpeft.data.examples import Examples, gather
@@ -153,8 +154,9 @@ def _load(
     held_out: bool,
 ) -> tuple[list[Example], list[str]]:
     rejects = Rejects(source.path, skip=section.on_error == "skip")
-    rows = sources.read(source.path, source.max_samples, rejects)
-    parsed = formats.readable(rows, source.format, source.fields, rejects)
+    with console.waiting(f"reading {source.path}"):
+        rows = sources.read(source.path, source.max_samples, rejects)
+        parsed = formats.readable(rows, source.format, source.fields, rejects)
     rejects.settle(len(parsed) + rejects.count)
     remarks = []
     if share := section.eval_split:

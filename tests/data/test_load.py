@@ -1,11 +1,15 @@
 """From a data section to batches: real files, whole sections, refusals."""
 
+import json
+import time
+
 import numpy as np
 import pytest
 
+from jaxpeft import console
 from jaxpeft.assembly.summary import data_warnings
 from jaxpeft.config.data import DataSection
-from jaxpeft.data import EvalBatches, empty_answers, load_eval, load_train
+from jaxpeft.data import EvalBatches, empty_answers, load_eval, load_train, sources
 from jaxpeft.data.chat_formats import messages
 from jaxpeft.errors import InputError
 
@@ -36,6 +40,20 @@ def load(*train, tokenizer, batch_size=2, vocab_size=None, **settings):
 
 
 ALPACA = [{"instruction": f"q{i}", "input": "", "output": f"a{i}"} for i in range(5)]
+
+
+def test_reading_that_takes_long_is_told(write, tokenizer, monkeypatch, capsys):
+    read = sources.read
+
+    def slowly(*arguments):
+        time.sleep(0.2)
+        return read(*arguments)
+
+    monkeypatch.setattr(console, "LONG", 0.01)
+    monkeypatch.setattr(sources, "read", slowly)
+    path = write("data.json", json.dumps(ALPACA))
+    load(source(path), tokenizer=tokenizer)
+    assert f"reading {path} (0:00:00 so far)" in capsys.readouterr().err
 
 
 def test_step_k_trains_on_the_file_in_order(write, tokenizer):
