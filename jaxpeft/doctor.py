@@ -125,7 +125,7 @@ def devices() -> list[Finding]:
     """Which devices JAX has, and whether it passes over one that is there."""
     import jax
 
-    from jaxpeft.devices import peaks
+    from jaxpeft import hardware
 
     try:
         every = jax.devices()
@@ -142,8 +142,9 @@ def devices() -> list[Finding]:
     told = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     limit = (every[0].memory_stats() or {}).get("bytes_limit")
     more = f", {limit / 2**30:.0f} GiB each" if limit else ""
-    if peak := peaks.bf16(every[0].device_kind):
-        more += f", {peak / 1e12:.0f} TFLOP/s in bfloat16"
+    known = hardware.current().device
+    if known and known.bf16:
+        more += f", {known.bf16 / 1e12:.0f} TFLOP/s in bfloat16"
     findings = [Finding(f"devices: {told} ({jax.default_backend()}{more})")]
     if jax.default_backend() == "cpu" and not os.environ.get("JAX_PLATFORMS"):
         findings += [

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxpeft import tree
+from jaxpeft import hardware, tree
 
 Axes = tuple[str | None, ...]
 
@@ -268,7 +268,7 @@ def product(subscripts: str, left: Array, right: Array) -> Array:
         left: the first operand.
         right: the second operand, of the same dtype.
     """
-    if jax.default_backend() == "cpu":
+    if hardware.current().platform == "cpu":
         # XLA has no such product of 16-bit operands for every shape there.
         left, right = left.astype(jnp.float32), right.astype(jnp.float32)
     return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from jaxpeft import cli, doctor
-from jaxpeft.devices import peaks
+from jaxpeft.hardware.devices import device_of
 
 
 @pytest.fixture
@@ -79,5 +79,6 @@ def test_peaks_go_by_the_names_that_jax_has_for_devices():
         "TPU v5": 459,
         "TPU v5p": 459,
     }.items():
-        assert peaks.bf16(kind) == teraflops * 1e12, kind
-    assert peaks.bf16("cpu") is None and peaks.bf16("NVIDIA L400") is None
+        device = device_of(kind)
+        assert device and device.bf16 == teraflops * 1e12, kind
+    assert device_of("cpu") is None and device_of("NVIDIA L400") is None

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxpeft"
 # own) imports from the storeys below its own alone, never from its neighbours.
 STOREYS = (
     # foundations, used everywhere
-    ("errors", "console", "tree"),
+    ("errors", "console", "tree", "hardware"),
     ("kernel", "replacing", "config", "devices"),
     # libraries
     ("adapters", "models", "quant", "data", "rundir", "cli"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxpeft import console, hf, models, quant, tree
+from jaxpeft import console, hardware, hf, models, quant, tree
 from jaxpeft.config import ModelSection, RunConfig, paths
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.models import ModelConfig, stored
@@ -93,7 +93,7 @@ def open_base(section: ModelSection) -> Base:
             quantization does not fit it.
     """
     directory = hf.resolve(section.path)
-    cfg = model_config(section, directory)
+    cfg = model_config(section, directory, hardware.current())
     if "." in cfg.decoder:
         console.warn(
             f"{directory}: of this {cfg.model_type} the language model alone is read, "
@@ -124,7 +124,9 @@ def as_stored(section: ModelSection, directory: Path, cfg: ModelConfig) -> Model
     return section.model_copy(update=changes)
 
 
-def model_config(section: ModelSection, directory: Path) -> ModelConfig:
+def model_config(
+    section: ModelSection, directory: Path, target: hardware.Target
+) -> ModelConfig:
     """The hyperparameters in a model's folder, and how the section says to run it.
 
     On a CPU the activations are float32 whatever the weights are stored in: products of
@@ -133,8 +135,9 @@ def model_config(section: ModelSection, directory: Path) -> ModelConfig:
     Args:
         section: the section `model` of the configuration.
         directory: the model's folder.
+        target: what the model is to run on.
     """
-    widened = jax.default_backend() == "cpu" and section.dtype != "float32"
+    widened = target.platform == "cpu" and section.dtype != "float32"
     return models.config(
         directory,
         remat=section.remat,

@@ -9,6 +9,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int
 
+from jaxpeft import hardware
 from jaxpeft.devices import determinism
 from jaxpeft.kernel import product
 from jaxpeft.models.spec import ModelConfig
@@ -111,7 +112,7 @@ def attend(
     plain &= q.shape[1] == k.shape[1]
     # cuDNN's backward pass may add up in another order each time.
     plain &= not determinism.is_required()
-    if plain and jax.default_backend() == "gpu" and q.dtype != jnp.float32:
+    if plain and hardware.current().platform == "gpu" and q.dtype != jnp.float32:
         return _attend_cudnn(q, k, v, segments, scores.scale)
     # Heads first, once: each block would otherwise transpose its keys and values anew.
     grouped = checkpoint_name(_group(q, k.shape[2]), "q")

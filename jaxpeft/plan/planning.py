@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import adapters, hf, kernel, models, tree
+from jaxpeft import adapters, hardware, hf, kernel, models, tree
 from jaxpeft.assembly import configuration, updates
 from jaxpeft.assembly.adapter import gives_a_model, rules_of
 from jaxpeft.assembly.base import as_stored, base_shapes, model_config
@@ -220,7 +220,7 @@ class _Step:
     def __init__(self, cfg: RunConfig, mesh: jax.sharding.Mesh, widened: bool):
         self.mesh, section = mesh, cfg.model
         directory = hf.resolve(section.path)
-        model = model_config(section, directory)
+        model = model_config(section, directory, hardware.of_mesh(mesh))
         section = as_stored(section, directory, model)
         cfg = cfg.model_copy(update={"model": section})
         if cfg.optimizer.is_auto:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Float32
 
+from jaxpeft import hardware
 from jaxpeft.quant.blockwise import Blockwise, layout
 
 # Elements that a step handles at once. On a CPU they stay in its caches; elsewhere they
@@ -98,7 +99,7 @@ def in_chunks(
     # XLA for CPUs would compute a part from the arrays themselves while these are
     # being overwritten, and therefore copy all of them every time. It reads the part
     # first if a condition is in between, and if that is in a loop, were it of one turn.
-    apart = jax.default_backend() == "cpu"
+    apart = hardware.current().platform == "cpu"
 
     def body(parts: list[Array], others: Callable[[], list[Array]]) -> list[Array]:
         if not apart:
@@ -135,7 +136,7 @@ def plan(blocks: Sequence[int], block_size: int, whole: bool, devices: int) -> P
     if not whole:
         outer[-1] = 1
     inner = [n // s for n, s in zip(blocks, outer)]
-    chunk = CHUNK.get(jax.default_backend(), CHUNK_ELSEWHERE) // block_size
+    chunk = CHUNK.get(hardware.current().platform, CHUNK_ELSEWHERE) // block_size
     kept = list(accumulate(outer, lambda a, b: a * b))
     for axis in range(len(blocks)):
         least = kept[axis] * math.prod(blocks[axis + 1 :])
@@ -158,7 +159,9 @@ def _through_blocks(
 ) -> list[Array]:
     """`body` over whole blocks; `widths` are the elements of a block in each array."""
     whole = fixed[0].shape[-1] == blocks[-1] * block_size
-    outer, inner, axis, count = plan(blocks, block_size, whole, jax.device_count())
+    outer, inner, axis, count = plan(
+        blocks, block_size, whole, hardware.current().count
+    )
     # The dimensions of the arrays when split, and where the inner parts stand there.
     dims = [[s, n] if s > 1 else [n] for s, n in zip(outer, inner)]
     at = [sum(map(len, dims[: i + 1])) - 1 for i in range(len(dims))]

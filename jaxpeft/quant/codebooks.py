@@ -25,6 +25,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float32, UInt8
 
+from jaxpeft import hardware
+
 
 def values(signed: bool, bits: int = 8) -> Float32[np.ndarray, " codes"]:
     """The 2**bits numbers of a code book in the order of their codes, float32.
@@ -99,7 +101,7 @@ def decode_all(
     Returns:
         What `decode` gives for each array.
     """
-    if len(codes) == 1 or jax.default_backend() != "cpu":
+    if len(codes) == 1 or hardware.current().platform != "cpu":
         return [decode(q, *book) for q, book in zip(codes, books)]
     tables = [values(*book) for book in books]
     starts = np.cumsum([0, *map(len, tables[:-1])])
@@ -143,7 +145,7 @@ def _take(table: np.ndarray, index: Array) -> Array:
 
 
 def _by_tables(wanted: bool | None) -> bool:
-    return jax.default_backend() != "tpu" if wanted is None else wanted
+    return hardware.current().platform != "tpu" if wanted is None else wanted
 
 
 def _encode(x: Array, signed: bool, bits: int) -> Array:

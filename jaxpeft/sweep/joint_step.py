@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxpeft import optim, tree
+from jaxpeft import hardware, optim, tree
 from jaxpeft.assembly import step
 from jaxpeft.assembly.run import Run
 from jaxpeft.assembly.step import Frozen, TrainState
@@ -126,7 +126,7 @@ def side_by_side() -> bool:
     Where products are bound by memory or by launching them, a batch is faster. On a CPU
     it is not: the activations of all points do not fit into its caches.
     """
-    return jax.default_backend() != "cpu"
+    return hardware.current().platform != "cpu"
 
 
 def _over_points(function: Callable, *arguments: Any) -> Any:

@@ -1,9 +1,8 @@
 """How much of what its devices can compute a run uses: the MFU of its log."""
 
-from jaxpeft import tree
+from jaxpeft import hardware, tree
 from jaxpeft.assembly.run import Run
 from jaxpeft.assembly.summary import parameter_counts
-from jaxpeft.devices import peaks
 
 
 def per_token(total: int, trainable: int, embedding: int) -> int:
@@ -31,10 +30,10 @@ def mfu_per_speed(run: Run) -> float | None:
     Args:
         run: of which a step is taken.
     """
-    kinds = {device.device_kind for device in run.mesh.devices.flat}
-    peak = peaks.bf16(kinds.pop()) if len(kinds) == 1 else None
+    device = hardware.of_mesh(run.mesh).device
+    peak = device.bf16 if device else 0.0
     cfg = run.base.cfg
-    if peak is None or run.base.dtype == "float32" or cfg.activation_dtype is not None:
+    if not peak or run.base.dtype == "float32" or cfg.activation_dtype is not None:
         return None
     if cfg.experts is not None:
         return None

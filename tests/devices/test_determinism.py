@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxpeft import hardware
 from jaxpeft.devices import determinism
 from jaxpeft.errors import InputError
 from jaxpeft.models import attention
@@ -57,7 +58,8 @@ def test_an_environment_that_says_the_opposite(monkeypatch):
 def test_attention_of_cudnn_is_left_out(flags, monkeypatch):
     q = np.zeros((1, 4, 2, 8), jax.numpy.bfloat16)
     monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    gpu = hardware.Target("gpu", "NVIDIA H100 80GB HBM3", 1)
+    monkeypatch.setattr(hardware, "current", lambda: gpu)
     monkeypatch.setattr(attention, "_attend_cudnn", lambda *_: "cuDNN's")
     monkeypatch.setattr(attention, "_blockwise", lambda *_: q.reshape(1, 2, 1, 4, 8))
     found = attention.attend(q, q, q, None)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpeft.devices import peaks
+from jaxpeft.hardware import devices
 from jaxpeft.plan import flops
 from jaxpeft.train import utilisation
 
@@ -43,7 +43,7 @@ def test_it_is_said_where_the_peak_is_known(monkeypatch):
         frozen={"a": None, "b": jnp.ones(90)},
     )
     assert utilisation.mfu_per_speed(run) is None
-    monkeypatch.setitem(peaks.BF16, "cpu", 1e6)
+    monkeypatch.setitem(devices.DEVICES, "cpu", devices.Device(1e6))
     run.trainable["a"].delete()  # as the first step does with what it is given
     assert utilisation.mfu_per_speed(run) == pytest.approx((4 * 100 + 2 * 10) / 1e6)
     run.base.dtype = "float32"
