@@ -2,7 +2,8 @@
 
 Peaks are of products added up in float32 (int8: in int32), without structured sparsity:
 of what makers print "with sparsity" that is the half. From NVIDIA's data sheets of each
-card, and Google Cloud's page on each TPU; where JAX shows half a chip as a device, half.
+card, and Google Cloud's page on each TPU (the links of v2 to v4: Jouppi et al., 2023,
+table 4); where JAX shows half a chip as a device, half.
 """
 
 from typing import NamedTuple
@@ -19,6 +20,7 @@ class Device(NamedTuple):
         bandwidth: bytes in a second to and from that memory; 0: not known.
         link: bytes in a second that it can send to others of its kind in one node or
             slice, over all links; 0: not known.
+        fp16: FLOP in a second of float16 operands, where that is not `bf16`.
     """
 
     bf16: float
@@ -27,6 +29,7 @@ class Device(NamedTuple):
     memory: float = 0
     bandwidth: float = 0
     link: float = 0
+    fp16: float = 0
 
 
 # The name in `device.device_kind`, or how it begins.
@@ -45,17 +48,17 @@ DEVICES: dict[str, Device] = {
     "NVIDIA A10": Device(125e12, 0, 250e12, 24e9, 600e9, 32e9),
     "NVIDIA GeForce RTX 4090": Device(165e12, 330e12, 661e12, 24e9, 1008e9, 32e9),
     "NVIDIA GeForce RTX 3090": Device(71e12, 0, 284e12, 24e9, 936e9, 32e9),
-    "Tesla T4": Device(0, 0, 130e12, 16e9, 320e9, 16e9),
-    "Tesla V100": Device(0, 0, 0, 16e9, 900e9, 150e9),
-    "TPU7x": Device(1153.5e12, 2307e12, 0, 96e9, 3690e9, 600e9),
+    "Tesla T4": Device(0, 0, 130e12, 16e9, 320e9, 16e9, fp16=65e12),
+    "Tesla V100": Device(0, 0, 0, 16e9, 900e9, 150e9, fp16=125e12),
+    "TPU7x": Device(1153.5e12, 2307e12, 0, 96e9, 3690e9, 300e9),
     "TPU v6 lite": Device(918e12, 0, 1836e12, 32e9, 1640e9, 400e9),
     "TPU v5 lite": Device(197e12, 0, 394e12, 16e9, 819e9, 200e9),
     "TPU v5p": Device(459e12, 0, 918e12, 95e9, 2765e9, 600e9),
     "TPU v5": Device(459e12, 0, 918e12, 95e9, 2765e9, 600e9),
     "TPU v4 lite": Device(138e12, 0, 0, 8e9, 614e9, 0),
     "TPU v4": Device(275e12, 0, 275e12, 32e9, 1228e9, 300e9),
-    "TPU v3": Device(61.5e12, 0, 0, 16e9, 450e9, 82e9),
-    "TPU v2": Device(23e12, 0, 0, 8e9, 350e9, 62e9),
+    "TPU v3": Device(61.5e12, 0, 0, 16e9, 450e9, 140e9),
+    "TPU v2": Device(23e12, 0, 0, 8e9, 350e9, 124e9),
 }
 
 
