@@ -134,7 +134,7 @@ def _names(cfg: ModelConfig, base: str | Path | None) -> tuple[Any, dict[str, Pa
 
     Of a model that sees, too, both are as its own files have them.
     """
-    if "." not in cfg.decoder:
+    if not cfg.sees:
         return param_specs(cfg), {}
     if base is None:
         raise InputError(

@@ -66,12 +66,11 @@ def of(names: Collection[str], cfg: ModelConfig) -> TensorNames:
         cfg: the model's configuration.
     """
     embedding = param_specs(cfg)["model"]["embed_tokens"]["embedding"].hf
-    deeper = "." in cfg.decoder
-    memory = cfg.decoder if deeper else embedding.partition(".")[0]
+    memory = cfg.decoder if cfg.sees else embedding.partition(".")[0]
     memory += "."
     own = (memory, HEAD)
-    for files, head in DEEPER if deeper else (own, ("", HEAD)):
+    for files, head in DEEPER if cfg.sees else (own, ("", HEAD)):
         if files + embedding.removeprefix(memory) in names:
             head = head if head in names else HEAD
-            return TensorNames(memory, files, head, deeper)
-    return TensorNames(memory, *own, deeper)
+            return TensorNames(memory, files, head, cfg.sees)
+    return TensorNames(memory, *own, cfg.sees)

@@ -9,15 +9,6 @@ from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
 DEFAULTS = {**cohere.DEFAULTS, "sliding_window": 4096}
-# Said a second time, or of how transformers computes it.
-INERT = {
-    "cache_implementation",
-    "order_of_interleaved_layers",
-    "position_embedding_type",
-    "rotary_pct",
-    "use_embedding_sharing",
-    "use_parallel_embedding",
-}
 
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:
@@ -30,10 +21,9 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         InputError: with every field that is missing, malformed or not handled.
     """
     fields = Fields(hf, names=cohere.FIELDS, defaults=DEFAULTS)
-    fields.seen |= INERT
     layers = fields.size("num_hidden_layers")
     every = fields.size("sliding_window_pattern", fields.size("layer_switch", 4))
-    local = hf_layers.layer_types(fields, [(i + 1) % every != 0 for i in range(layers)])
+    local = hf_layers.layer_types(fields, hf_layers.all_but_each(every, layers))
     windows = hf_layers.windows(fields, local)
     for name in ("use_parallel_block", "use_gated_activation"):
         if not fields.flag(name, True):

@@ -52,4 +52,4 @@ def _pattern(fields: Fields, layers: int) -> list[bool]:
     if pattern == 0:  # written where there is no window
         return [False] * layers
     every = fields.size("sliding_window_pattern", 4)
-    return [(i + 1) % every != 0 for i in range(layers)]
+    return hf_layers.all_but_each(every, layers)

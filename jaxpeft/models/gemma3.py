@@ -36,9 +36,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     fields = Fields(hf, theta=1000000.0, defaults=DEFAULTS)
     layers = fields.size("num_hidden_layers")
     pattern = fields.size("sliding_window_pattern", 6)
-    local = hf_layers.layer_types(
-        fields, [(i + 1) % pattern != 0 for i in range(layers)]
-    )
+    local = hf_layers.layer_types(fields, hf_layers.all_but_each(pattern, layers))
     base = fields.number("rope_local_base_freq", 10000.0, positive=True)
     return decoder(
         fields,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxpeft.models.hf_decoder import decoder
+from jaxpeft.models.hf_decoder import decoder, leave_out
 from jaxpeft.models.hf_fields import Fields
 from jaxpeft.models.spec import ModelConfig
 
@@ -31,6 +31,7 @@ def common(fields: Fields) -> dict[str, Any]:
     Args:
         fields: the reader over the model's `config.json`.
     """
+    leave_out(fields, ("attention_dropout",))  # 0.1 in Granite 3.0 and 3.1
     multiplier = fields.number("embedding_multiplier", 1.0)
     return {
         "attention_bias": fields.flag("attention_bias", False),

@@ -36,13 +36,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     fields = Fields(hf, names=FIELDS)
     layers = fields.size("num_hidden_layers")
     fields.seen |= INERT | {name for name in hf if name.startswith("mamba_")}
-    kinds = fields.get("layers_block_type", fields.get("layer_types", None))
-    if kinds is None or not set(kinds) <= {"attention", "full_attention"}:
-        fields.problem(
-            "layer_types",
-            f"{layers} times 'attention': layers of state spaces (Mamba) are not "
-            "handled; take a Granite 4 whose name has no H",
-        )
+    _check_layers(fields, layers)
     if fields.get("num_local_experts", 8) != 0:
         fields.problem("num_local_experts", "0: experts beside an MLP are not handled")
     fields.choice("normalization_function", "rmsnorm", ("rmsnorm",))
@@ -55,3 +49,19 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         rotations=() if rotates == "rope" else (-1,) * layers,
         names=NAMES,
     )
+
+
+def _check_layers(fields: Fields, layers: int) -> None:
+    """Every layer has attention, by whichever of two names the file says it."""
+    kinds = fields.get("layer_types", None)
+    older = fields.get("layers_block_type", None)
+    name = "layer_types" if older is None else "layers_block_type"
+    kinds = kinds if older is None else older
+    attention = ("attention", "full_attention")
+    sound = isinstance(kinds, list) and all(kind in attention for kind in kinds)
+    if not sound or len(kinds) != layers:
+        fields.problem(
+            name,
+            f"a list of {layers} times 'attention': layers of state spaces (Mamba) are "
+            "not handled; take a Granite 4 whose name has no H",
+        )

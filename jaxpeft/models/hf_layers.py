@@ -18,13 +18,23 @@ def layer_types(fields: Fields, default: Sequence[bool]) -> list[bool]:
     given, names = fields.get("layer_types", None), list(LAYER_TYPES)
     if given is None:
         return list(default)
-    if not isinstance(given, list) or not set(given) <= set(names):
+    if not isinstance(given, list) or not all(kind in names for kind in given):
         fields.problem("layer_types", "a list of " + " and ".join(names))
         return list(default)
     if len(given) != len(default):
         fields.problem("layer_types", f"a list of {len(default)}, one a layer")
         return list(default)
     return [LAYER_TYPES[name] for name in given]
+
+
+def all_but_each(nth: int, layers: int) -> list[bool]:
+    """For each layer whether it is none of the `nth`, twice `nth` and so on.
+
+    Args:
+        nth: of so many layers the last one differs.
+        layers: how many there are.
+    """
+    return [(i + 1) % nth != 0 for i in range(layers)]
 
 
 def windows(fields: Fields, local: Sequence[bool]) -> tuple[int | None, ...]:

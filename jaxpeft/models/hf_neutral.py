@@ -50,9 +50,17 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "rope_interleaved": (False,),
     "tie_encoder_decoder": (False,),
     "use_mrope": (False,),
+    "use_qk_norm": (False,),
 }
 # The same by model_type, in place of the above.
 OF_FAMILY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "cohere2": {
+        "order_of_interleaved_layers": ("local_attn_first",),
+        "position_embedding_type": ("rope_gptj",),
+        "rotary_pct": (1,),
+        "use_embedding_sharing": (True,),
+        "use_parallel_embedding": (True, False),
+    },
     "gpt2": {"n_special": (0,), "predict_special_tokens": (True, False)},
     "qwen2": {"attention_bias": (True,), "qkv_bias": (True,)},
     "qwen3": {"use_qk_norm": (True,)},

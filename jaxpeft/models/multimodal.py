@@ -66,7 +66,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         InputError: with every field that is missing, malformed or not handled.
     """
     fields = Fields(hf)
-    fields.seen |= BESIDE | {"text_config", "tie_word_embeddings"}
+    fields.seen |= BESIDE | {"text_config"}
     text = hf.get("text_config")
     if text is None:  # older files have all fields side by side
         text = {name: x for name, x in hf.items() if name not in BESIDE | INERT}
@@ -77,16 +77,19 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
         )
     # Files of Qwen-VL have these a second time, at values that are not read.
     fields.seen |= set(text)
+    fields.flag("tie_word_embeddings", True)
     families = LANGUAGE[hf["model_type"]]
     kind = text.get("model_type", next(iter(families)))
-    if kind not in families:
+    if not isinstance(kind, str) or kind not in families:
         fields.problems.append(
             f"config.json: text_config.model_type: found {kind!r}; in a model of type "
             f"{hf['model_type']!r} it must be one of {', '.join(families)}"
         )
     fields.finish()
     defaults = DEFAULTS.get(kind, {})
-    if "rope_theta" in (text.get("rope_parameters") or {}):  # not said a second time
+    parameters = text.get("rope_parameters")
+    if isinstance(parameters, Mapping) and "rope_theta" in parameters:
+        # Not said a second time.
         defaults = {k: v for k, v in defaults.items() if k != "rope_theta"}
     settings = {**defaults, **_one_dimensional(text), "model_type": kind}
     # Written by transformers 5 at both places, one of them at its default.

@@ -29,6 +29,10 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     fields = Fields(hf, names=FIELDS, defaults=DEFAULTS)
     heads = fields.size("num_attention_heads")
     head_dim = fields.size("head_dim", max(1, fields.size("hidden_size") // heads))
+    if fields.get("kv_channels", head_dim) != head_dim:
+        fields.refuse(
+            "kv_channels", f"a head is {head_dim} wide, by head_dim; remove it"
+        )
     return decoder(
         fields,
         attention_bias=fields.flag("attention_bias", False),

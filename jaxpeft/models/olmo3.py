@@ -26,7 +26,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     """
     fields = Fields(hf, theta=500000.0, defaults=DEFAULTS)
     layers = fields.size("num_hidden_layers")
-    local = hf_layers.layer_types(fields, [(i + 1) % 4 != 0 for i in range(layers)])
+    local = hf_layers.layer_types(fields, hf_layers.all_but_each(4, layers))
     return decoder(
         fields,
         attention_bias=fields.flag("attention_bias", False),

@@ -28,8 +28,8 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     fields = Fields(hf, theta=2000000.0, defaults=DEFAULTS)
     layers = fields.size("num_hidden_layers")
     every = fields.size("no_rope_layer_interval", 4)
-    turning = [(i + 1) % every != 0 for i in range(layers)]
-    turning = fields.bits("no_rope_layers", turning)  # 1 where one rotates
+    # 1 where one rotates.
+    turning = fields.bits("no_rope_layers", hf_layers.all_but_each(every, layers))
     used = fields.flag("use_sliding_window", False)
     if not used:
         fields.seen.add("max_window_layers")

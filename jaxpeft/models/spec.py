@@ -203,6 +203,11 @@ class ModelConfig:
     remat: Literal["none", "full", "dots"] = "none"
     hf: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def sees(self) -> bool:
+        """Whether it is the language model in one that sees, too."""
+        return "." in self.decoder
+
     def untied(self) -> "ModelConfig":
         """The same model with a head of its own, in its config.json as well."""
         return self._restated("tie_word_embeddings", False)

@@ -1,6 +1,7 @@
 """Reading config.json: what is understood, what is refused and in which words."""
 
 import json
+import re
 
 import pytest
 from transformers import LlamaConfig
@@ -152,6 +153,54 @@ REFUSED = {
         "rope_parameters.factr: not handled.*did you mean 'factor'",
     ),
 }
+
+
+MIXED = ["attention", {"kind": "attention"}]
+SIZES = {"num_hidden_layers": 2, "num_local_experts": 0}
+# Fields of single families, beside what is wrong with many others, too.
+OF_FAMILIES = {
+    "kinds of layers": (
+        {"model_type": "granitemoehybrid", "layer_types": MIXED, **SIZES},
+        r"layer_types: found \['attention', \{.*; it must be a list of 2 times",
+    ),
+    "its older name": (
+        {"model_type": "granitemoehybrid", "layers_block_type": ["mamba"] * 2, **SIZES},
+        r"layers_block_type: found \['mamba', 'mamba'\]; .* whose name has no H",
+    ),
+    "too few": (
+        {"model_type": "granitemoehybrid", "layer_types": ["attention"], **SIZES},
+        r"layer_types: found \['attention'\]; it must be a list of 2 times",
+    ),
+    "kinds that are no names": (
+        {"model_type": "olmo3", "layer_types": [{}, {}], "num_hidden_layers": 2},
+        r"layer_types: found \[\{\}, \{\}\]; it must be a list of full_attention and",
+    ),
+    "another width": (
+        {"model_type": "nemotron", "head_dim": 8, "kv_channels": 16},
+        "kv_channels: found 16; a head is 8 wide, by head_dim; remove it",
+    ),
+    "another part rotates": (
+        {"model_type": "cohere2", "rotary_pct": 0.5},
+        "rotary_pct: found 0.5; this field is not handled for model_type 'cohere2'",
+    ),
+    "a kind inside": (
+        {"model_type": "gemma3", "text_config": {"model_type": ["gemma3_text"]}},
+        r"text_config.model_type: found \['gemma3_text'\]; .* one of gemma3_text",
+    ),
+    "tied, perhaps": (
+        {"model_type": "gemma3", "tie_word_embeddings": "yes", "text_config": {}},
+        "tie_word_embeddings: found 'yes'; it must be true or false",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_FAMILIES)
+def test_refused_in_a_family(name):
+    content, message = OF_FAMILIES[name]
+    with pytest.raises(InputError) as caught:
+        models.config(content)
+    found = [said.removeprefix("config.json: ") for said in caught.value.problems]
+    assert any(re.match(message, said) for said in found)
 
 
 @pytest.mark.parametrize("name", REFUSED)

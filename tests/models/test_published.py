@@ -16,7 +16,11 @@ import jax
 import numpy as np
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 
 from jaxpeft import hf, models
 from jaxpeft.errors import InputError
@@ -101,19 +105,47 @@ def test_refused_for_what_would_change_the_model(name):
     assert problem.startswith("config.json: " + RECORDS[name]["refused"])
 
 
+def damaged(content):
+    """The content with one field after another, inner ones too, of another kind."""
+    for field, value in content.items():
+        others = [[], {}, "x", [{}], [[]], -1, 0.5, True, 10**30]
+        inner = damaged(value) if isinstance(value, dict) else ()
+        for other in (*others, *inner):
+            yield {**content, field: other}
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_a_field_of_another_kind_is_a_problem_in_words(family):
+    name = next(n for n in OPEN if CONTENTS[n]["model_type"] == family)
+    for content in damaged(CONTENTS[name]):
+        try:
+            models.config(content)
+        except InputError as error:
+            assert all(said.startswith("config.json: ") for said in error.problems)
+
+
 @pytest.mark.parametrize("name", distinct())
 def test_logits(name, tmp_path):
     content = {k: v for k, v in CONTENTS[name].items() if k != "quantization_config"}
     # Those of Gemma 3's wrapper leave even the vocabulary to the family's default.
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     config = as_transformers({**content, **ids, "initializer_range": 0.2})
-    config.vocab_size = min(config.vocab_size, 64)
+    # The default gives way to the head that every file of the model has.
+    if (
+        content["model_type"] == "mistral3"
+        and not models.config(content).tie_word_embeddings
+    ):
+        config.tie_word_embeddings = False
+    text = config.get_text_config()
+    text.vocab_size, text.initializer_range = min(text.vocab_size, 64), 0.2
     config._attn_implementation = "eager"
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    whole = "vision_config" in content
+    auto = AutoModelForImageTextToText if whole else AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.float32).eval()
     model.save_pretrained(tmp_path)
     # The file is the published one; its weights are those of the small model.
-    cfg = models.config({**content, "vocab_size": config.vocab_size})
+    cfg = models.config(content).with_rows(text.vocab_size)
     params = hf.load(tmp_path, cfg, dtype="float32")
     tokens = np.random.default_rng(0).integers(1, 64, (1, 13))
     with torch.no_grad():

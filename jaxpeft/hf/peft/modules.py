@@ -131,7 +131,7 @@ def beside(keys: Collection[str], cfg: ModelConfig) -> set[str]:
         keys: All keys of the file.
         cfg: The model's configuration.
     """
-    if "." not in cfg.decoder:
+    if not cfg.sees:
         return set()
     own = tuple(f"{PREFIX}{name}." for name in (cfg.decoder, "lm_head"))
     left = {key for key in keys if not key.startswith(own)}
