@@ -25,6 +25,7 @@ OTHERS = {
     ("models/rope.py", "rope.kind == 'linear'"): "a rope's kind",
     ("optim/schedules/stable.py", "form == 'cosine'"): "a warmup's or a decay's form",
     ("rundir/sinks.py", "key != 'step'"): "a line's step",
+    ("plan/loops.py", "one.opcode == 'constant'"): "an operation of XLA's",
     ("plan/planning.py", "cfg.model.remat != 'full'"): "what is computed again",
 }
 

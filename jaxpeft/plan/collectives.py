@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxpeft.plan.loops import Run, fused, runs
+from jaxpeft.plan.program_text import Array, Computation, Operation, Program, read
+
 KINDS = (
     "all-gather",
     "all-reduce",
@@ -14,32 +17,16 @@ KINDS = (
     "all-to-all",
     "collective-permute",
 )
-BITS = {
-    **{"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16},
-    **{"f16": 16, "bf16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64},
-    **{"f64": 64, "c64": 64, "c128": 128},
-}
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-_OPERATION = re.compile(
-    r"^\s*(?:ROOT )?%?[\w.-]+ = (\(.*?\)|\S+) ("
-    + "|".join(KINDS)
-    + r")(-start)?\((.*)$"
-)
-_ARRAY = re.compile(r"\b(" + "|".join(BITS) + r")\[([\d,]*)\]")
-_CALLED = re.compile(
-    r"(?:body|condition|calls|to_apply|true_computation|false_computation)="
-    r"%?([\w.-]+)|branch_computations=\{([^}]*)\}"
-)
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# What computes for as long as a transfer may take.
+COMPUTES = ("fusion", "dot", "convolution", "custom-call", "while", "call", "sort")
+
 # Three ways to write them: listed, counted, and as axes of a mesh, whose devices may be
 # numbered in another order.
-_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
-_COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}")
+_LISTED = re.compile(r"\{\{([\d,]*)\}")
+_COUNTED = re.compile(r"\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_AXES = re.compile(r"mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}")
 _ORDER = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_PAIR = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
-_NAME = re.compile(r'op_name="([^"]*)"')
 
 
 class Collective(NamedTuple):
@@ -52,6 +39,7 @@ class Collective(NamedTuple):
         group: the devices that take part, those of the first group for all.
         times: how often a run of the program performs it.
         name: what in the source it comes from.
+        overlaps: whether something is computed between its start and its end.
     """
 
     kind: str
@@ -59,40 +47,52 @@ class Collective(NamedTuple):
     group: tuple[int, ...]
     times: int
     name: str
+    overlaps: bool = False
 
     @property
     def moved(self) -> float:
         """The bytes that a device sends for it in a run, by the ring algorithm."""
+        return self.sent * self.times
+
+    @property
+    def sent(self) -> float:
+        """The bytes that a device sends for it each time, by the ring algorithm."""
         share = (len(self.group) - 1) / len(self.group)
         if self.kind == "collective-permute":
             share = 1.0
-        return (
-            self.nbytes * self.times * share * (2 if self.kind == "all-reduce" else 1)
-        )
+        return self.nbytes * share * (2 if self.kind == "all-reduce" else 1)
+
+
+class Transfer(NamedTuple):
+    """A collective and where it stands in the schedule.
+
+    Attributes:
+        what: the collective.
+        computation: the name of the computation that it is of.
+        start: the operation that begins it.
+        done: the operation that waits for its end, the same where it is one.
+    """
+
+    what: Collective
+    computation: str
+    start: str
+    done: str
 
 
 def collectives(program: Any) -> list[Collective]:
-    """The collectives of a compiled program.
+    """The collectives of a compiled program, each once.
 
-    A loop whose length the compiler does not know counts once.
+    What is cut into a start, an end and steps within fusions between them is one. Loops
+    are counted as `loops.runs` does.
 
     Args:
-        program: a `jax.stages.Compiled` or its HLO text.
+        program: a `jax.stages.Compiled`, its HLO text, or what `read` made of it.
+
+    Raises:
+        ValueError: the devices of a collective are written in a way that is not known.
     """
-    text = program if isinstance(program, str) else program.as_text()
-    bodies, entry = _computations(text.splitlines())
-    operations: list[Collective] = []
-
-    def visit(name: str, times: int) -> None:
-        for line in bodies[name]:
-            operations.extend(_in_line(line, times))
-            trips = _TRIPS.search(line) if " while(" in line else None
-            for called in _called(line):
-                if called in bodies:
-                    visit(called, times * int(trips.group(1)) if trips else times)
-
-    visit(entry, 1)
-    return operations
+    read_one = program if isinstance(program, Program) else read(program)
+    return [one.what for one in transfers(read_one)]
 
 
 def totals(found: Iterable[Collective]) -> dict[str, float]:
@@ -110,58 +110,120 @@ def totals(found: Iterable[Collective]) -> dict[str, float]:
     return sums
 
 
-def _computations(lines: list[str]) -> tuple[dict[str, list[str]], str]:
-    """The computations of an HLO text.
+def transfers(program: Program) -> list[Transfer]:
+    """The collectives of a program with their places in its schedule.
 
-    Returns:
-        ({name: its lines}, the name of the entry).
+    Args:
+        program: what was read of its text.
+
+    Raises:
+        ValueError: the devices of a collective are written in a way that is not known.
     """
-    bodies: dict[str, list[str]] = {}
-    entry, name = "", ""
-    for line in lines:
-        if start := _COMPUTATION.match(line):
-            name = start.group(2)
-            bodies[name] = []
-            entry = name if start.group(1) else entry
-        elif name:
-            bodies[name].append(line)
-    return bodies, entry
+    found: dict[tuple[str, ...], Transfer] = {}
+    wrapped: set[str] = set()  # what an async-start runs, which stands for it
+    computations: dict[str, Computation] = {}
+    for run in runs(program):
+        computations[run.computation.name] = run.computation
+        if run.computation.name in wrapped:
+            continue
+        if run.operation.opcode == "async-start":
+            wrapped |= {name for _, name in run.operation.called}
+        for key, one in _begun(program, run):
+            if key in found:  # a later piece of one that was cut into several
+                found[key] = found[key]._replace(done=one.done)
+            else:
+                found[key] = one
+    ends = {name for one in found.values() for name in (one.start, one.done)}
+    return [
+        one._replace(
+            what=one.what._replace(
+                overlaps=_computes(computations[one.computation], one, ends)
+            )
+        )
+        for one in found.values()
+    ]
 
 
-def _called(line: str) -> Iterator[str]:
-    for one, several in _CALLED.findall(line):
-        yield from [one] if one else re.findall(r"[\w.-]+", several)
+def _begun(program: Program, run: Run) -> Iterator[tuple[tuple[str, ...], Transfer]]:
+    """The collectives that an operation performs or begins, each with what tells it
+    from others."""
+    outer = run.operation
+    inside: list[Operation] = [outer]
+    if outer.opcode == "fusion":
+        inside = list(fused(program, outer))
+    elif outer.opcode == "async-start":
+        called = [program.computations[name] for _, name in outer.called]
+        inside = [x for one in called for x in one.operations.values()]
+    for one in inside:
+        kind = one.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        if one is not outer and any("all-reduce-scatter" in x for _, x in outer.called):
+            kind = "reduce-scatter"
+        group = _first_group(one.attributes)
+        what = Collective(kind, _whole(one, kind, group), group, run.times, one.op_name)
+        # Pieces of one collective share a channel; outside fusions each is its own.
+        channel = one.attributes.get("channel_id", "") if one is not outer else ""
+        place = run.computation.name
+        yield (
+            (place, kind, channel or f"%{outer.name} {one.name}"),
+            Transfer(what, place, outer.name, _done(run.computation, outer)),
+        )
 
 
-def _in_line(line: str, times: int) -> Iterator[Collective]:
-    match = _OPERATION.match(line)
-    if match is None:
-        return
-    result, kind, started, rest = match.groups()
-    arrays = [_nbytes(*array) for array in _ARRAY.findall(result)]
-    if started and kind in ("all-gather", "collective-permute"):
-        # Operands and results of what only starts here.
-        arrays = arrays[len(arrays) // 2 :]
-    group = _first_group(rest)
-    whole = sum(arrays) * (len(group) if kind == "reduce-scatter" else 1)
-    name = _NAME.search(rest)
-    yield Collective(kind, whole, group, times, name.group(1) if name else "")
+def _done(computation: Computation, start: Operation) -> str:
+    """What waits for the end of an operation that may only start something."""
+    at = start
+    while at.opcode.endswith(("-start", "-update")):
+        users = [
+            x
+            for x in computation.users[at.name]
+            if x.opcode.endswith(("-done", "-update"))
+        ]
+        if not users:
+            break
+        at = users[0]
+    return at.name
 
 
-def _nbytes(dtype: str, shape: str) -> int:
-    return math.prod(int(n) for n in shape.split(",") if n) * BITS[dtype] // 8
+def _computes(computation: Computation, one: Transfer, ends: set[str]) -> bool:
+    names = list(computation.operations)
+    between = names[names.index(one.start) + 1 : names.index(one.done)]
+    return any(
+        name not in ends and computation.operations[name].opcode in COMPUTES
+        for name in between
+    )
 
 
-def _first_group(rest: str) -> tuple[int, ...]:
+def _whole(one: Operation, kind: str, group: tuple[int, ...]) -> int:
+    """The bytes of what a collective makes whole or adds up."""
+    arrays = one.arrays
+    if one.opcode.endswith("-start") and kind != "all-reduce":
+        # What it takes, what it gives, and counters of the device.
+        given = one.result[1] if not isinstance(one.result, Array) else one.result
+        arrays = (given,) if isinstance(given, Array) else _arrays(given)
+    size = sum(x.nbytes for x in arrays)
+    is_part = kind == "reduce-scatter" and one.opcode.startswith(kind)
+    return size * (len(group) if is_part else 1)
+
+
+def _arrays(result: Any) -> tuple[Array, ...]:
+    if isinstance(result, Array):
+        return (result,)
+    return tuple(x for one in result for x in _arrays(one))
+
+
+def _first_group(attributes: dict[str, str]) -> tuple[int, ...]:
     """The numbers of the devices in the first group of a collective."""
-    if listed := _LISTED.search(rest):
+    pairs = attributes.get("source_target_pairs")
+    groups = attributes.get("replica_groups", pairs or "")
+    groups += attributes.get("device_ids", "")  # of the axes' devices, where renumbered
+    if listed := _LISTED.match(groups):
         return _numbers(listed[1])
-    if pair := _PAIR.search(rest):
-        return int(pair[1]), int(pair[2])
-    if counted := _COUNTED.search(rest):
+    if counted := _COUNTED.match(groups):
         size, shape, order = counted.groups()
         return tuple(_ordered(shape, order).ravel()[: int(size)].tolist())
-    if axes := _AXES.search(rest):
+    if axes := _AXES.match(groups):
         sizes = {name: int(n) for name, n in re.findall(r"'([^']*)'=(\d+)", axes[1])}
         ids = np.arange(math.prod(sizes.values()))
         if order := _ORDER.search(axes[2]):
@@ -169,7 +231,7 @@ def _first_group(rest: str) -> tuple[int, ...]:
         named = re.findall(r"'([^']*)'", axes[3])
         at = tuple(slice(None) if name in named else 0 for name in sizes)
         return tuple(ids.reshape(tuple(sizes.values()))[at].ravel().tolist())
-    raise ValueError(f"the devices of a collective are written in a new way: {rest}")
+    raise ValueError(f"the devices of a collective are written in a new way: {groups}")
 
 
 def _ordered(shape: str, order: str | None) -> np.ndarray:
