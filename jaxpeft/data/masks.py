@@ -62,8 +62,8 @@ def mask_turns(
     of_text = _Tokens(text, starts, ends, np.isin(tokens, special))
     for turn in turns:
         first = int(np.searchsorted(ends, turn.start, "right"))
-        swallows = first < len(tokens) and starts[first] < turn.start
-        if swallows and of_text.is_special[first]:
+        before = text[starts[first] : turn.start] if first < len(tokens) else ""
+        if before.strip() and of_text.is_special[first]:
             first += 1  # the prompt's last token, which swallowed what follows it
         # Ends, not starts: an end-of-turn token may swallow the space before it.
         known = turn.content_end

@@ -1,13 +1,14 @@
 """Which tokens are learned: answers that are easily confused, blocks that mark them."""
 
 import pytest
+from tokenizers import AddedToken
 
 from jaxpeft.data.fixed_date import DATE, with_fixed_date
 from jaxpeft.data.formats import Conversation
 from jaxpeft.data.render import render
 from jaxpeft.errors import InputError
 
-from .conftest import learned, learned_each, one, talk
+from .conftest import learned, learned_each, load_tokenizer, one, talk
 
 USER = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
 HEADER = "{{ '<|im_start|>assistant\n' }}"
@@ -263,3 +264,59 @@ def test_a_text_that_begins_with_bos_gets_no_second_one(tokenizer):
     assert with_bos == bare
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     assert bare.count(bos) == 1 and bare[-1] == eos and bare[-2] != eos
+
+
+STRIPPED = (
+    "{% for m in messages %}{{ '<|say|>' if m.role == 'assistant' else '<|ask|>' }}"
+    "{{ '\n' + m['content'] + '<|over|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|say|>\n' }}{% endif %}"
+)
+SIDES = {
+    "none": ({}, {}),
+    "the header's right": ({"rstrip": True}, {}),  # as those of Phi-3
+    "the end's left": ({}, {"lstrip": True}),
+    "the end's right": ({}, {"rstrip": True}),
+    "all": ({"lstrip": True, "rstrip": True},) * 2,
+}
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_special_tokens_that_take_white_space_with_them(sides):
+    """What they take is theirs: the rest of an answer and its end are learned."""
+    tokenizer = load_tokenizer()
+    header, end = SIDES[sides]
+    tokenizer.add_tokens(
+        [
+            AddedToken("<|ask|>", **header),
+            AddedToken("<|say|>", **header),
+            AddedToken("<|over|>", **end),
+        ],
+        special_tokens=True,
+    )
+    tokenizer.chat_template = STRIPPED
+    answers = [
+        "hello",
+        "two\n\nlines\n",
+        "ends in spaces  ",
+        "tab\t",
+        "",
+        "a <|say|> b",
+    ]
+    if header:  # else the line break before them may be one token with theirs
+        answers += ["  indented", "\n\n", " \n both \n "]
+    for answer in answers:
+        text = "<|ask|>\n q <|over|>\n<|say|>\n" + answer + "<|over|>\n"
+        begin = text.index("<|say|>\n") + len("<|say|>\n")
+        stop = begin + len(answer) + len("<|over|>")
+        whole = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+        ids, spans = whole["input_ids"], whole["offset_mapping"]
+        over = tokenizer.convert_tokens_to_ids("<|over|>")
+        last = max(i for i, token in enumerate(ids) if token == over)
+        wanted = [begin <= at < stop or i == last for i, (at, _) in enumerate(spans)]
+        example = one(talk(" q ", answer), tokenizer)
+        assert list(example.tokens) == ids
+        assert list(example.supervised) == wanted
+        first = wanted.index(True)
+        if spans[first][0] >= begin:  # what is not learned is what it is asked with
+            prompt = tokenizer(text[:begin], add_special_tokens=False)
+            assert ids[:first] == prompt["input_ids"]
