@@ -150,7 +150,7 @@ def _begun(program: Program, run: Run) -> Iterator[tuple[tuple[str, ...], Transf
     outer = run.operation
     inside: list[Operation] = [outer]
     if outer.opcode == "fusion":
-        inside = list(fused(program, outer))
+        inside = [one for _, one in fused(program, outer)]
     elif outer.opcode == "async-start":
         called = [program.computations[name] for _, name in outer.called]
         inside = [x for one in called for x in one.operations.values()]

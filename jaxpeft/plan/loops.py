@@ -87,7 +87,7 @@ def _run_by(program: Program, operation: Operation) -> list[Computation]:
     ]
     if operation.opcode == "conditional":
         branches = [one for _, one in called]
-        return [max(branches, key=lambda one: _written(program, one))]
+        return [max(branches, key=lambda one: written(program, one))]
     if operation.opcode == "call":
         return [one for _, one in called]
     if operation.opcode == "async-start":
@@ -95,12 +95,20 @@ def _run_by(program: Program, operation: Operation) -> list[Computation]:
     return []
 
 
-def _written(program: Program, computation: Computation) -> int:
+def written(program: Program, computation: Computation) -> int:
+    """The bytes of all that a computation's operations give.
+
+    Args:
+        program: a compiled program.
+        computation: of the program.
+    """
     return sum(x.operation.nbytes * x.times for x in _in(program, computation, 1, ()))
 
 
-def fused(program: Program, operation: Operation) -> Iterator[Operation]:
-    """What a fusion fuses, what those fuse in their turn included.
+def fused(
+    program: Program, operation: Operation
+) -> Iterator[tuple[Computation, Operation]]:
+    """What a fusion fuses, each with where it stands; what those fuse included.
 
     Args:
         program: a compiled program.
@@ -109,8 +117,9 @@ def fused(program: Program, operation: Operation) -> Iterator[Operation]:
     if operation.opcode != "fusion":
         return
     for _, name in operation.called:
-        for one in program.computations[name].operations.values():
-            yield one
+        inner = program.computations[name]
+        for one in inner.operations.values():
+            yield inner, one
             yield from fused(program, one)
 
 

@@ -141,7 +141,7 @@ def test_each_operation_counts_as_often_as_it_runs(program):
     # Of the two branches the one that writes something.
     assert "copy.5" in times and "p.4" not in times
     step = program.computations["body"].operations["step"]
-    inside = [one.name for one in loops.fused(program, step)]
+    inside = [one.name for _, one in loops.fused(program, step)]
     assert inside == ["p.1", "p.2", "ag.2", "dot.1"]
 
 
