@@ -1,5 +1,6 @@
 """The log of training steps, also of those that have nothing to learn."""
 
+import itertools
 import json
 from types import SimpleNamespace
 from typing import Any, cast
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxpeft.rundir.metrics import MetricsFile, read_metrics
-from jaxpeft.train import hooks
+from jaxpeft.train import hooks, utilisation
 from jaxpeft.train.loop import Moment
 from jaxpeft.train.progress import BarProgress, PlainProgress
 from jaxpeft.train.standing import Standing
@@ -61,3 +62,25 @@ def test_a_step_with_nothing_to_learn_has_no_loss_and_says_so_once(
 def test_a_bar_shows_it_too(log, capsys):
     assert log(EMPTY, display=BarProgress) == [None]
     assert "loss none" in capsys.readouterr().out
+
+
+def test_the_mfu_is_that_of_the_speed_beside_it(log, tmp_path, capsys, monkeypatch):
+    # 100 parameters of which 10 train: 420 operations a token, of 4200 a second.
+    share = utilisation.per_token(100, 10, 0) / 4200
+    monkeypatch.setattr(hooks, "mfu_per_speed", lambda run: share)
+    seconds = itertools.count(0, 2)  # that pass from each look at the clock to the next
+    clock = SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    monkeypatch.setattr(hooks, "time", clock)
+    log(SOUND, SOUND)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["tokens_per_second"] for line in lines] == [4.5, 4.5]  # 9 in 2 s
+    assert [line["mfu"] for line in lines] == [0.45, 0.45]
+    said = [line for line in capsys.readouterr().out.splitlines() if "tok/s" in line]
+    assert len(said) == 2 and all("tok/s  MFU 45%  " in line for line in said)
+
+
+def test_without_a_known_peak_nothing_is_said_of_it(log, tmp_path, capsys):
+    log(SOUND)
+    assert "mfu" not in json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert "MFU" not in capsys.readouterr().out
