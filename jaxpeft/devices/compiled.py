@@ -31,13 +31,36 @@ def build(
     Returns:
         (jaxpr, compiled program).
     """
+    jaxpr, lowered = lower(function, arguments, carries=carries, mesh=mesh)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        return jaxpr, termination.in_background(lowered.compile)
+
+
+def lower(
+    function: Callable,
+    arguments: tuple,
+    *,
+    carries: bool,
+    mesh: jax.sharding.Mesh | None,
+) -> tuple[Any, Any]:
+    """Traces a function for arguments, as `build` does before it compiles.
+
+    Args:
+        function: see `build`.
+        arguments: see `build`.
+        carries: see `build`.
+        mesh: see `build`; of devices that are not here, too.
+
+    Returns:
+        (jaxpr, `jax.stages.Lowered`).
+    """
     options: dict[str, Any] = {}
     if carries:
         shardings = jax.tree.map(lambda x: x.sharding, arguments[0])
         options = {"donate_argnums": 0, "out_shardings": (shardings, None)}
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         traced = jax.jit(function, **options).trace(*arguments)
-        return traced.jaxpr, termination.in_background(traced.lower().compile)
+        return traced.jaxpr, traced.lower()
 
 
 class Compiled:

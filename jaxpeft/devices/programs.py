@@ -84,6 +84,19 @@ def folder() -> Path | None:
     return _root() / "programs" / _processor()
 
 
+def beside(name: str) -> Path | None:
+    """A folder for something else that is kept between commands; None: nothing is.
+
+    It goes with those of other processors where nothing was written there for long.
+
+    Args:
+        name: of the folder.
+    """
+    if os.environ.get(SETTING, "").strip() == OFF:
+        return None
+    return _root() / "programs" / name
+
+
 @contextlib.contextmanager
 def watch() -> Iterator[Callable[[], bool]]:
     """Tells, inside its `with` block, whether programs come from a cache.

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+from jaxpeft.devices.gpus import GPUS, Gpu, description
 from jaxpeft.errors import InputError, suggest
-from jaxpeft.hardware.gpus import GPUS, Gpu, description
 
 NODE = 8  # GPUs in a node
 
@@ -30,6 +30,8 @@ class Tpu(NamedTuple):
         devices: that JAX makes of a chip.
         dimensions: of the grid that its chips form.
         most: chips in the largest slice.
+        memory: GiB of a device that its compiler leaves to a program, as it says where
+            one needs more.
         joined: whether the cores of a chip are one device by a setting.
     """
 
@@ -37,17 +39,18 @@ class Tpu(NamedTuple):
     devices: int
     dimensions: int
     most: int
+    memory: float
     joined: bool = False
 
 
 # From the pages on each in Google Cloud's documentation.
 TPUS: dict[str, Tpu] = {
-    "v3": Tpu(2, 2, 2, 1024),
-    "v4": Tpu(2, 1, 3, 4096, joined=True),
-    "v5e": Tpu(1, 1, 2, 256),
-    "v5p": Tpu(2, 1, 3, 6144),
-    "v6e": Tpu(1, 1, 2, 256),
-    "tpu7x": Tpu(2, 2, 3, 9216),
+    "v3": Tpu(2, 2, 2, 1024, 15.48),
+    "v4": Tpu(2, 1, 3, 4096, 30.75, joined=True),
+    "v5e": Tpu(1, 1, 2, 256, 15.75),
+    "v5p": Tpu(2, 1, 3, 6144, 95.74),
+    "v6e": Tpu(1, 1, 2, 256, 31.25),
+    "tpu7x": Tpu(2, 2, 3, 9216, 94.75),
 }
 # The grid of a slice of so many chips; larger ones name their topology.
 GRIDS: dict[int, dict[int, str]] = {
@@ -104,6 +107,13 @@ class Target(NamedTuple):
         """The number of devices, as JAX counts them."""
         chips = math.prod(self.grid)
         return chips if self.gpu else chips * TPUS[self.name].devices
+
+    @property
+    def memory(self) -> int:
+        """The bytes of a device that a program can have, by its compiler or driver."""
+        return (
+            round(TPUS[self.name].memory * 2**30) if not self.gpu else self.gpu.memory
+        )
 
     @property
     def options(self) -> dict[str, str]:
@@ -191,7 +201,8 @@ def devices(target: Target) -> list[Any]:
     Raises:
         InputError: its compiler is not installed, or refuses the topology.
     """
-    _check_installed(target)
+    if remedy := missing(target):
+        raise InputError(remedy)
     for name, value in QUIET_TPU.items():
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
@@ -214,7 +225,12 @@ def devices(target: Target) -> list[Any]:
     return list(found.devices)
 
 
-def _check_installed(target: Target) -> None:
+def missing(target: Target) -> str:
+    """What to do where the compiler of a target is not installed; "": it is.
+
+    Args:
+        target: see `parse`.
+    """
     if target.gpu is None:
         installed, extra = find_spec("libtpu") is not None, "aot-tpu"
     else:
@@ -222,19 +238,10 @@ def _check_installed(target: Target) -> None:
         there = find_spec("jax_plugins") is not None
         installed = there and any(find_spec(name) is not None for name in plugins)
         extra = "aot-cuda"
-    if not installed:
-        raise InputError(missing(target.text, extra))
-
-
-def missing(text: str, extra: str) -> str:
-    """What to do where the compiler of a target is not installed.
-
-    Args:
-        text: the target, as it was named.
-        extra: of this package, that brings the compiler.
-    """
+    if installed:
+        return ""
     return (
-        f"--target: {text!r}: its compiler is not installed; "
+        f"--target: {target.text!r}: its compiler is not installed; "
         f"pip install 'jaxpeft[{extra}]' brings it (no device and no driver is needed)"
     )
 

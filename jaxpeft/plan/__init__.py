@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxpeft import cli, console
+from jaxpeft.devices import targets
 from jaxpeft.errors import InputError
+from jaxpeft.plan import targeted
 
 if TYPE_CHECKING:
     from jaxpeft.plan.planning import Plan
@@ -26,8 +28,17 @@ FAST_COMPILES = (
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
     args = parse(argv)
-    cli.begin("planning, from shapes alone", aside=True)
-    memory = args.device_memory
+    if not args.in_child:
+        cli.begin("planning, from shapes alone", aside=True)
+    target, memory = args.target, args.device_memory
+    if target is not None and not targets.missing(target):
+        return targeted.main(args, target, argv)
+    if target is not None:
+        # What there is without its compiler; the same in the child.
+        args.devices, args.platform = target.count, target.platform
+        memory = memory or target.memory / 1e9
+        if not args.in_child:
+            console.warn(f"{targets.missing(target)}; what follows is an estimate")
 
     # Imported here, so that --help answers at once.
     import jax
@@ -55,8 +66,16 @@ def main(argv: Sequence[str]) -> int:
             console.say(line)
     advice = []
     if room is not None and not _fits(plan, room):
-        usable = HEADROOM * room
-        for one in planning.advise(reopen, plan, mesh, usable, **how):
+
+        def again(changed: Any) -> planning.Plan:
+            sizes, devices = changed.mesh.model_dump(), list(mesh.devices.flat)
+            other = sharding.make_mesh(**sizes, devices=devices)
+            return planning.plan(changed, other, **how)
+
+        advised = planning.advise(
+            reopen, plan, plan.devices, HEADROOM * room, trial=again
+        )
+        for one in advised:
             advice.append(one)
             if not args.json:
                 console.say(f"  {_gib(one.plan.total)} with {' '.join(one.overrides)}")
@@ -99,11 +118,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="what the devices are, there or not (default: those of this machine; gpu "
         "where there are not so many)",
     )
+    parser.add_argument(
+        "--target",
+        metavar="NAME",
+        help="compile the step for these devices, there or not, by their vendor's own "
+        f"compiler, and say what it says: {targets.EXAMPLES} (TPUs are counted as "
+        "Google counts them, GPUs after an x)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--in-child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args(list(argv))
     if args.devices is not None and args.devices < 1:
         raise InputError(f"--devices: found {args.devices}; give 1 or more")
+    if args.target is not None:
+        for name in ("devices", "platform"):
+            if getattr(args, name) is not None:
+                raise InputError(f"--target says what --{name} says; give one of them")
+        args.target = targets.parse(args.target)
     memory = args.device_memory
     if memory is not None and not memory > 0:
         raise InputError(f"--device-memory: found {memory}; give a number of GB")

@@ -6,8 +6,8 @@ import pytest
 
 from jaxpeft import hardware
 from jaxpeft.devices import sharding, targets
+from jaxpeft.devices.gpus import GPUS
 from jaxpeft.errors import InputError
-from jaxpeft.hardware.gpus import GPUS
 
 # Text: (devices, JAX's name for them). The counts are Google's and NVIDIA's own.
 NAMED = {

@@ -1,0 +1,172 @@
+"""`plan --target`: what the vendor's own compiler says of the step."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaxpeft import console
+from jaxpeft.devices import targets
+from jaxpeft.devices.targets import Target
+
+if TYPE_CHECKING:
+    from jaxpeft.plan.compiling import Compiled
+
+# Of a GPU's memory, as plan has it; a TPU's compiler counts what the runtime needs.
+HEADROOM = {"gpu": 0.92, "tpu": 1.0}
+GIB = 2**30
+# For a process that has no device of its own, and wants to hear of none.
+ALONE = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+    # JAX writes programs for other devices to its cache, and cannot read them.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    **targets.QUIET_TPU,
+}
+
+
+def main(args: argparse.Namespace, target: Target, argv: Sequence[str]) -> int:
+    """Compiles the step for a target and says what its compiler says.
+
+    In a process of its own: what JAX is told here has to be told before it starts.
+
+    Args:
+        args: of the command.
+        target: `args.target`.
+        argv: the command's arguments.
+    """
+    if not args.in_child:
+        command = [sys.executable, "-m", "jaxpeft.plan", *argv, "--in-child"]
+        return subprocess.run(command, env={**os.environ, **ALONE}).returncode
+    with targets.hushed():  # parts of JAX for GPUs talk while they are loaded
+        import jax
+
+        from jaxpeft.assembly import configuration
+        from jaxpeft.plan import compiling, planning
+
+        jax.devices()
+        devices = targets.devices(target)
+
+    def reopen(more: Sequence[str]) -> Any:
+        return configuration.open_config(args.config, [*args.overrides, *more])
+
+    def trial(cfg: Any) -> "Compiled":
+        return compiling.compiled(cfg, target, devices)
+
+    room = HEADROOM[target.platform] * target.memory
+    if args.device_memory is not None:
+        room = HEADROOM["gpu"] * args.device_memory * 1e9
+    found = trial(reopen(()))
+    say: Callable[[str], None] = (lambda _: None) if args.json else console.say
+    for line in lines(found, target, room):
+        say(line)
+    advice = []
+    if not found.fits(room):
+        say("What would help, by the same compiler:")
+        for one in planning.advise(reopen, found, target.count, room, trial):
+            advice.append(one)
+            say(f"  {_gib(one.plan.total)} with {' '.join(one.overrides)}")
+        say(_verdict(advice[-1].plan if advice else found, room))
+    if args.json:
+        console.say(json.dumps(as_json(found, target, room, advice)))
+    return 0
+
+
+def lines(found: "Compiled", target: Target, room: float) -> list[str]:
+    """What a compiler said, in lines for a person.
+
+    Args:
+        found: what it said.
+        target: what for.
+        room: the bytes of a device that a program may have.
+    """
+    verdict = found.verdict
+    mesh = ", ".join(f"{axis} {size}" for axis, size in found.mesh.items())
+    how = "compiled before" if found.is_kept else "compiled"
+    text = [
+        f"target: {target.text}, {target.count} devices of {found.kind} "
+        f"({_topology(target)}; mesh: {mesh})",
+        f"{how} by {verdict.compiler} in {verdict.seconds:,.1f} s",
+        f"parameters: {found.parameters:,}, of them trainable {found.trainable:,} "
+        f"({found.trainable / found.parameters:.2%})",
+    ]
+    if verdict.refused:
+        said = " ".join(verdict.refused.split())
+        text.append(f"does not fit, says the compiler: {said[:600]}")
+        return text
+    text.append("memory of a device, by the compiler, in GiB of 2^30 bytes:")
+    text += [f"  {name:<16}{_gib(size):>12}" for name, size in found.memory().items()]
+    share = f"{_gib(found.total)}, {found.total / target.memory:.0%} of the "
+    share += f"{_gib(target.memory)} of a device"
+    if found.fits(room):
+        text.append(f"fits: {share}")
+    else:
+        keeps = 1 - room / target.memory
+        text.append(f"does not fit: {share}, of which the runtime needs {keeps:.0%}")
+    if found.largest:
+        text.append("largest arrays that the step makes, and the code they are of:")
+        text += [f"  {_gib(one.nbytes):>11} {one}" for one in found.largest]
+    return text
+
+
+def _topology(target: Target) -> str:
+    if target.gpu is None:
+        return f"topology {'x'.join(map(str, target.grid))}"
+    nodes, each = target.grid
+    return f"{nodes} node{'s' * (nodes > 1)} of {each}"
+
+
+def as_json(
+    found: "Compiled", target: Target, room: float, advice: Sequence[Any]
+) -> dict[str, Any]:
+    """What a compiler said as JSON can hold it; sizes in bytes.
+
+    Args:
+        found: what it said.
+        target: what for.
+        room: the bytes of a device that a program may have.
+        advice: what would help, each a `planning.Advice`.
+    """
+    verdict = found.verdict
+    return {
+        "target": target.text,
+        "kind": found.kind,
+        "devices": target.count,
+        "mesh": found.mesh,
+        "parameters": found.parameters,
+        "trainable": found.trainable,
+        **{name.replace(" ", "_"): size for name, size in found.memory().items()},
+        "total": found.total,
+        "device_memory": target.memory,
+        "fits": found.fits(room),
+        "refused": verdict.refused,
+        "flops": found.flops,
+        "compiler": verdict.compiler,
+        "seconds": verdict.seconds,
+        "largest": [one._asdict() for one in found.largest],
+        "advice": [
+            {
+                "overrides": list(one.overrides),
+                "total": one.plan.total,
+                "fits": one.plan.fits(room),
+            }
+            for one in advice
+        ],
+    }
+
+
+def _verdict(found: Any, room: float) -> str:
+    if found.fits(room):
+        return "The last line fits."
+    return (
+        "Nothing of this is enough: take more devices or larger ones, a smaller model, "
+        "shorter sequences, or fewer trained parameters."
+    )
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.1f} MiB"
