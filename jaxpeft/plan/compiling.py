@@ -2,37 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 from jaxpeft.assembly.places import check_batches
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import sharding
 from jaxpeft.devices.targets import Target
-from jaxpeft.plan import flops, vendor
+from jaxpeft.plan import flops, program_text, vendor
+from jaxpeft.plan.largest import Large, largest
+from jaxpeft.plan.program_text import Program
 from jaxpeft.plan.step import Step
 from jaxpeft.plan.vendor import Verdict
 
 LARGEST = 6  # arrays that are named
-
-
-class Large(NamedTuple):
-    """An array that a step makes.
-
-    Attributes:
-        nbytes: on one device.
-        array: its dtype and shape, as XLA writes them.
-        times: how many of its kind the program has, not all at one time.
-        name: the code that it comes from.
-    """
-
-    nbytes: int
-    array: str
-    times: int
-    name: str
-
-    def __str__(self) -> str:
-        often = f" x {self.times}" if self.times > 1 else ""
-        return f"{self.array}{often}: {self.name}"
 
 
 @dataclass(frozen=True)
@@ -48,7 +31,6 @@ class Compiled:
         trainable: how many of them train.
         kept: what the step is given, by kind: see `Step.kept`.
         flops: of the matrix products of a step, on all devices together.
-        largest: the largest arrays that the step makes.
     """
 
     verdict: Verdict
@@ -59,7 +41,6 @@ class Compiled:
     trainable: int
     kept: dict[str, int]
     flops: int
-    largest: Sequence[Large]
 
     @property
     def total(self) -> int:
@@ -73,6 +54,15 @@ class Compiled:
     def fits(self, room: float) -> bool:
         """Whether the compiler took it, and it needs no more than so many bytes."""
         return not self.verdict.refused and self.total <= room
+
+    @cached_property
+    def program(self) -> Program:
+        """The compiled program, as it can be read; not of a refused one."""
+        return program_text.read(self.verdict.text)
+
+    def largest(self) -> list[Large]:
+        """The largest arrays that the step makes; of a refused one none are known."""
+        return [] if self.verdict.refused else largest(self.program, LARGEST)
 
     def memory(self) -> dict[str, int]:
         """The parts that make up the total, in words; of a refused program none."""
@@ -114,5 +104,4 @@ def compiled(cfg: RunConfig, target: Target, devices: Sequence[Any]) -> Compiled
         **step.counted(),
         kept=step.kept(),
         flops=flops.count(jaxpr),
-        largest=(),
     )

@@ -107,9 +107,8 @@ def lines(found: "Compiled", target: Target, room: float) -> list[str]:
     else:
         keeps = 1 - room / target.memory
         text.append(f"does not fit: {share}, of which the runtime needs {keeps:.0%}")
-    if found.largest:
-        text.append("largest arrays that the step makes, and the code they are of:")
-        text += [f"  {_gib(one.nbytes):>11} {one}" for one in found.largest]
+    text.append("largest arrays that the step makes, and the code that asks for them:")
+    text += [f"  {_gib(one.nbytes):>12}  {one}" for one in found.largest()]
     return text
 
 
@@ -147,7 +146,7 @@ def as_json(
         "flops": found.flops,
         "compiler": verdict.compiler,
         "seconds": verdict.seconds,
-        "largest": [one._asdict() for one in found.largest],
+        "largest": [one._asdict() for one in found.largest()],
         "advice": [
             {
                 "overrides": list(one.overrides),
