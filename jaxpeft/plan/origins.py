@@ -10,7 +10,7 @@ from jaxpeft.plan.program_text import Computation, Frame, Operation, Program
 # File of the source, within its package, and how the function's name begins -> what it
 # is. Of the places that called each other the innermost that is listed counts.
 PARTS: tuple[tuple[str, str, str], ...] = (
-    ("objectives/", "", "loss"),
+    ("objectives/token_loss", "", "loss"),
     ("models/head", "", "loss"),
     ("models/attention", "", "attention"),
     ("splash_attention", "", "attention"),
@@ -28,6 +28,7 @@ PARTS: tuple[tuple[str, str, str], ...] = (
 )
 # What is known where none of these is.
 REST = (
+    ("objectives/", "", "loss"),
     ("models/layer", "", "layer"),
     ("models/", "", "model"),
     ("assembly/", "", "step"),
