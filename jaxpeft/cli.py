@@ -110,6 +110,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
         main: takes the arguments; returns an exit code, None for 0.
         argv: the command's arguments.
     """
+    console.forget_remarks()
     with termination.listening():
         try:
             code = _outcome(main, argv)

@@ -14,6 +14,7 @@ OFTEN = 0.2  # seconds from change to change of a line on a terminal
 BAR = 20  # characters
 
 _process: int | None = None  # among several that train together
+_remarks: set[str] = set()  # that the command has made
 _in_line: TextIO | None = None  # the standard output whose last line is not ended
 
 
@@ -55,6 +56,24 @@ def aside(text: str) -> None:
 def warn(text: str) -> None:
     """Writes a line to standard error that the run survives but one should read."""
     _complain("warning", text)
+
+
+def remark(text: str) -> None:
+    """Warns once in a command, and in the first process alone.
+
+    For what is the same at every opening of a model and in every process.
+
+    Args:
+        text: the warning.
+    """
+    if not _process and text not in _remarks:
+        _remarks.add(text)
+        warn(text)
+
+
+def forget_remarks() -> None:
+    """Begins a command, which makes its remarks anew."""
+    _remarks.clear()
 
 
 def error(text: str) -> None:

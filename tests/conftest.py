@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxpeft import models
+from jaxpeft import console, models
 
 # The tests compile thousands of tiny programs: code of the best quality for each would
 # take five times the time of all else. What XLA does before that is as ever.
@@ -160,6 +160,12 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
 
 
 _held = {"after": 0}
+
+
+@pytest.fixture(autouse=True)
+def own_remarks() -> None:
+    """What was remarked in one test is remarked in the next as well."""
+    console.forget_remarks()
 
 
 @pytest.fixture

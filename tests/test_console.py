@@ -114,3 +114,20 @@ def test_a_remark_is_made_also_where_standard_output_is_closed(capsys, monkeypat
 
 def test_a_clock():
     assert console.clock(3 * 3600 + 5 * 60 + 7.9) == "3:05:07"
+
+
+def test_a_remark_is_made_once_in_a_command_and_by_the_first_process(capsys):
+    for _ in range(2):
+        console.remark("so it is")
+        console.remark("and so")
+    assert capsys.readouterr().err == "warning: so it is\nwarning: and so\n"
+    console.forget_remarks()
+    console.remark("so it is")
+    assert capsys.readouterr().err == "warning: so it is\n"
+
+
+def test_the_other_processes_make_no_remarks(capsys, monkeypatch):
+    monkeypatch.setattr(console, "_process", 1)
+    console.remark("so it is")
+    console.warn("but here")
+    assert capsys.readouterr().err == "process 1: warning: but here\n"

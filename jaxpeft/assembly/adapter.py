@@ -97,7 +97,7 @@ def add_adapter(
 def _warn_of_parting(params: Mapping[str, Any], cfg: ModelConfig) -> None:
     """Says where embedding and head, one table in the base, will be two."""
     if cfg.tie_word_embeddings and "lm_head" in adapters.parted(params):
-        console.warn(
+        console.remark(
             "adapter: in this base the head is the embedding (tie_word_embeddings), "
             "and what trains here is in one of them alone, or in each by itself: "
             "merged, the model has a head of its own. With modules_to_save, "

@@ -95,7 +95,7 @@ def open_base(section: ModelSection) -> Base:
     directory = hf.resolve(section.path)
     cfg = model_config(section, directory, hardware.current())
     if cfg.sees:
-        console.warn(
+        console.remark(
             f"{directory}: of this {cfg.model_type} the language model alone is read, "
             "trained and run; what sees stays as it is"
         )

@@ -22,6 +22,7 @@ from jaxpeft.assembly.step import (
     make_eval_step,
 )
 from jaxpeft.config import RunConfig
+from jaxpeft.data import sources
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
 
@@ -100,8 +101,11 @@ class Run:
     def _open(self, micro: int) -> None:
         """Opens the model and reads the data."""
         cfg = self.cfg
-        self.base = open_base(cfg.model)
-        check_length(cfg, self.base)
+        try:
+            self.base = open_base(cfg.model)
+            check_length(cfg, self.base)
+        except InputError as error:
+            raise InputError(*error.problems, *_missing(cfg)) from None
         vocabulary = self.base.cfg.vocab_size
         self.batches = self.objective.load_train(
             cfg.data,
@@ -201,6 +205,17 @@ class Run:
         """A training batch cut for accumulation, (parts, batch / parts, seq)."""
         cut = {n: x.reshape(self.parts, -1, x.shape[-1]) for n, x in batch.items()}
         return self.on_devices(cut)
+
+
+def _missing(cfg: RunConfig) -> list[str]:
+    """What is wrong with the names of the data's files; none of them is opened."""
+    problems = []
+    for source in (*cfg.data.train, *(cfg.data.eval or ())):
+        try:
+            sources.found(source.path)
+        except InputError as error:
+            problems += error.problems
+    return list(dict.fromkeys(problems))
 
 
 def steps_in(epochs: float, steps_per_epoch: float) -> int:

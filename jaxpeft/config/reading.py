@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from jaxpeft import console
 from jaxpeft.config import paths, strict_yaml
 from jaxpeft.config.base import ComponentSection
 from jaxpeft.config.components import Table, check_call
@@ -315,11 +316,19 @@ def _outranked(mapping: Mapping[str, Any], given: Sequence[Given]) -> list[Given
         for key in keys
     }
     last = dict(given)
-    return [
-        (loser, None)
+    lost = [
+        (key, loser)
         for key, loser in EXCLUSIVE.items()
         if last.get(key) is not None and loser not in last and loser in held
     ]
+    for key, loser in lost:
+        section, name = loser.split(".")
+        if section == "data" and mapping[section][name] is not None:
+            console.remark(
+                f"{key} on the command line takes the place of {loser} in the file, "
+                f"which is not read; give {loser}=null as well to say so yourself"
+            )
+    return [(loser, None) for _, loser in lost]
 
 
 def _overridden(

@@ -63,7 +63,7 @@ def leave_out(fields: Fields, dropouts: Sequence[str], default: float = 0.0) -> 
     """
     given = [name for name in dropouts if fields.number(name, default)]
     if given:
-        console.warn(
+        console.remark(
             f"config.json: {', '.join(given)}: training leaves the base's dropout out; "
             "adapter.lora_dropout is the adapter's own"
         )

@@ -123,7 +123,7 @@ def _scaled_rope(
     if SHARE in fields.seen or values.get(SHARE) == 1:
         values.pop(SHARE, None)
     if values.pop("attn_factor", None) is not None:
-        console.warn(
+        console.remark(
             "config.json: attn_factor: not read, as in transformers; what multiplies "
             "cosines and sines is attention_factor"
         )

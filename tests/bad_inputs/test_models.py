@@ -37,6 +37,13 @@ def model_folder_missing(place):
     place.set("model.path", str(place.folder / "absent"))
 
 
+@bad(16, "the folder '{here}/absent' does not exist", "{here}/gone.json", "no.txt")
+def model_and_data_missing(place):
+    place.set("model.path", str(place.folder / "absent"))
+    place.config["data"]["train"]["path"] = str(place.folder / "gone.json")
+    place.config["data"]["eval"] = {"path": str(place.folder / "no.txt")}
+
+
 @bad(16, "model.path: '{here}/model/config.json' is missing")
 def config_json_missing(place):
     (place.model() / "config.json").unlink()

@@ -50,15 +50,23 @@ mesh: {data: -1, fsdp: 1, tensor: 1}
 """
 
 
-def test_the_command_line_outranks_the_other_way_of_saying_it(tmp_path):
+def test_the_command_line_outranks_the_other_way_of_saying_it(tmp_path, capsys):
     path = tmp_path / "config.yaml"
     path.write_text(INTERFACE)
     asked = ["training.num_epochs=2", "schedule.warmup_steps=5"]
     found = config.load(path, asked)
     assert (found.training.max_steps, found.training.num_epochs) == (None, 2)
     assert (found.schedule.warmup_ratio, found.schedule.warmup_steps) == (None, 5)
+    assert capsys.readouterr().err == ""
     same = config.load(path, ["training.num_epochs=null", "schedule.warmup_ratio=0.2"])
     assert (same.training.max_steps, same.schedule.warmup_ratio) == (200, 0.2)
+    # Another evaluation than the file's is worth a word, unless it is taken out, too.
+    split = config.load(path, ["data.eval_split=0.1"])
+    assert (split.data.eval, split.data.eval_split) == (None, 0.1)
+    said = capsys.readouterr().err
+    assert "data.eval_split on the command line takes the place of data.eval" in said
+    config.load(path, ["data.eval_split=0.2", "data.eval=null"])
+    assert capsys.readouterr().err == ""
 
 
 def lora(
