@@ -103,6 +103,7 @@ class Estimate:
         places: the costliest first.
         unknown: kernels whose arithmetic neither they nor a formula here name, which
             count by their bytes alone.
+        peak: of the device, FLOP a second in bfloat16.
     """
 
     seconds: float
@@ -116,6 +117,15 @@ class Estimate:
     sent_exposed: float
     places: tuple[Place, ...]
     unknown: tuple[str, ...]
+    peak: float
+
+    def mfu(self, needed: float) -> float:
+        """The share of the peak that the step uses, as the field counts it.
+
+        Args:
+            needed: FLOP of a step on one device: `flops.per_token` for each token.
+        """
+        return needed / (self.seconds * self.peak)
 
 
 def estimate(program: Any, target: Target) -> Estimate | None:
@@ -155,6 +165,7 @@ def estimate(program: Any, target: Target) -> Estimate | None:
             for name, spent in sorted(course.spent.items(), key=lambda x: -x[1])
         ),
         unknown=tuple(sorted(course.unknown)),
+        peak=device.bf16,
     )
 
 

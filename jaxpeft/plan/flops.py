@@ -26,6 +26,22 @@ def count(jaxpr: Any) -> int:
     return total
 
 
+def per_token(total: int, trainable: int, embedding: int) -> int:
+    """The floating-point operations that training on a token takes, at least.
+
+    Two for each parameter forwards, two more backwards for the gradient of what goes
+    through it, and two more where it trains itself. Attention's products of tokens with
+    tokens, and what remat computes once more, are left out.
+
+    Args:
+        total: parameters of the whole model.
+        trainable: those that train.
+        embedding: parameters of a table that is looked up in and multiplies nothing.
+    """
+    multiplied = total - embedding
+    return 4 * multiplied + 2 * min(trainable, multiplied)
+
+
 def inner_jaxprs(equation: Any) -> Iterator[Any]:
     """The jaxprs that an equation calls, loops over or chooses between."""
     for value in equation.params.values():

@@ -3,22 +3,7 @@
 from jaxpeft import hardware, tree
 from jaxpeft.assembly.run import Run
 from jaxpeft.assembly.summary import parameter_counts
-
-
-def per_token(total: int, trainable: int, embedding: int) -> int:
-    """The floating-point operations that training on a token takes, at least.
-
-    Two for each parameter forwards, two more backwards for the gradient of what goes
-    through it, and two more where it trains itself. Attention's products of tokens with
-    tokens, and what remat computes once more, are left out.
-
-    Args:
-        total: parameters of the whole model.
-        trainable: those that train.
-        embedding: parameters of a table that is looked up in and multiplies nothing.
-    """
-    multiplied = total - embedding
-    return 4 * multiplied + 2 * min(trainable, multiplied)
+from jaxpeft.plan.flops import per_token
 
 
 def mfu_per_speed(run: Run) -> float | None:

@@ -94,6 +94,12 @@ def test_attention_kernels_have_their_formula():
     assert arithmetic(back) == whole * 5 / 2
 
 
+def cost_of(text, target):
+    found = estimate(text, target)
+    assert found is not None
+    return found
+
+
 LAYERS = """HloModule m, is_scheduled=true
 
 FileNames
@@ -178,7 +184,8 @@ def test_of_stacks_one_layer_is_read_and_one_row_written():
 
 
 def test_a_step_takes_its_operations_one_after_another_and_what_is_waited_for():
-    found, device, share = estimate(LAYERS, H100), H100.device, SHARES["gpu"]
+    found, device, share = cost_of(LAYERS, H100), H100.device, SHARES["gpu"]
+    assert device is not None
     product = max(
         WORK / device.bf16 / share.products,
         (2 * ROWS + WEIGHT + 4) / device.bandwidth / share.memory,
@@ -198,14 +205,14 @@ def test_a_step_takes_its_operations_one_after_another_and_what_is_waited_for():
 
 
 def test_the_compiler_s_cycles_count_where_it_notes_them():
-    found = estimate(LAYERS, V5E)
+    found = cost_of(LAYERS, V5E)
     assert found.cycles == 4 * 3_000_000
     assert found.seconds == pytest.approx(found.cycles / CLOCKS["TPU v5 lite"])
     assert found.waits == 0  # a millisecond hides it
     assert found.places[0].name == "mlp.up_proj, backward"
     assert found.places[0].flops == 4 * WORK
     longer = LAYERS.replace('"3000000"', '"9223372036854775807"')
-    assert estimate(longer, V5E).cycles is None
+    assert cost_of(longer, V5E).cycles is None
 
 
 def test_without_a_device_s_peaks_nothing_is_estimated():
@@ -215,13 +222,13 @@ def test_without_a_device_s_peaks_nothing_is_estimated():
 
 def test_a_kernel_that_says_nothing_is_named():
     text = ATTENTION.replace("__cudnn$fmhaSoftmax", "my_kernel")
-    assert estimate(text, H100).unknown == ("my_kernel",)
-    assert estimate(ATTENTION, H100).unknown == ()
+    assert cost_of(text, H100).unknown == ("my_kernel",)
+    assert cost_of(ATTENTION, H100).unknown == ()
     note = '"custom_call_config": {"cost_estimate": {"flops": "7", '
     note += '"bytes_accessed": "9"}}, "cudnn'
     said = text.replace('"cudnn', note)
-    assert estimate(said, H100).unknown == ()
-    assert (estimate(said, H100).flops, estimate(said, H100).nbytes) == (7, 9)
+    assert cost_of(said, H100).unknown == ()
+    assert (cost_of(said, H100).flops, cost_of(said, H100).nbytes) == (7, 9)
 
 
 def test_weights_are_followed_through_loops():

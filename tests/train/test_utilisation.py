@@ -24,7 +24,7 @@ def test_the_operations_are_those_of_the_products(trains):
     counted = flops.count(jax.make_jaxpr(jax.grad(loss, wanted))(*arguments))
     total = 2 * WIDTH**2  # the weight is used twice
     # Looked up, not multiplied: a table beside it costs nothing.
-    said = utilisation.per_token(total + 99, total * trains, 99)
+    said = flops.per_token(total + 99, total * trains, 99)
     assert said * TOKENS == pytest.approx(counted, rel=0.01)
 
 
