@@ -8,9 +8,13 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool, Float, Float32, Int32
 
+from jaxpeft import hardware
 from jaxpeft.devices import sharding
 
-CHUNK_LOGITS = 2**21  # float32 logits alive at once, on each part of a batch: 8 MiB
+# Logits alive at once, on each part of a batch. On a CPU they stay in its caches; where
+# products are fast the head, read anew for each chunk, has to be worth its reading.
+CHUNK_LOGITS = 2**21
+ROWS_ELSEWHERE = 512  # of a device of which nothing is known
 
 
 class TokenSums(NamedTuple):
@@ -99,19 +103,15 @@ def _nll_forward(hidden: Any, head: Any, targets: Any, supervised: Any) -> tuple
         def body(carry: tuple, chunk: tuple) -> tuple:
             h, target, mask = chunk
 
-            def loss(h: Array, trained: list) -> Array:
+            def logits(h: Array, trained: list) -> Array:
                 values = iter(trained)
-                head = rebuild(
-                    [
-                        next(values) if w else x
-                        for x, w in zip(leaves, wanted, strict=True)
-                    ]
-                )
-                return _chunk_sums(head, h, target, mask).nll
+                pairs = zip(leaves, wanted, strict=True)
+                return h @ rebuild([next(values) if w else x for x, w in pairs])
 
             def add() -> tuple:
-                value, grads = jax.value_and_grad(loss, argnums=(0, 1))(h, trained)
-                dh, dtrained = grads
+                product, back = jax.vjp(logits, h, trained)
+                value, dlogits = _nll_and_slope(product, target, mask)
+                dh, dtrained = back(dlogits.astype(product.dtype))
                 return jax.tree.map(jnp.add, carry, (value, dtrained)), dh
 
             return jax.lax.cond(jnp.any(mask), add, lambda: (carry, jnp.zeros_like(h)))
@@ -154,6 +154,24 @@ def _chunk_sums(head: Any, hidden: Array, targets: Array, mask: Array) -> TokenS
     )
 
 
+def _nll_and_slope(logits: Array, targets: Array, mask: Array) -> tuple[Array, Array]:
+    """The summed losses of a chunk, and their derivatives by the logits, float32.
+
+    In closed form, softmax less one at the target: autodiff would scatter that one
+    into an array of the logits' size.
+    """
+    logits = logits.astype(jnp.float32)
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    powers = jnp.exp(logits - largest)
+    total = jnp.sum(powers, axis=-1, keepdims=True)
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    at_target = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    nll = (largest + jnp.log(total))[..., 0] - at_target
+    counts = mask[..., None].astype(jnp.float32)
+    slope = powers * (counts / total) - jnp.where(is_target, counts, 0.0)
+    return jnp.sum(jnp.where(mask, nll, 0.0)), slope
+
+
 def _supervised_first(mask: Array) -> Array:
     """The places of the sequence in each row, the supervised ones first, in order."""
     return jnp.argsort(~mask, axis=1, stable=True)
@@ -172,7 +190,7 @@ def _chunks(head: Any, order: Array, hidden: Array, *others: Array) -> tuple:
     chunks with unsupervised places.
     """
     batch, seq, _ = hidden.shape
-    length = max(1, min(seq, CHUNK_LOGITS // (batch * head.shape[-1])))
+    length = max(1, min(seq, _rows(head.shape[-1]) // batch))
     count = -(-seq // length)
     length = -(-seq // count)
 
@@ -183,6 +201,20 @@ def _chunks(head: Any, order: Array, hidden: Array, *others: Array) -> tuple:
         return jnp.moveaxis(x, 1, 0)
 
     return tuple(cut(x) for x in (hidden, *others))
+
+
+def _rows(vocabulary: int) -> int:
+    """How many places have logits at once.
+
+    The products of n places with a head take as long as reading it, in bytes of its 16
+    bits, where n is the device's FLOP a byte: with twice as many, products decide.
+    """
+    target = hardware.current()
+    if target.platform == "cpu":
+        return CHUNK_LOGITS // vocabulary
+    if target.device is None or not target.device.bandwidth or not target.device.bf16:
+        return ROWS_ELSEWHERE
+    return round(2 * target.device.bf16 / target.device.bandwidth)
 
 
 def _unchunk(x: Array, shape: tuple[int, ...]) -> Array:
