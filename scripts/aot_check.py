@@ -63,7 +63,7 @@ HEAD = (
 
 def main() -> int:
     """Prints the table; 1 where a step does not compile or does not fit."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--only", nargs="+", help="rows whose names hold one of these")
     parser.add_argument("--json", help="a file for all figures")
     parser.add_argument("--facts", action="store_true", help="print them for each row")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jaxpeft.hardware import Device, Target
 from jaxpeft.plan.collectives import Transfer, transfers
-from jaxpeft.plan.loops import trips, written
+from jaxpeft.plan.loops import dearest, trips
 from jaxpeft.plan.origins import Origins
 from jaxpeft.plan.products import PASSES, Product, is_costed, products
 from jaxpeft.plan.program_text import Computation, Operation, Program, read
@@ -254,8 +254,7 @@ class _Course:
             body = self.program.computations[dict(one.called)["body"]]
             return turns * self.seconds(body, times * turns)
         if one.opcode == "conditional":
-            dearest = max(called, key=lambda branch: written(self.program, branch))
-            return self.seconds(dearest, times)
+            return self.seconds(dearest(self.program, one), times)
         if one.opcode == "call":
             return sum(self.seconds(inner, times) for inner in called)
         if one.opcode in FREE or one.opcode.endswith(("-done", "-update")):

@@ -79,7 +79,7 @@ def facts(program: Any, *, length: int, vocabulary: int, state: str = "state") -
     float32 = [x for x in made if x.dtype == "f32"]
     largest = max(float32, key=lambda x: x.nbytes, default=Array("f32", (0,)))
     logits = [x for x in float32 if vocabulary in x.shape]
-    sent = collectives(one)
+    sent, stacks = collectives(one), _stacks(one)
     moved = sum(x.moved for x in sent)
     return Facts(
         products=_products(one, found),
@@ -90,7 +90,7 @@ def facts(program: Any, *, length: int, vocabulary: int, state: str = "state") -
         ),
         logits=max((math.prod(x.shape) // vocabulary for x in logits), default=0),
         filled=sum(_filled(one, run) for run in found),
-        copied=sum(_copied(one, run, _stacks(one)) for run in found),
+        copied=sum(_copied(one, run, stacks) for run in found),
         not_donated=_not_donated(one, state),
         sent=totals(sent),
         overlapping=sum(x.moved for x in sent if x.overlaps) / moved if moved else 1.0,
@@ -161,17 +161,18 @@ def _has_axes(one: Operation) -> bool:
     return any(array.shape for array in one.arrays)
 
 
-def _stacks(program: Program) -> set[str]:
-    """The arrays of all layers that the program is given."""
+def _stacks(program: Program) -> set[tuple]:
+    """The arrays of all layers that the program is given, in any order of axes."""
     given = program.entry.parameters
-    return {str(x.arrays[0]) for x in given if "['layers']" in x.op_name and _deep(x)}
+    found = [x.arrays[0] for x in given if "['layers']" in x.op_name and x.arrays]
+    return {_size(x) for x in found if len(x.shape) > 2}
 
 
-def _deep(one: Operation) -> bool:
-    return len(one.arrays[0].shape) > 2
+def _size(array: Array) -> tuple:
+    return array.dtype, *sorted(array.shape)
 
 
-def _copied(program: Program, run: Run, stacks: set[str]) -> int:
+def _copied(program: Program, run: Run, stacks: set[tuple]) -> int:
     """The bytes that an operation writes where it copies a whole stack."""
     one = run.operation
     copies = one.opcode in ("copy", "transpose")
@@ -180,7 +181,7 @@ def _copied(program: Program, run: Run, stacks: set[str]) -> int:
         copies = all(x.opcode in _MOVES for x in inner.operations.values())
     if not copies:
         return 0
-    whole = [x for x in one.arrays if str(x) in stacks and x.space == 0]
+    whole = [x for x in one.arrays if _size(x) in stacks]
     return run.times * sum(x.nbytes for x in whole)
 
 

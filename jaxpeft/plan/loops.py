@@ -86,13 +86,23 @@ def _run_by(program: Program, operation: Operation) -> list[Computation]:
         if name in program.computations
     ]
     if operation.opcode == "conditional":
-        branches = [one for _, one in called]
-        return [max(branches, key=lambda one: written(program, one))]
+        return [dearest(program, operation)]
     if operation.opcode == "call":
         return [one for _, one in called]
     if operation.opcode == "async-start":
         return [one for role, one in called if role == "calls"]
     return []
+
+
+def dearest(program: Program, operation: Operation) -> Computation:
+    """The branch of a conditional that counts: that which writes the most bytes.
+
+    Args:
+        program: a compiled program.
+        operation: a conditional of it.
+    """
+    branches = [program.computations[name] for _, name in operation.called]
+    return max(branches, key=lambda one: written(program, one))
 
 
 def written(program: Program, computation: Computation) -> int:
