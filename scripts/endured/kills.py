@@ -8,6 +8,8 @@ from pathlib import Path
 from endured import runs
 from endured.runs import Trial
 
+FIRST = "step  1/"
+
 
 def follow(output: Path) -> tuple[list[tuple[float, str]], str]:
     """Runs the command to its end.
@@ -31,6 +33,22 @@ def resumed(lines: list[str]) -> str:
     return marks[0] if marks else "0"
 
 
+def kill(output: Path, lines: int, pause: float) -> None:
+    """Starts the run, and kills it `pause` seconds after so many lines from step 1 on.
+
+    Its own lines say how far it is, however busy the machine.
+    """
+    child = runs.start(output)
+    seen = 0
+    for line in child.stdout or ():
+        seen += bool(seen) or line.startswith(FIRST)
+        if seen == lines:
+            break
+    time.sleep(pause)
+    child.kill()
+    child.communicate()
+
+
 def trials(folder: Path, count: int, seed: int) -> Iterator[Trial]:
     """Kills `count` runs between their first step and their end.
 
@@ -43,23 +61,24 @@ def trials(folder: Path, count: int, seed: int) -> Iterator[Trial]:
     if not expected:
         yield Trial("a run to its end", False, 0.0, "it gave no final state")
         return
-    first = next(at for at, line in lines if line.startswith("step  1/"))
+    first = next(n for n, (_, line) in enumerate(lines) if line.startswith(FIRST))
+    after = lines[first:]
     draw = random.Random(seed)
     for number in range(count):
-        moment = draw.uniform(first, lines[-1][0])
+        # As likely as it is long: a second of the course, then the line before it.
+        moment = draw.uniform(after[0][0], after[-1][0])
+        at, (since, last) = max(
+            (n, line) for n, line in enumerate(after, 1) if line[0] <= moment
+        )
         output = folder / f"killed-{number}"
         begun = time.monotonic()
-        child = runs.start(output)
-        time.sleep(moment)
-        child.kill()
-        child.communicate()
+        kill(output, at, moment - since)
         before = runs.sealed(output)
         said, digest = follow(output)
-        at = resumed([line for _, line in said])
+        went_on = resumed([line for _, line in said])
         newest = str(before[-1]) if before else "0"
         same = digest == expected and runs.losses(output) == runs.losses(straight)
-        told = f"continued from {at}, newest sealed {newest}, state {digest}"
-        seconds = time.monotonic() - begun
-        yield Trial(
-            f"kill -9 after {moment:.1f} s", same and at == newest, seconds, told
-        )
+        told = f"continued from {went_on}, newest sealed {newest}, state {digest}"
+        name = f"kill -9 {moment - since:.2f} s after '{' '.join(last.split()[:2])}'"
+        passed = same and went_on == newest
+        yield Trial(name, passed, time.monotonic() - begun, told)
