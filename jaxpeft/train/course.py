@@ -26,7 +26,14 @@ from jaxpeft.train import hooks, results, samples
 from jaxpeft.train.loop import Moment, fit
 from jaxpeft.train.program import Alone, Program
 from jaxpeft.train.progress import Progress, make_progress
-from jaxpeft.train.standing import DONE, EVALUATION_DUE, Standing, active, stand_all
+from jaxpeft.train.standing import (
+    DONE,
+    EVALUATION_DUE,
+    Standing,
+    active,
+    repeated,
+    stand_all,
+)
 from jaxpeft.train.watch import Watch
 from jaxpeft.train.watchdog import Watchdog
 
@@ -158,13 +165,17 @@ def follow(
     program.saved, note = restored or (program.saved, {})
     first, last = program.done, program.runs[0].steps
     begin(first)
-    standings = stand_all(program.runs, note, first)
+    known = repeated(program.runs, note, first)
+    due = bool(note.get(EVALUATION_DUE)) and known is None
+    standings = stand_all(program.runs, note, first, due)
     display = show(last, first)
     program.begin(display.note)
     log, evaluate, save = _hooks(program, standings, display, guards, note)
     try:
         if note:
-            again = evaluate if note.get(EVALUATION_DUE) else []
+            again = evaluate if due else []
+            for hook in evaluate if known else ():
+                hook.heed(first, known or ())
             display.note(
                 f"continuing after step {first}"
                 if active(standings).any() and first < last or again

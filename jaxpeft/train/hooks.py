@@ -184,17 +184,30 @@ class Evaluate:
         due = self._every is not None and moment.step % self._every == 0
         if not due and moment.step != self._last:
             return False
+        return self.heed(
+            moment.step, [one["eval_loss"] for one in self.run(moment.step)]
+        )
+
+    def heed(self, step: int, losses: Sequence[float]) -> bool:
+        """Lets schedules and patience follow an evaluation.
+
+        Args:
+            step: the number of the steps taken.
+            losses: of each run.
+
+        Returns:
+            Whether no run takes another step.
+        """
         runs = active(self._standings)
-        losses = [figures["eval_loss"] for figures in self.run(moment.step)]
         improved = np.array(
             [
-                runs[number] and one.stopping.observe(moment.step, losses[number])
+                runs[number] and one.stopping.observe(step, losses[number])
                 for number, one in enumerate(self._standings)
             ]
         )
-        before = self._rates(moment.step)
+        before = self._rates(step)
         self._program.observe(losses, improved, runs)
-        for number, now in enumerate(self._rates(moment.step)):
+        for number, now in enumerate(self._rates(step)):
             if now != before[number]:
                 self._note(
                     number,
@@ -202,9 +215,9 @@ class Evaluate:
                     f"{before[number]:.2e} to {now:.2e}",
                 )
         for number, one in enumerate(self._standings):
-            if one.runs and one.stopping.exhausted and moment.step != self._last:
+            if one.runs and one.stopping.exhausted and step != self._last:
                 one.status = STOPPED
-                self._note(number, one.stopping.verdict(moment.step))
+                self._note(number, one.stopping.verdict(step))
         return not active(self._standings).any()
 
     def run(self, step: int) -> list[dict[str, float]]:

@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxpeft.assembly.run import Run
 from jaxpeft.devices import cluster
-from jaxpeft.rundir.metrics import MetricsFile
+from jaxpeft.rundir.files import METRICS
+from jaxpeft.rundir.metrics import MetricsFile, read_metrics
 from jaxpeft.train import results
 from jaxpeft.train.stopping import Stopping
 
@@ -84,8 +85,29 @@ def positions(standings: Sequence[Standing]) -> dict[str, Any]:
     return {str(number): one.position() for number, one in enumerate(standings)}
 
 
-def stand_all(
+def repeated(
     runs: Sequence[Run], note: Mapping[str, Any], done: int
+) -> list[float] | None:
+    """The losses of an evaluation that a checkpoint notes as due and has been made.
+
+    An earlier start repeated it and wrote its line, and saved nothing since: it had no
+    step left to take, or was killed. None where none was due, or it has to be made
+    still; so with several runs, and several processes, of which one alone reads.
+
+    Args:
+        runs: the runs.
+        note: what `positions` made, with EVALUATION_DUE or without.
+        done: how many steps are taken.
+    """
+    if not note.get(EVALUATION_DUE) or len(runs) > 1 or cluster.is_shared():
+        return None
+    _, evaluations = read_metrics(runs[0].output / METRICS)
+    losses = [line["eval_loss"] for line in evaluations if line["step"] == done]
+    return losses if len(losses) == 1 and np.isfinite(losses[0]) else None
+
+
+def stand_all(
+    runs: Sequence[Run], note: Mapping[str, Any], done: int, evaluates_again: bool
 ) -> list[Standing]:
     """The standings of runs before their first step, or where a checkpoint left off.
 
@@ -93,15 +115,15 @@ def stand_all(
         runs: the runs.
         note: what `positions` made; empty before any step.
         done: how many steps are taken.
+        evaluates_again: whether the evaluation after that step is still to come.
     """
     if len(runs) == 1:
         each = [note]
     else:
         each = [note.get(str(number), {}) for number in range(len(runs))]
     resumed_at = done if note else None
-    again = bool(note.get(EVALUATION_DUE))
     return [
-        stand(run, mine, resumed_at, again)
+        stand(run, mine, resumed_at, evaluates_again)
         for run, mine in zip(runs, each, strict=True)
     ]
 
