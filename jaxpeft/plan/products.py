@@ -66,8 +66,17 @@ def is_costed(operation: Operation) -> bool:
         operation: a custom call.
     """
     target = operation.attributes.get("custom_call_target", "").strip('"')
-    return target in _KERNELS or bool(_cost_note(operation)) or target in NO_WORK
+    known = target in _KERNELS or target in NO_WORK or bool(_cost_note(operation))
+    return known or _own(operation) > 0
 
+
+# The scopes of the kernels in `models.attention.triton` -> the products that each has.
+# Going back, the scores and the probabilities' slopes are computed by both.
+OWN_KERNELS = {
+    "attention_forward": 2,
+    "attention_backward_keys": 4,
+    "attention_backward_queries": 3,
+}
 
 # Custom calls that compute nothing: they name memory, or say something of it.
 NO_WORK = (
@@ -134,9 +143,20 @@ def _custom_call(one: Operation, operands: list[Array]) -> float:
     note = _cost_note(one)
     if note:
         return float(note.get("flops", 0))
+    if count := _own(one):
+        # Queries (batch, queries, heads, head_dim), of which each sees half the keys:
+        # rows that hold several sequences, and windows, have less to do.
+        batch, length, heads, width = operands[0].shape
+        return 2.0 * count * batch * heads * length * (length + 1) / 2 * width
     target = one.attributes.get("custom_call_target", "").strip('"')
     kernel = _KERNELS.get(target)
     return kernel(one, operands) if kernel else 0.0
+
+
+def _own(one: Operation) -> int:
+    """How many products of queries' and keys' size a kernel of ours has; 0: another."""
+    scopes = one.op_name.split("/")
+    return next((n for name, n in OWN_KERNELS.items() if name in scopes), 0)
 
 
 def _cost_note(one: Operation) -> dict[str, float]:

@@ -100,6 +100,16 @@ def cost_of(text, target):
     return found
 
 
+def test_kernels_of_our_own_are_known_by_their_scopes():
+    forward = 2 * 2 * 6 * 64 * (65 / 2) * 32 * 2
+    for scope, count in products.OWN_KERNELS.items():
+        text = ATTENTION.replace("__cudnn$fmhaSoftmax", "__gpu$xla.gpu.triton")
+        name = f'metadata={{op_name="jit(f)/{scope}/pallas_call"}}, backend_config'
+        text = text.replace("backend_config", name)
+        assert arithmetic(text) == forward / 2 * count
+        assert cost_of(text, H100).unknown == ()
+
+
 LAYERS = """HloModule m, is_scheduled=true
 
 FileNames
