@@ -1,5 +1,6 @@
 """The device mesh, and where each array lies on it."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -72,11 +73,18 @@ def named(
             replicated.
         shape: the array's shape.
     """
-    parts = []
-    for name, size in zip(axes, shape, strict=True):
-        part = RULES.get(name) if name else None
-        parts.append(part if part and size % mesh.shape[part] == 0 else None)
-    return NamedSharding(mesh, PartitionSpec(*parts))
+    return NamedSharding(mesh, PartitionSpec(*_parts(mesh.shape, axes, shape)))
+
+
+def _parts(
+    sizes: Mapping[str, int], axes: Sequence[str | None], shape: Sequence[int]
+) -> list[str | None]:
+    """The mesh axis that splits each dimension; None: none does, or it does not fit."""
+    parts = [RULES.get(name) if name else None for name in axes]
+    return [
+        part if part and size % sizes[part] == 0 else None
+        for part, size in zip(parts, shape, strict=True)
+    ]
 
 
 def is_whole(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> bool:
@@ -165,6 +173,43 @@ def split_looked_up(x: jax.Array) -> jax.Array:
     """
     width = "fsdp" if x.shape[-1] % _sizes().get("fsdp", 1) == 0 else None
     return split_batch(_constrained(x, "data", None, width))
+
+
+def gathered(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """A weight with what "fsdp" splits of it brought together; its gradient is split.
+
+    Said inside the scan over layers it makes the compiler bring one layer's weights,
+    while the layer before is computed, and add its gradients up where they go. Left
+    alone, TPUs' compiler cuts every product into as many as there are devices.
+
+    Args:
+        x: a weight of one layer.
+        axes: the logical axis of each of its dimensions.
+    """
+    sizes = _sizes()
+    if sizes.get("fsdp", 1) == 1:
+        return x
+    split = _parts(sizes, axes, x.shape)
+    if "fsdp" not in split:
+        return x
+    whole = [None if part == "fsdp" else part for part in split]
+    return _brought(x, PartitionSpec(*split), PartitionSpec(*whole))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _brought(x: jax.Array, split: PartitionSpec, whole: PartitionSpec) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, whole)
+
+
+def _brought_back(
+    split: PartitionSpec, whole: PartitionSpec, _: None, dy: jax.Array
+) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(dy, split),)
+
+
+_brought.defvjp(
+    lambda x, split, whole: (_brought(x, split, whole), None), _brought_back
+)
 
 
 def on_each_part(

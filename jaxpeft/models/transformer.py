@@ -1,13 +1,16 @@
 """The decoder-only transformer: pure functions over stacked parameters."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Float32, Int
 
+from jaxpeft import kernel, tree
 from jaxpeft.devices import sharding
 from jaxpeft.models import past, rope, stacks
 from jaxpeft.models.attention import Scores, attend
@@ -15,6 +18,7 @@ from jaxpeft.models.head import head
 from jaxpeft.models.layer import Params, apply_layer, norm
 from jaxpeft.models.past import Past, virtual_count
 from jaxpeft.models.spec import ModelConfig
+from jaxpeft.models.weights import param_specs
 
 # What the backward pass of a layer keeps; the rest it computes once more. "none" keeps
 # the result of every matrix product: norms and activations cost less to repeat than
@@ -111,6 +115,19 @@ def make_block(
     """
     lengths = _lengths(cfg, positions, segments)
     angles = rope.by_layer(positions, cfg, lengths)
+    axes = {
+        name: spec.axes[1:]
+        for name, spec in tree.walk(param_specs(cfg)["model"]["layers"])
+    }
+
+    def gathered(layer: Params) -> Params:
+        weights = dict(tree.walk(layer))
+        changes = {
+            name: _gathered(weights[name], own)
+            for name, own in axes.items()
+            if name in weights
+        }
+        return tree.replace(layer, changes)
 
     def block(
         x: Array, layer: Params, number: Array, virtual: Past | None = None
@@ -126,10 +143,25 @@ def make_block(
 
         x = sharding.split_batch(x)
         return sharding.split_batch(
-            apply_layer(x, layer, angles(number), attention, cfg)
+            apply_layer(x, gathered(layer), angles(number), attention, cfg)
         )
 
     return block
+
+
+def _gathered(weight: Any, axes: kernel.Axes) -> Any:
+    """A weight of one layer, what "fsdp" splits of its storage brought together.
+
+    What an adapter adds stays where it is: it is small, and trains.
+    """
+    if not kernel.is_node(weight):
+        return sharding.gathered(weight, axes)
+    base = kernel.base_of(weight)
+    if base is not weight:
+        return dataclasses.replace(weight, base=_gathered(base, axes))
+    if kernel.is_adapter(weight):
+        return weight
+    return jax.tree.map(sharding.gathered, weight, kernel.axes_of(weight, axes))
 
 
 def _lengths(
