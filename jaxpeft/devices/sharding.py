@@ -261,6 +261,54 @@ def on_each_part(
     )(rows, whole)
 
 
+def divides(sequences: int) -> bool:
+    """Whether the mesh that is set, if any, splits that many sequences evenly.
+
+    Args:
+        sequences: how many there are at a time.
+    """
+    return not sequences % math.prod(_sizes().get(axis, 1) for axis in BATCH)
+
+
+def on_each_head(
+    function: Callable[..., jax.Array],
+    heads: tuple[jax.Array, jax.Array, jax.Array],
+    rows: Any,
+    whole: Any,
+) -> jax.Array:
+    """`function(*heads, rows, whole)`, on each device for its sequences and heads.
+
+    It is for what the compiler cannot split by itself. Where the axis "tensor" does not
+    divide the heads of keys, they are repeated as often as it takes; where it does not
+    divide those of queries, each device computes all of them.
+
+    Args:
+        function: gives an array shaped like the queries it is given.
+        heads: queries (batch, seq, heads, dim), keys and values (batch, seq, kv_heads,
+            dim). The mesh divides the batch.
+        rows: arrays split like a batch.
+        whole: what every device needs all of.
+
+    Returns:
+        (batch, seq, heads, dim).
+    """
+    sizes, (q, k, v) = _sizes(), heads
+    if not sizes:
+        return function(q, k, v, rows, whole)
+    parts, split = math.lcm(k.shape[2], sizes["tensor"]), None
+    if q.shape[2] % parts == 0:
+        split = "tensor"
+        if parts > k.shape[2]:
+            k, v = (x.repeat(parts // x.shape[2], axis=2) for x in (k, v))
+    spec = PartitionSpec(BATCH, None, split, None)
+    return jax.shard_map(
+        function,
+        in_specs=(spec, spec, spec, PartitionSpec(BATCH), PartitionSpec()),
+        out_specs=spec,
+        check_vma=False,
+    )(q, k, v, rows, whole)
+
+
 def _constrained(x: jax.Array, *axes: Any) -> jax.Array:
     """`x` with its leading axes split over these mesh axes, where a mesh is set."""
     sizes = _sizes()

@@ -13,7 +13,7 @@ import jax
 
 from jaxpeft.hardware.devices import Device, device_of
 
-__all__ = ["Device", "Target", "current", "of_mesh"]
+__all__ = ["Device", "Target", "current", "is_here", "of_mesh"]
 
 
 @dataclass(frozen=True)
@@ -57,3 +57,12 @@ def of_mesh(mesh: jax.sharding.Mesh) -> Target:
     """
     first = mesh.devices.flat[0]
     return Target(first.platform, first.device_kind, mesh.size)
+
+
+def is_here(target: Target) -> bool:
+    """Whether this process has such devices itself, and does not only compile for them.
+
+    Args:
+        target: what a program is compiled for.
+    """
+    return any(device.device_kind == target.kind for device in jax.local_devices())

@@ -5,13 +5,10 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 
-from jaxpeft import hardware
 from jaxpeft.devices import determinism
 from jaxpeft.errors import InputError
-from jaxpeft.models import attention
 
 FLAG = "--xla_gpu_deterministic_ops=true"
 
@@ -52,15 +49,3 @@ def test_an_environment_that_says_the_opposite(monkeypatch):
     assert not determinism.is_required()
     with pytest.raises(InputError, match="deterministic: found true.*=false"):
         determinism.require()
-
-
-@pytest.mark.parametrize("flags", ["", FLAG])
-def test_attention_of_cudnn_is_left_out(flags, monkeypatch):
-    q = np.zeros((1, 4, 2, 8), jax.numpy.bfloat16)
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    gpu = hardware.Target("gpu", "NVIDIA H100 80GB HBM3", 1)
-    monkeypatch.setattr(hardware, "current", lambda: gpu)
-    monkeypatch.setattr(attention, "_attend_cudnn", lambda *_: "cuDNN's")
-    monkeypatch.setattr(attention, "_blockwise", lambda *_: q.reshape(1, 2, 1, 4, 8))
-    found = attention.attend(q, q, q, None)
-    assert isinstance(found, str) is (flags == "")

@@ -1,4 +1,4 @@
-"""Grouped-query attention: during training, and against a cache of keys and values."""
+"""Attention in plain JAX, for any device: blocks of queries, their log-sum-exp kept."""
 
 import functools
 from typing import Any, NamedTuple
@@ -7,71 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Bool, Float, Int
 
-from jaxpeft import hardware
-from jaxpeft.devices import determinism
 from jaxpeft.kernel import product
-from jaxpeft.models.spec import ModelConfig
+from jaxpeft.models.attention import loops
+from jaxpeft.models.attention.scores import MASKED, Scores, first_keys
 
 BLOCK = 64  # queries at a time where the sequence is short, see `_blocks`
 MOST_BLOCKS = 8
-MASKED = -1e30
-EVERYTHING = 2**31 - 1  # the window of a layer that has none, where others have one
-
-
-class Scores(NamedTuple):
-    """How queries meet keys, beyond causality.
-
-    Attributes:
-        scale: what the products of queries and keys are multiplied by.
-        softcap: c of `c * tanh(logit / c)`; None: no cap.
-        window: how many tokens back a query sees, itself among them, () int32 or a
-            number; None: all.
-    """
-
-    scale: float
-    softcap: float | None = None
-    window: Any = None
-
-    @classmethod
-    def of_layer(cls, cfg: ModelConfig, number: Array) -> "Scores":
-        """How the queries of one layer of a model meet the keys.
-
-        Args:
-            cfg: the model's hyperparameters.
-            number: of the layer, () int32.
-        """
-        scale = cfg.attention_scale or cfg.head_dim**-0.5
-        window, different = None, set(cfg.windows)
-        if len(different) == 1:
-            [window] = different
-        elif different:
-            window = jnp.asarray([w or EVERYTHING for w in cfg.windows])[number]
-        return cls(scale, cfg.attention_softcap, window)
-
-    def capped(self, logits: Array) -> Array:
-        """The logits after the cap; their shape and dtype stay.
-
-        Args:
-            logits: products of queries and keys, scaled.
-        """
-        if self.softcap is None:
-            return logits
-        return self.softcap * jnp.tanh(logits / self.softcap)
-
-    def slope(self, capped: Array) -> Array | float:
-        """The derivative of `capped` by its logits, in the shape of its result.
-
-        Args:
-            capped: what `capped` returned.
-
-        Returns:
-            The derivative; 1.0 without a cap.
-        """
-        if self.softcap is None:
-            return 1.0
-        return 1.0 - jnp.square(capped / self.softcap)
+LONG = (
+    2048  # tokens, above which all keys before a block of queries are too many at once
+)
 
 
 class _Mask(NamedTuple):
@@ -82,105 +27,46 @@ class _Mask(NamedTuple):
 
 
 def attend(
-    q: Float[Array, "batch seq heads head_dim"],
-    k: Float[Array, "batch keys kv_heads head_dim"],
-    v: Float[Array, "batch keys kv_heads head_dim"],
-    segments: Int[Array, "batch seq"] | None = None,
-    scores: Scores | None = None,
-    seen: Bool[Array, "batch seq past"] | None = None,
-) -> Float[Array, "batch seq heads head_dim"]:
-    """Causal attention of a whole sequence to itself, and to what precedes it.
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: Array | None,
+    scores: Scores,
+    seen: Array | None = None,
+) -> Array:
+    """Causal attention of whole sequences to themselves, and to what precedes them.
 
     Args:
-        q: the queries, (batch, seq, heads, head_dim).
-        k: the keys, (batch, past + seq, kv_heads, head_dim), of which the first `past`
-            belong to no segment, and no window is counted to them.
-        v: the values, shaped like the keys.
-        segments: (batch, seq) int32, or None. With segments, a token sees only its
-            own: packed examples never see each other, and padding (0) sees padding
-            alone. Right padding needs none: what is causal never looks there.
-        scores: how queries meet keys; None: scaled by 1 / sqrt(head_dim), with neither
-            cap nor window.
-        seen: (batch, seq, past) bool, which of the first `past` keys a query sees;
-            None: all of them.
+        q: (batch, seq, heads, head_dim).
+        k: (batch, past + seq, kv_heads, head_dim).
+        v: shaped like `k`.
+        segments: (batch, seq) int32, or None.
+        scores: how queries meet keys.
+        seen: (batch, seq, past) bool, or None.
 
     Returns:
-        (batch, seq, heads, head_dim) in q's dtype; the softmax is float32.
+        q's shape and dtype; the softmax is float32.
     """
-    scores = scores or Scores(q.shape[-1] ** -0.5)
-    plain = scores.softcap is None and scores.window is None
-    plain &= q.shape[1] == k.shape[1]
-    # cuDNN's backward pass may add up in another order each time.
-    plain &= not determinism.is_required()
-    if plain and hardware.current().platform == "gpu" and q.dtype != jnp.float32:
-        return _attend_cudnn(q, k, v, segments, scores.scale)
     # Heads first, once: each block would otherwise transpose its keys and values anew.
-    grouped = checkpoint_name(_group(q, k.shape[2]), "q")
+    grouped = checkpoint_name(group(q, k.shape[2]), "q")
     keys = checkpoint_name(k.transpose(0, 2, 1, 3), "k")
     values = checkpoint_name(v.transpose(0, 2, 1, 3), "v")
+    if q.shape[1] > LONG:
+        first = first_keys(segments, scores.window, q.shape[1])
+        return ungroup(loops.attend(grouped, keys, values, first, seen, scores))
     window = None if scores.window is None else jnp.asarray(scores.window, jnp.int32)
     how = (scores.scale, scores.softcap)
-    return _ungroup(_blockwise(grouped, keys, values, segments, window, seen, how))
+    return ungroup(_blockwise(grouped, keys, values, segments, window, seen, how))
 
 
-def _attend_cudnn(
-    q: Array, k: Array, v: Array, segments: Array | None, scale: float
-) -> Array:
-    mask = None
-    if segments is not None:
-        mask = segments[:, None, :, None] == segments[:, None, None, :]
-    out = jax.nn.dot_product_attention(
-        checkpoint_name(q, "q"),
-        checkpoint_name(k, "k"),
-        checkpoint_name(v, "v"),
-        mask=mask,
-        scale=scale,
-        is_causal=True,
-        implementation="cudnn",
-    )
-    return checkpoint_name(out, "attention")
-
-
-def attend_cached(
-    q: Float[Array, "batch new heads head_dim"],
-    k: Float[Array, "batch slots kv_heads head_dim"],
-    v: Float[Array, "batch slots kv_heads head_dim"],
-    visible: Bool[Array, "batch new slots"],
-    scores: Scores | None = None,
-) -> Float[Array, "batch new heads head_dim"]:
-    """Attention of new queries to a cache.
-
-    Args:
-        q: the queries, (batch, new, heads, head_dim).
-        k: the cache's keys, (batch, slots, kv_heads, head_dim).
-        v: the cache's values, shaped like the keys.
-        visible: (batch, new, slots) bool, which slots a query sees, the window taken
-            into account already.
-        scores: as in `attend`; its window is not read.
-
-    Returns:
-        (batch, new, heads, head_dim) in q's dtype.
-    """
-    scores = scores or Scores(q.shape[-1] ** -0.5)
-    if scores.softcap is None:
-        return jax.nn.dot_product_attention(
-            q, k, v, mask=visible[:, None], scale=scores.scale
-        )
-    grouped = _group(q, k.shape[2])
-    logits = product("bgrqd,bkgd->bgrqk", grouped, k) * scores.scale
-    logits = jnp.where(visible[:, None, None], scores.capped(logits), MASKED)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = product("bgrqk,bkgd->bgrqd", weights, v).astype(q.dtype)
-    return _ungroup(out)
-
-
-def _group(q: Array, groups: int) -> Array:
+def group(q: Array, groups: int) -> Array:
     """(batch, seq, heads, dim) -> (batch, groups, heads/groups, seq, dim)."""
     batch, seq, heads, dim = q.shape
     return q.reshape(batch, seq, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4)
 
 
-def _ungroup(x: Array) -> Array:
+def ungroup(x: Array) -> Array:
+    """What `group` made, as it was: (batch, seq, heads, dim)."""
     batch, groups, each, seq, dim = x.shape
     return x.transpose(0, 3, 1, 2, 4).reshape(batch, seq, groups * each, dim)
 
