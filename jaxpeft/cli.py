@@ -52,7 +52,7 @@ PAGES: dict[str, str] = {
     "train": "README.md and configs/",
     "lr_find": "docs/learning_rate.md",
     "sweep": "docs/sweeps.md",
-    "plan": "docs/recipes.md",
+    "plan": "docs/planning.md",
     "diagnose": "docs/learning_rate.md",
     "evaluate": "README.md",
     "generate": "docs/generation.md",

@@ -125,6 +125,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         f"compiler, and say what it says: {targets.EXAMPLES} (TPUs are counted as "
         "Google counts them, GPUs after an x)",
     )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="with --target: find the mesh, accumulation and remat with the most "
+        "tokens a second that fit",
+    )
+    parser.add_argument(
+        "--compilations",
+        metavar="N",
+        type=int,
+        default=6,
+        help="that --search may take, beside the first (default: 6)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--in-child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args(list(argv))
@@ -135,6 +148,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             if getattr(args, name) is not None:
                 raise InputError(f"--target says what --{name} says; give one of them")
         args.target = targets.parse(args.target)
+    elif args.search:
+        raise InputError(
+            "--search compiles for a target: name one, such as --target v5e-16"
+        )
+    if args.compilations < 1:
+        raise InputError(f"--compilations: found {args.compilations}; give 1 or more")
     memory = args.device_memory
     if memory is not None and not memory > 0:
         raise InputError(f"--device-memory: found {memory}; give a number of GB")

@@ -1,17 +1,22 @@
 """A run's step compiled for a target, and what there is to say of it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from jaxpeft import hardware
 from jaxpeft.assembly.places import check_batches
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import sharding
 from jaxpeft.devices.targets import Target
+from jaxpeft.models import ModelConfig
 from jaxpeft.plan import flops, program_text, vendor
+from jaxpeft.plan.estimate import Estimate, estimate
 from jaxpeft.plan.largest import Large, largest
 from jaxpeft.plan.program_text import Program
+from jaxpeft.plan.search import Formula
 from jaxpeft.plan.step import Step
 from jaxpeft.plan.vendor import Verdict
 
@@ -25,22 +30,29 @@ class Compiled:
     Attributes:
         verdict: its own words.
         is_kept: whether they are of an earlier time.
-        kind: JAX's name for the devices.
+        target: what it was compiled for.
         mesh: {axis: devices along it}.
         parameters: how many there are.
         trainable: how many of them train.
         kept: what the step is given, by kind: see `Step.kept`.
         flops: of the matrix products of a step, on all devices together.
+        tokens: of a step's batch, on all devices together.
+        needed: the floating-point operations that its training takes, at the least:
+            what MFU counts.
+        model: of the run.
     """
 
     verdict: Verdict
     is_kept: bool
-    kind: str
+    target: hardware.Target
     mesh: dict[str, int]
     parameters: int
     trainable: int
     kept: dict[str, int]
     flops: int
+    tokens: int
+    needed: int
+    model: ModelConfig
 
     @property
     def total(self) -> int:
@@ -63,6 +75,54 @@ class Compiled:
     def largest(self) -> list[Large]:
         """The largest arrays that the step makes; of a refused one none are known."""
         return [] if self.verdict.refused else largest(self.program, LARGEST)
+
+    @cached_property
+    def estimate(self) -> Estimate | None:
+        """What a step costs; None of a refused one, or where no peaks are known."""
+        if self.verdict.refused:
+            return None
+        return estimate(self.program, self.target)
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, estimated; infinite where that is not known."""
+        return self.estimate.seconds if self.estimate else math.inf
+
+    @property
+    def speed(self) -> float:
+        """The tokens in a second on all devices, estimated; 0: not known."""
+        return self.tokens / self.seconds
+
+    @property
+    def mfu(self) -> float:
+        """The share of the devices' peak in bfloat16 that this is, as a log has it."""
+        device = self.target.device
+        if not self.estimate or device is None or not device.bf16:
+            return 0.0
+        peak = self.target.count * device.bf16
+        return self.needed / (self.estimate.seconds * peak)
+
+    def formula(self, cfg: RunConfig) -> Formula:
+        """What ranks other ways to run this step, before they are compiled.
+
+        Args:
+            cfg: the configuration that was compiled.
+        """
+        model, parts = self.model, self.mesh["fsdp"] * self.mesh["tensor"]
+        again = {"none": 1.0, "dots": 1.2, "full": 1.5}[cfg.model.remat]
+        heads = model.num_attention_heads + 2 * model.num_key_value_heads
+        return Formula(
+            device=self.target.device or hardware.Device(0),
+            count=self.target.count,
+            weights=parts * (sum(self.kept.values()) - self.kept["batch"]),
+            sent=parts * self.kept["weights"],
+            flops=self.flops / again,
+            sequences=cfg.training.batch_size,
+            length=cfg.data.max_length,
+            hidden=model.hidden_size,
+            wide=3 * model.intermediate_size + heads * model.head_dim,
+            layers=model.num_hidden_layers,
+        )
 
     def memory(self) -> dict[str, int]:
         """The parts that make up the total, in words; of a refused program none."""
@@ -96,12 +156,16 @@ def compiled(cfg: RunConfig, target: Target, devices: Sequence[Any]) -> Compiled
     step = Step(cfg, mesh, widened=False)
     jaxpr, lowered = step.lower()
     verdict, is_kept = vendor.compiled(lowered, target, vendor.folder())
+    tokens = cfg.training.batch_size * cfg.data.max_length
     return Compiled(
         verdict=verdict,
         is_kept=is_kept,
-        kind=devices[0].device_kind,
+        target=hardware.of_mesh(mesh),
         mesh=dict(mesh.shape),
         **step.counted(),
         kept=step.kept(),
         flops=flops.count(jaxpr),
+        tokens=tokens,
+        needed=tokens * step.per_token(),
+        model=step.model,
     )

@@ -2,15 +2,13 @@
 
 from typing import NamedTuple
 
+from jaxpeft.plan.facts import NAMES
 from jaxpeft.plan.loops import runs
+from jaxpeft.plan.origins import Origins
 from jaxpeft.plan.program_text import Program
 
-# What gives no array of its own: its operand under another name, or in its place.
-NAMES = (
-    *("parameter", "get-tuple-element", "tuple", "while", "conditional", "bitcast"),
-    *("optimization-barrier", "call", "copy-done", "all-gather-done", "async-done"),
-    *("all-reduce-done", "collective-permute-done", "dynamic-update-slice"),
-)
+# What brings a part of an array nearer, and what is written in its operand's place.
+NEARER = ("copy-start", "slice-start", "async-start", "dynamic-update-slice")
 
 
 class Large(NamedTuple):
@@ -21,7 +19,7 @@ class Large(NamedTuple):
         array: its dtype and shape, as XLA writes them.
         opcode: what makes it, such as "fusion".
         times: how many of its kind the text has, not all of them at one time.
-        name: the operation that it comes from, as it was traced.
+        name: of the code that it comes from, as `origins` has it.
     """
 
     nbytes: int
@@ -44,26 +42,18 @@ def largest(program: Program, count: int) -> list[Large]:
         program: a compiled program.
         count: how many to name.
     """
-    found: dict[tuple[str, str], Large] = {}
+    origins, found = Origins(program), dict[tuple[str, str], Large]()
     for run in runs(program):
         one = run.operation
-        if one.opcode in NAMES:
+        if one.opcode in (*NAMES, *NEARER) or one.opcode.endswith("-done"):
             continue
-        for array in one.arrays:
+        # What only begins here has its operands in its result, too.
+        begins = one.opcode.endswith("-start") and len(one.arrays) > 1
+        for array in one.arrays[len(one.arrays) // 2 :] if begins else one.arrays:
             if array.space:
                 continue
-            name = short(one.op_name)
+            name = origins.name(run.computation, one)
             key = str(array), name
             times = found[key].times + 1 if key in found else 1
             found[key] = Large(array.held, key[0], one.opcode, times, name)
     return sorted(found.values(), key=lambda x: -x.nbytes)[:count]
-
-
-def short(op_name: str) -> str:
-    """The end of an operation's traced name, which says most of it.
-
-    Args:
-        op_name: such as "jit(step)/while/body/mlp/dot_general".
-    """
-    parts = [part for part in op_name.split("/") if part not in ("body", "while")]
-    return "/".join(parts[-3:]) or "of the compiler's own"

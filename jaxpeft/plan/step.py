@@ -118,6 +118,12 @@ class Step:
         beside = 0 if gives_a_model(self._adapter) else trains
         return {"parameters": self.base + beside, "trainable": trains}
 
+    def per_token(self) -> int:
+        """The floating-point operations of training on a token, as `flops` has it."""
+        counted, cfg = self.counted(), self.model
+        embedding = 0 if cfg.tie_word_embeddings else cfg.vocab_size * cfg.hidden_size
+        return flops.per_token(counted["parameters"], counted["trainable"], embedding)
+
     def kept(self) -> dict[str, int]:
         """The bytes on a device of what a step is given, by kind.
 

@@ -5,15 +5,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from jaxpeft import console
 from jaxpeft.devices import targets
 from jaxpeft.devices.targets import Target
+from jaxpeft.plan.collectives import collectives, totals
 
 if TYPE_CHECKING:
     from jaxpeft.plan.compiling import Compiled
+    from jaxpeft.plan.search import Trial
 
 # Of a GPU's memory, as plan has it; a TPU's compiler counts what the runtime needs.
 HEADROOM = {"gpu": 0.92, "tpu": 1.0}
@@ -64,6 +68,8 @@ def main(args: argparse.Namespace, target: Target, argv: Sequence[str]) -> int:
     say: Callable[[str], None] = (lambda _: None) if args.json else console.say
     for line in lines(found, target, room):
         say(line)
+    if args.search:
+        return _search(args, reopen, found, room, trial)
     advice = []
     if not found.fits(room):
         say("What would help, by the same compiler:")
@@ -74,6 +80,69 @@ def main(args: argparse.Namespace, target: Target, argv: Sequence[str]) -> int:
     if args.json:
         console.say(json.dumps(as_json(found, target, room, advice)))
     return 0
+
+
+def _search(
+    args: argparse.Namespace,
+    reopen: Callable[[Sequence[str]], Any],
+    found: "Compiled",
+    room: float,
+    trial: Callable[[Any], "Compiled"],
+) -> int:
+    """Searches for what is faster than the configuration that was given."""
+    from jaxpeft.plan import search
+
+    start, cfg = time.monotonic(), reopen(())
+    say: Callable[[str], None] = (lambda _: None) if args.json else console.say
+    given = search.Tried(search.of_config(cfg, found.mesh), found)
+    others = list(
+        search.candidates(found.target.count, cfg.training.batch_size, found.model)
+    )
+    say(
+        f"searching among {len(others)} ways to run this step, with at most "
+        f"{args.compilations} more compilations:"
+    )
+    say(f"  {_trial(found, room)}  as given")
+    tried = [given]
+    for one in search.search(
+        given,
+        others,
+        found.formula(cfg),
+        room,
+        lambda other: trial(reopen(other.overrides)),
+        args.compilations,
+    ):
+        tried.append(one)
+        say(f"  {_trial(one.trial, room)}  {' '.join(one.candidate.overrides)}")
+    took = time.monotonic() - start
+    chosen = search.best(tried, room)
+    say(f"{len(tried) - 1} compilations in {took:,.0f} s")
+    if chosen is None:
+        say("nothing that was tried fits; more devices, larger ones or fewer tokens do")
+    elif chosen is given:
+        say("the configuration as it was given is the fastest that was found")
+    else:
+        say("the fastest that fits, to paste into the command line:")
+        say(f"  {' '.join(chosen.candidate.overrides)}")
+    if args.json:
+        said = as_json(found, args.target, room, [])
+        said["search"] = [
+            {
+                "overrides": list(one.candidate.overrides),
+                "total": one.trial.total,
+                "fits": one.trial.fits(room),
+                "tokens_per_second": one.trial.speed,
+                "best": one is chosen,
+            }
+            for one in tried
+        ]
+        console.say(json.dumps({**said, "search_seconds": took}))
+    return 0
+
+
+def _trial(found: "Trial", room: float) -> str:
+    speed = f"{found.speed:>10,.0f} tokens/s" if found.fits(room) else "does not fit"
+    return f"{speed:>19}  {_gib(found.total):>11}"
 
 
 def lines(found: "Compiled", target: Target, room: float) -> list[str]:
@@ -88,7 +157,7 @@ def lines(found: "Compiled", target: Target, room: float) -> list[str]:
     mesh = ", ".join(f"{axis} {size}" for axis, size in found.mesh.items())
     how = "compiled before" if found.is_kept else "compiled"
     text = [
-        f"target: {target.text}, {target.count} devices of {found.kind} "
+        f"target: {target.text}, {target.count} devices of {found.target.kind} "
         f"({_topology(target)}; mesh: {mesh})",
         f"{how} by {verdict.compiler} in {verdict.seconds:,.1f} s",
         f"parameters: {found.parameters:,}, of them trainable {found.trainable:,} "
@@ -109,6 +178,45 @@ def lines(found: "Compiled", target: Target, room: float) -> list[str]:
         text.append(f"does not fit: {share}, of which the runtime needs {keeps:.0%}")
     text.append("largest arrays that the step makes, and the code that asks for them:")
     text += [f"  {_gib(one.nbytes):>12}  {one}" for one in found.largest()]
+    text += costs(found)
+    return text
+
+
+def costs(found: "Compiled") -> list[str]:
+    """What a step costs by the estimate, in lines; none where there is none.
+
+    Args:
+        found: what a compiler said.
+    """
+    cost, devices = found.estimate, found.target.count
+    if cost is None:
+        return []
+    counted = f"{_seconds(cost.roofline)} by a roofline"
+    if cost.cycles is not None:
+        counted = f"by the compiler's {cost.cycles:,} cycles; " + counted
+    text = [
+        f"a step, estimated: {_seconds(cost.seconds)} ({counted}; its products at the "
+        f"devices' peak: {_seconds(cost.at_peak)})",
+        f"tokens: {found.speed:,.0f} a second, {found.speed / devices:,.0f} a device; "
+        f"MFU {found.mfu:.1%}",
+        f"a device computes {cost.flops / 1e12:,.2f} TFLOP in products, and moves "
+        f"{_gib(cost.nbytes)} to and from its memory",
+    ]
+    if cost.sent:
+        exposed = cost.sent_exposed / cost.sent
+        text.append(
+            f"a device sends {_gib(cost.sent)}: {1 - exposed:.0%} of it while "
+            f"it computes; it waits {_seconds(cost.waits)} for the rest"
+        )
+        sent = totals(collectives(found.program))
+        text += [f"  {kind:<16}{_gib(n):>12}" for kind, n in sent.items()]
+    else:
+        text.append("devices send each other nothing")
+    text.append("costliest places:")
+    text += [
+        f"  {one.seconds / cost.seconds:>5.0%}  {_seconds(one.seconds):>9}  {one.name}"
+        for one in cost.places[:3]
+    ]
     return text
 
 
@@ -130,10 +238,10 @@ def as_json(
         room: the bytes of a device that a program may have.
         advice: what would help, each a `planning.Advice`.
     """
-    verdict = found.verdict
+    verdict, cost = found.verdict, found.estimate
     return {
         "target": target.text,
-        "kind": found.kind,
+        "kind": found.target.kind,
         "devices": target.count,
         "mesh": found.mesh,
         "parameters": found.parameters,
@@ -147,6 +255,10 @@ def as_json(
         "compiler": verdict.compiler,
         "seconds": verdict.seconds,
         "largest": [one._asdict() for one in found.largest()],
+        "estimate": None if cost is None else asdict(cost),
+        "tokens_per_second": found.speed,
+        "mfu": found.mfu,
+        "sent": {} if verdict.refused else totals(collectives(found.program)),
         "advice": [
             {
                 "overrides": list(one.overrides),
@@ -169,3 +281,7 @@ def _verdict(found: Any, room: float) -> str:
 
 def _gib(size: float) -> str:
     return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.1f} MiB"
+
+
+def _seconds(time: float) -> str:
+    return f"{time:,.2f} s" if time >= 1 else f"{1e3 * time:,.3g} ms"

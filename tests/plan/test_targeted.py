@@ -33,7 +33,8 @@ def cfg(tmp_path_factory, asset_model):
 def compiled(request, cfg):
     """What the compilers of a TPU and of a GPU say of the step."""
     target = targets.parse(request.param)
-    pytest.importorskip("libtpu" if target.gpu is None else "jax_plugins")
+    if remedy := targets.missing(target):
+        pytest.skip(remedy)
     mesh = cfg.mesh.model_copy(update={"fsdp": 2})
     cfg = cfg.model_copy(update={"mesh": mesh})
     return target, cfg, compiling.compiled(cfg, target, targets.devices(target))
@@ -67,7 +68,7 @@ def test_lines_and_json_say_the_same(compiled):
     assert json.loads(json.dumps(said)) == said
     assert said["fits"] is True and said["devices"] == 4 and "\nfits: " in text
     assert said["weights"] + said["adapters"] < said["total"]
-    assert f"4 devices of {found.kind}" in text and said["compiler"] in text
+    assert f"4 devices of {found.target.kind}" in text and said["compiler"] in text
 
 
 def test_what_does_not_fit_says_so_in_its_compilers_words(compiled):

@@ -1,0 +1,269 @@
+"""`plan --search`: the mesh, accumulation and rematerialization with the best speed.
+
+What does not change what is learned is searched: how the devices are divided, in how
+many parts a batch goes through them, and what the backward pass computes once more. A
+formula ranks all combinations, fitted to the compiled configuration that was given;
+then the compiler is asked, the most promising one first, until no other promises more
+than the best that it has taken.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+from jaxpeft.config import RunConfig
+from jaxpeft.errors import InputError
+from jaxpeft.hardware import Device
+from jaxpeft.models import ModelConfig
+
+REMATS = ("none", "dots", "full")
+# What of the peaks is reached, so that the parts of the formula weigh right.
+REACHED = 0.6
+MARGIN = 1.15  # how far beyond the room a prediction of memory is still tried
+GAIN = 1.02  # what another compilation has to promise
+
+
+class Trial(Protocol):
+    """What a compiler says of a configuration: see `compiling.Compiled`."""
+
+    @property
+    def total(self) -> int:
+        """The bytes on a device at the fullest moment of a step."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, estimated; infinite where that is not known."""
+        ...
+
+    @property
+    def speed(self) -> float:
+        """The tokens in a second on all devices, estimated; 0: not known."""
+        ...
+
+    def fits(self, room: float) -> bool:
+        """Whether it needs no more than so many bytes of a device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to run the same training.
+
+    Attributes:
+        data: devices that each have their own sequences and all weights.
+        fsdp: over how many devices weights and sequences are split.
+        tensor: over how many each layer is.
+        parts: that a batch goes through the devices in.
+        remat: one of `REMATS`.
+    """
+
+    data: int
+    fsdp: int
+    tensor: int
+    parts: int
+    remat: str
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """What sets it, texts `section.key=value`."""
+        return (
+            f"mesh.data={self.data}",
+            f"mesh.fsdp={self.fsdp}",
+            f"mesh.tensor={self.tensor}",
+            f"training.gradient_accumulation_steps={self.parts}",
+            f"model.remat={self.remat}",
+        )
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What a candidate takes, roughly. All sizes are of all devices together.
+
+    Attributes:
+        device: one of the devices.
+        count: how many there are.
+        weights: the bytes that `fsdp` and `tensor` divide: weights, adapters, state.
+        sent: bytes of the weights that `fsdp` brings together for a pass.
+        flops: of a step's products, without what is computed once more.
+        sequences: of a step's batch.
+        length: of each.
+        hidden: the model's width.
+        wide: that of its MLP, and of what attention makes, for a token.
+        layers: of the model.
+        seconds: a factor for the time, fitted.
+        kept: a factor for the activations, fitted.
+    """
+
+    device: Device
+    count: int
+    weights: float
+    sent: float
+    flops: float
+    sequences: int
+    length: int
+    hidden: int
+    wide: int
+    layers: int
+    seconds: float = 1.0
+    kept: float = 1.0
+
+    def time(self, one: Candidate) -> float:
+        """The seconds of a step.
+
+        Args:
+            one: the candidate.
+        """
+        # Full rematerialization repeats the forward pass: a half of LoRA's products.
+        again = {"none": 1.0, "dots": 1.2, "full": 1.5}[one.remat]
+        peak, link = self.device.bf16 or 1e14, self.device.link or 1e10
+        products = self.flops * again / self.count / peak
+        # Each part brings the weights together twice, beside the products.
+        share = (one.fsdp - 1) / one.fsdp
+        gathered = 2 * one.parts * self.sent / one.tensor * share / link
+        # A layer adds up its activations twice each way, and all wait for that.
+        tokens = self.sequences * self.length / (one.data * one.fsdp)
+        added = 4 * self.layers * tokens * self.hidden * 2
+        added *= 2 * (one.tensor - 1) / one.tensor / link
+        # Weights are read for every part, however few its rows are.
+        read = 2 * one.parts * self.sent / one.tensor / (self.device.bandwidth or 1e12)
+        total = max(products, gathered, read) + added
+        return self.seconds * total / REACHED
+
+    def activations(self, one: Candidate) -> float:
+        """The bytes of a device for what a part keeps for its backward pass.
+
+        Args:
+            one: the candidate.
+        """
+        rows = self.sequences / one.parts / (one.data * one.fsdp)
+        narrow, wide = self.hidden, self.wide / one.tensor
+        width = {"none": 3 * narrow + wide, "dots": 2 * narrow + wide / 3}
+        kept = self.layers * width.get(one.remat, narrow) + 2 * wide
+        return self.kept * rows * self.length * kept * 2
+
+    def memory(self, one: Candidate) -> float:
+        """The bytes of a device at the fullest moment.
+
+        Args:
+            one: the candidate.
+        """
+        return self.weights / (one.fsdp * one.tensor) + self.activations(one)
+
+    def fitted(self, one: Candidate, seconds: float, total: int) -> "Formula":
+        """The formula that gives what a compiler said of a candidate.
+
+        Args:
+            one: the candidate.
+            seconds: of its step, estimated; infinite: not known.
+            total: the bytes that it needs of a device.
+        """
+        beside = total - self.weights / (one.fsdp * one.tensor)
+        kept = self.kept * max(beside, 2**20) / self.activations(one)
+        if not math.isfinite(seconds):
+            return replace(self, kept=kept)
+        return replace(self, kept=kept, seconds=self.seconds * seconds / self.time(one))
+
+
+class Tried(NamedTuple):
+    """A candidate that was compiled.
+
+    Attributes:
+        candidate: which.
+        trial: what its compiler said.
+    """
+
+    candidate: Candidate
+    trial: Trial
+
+
+def of_config(cfg: RunConfig, mesh: dict[str, int]) -> Candidate:
+    """The candidate that a configuration is.
+
+    Args:
+        cfg: the configuration.
+        mesh: its mesh, {axis: devices along it}.
+    """
+    parts = cfg.training.gradient_accumulation_steps
+    return Candidate(mesh["data"], mesh["fsdp"], mesh["tensor"], parts, cfg.model.remat)
+
+
+def candidates(
+    count: int, sequences: int, model: ModelConfig, most: int = 8
+) -> Iterator[Candidate]:
+    """All ways to run a step that divide what they must.
+
+    Args:
+        count: of the devices.
+        sequences: of a batch.
+        model: which says how far `tensor` can divide.
+        most: devices that `tensor` may go over, those with the fastest links.
+    """
+    heads = model.num_key_value_heads
+    for tensor in (n for n in range(1, min(count, most) + 1) if count % n == 0):
+        if heads % tensor:
+            continue
+        rest = count // tensor
+        for fsdp in (n for n in range(1, rest + 1) if rest % n == 0):
+            for parts in (n for n in range(1, sequences + 1) if sequences % n == 0):
+                if sequences // parts % rest == 0:
+                    for remat in REMATS:
+                        yield Candidate(rest // fsdp, fsdp, tensor, parts, remat)
+
+
+def search(
+    first: Tried,
+    others: Sequence[Candidate],
+    formula: Formula,
+    room: float,
+    trial: Callable[[Candidate], Trial],
+    most: int,
+) -> Iterator[Tried]:
+    """Compiles the most promising candidate again and again, until none promises more.
+
+    Args:
+        first: the configuration that was given, compiled.
+        others: what else there is.
+        formula: what ranks them; it is fitted to whatever the compiler says.
+        room: the bytes of a device that a program may have.
+        trial: asks the compiler.
+        most: how often to ask.
+
+    Yields:
+        Every candidate that was compiled, in that order.
+    """
+    left = [one for one in others if one != first.candidate]
+    best = first.trial.seconds if first.trial.fits(room) else math.inf
+    formula = formula.fitted(first.candidate, first.trial.seconds, first.trial.total)
+    for _ in range(most):
+        fitting = [x for x in left if formula.memory(x) <= MARGIN * room]
+        if not fitting:
+            return
+        # Of equal ones, what keeps less.
+        chosen = min(fitting, key=lambda x: (formula.time(x), formula.memory(x)))
+        if formula.time(chosen) * GAIN >= best:
+            return
+        left.remove(chosen)
+        try:
+            said = trial(chosen)
+        except InputError:
+            continue  # it does not go together with the rest
+        yield Tried(chosen, said)
+        if said.fits(room):
+            best = min(best, said.seconds)
+        else:
+            # What keeps as much on the same mesh does not fit either.
+            left = [x for x in left if formula.memory(x) < formula.memory(chosen)]
+        formula = formula.fitted(chosen, said.seconds, said.total)
+
+
+def best(tried: Sequence[Tried], room: float) -> Tried | None:
+    """The fastest that fits; None: none does.
+
+    Args:
+        tried: what was compiled.
+        room: the bytes of a device that a program may have.
+    """
+    fitting = [one for one in tried if one.trial.fits(room)]
+    return min(fitting, key=lambda one: one.trial.seconds, default=None)
