@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
     target, memory = args.target, args.device_memory
     if target is not None and not targets.missing(target):
         return targeted.main(args, target, argv)
+    if target is not None and args.search:
+        raise InputError(targets.missing(target))
     if target is not None:
         # What there is without its compiler; the same in the child.
         args.devices, args.platform = target.count, target.platform
@@ -149,9 +151,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                 raise InputError(f"--target says what --{name} says; give one of them")
         args.target = targets.parse(args.target)
     elif args.search:
-        raise InputError(
-            "--search compiles for a target: name one, such as --target v5e-16"
-        )
+        raise InputError("--search needs a target; name one, such as --target v5e-16")
     if args.compilations < 1:
         raise InputError(f"--compilations: found {args.compilations}; give 1 or more")
     memory = args.device_memory

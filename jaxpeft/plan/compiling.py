@@ -73,7 +73,7 @@ class Compiled:
         return program_text.read(self.verdict.text)
 
     def largest(self) -> list[Large]:
-        """The largest arrays that the step makes; of a refused one none are known."""
+        """What takes the most at the fullest moment; of a refused one not known."""
         return [] if self.verdict.refused else largest(self.program, LARGEST)
 
     @cached_property

@@ -1,25 +1,21 @@
-"""The largest arrays that a compiled program makes, and the code that asks for them."""
+"""The largest arrays at a program's fullest moment, and the code that asks for them."""
 
 from typing import NamedTuple
 
-from jaxpeft.plan.facts import NAMES
-from jaxpeft.plan.loops import runs
+from jaxpeft.plan.buffers import peak
 from jaxpeft.plan.origins import Origins
 from jaxpeft.plan.program_text import Program
 
-# What brings a part of an array nearer, and what is written in its operand's place.
-NEARER = ("copy-start", "slice-start", "async-start", "dynamic-update-slice")
-
 
 class Large(NamedTuple):
-    """An array that a program makes.
+    """Arrays of one kind that a program has in memory.
 
     Attributes:
-        nbytes: on one device, with what tiles leave empty.
-        array: its dtype and shape, as XLA writes them.
-        opcode: what makes it, such as "fusion".
-        times: how many of its kind the text has, not all of them at one time.
-        name: of the code that it comes from, as `origins` has it.
+        nbytes: of all of them on one device, with what tiles leave empty.
+        array: the dtype and shape of each, as XLA writes them.
+        opcode: what makes them, such as "fusion".
+        times: how many there are.
+        name: of the code that they come from, as `origins` has it.
     """
 
     nbytes: int
@@ -29,31 +25,24 @@ class Large(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        often = f" ({self.times} of them)" if self.times > 1 else ""
-        return f"{self.array} by {self.opcode}{often}: {self.name}"
+        often = f"{self.times} x " if self.times > 1 else ""
+        return f"{often}{self.array} by {self.opcode}: {self.name}"
 
 
 def largest(program: Program, count: int) -> list[Large]:
-    """The largest arrays in a device's memory that a program makes.
+    """What takes the most of a device's memory at the fullest moment of a program.
 
-    What it is given is not among them, and those that live inside a kernel neither.
+    What it is given is not among it.
 
     Args:
         program: a compiled program.
-        count: how many to name.
+        count: how many kinds of arrays to name.
     """
-    origins, found = Origins(program), dict[tuple[str, str], Large]()
-    for run in runs(program):
-        one = run.operation
-        if one.opcode in (*NAMES, *NEARER) or one.opcode.endswith("-done"):
-            continue
-        # What only begins here has its operands in its result, too.
-        begins = one.opcode.endswith("-start") and len(one.arrays) > 1
-        for array in one.arrays[len(one.arrays) // 2 :] if begins else one.arrays:
-            if array.space:
-                continue
-            name = origins.name(run.computation, one)
-            key = str(array), name
-            times = found[key].times + 1 if key in found else 1
-            found[key] = Large(array.held, key[0], one.opcode, times, name)
+    origins, found = Origins(program), dict[tuple[str, str, str], Large]()
+    for one in peak(program).buffers:
+        name = origins.name(one.computation, one.operation)
+        key = str(one.array), one.operation.opcode, name
+        before = found.get(key, Large(0, key[0], key[1], 0, name))
+        nbytes, times = before.nbytes + one.nbytes, before.times + 1
+        found[key] = before._replace(nbytes=nbytes, times=times)
     return sorted(found.values(), key=lambda x: -x.nbytes)[:count]

@@ -50,10 +50,8 @@ def main(args: argparse.Namespace, target: Target, argv: Sequence[str]) -> int:
         import jax
 
         from jaxpeft.assembly import configuration
+        from jaxpeft.devices import determinism
         from jaxpeft.plan import compiling, planning
-
-        jax.devices()
-        devices = targets.devices(target)
 
     def reopen(more: Sequence[str]) -> Any:
         return configuration.open_config(args.config, [*args.overrides, *more])
@@ -61,10 +59,16 @@ def main(args: argparse.Namespace, target: Target, argv: Sequence[str]) -> int:
     def trial(cfg: Any) -> "Compiled":
         return compiling.compiled(cfg, target, devices)
 
+    cfg = reopen(())
+    if cfg.deterministic:  # of a GPU's step other operations are chosen then
+        determinism.require()
+    with targets.hushed():
+        jax.devices()
+        devices = targets.devices(target)
     room = HEADROOM[target.platform] * target.memory
     if args.device_memory is not None:
         room = HEADROOM["gpu"] * args.device_memory * 1e9
-    found = trial(reopen(()))
+    found = trial(cfg)
     say: Callable[[str], None] = (lambda _: None) if args.json else console.say
     for line in lines(found, target, room):
         say(line)
@@ -176,7 +180,9 @@ def lines(found: "Compiled", target: Target, room: float) -> list[str]:
     else:
         keeps = 1 - room / target.memory
         text.append(f"does not fit: {share}, of which the runtime needs {keeps:.0%}")
-    text.append("largest arrays that the step makes, and the code that asks for them:")
+    text.append(
+        "largest arrays at the fullest moment, and the code that asks for them:"
+    )
     text += [f"  {_gib(one.nbytes):>12}  {one}" for one in found.largest()]
     text += costs(found)
     return text

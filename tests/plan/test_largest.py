@@ -1,46 +1,28 @@
-"""The largest arrays of a program, read from a text."""
+"""What takes the most memory at the fullest moment of a program."""
 
 from jaxpeft.plan.largest import largest
 from jaxpeft.plan.program_text import read
 
-TEXT = """HloModule jit_step
+TEXT = """HloModule jit_step, is_scheduled=true
 
-%body (p: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
-  %p = (s32[], f32[8,16]{1,0}) parameter(0)
-  %i = s32[] get-tuple-element(%p), index=0
-  %x = f32[8,16]{1,0} get-tuple-element(%p), index=1
-  %wide = f32[8,64]{1,0} broadcast(%i), dimensions={}
-  %near = f32[512,512]{1,0:S(1)} broadcast(%i), dimensions={}
-  %put = f32[999]{0} dynamic-update-slice(%x, %i, %i)
-  ROOT %t = (s32[], f32[8,16]{1,0}) tuple(%i, %x)
-}
-
-%cond (p: (s32[], f32[8,16])) -> pred[] {
-  %p = (s32[], f32[8,16]{1,0}) parameter(0)
-  ROOT %less = pred[] constant(false)
-}
-
-ENTRY %main (a: f32[8,16], big: f32[4096]) -> f32[8,16] {
+ENTRY %main (a: f32[8,16]) -> f32[8,16] {
   %a = f32[8,16]{1,0} parameter(0)
-  %big = f32[4096]{0} parameter(1)
-  %zero = s32[] constant(0)
-  %in = (s32[], f32[8,16]{1,0}) tuple(%zero, %a)
-  %loop = (s32[], f32[8,16]{1,0}) while(%in), condition=%cond, body=%body
-  %nearer = (f32[4096]{0:S(1)}, f32[4096]{0}, u32[]) copy-start(%big)
-  %begun = (f32[4096]{0}, f32[16384]{0}) all-gather-start(%big), replica_groups={{0,1,2,3}}, dimensions={0}
-  %all = f32[16384]{0} all-gather-done(%begun)
-  %one = bf16[4,8]{1,0} copy(%a)
-  %two = bf16[4,8]{1,0} copy(%a)
-  ROOT %r = f32[8,16]{1,0} get-tuple-element(%loop), index=1
+  %early = f32[64,64]{1,0} broadcast(%a), dimensions={}
+  %small = f32[2]{0} negate(%early)
+  %one = bf16[8,64]{1,0} copy(%a)
+  %two = bf16[8,64]{1,0} copy(%a)
+  %wide = f32[64,63]{1,0} negate(%small)
+  ROOT %r = f32[8,16]{1,0} add(%one, %two, %wide)
 }
-"""  # noqa: E501
+"""
 
 
-def test_what_is_made_in_the_devices_memory_is_listed_largest_first():
+def test_arrays_of_a_kind_count_together_and_those_that_are_gone_do_not():
     found = largest(read(TEXT), 10)
-    assert [(one.nbytes, one.array, one.opcode, one.times) for one in found] == [
-        (4 * 16384, "f32[16384]", "all-gather-start", 1),
-        (4 * 8 * 64, "f32[8,64]", "broadcast", 1),
-        (2 * 4 * 8, "bf16[4,8]", "copy", 2),
+    assert [(one.nbytes, one.array, one.times) for one in found] == [
+        (4 * 64 * 63, "f32[64,63]", 1),
+        (2 * 2 * 8 * 64, "bf16[8,64]", 2),
+        (4 * 8 * 16, "f32[8,16]", 1),
     ]
+    assert str(found[1]).startswith("2 x bf16[8,64] by copy: ")
     assert largest(read(TEXT), 1) == found[:1]

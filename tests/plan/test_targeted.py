@@ -100,6 +100,15 @@ def test_without_the_compiler_there_is_an_estimate(monkeypatch, capsys, cfg):
     assert seen == [(4, given)]  # four chips, in place of those that are here
     said = capsys.readouterr().err
     assert "pip install 'jaxpeft[aot-tpu]'" in said and "is an estimate" in said
+    with pytest.raises(InputError, match=r"pip install 'jaxpeft\[aot-tpu\]'"):
+        plan.main([*given, "--search"])
+
+
+def test_a_search_needs_a_target_and_a_compilation():
+    with pytest.raises(InputError, match="--search needs a target"):
+        plan.parse(["--config", "x.yaml", "--search"])
+    with pytest.raises(InputError, match="--compilations: found 0"):
+        plan.parse(["--config", "x.yaml", "--target", "v5e-4", "--compilations", "0"])
 
 
 @pytest.mark.parametrize("other", ["--devices=4", "--platform=gpu"])
