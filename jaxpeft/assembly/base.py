@@ -68,7 +68,8 @@ class Base:
 
     def shapes(self) -> dict[str, Any]:
         """The weights' shapes and dtypes alone: nothing is read."""
-        return base_shapes(self.section, self.cfg, self.dtype)
+        here = hardware.current()
+        return base_shapes(self.section, self.cfg, self.dtype, here)
 
     def copy_companions(self, target: Path) -> None:
         """Copies to `target` what belongs to the model beside its weights."""
@@ -145,13 +146,16 @@ def model_config(
     )
 
 
-def base_shapes(section: ModelSection, cfg: ModelConfig, dtype: str) -> dict[str, Any]:
+def base_shapes(
+    section: ModelSection, cfg: ModelConfig, dtype: str, target: hardware.Target
+) -> dict[str, Any]:
     """The shapes of a model's weights, quantized ones as the section says.
 
     Args:
         section: the section `model` of the configuration.
         cfg: the model's hyperparameters.
         dtype: of the weights that are not quantized.
+        target: what the weights are held for.
 
     Returns:
         The params tree with a shape and dtype in the place of each array.
@@ -175,7 +179,7 @@ def base_shapes(section: ModelSection, cfg: ModelConfig, dtype: str) -> dict[str
             )
         )
     changes = {
-        path: quant.shapes(section.quantization, spec.shape, dtype)
+        path: quant.shapes(section.quantization, spec.shape, dtype, target)
         for path, spec in specs.items()
         if hf.is_quantized(path, spec, section.quantization_skip)
     }

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft import tree
+from jaxpeft import hardware, kernel, quant, tree
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
@@ -113,7 +113,7 @@ def read(
     dtype: str,
     mesh: jax.sharding.Mesh | None = None,
 ) -> NF4:
-    """The kernels of all layers of a weight, codes and scales as they are stored.
+    """The kernels of all layers of a weight, of the codes and scales that are stored.
 
     Args:
         sources: {tensor name: where it is stored}.
@@ -127,19 +127,20 @@ def read(
     Raises:
         InputError: Where a scale is not finite.
     """
-    layers = [_layer(sources, name, spec, kind) for name in spec.hf_names()]
-    fields: dict[str, Any] = {
-        field: np.stack([layer[field] for layer in layers]) for field in layers[0]
-    }
-    node = NF4(**fields, dtype=dtype)
+    target = hardware.current() if mesh is None else hardware.of_mesh(mesh)
+
+    def layer(name: str) -> NF4:
+        one = NF4(**_layer(sources, name, spec, kind), dtype=dtype)
+        return jax.tree.map(np.asarray, quant.held(one, target))
+
+    layers = [layer(name) for name in spec.hf_names()]
+    node = jax.tree.map(lambda *parts: np.stack(parts), *layers)
     if mesh is None:
         return jax.tree.map(jnp.asarray, node)
     return sharding.put(node, sharding.of(mesh, node.axes(spec.axes), node))
 
 
-def _layer(
-    sources: Sources, name: str, spec: ParamSpec, kind: str
-) -> dict[str, np.ndarray]:
+def _layer(sources: Sources, name: str, spec: ParamSpec, kind: str) -> dict[str, Any]:
     """The fields of one layer's NF4."""
 
     def values(tensor: str, dtype: type) -> np.ndarray:
@@ -151,7 +152,7 @@ def _layer(
         return array
 
     d_out, _ = spec.hf_shape()
-    fields = {"codes": values(name, np.uint8).reshape(d_out, -1)}
+    fields: dict[str, Any] = {"codes": values(name, np.uint8).reshape(d_out, -1)}
     scales = values(f"{name}.absmax", np.uint8 if kind == "nf4" else np.float32)
     fields["scales"] = scales.reshape(d_out, -1)
     if kind == "nf4":
@@ -284,7 +285,11 @@ def stored(node: NF4, spec: ParamSpec, dtype: str) -> dict[str, Announced]:
 
     for layer, name in enumerate(spec.hf_names()):
         half = (d_out * d_in // 2, 1)
-        announce(name, dtypes["U8"], half, lambda i=layer: node.codes[i])
+
+        def codes(layer: int = layer) -> Any:
+            return kernel.layer(node, layer).in_rows().codes
+
+        announce(name, dtypes["U8"], half, codes)
         for part, (code, shape) in _parts(d_out * d_in // BLOCK, kind).items():
 
             def values(part: str = part, layer: int = layer) -> Any:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpeft import console, quant, tree
+from jaxpeft import console, hardware, quant, tree
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.hf import bitsandbytes, layout, stored_tensors
@@ -201,12 +201,14 @@ def _quantized(
     mesh: jax.sharding.Mesh | None,
 ) -> Any:
     """A stack of kernels in few bits, from its matrices one after another."""
+    target = hardware.current() if mesh is None else hardware.of_mesh(mesh)
     kernels = []
     for at in np.ndindex(*spec.stack):
         index = (*(slice(i, i + 1) for i in at), slice(None), slice(None))
         matrix = _read(sources, jnp.dtype(dtype), spec, pool, index)
         matrix = jnp.asarray(matrix.reshape(spec.shape[-2:]))
-        kernels.append(jax.tree.map(np.asarray, make(matrix, dtype)))
+        made = make(matrix, dtype)
+        kernels.append(jax.tree.map(np.asarray, quant.held(made, target)))
 
     def stacked(*parts: np.ndarray) -> np.ndarray:
         return np.stack(parts).reshape(*spec.stack, *parts[0].shape)

@@ -62,7 +62,8 @@ class Step:
             (state, frozen, how many parameters the base has).
         """
         rules, names = rules_of(cfg.adapter), models.module_names(model)
-        base = base_shapes(cfg.model, model, dtype)
+        target = hardware.of_mesh(self.mesh)
+        base = base_shapes(cfg.model, model, dtype, target)
         params = jax.eval_shape(
             lambda base, key: adapters.inject(base, rules, key, names),
             base,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxpeft import hardware
 from jaxpeft.quant.blockwise import Blockwise, dequantize, quantize, zeros
 from jaxpeft.quant.chunks import in_chunks
 from jaxpeft.quant.int8 import Int8, int8
@@ -25,6 +26,7 @@ __all__ = [
     "Blockwise",
     "Int8",
     "dequantize",
+    "held",
     "in_chunks",
     "int8",
     "nf4",
@@ -35,20 +37,39 @@ __all__ = [
 ]
 
 
-def shapes(kind: str, shape: tuple[int, ...], dtype: str) -> Any:
+def held(node: Any, target: hardware.Target) -> Any:
+    """A kernel as the programs of a target read it, of the same values.
+
+    Args:
+        node: a quantized kernel.
+        target: what the programs run on.
+    """
+    if isinstance(node, NF4):
+        return node.in_rows() if target.platform == "cpu" else node.in_words()
+    return node
+
+
+def shapes(
+    kind: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    target: hardware.Target | None = None,
+) -> Any:
     """The node that a kernel becomes when it is quantized, of shapes alone.
 
     Args:
         kind: one of `KERNELS`.
         shape: the kernel's shape, (*layers, d_in, d_out).
         dtype: the kernel's dtype.
+        target: what it is held for, see `held`; None: the current one.
 
     Returns:
         The node, with a `jax.ShapeDtypeStruct` in the place of each array.
     """
+    there = target or hardware.current()
 
     def make(matrix: Array) -> Any:
-        return KERNELS[kind](matrix, dtype)
+        return held(KERNELS[kind](matrix, dtype), there)
 
     for _ in shape[:-2]:
         make = jax.vmap(make)

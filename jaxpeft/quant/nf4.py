@@ -3,6 +3,7 @@
 Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, in the layout
 and with the values of bitsandbytes: blocks of 64 weights along the input, whose largest
 magnitudes, less their mean, are stored in 8 bits with a scale for each 256 of them.
+Accelerators hold the same codes in words of eight, see `in_words`.
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ class NF4:
 
     Attributes:
         codes: (*layers, d_out, d_in / 2) uint8, two weights a byte, the even one in the
-            high half.
+            high half; in words (*layers, d_in / 8, d_out) int32.
         scales: (*layers, d_out, d_in / 64) uint8, codes of the blocks' largest
             magnitudes; without double quantization float32, those magnitudes.
         scales_max: (*layers, n) float32, the largest magnitude of each 256 of the
@@ -60,6 +61,7 @@ class NF4:
             without double quantization.
         dtype: the dtype of the weights before they were quantized, and of the products'
             operand.
+        words: whether the codes are in words.
     """
 
     codes: Array
@@ -67,10 +69,14 @@ class NF4:
     scales_max: Array | None = None
     offset: Array | None = None
     dtype: str = struct.field(pytree_node=False, default="bfloat16")
+    words: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the matrix, (*layers, d_in, d_out)."""
+        if self.words:
+            *layers, eighth, d_out = self.codes.shape
+            return (*layers, 8 * eighth, d_out)
         *layers, d_out, half = self.codes.shape
         return (*layers, 2 * half, d_out)
 
@@ -79,7 +85,28 @@ class NF4:
 
     def dense(self) -> Float32[Array, "*layers d_in d_out"]:
         """The matrix that products are formed with, in float32."""
+        if self.words:
+            return self._matrix().astype(jnp.float32)
         return jnp.swapaxes(self._rows(), -1, -2).astype(jnp.float32)
+
+    def in_words(self) -> "NF4":
+        """The same kernel with its codes in words, as accelerators take them.
+
+        A word holds eight weights of one output, its lowest bits the first one. Those
+        of a block lie in eight words below each other, weight 8 n + r of the block at
+        bit 4 n of word r: outputs stand beside each other, so that a TPU turns a tile
+        of words into a tile of the matrix without moving anything within it. Of bytes
+        it would copy all layers first, and spread every scale over 64 lanes.
+        """
+        if self.words:
+            return self
+        return dataclasses.replace(self, codes=_in_words(self.codes), words=True)
+
+    def in_rows(self) -> "NF4":
+        """The same kernel with its codes in bytes, as bitsandbytes stores them."""
+        if not self.words:
+            return self
+        return dataclasses.replace(self, codes=_in_rows(self.codes), words=False)
 
     def axes(self, base: Axes) -> "NF4":
         """The logical axes of the arrays, in this structure.
@@ -93,7 +120,7 @@ class NF4:
         double = self.offset is not None
         return dataclasses.replace(
             self,
-            codes=(*layers, d_out, d_in),
+            codes=tuple(base) if self.words else (*layers, d_out, d_in),
             scales=(*layers, d_out, d_in),
             scales_max=(*layers, None) if double else None,
             offset=tuple(layers) if double else None,
@@ -106,6 +133,18 @@ class NF4:
         blocks = values.reshape(*layers, d_out, 2 * half // BLOCK, BLOCK)
         rows = blocks * self._largest()[..., None]
         return rows.reshape(*layers, d_out, 2 * half).astype(self.dtype)
+
+    def _matrix(self) -> Array:
+        """The matrix of codes in words, (*layers, d_in, d_out), in `dtype`."""
+        *layers, d_in, d_out = self.shape
+        words = self.codes.reshape(*layers, d_in // BLOCK, 1, 8, d_out)
+        values = _value(words >> (4 * jnp.arange(8)[:, None, None]))
+        scales = jnp.swapaxes(self._largest(), -1, -2)[..., None, None, :]
+        blocks = (values * scales).astype(self.dtype)
+        # Without it XLA writes scales and codes spread to the matrix's size in float32,
+        # to decode within a product, once for each product.
+        blocks = jax.lax.optimization_barrier(blocks)
+        return blocks.reshape(*layers, d_in, d_out)
 
     def _largest(self) -> Array:
         """The largest magnitude of each block, (*layers, d_out, d_in / 64) float32."""
@@ -196,7 +235,10 @@ def _quantize_scales(largest: Array) -> tuple[Array, Array, Array]:
 
 def _value(code: Array) -> Array:
     """The value of each code, by its bits: faster than lookups on every backend."""
-    options: list[Any] = list(VALUES)
+    # Values that depend on the code, to JAX's eyes: else a scan over layers would carry
+    # each of them, filled to a matrix's size, from the forward to the backward pass.
+    none = (code & 0).astype(jnp.float32)
+    options: list[Any] = [none + value for value in VALUES]
     for bit in range(4):
         chosen = (code >> bit) & 1 == 1
         pairs = zip(options[::2], options[1::2], strict=True)
@@ -204,9 +246,32 @@ def _value(code: Array) -> Array:
     return options[0]
 
 
+@jax.jit
+def _in_words(codes: Array) -> Array:
+    """Codes in bytes, (*layers, d_out, d_in / 2), as words."""
+    *layers, d_out, half = codes.shape
+    wide = codes.astype(jnp.int32)
+    wide = jnp.stack([wide >> 4, wide & 15], -1)
+    wide = wide.reshape(*layers, d_out, 2 * half // BLOCK, 8, 8)
+    words = jnp.sum(wide << (4 * jnp.arange(8)[:, None]), axis=-2)
+    return jnp.swapaxes(words.reshape(*layers, d_out, half // 4), -1, -2)
+
+
+@jax.jit
+def _in_rows(words: Array) -> Array:
+    """Codes in words, (*layers, d_in / 8, d_out), as bytes."""
+    *layers, eighth, d_out = words.shape
+    words = jnp.swapaxes(words, -1, -2).reshape(*layers, d_out, eighth // 8, 1, 8)
+    codes = (words >> (4 * jnp.arange(8)[:, None])) & 15
+    codes = codes.reshape(*layers, d_out, 4 * eighth, 2).astype(jnp.uint8)
+    return codes[..., 0] << 4 | codes[..., 1]
+
+
 @jax.custom_vjp
 def _product(x: Array, kernel: NF4) -> Array:
     """`x @ kernel`, of which the backward pass keeps the codes and no matrix."""
+    if kernel.words:
+        return x @ kernel._matrix().astype(x.dtype)
     rows = kernel._rows().astype(x.dtype)
     return jnp.einsum("...i,oi->...o", x, rows)
 
@@ -216,6 +281,9 @@ def _forward(x: Array, kernel: NF4) -> tuple[Array, NF4]:
 
 
 def _backward(kernel: NF4, dy: Array) -> tuple[Array, None]:
+    if kernel.words:
+        matrix = kernel._matrix().astype(dy.dtype)
+        return jnp.einsum("...o,io->...i", dy, matrix), None
     return jnp.einsum("...o,oi->...i", dy, kernel._rows().astype(dy.dtype)), None
 
 
