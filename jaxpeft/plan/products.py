@@ -48,12 +48,13 @@ def products(
         operands = [arrays[0] for arrays in given if arrays]
         flops = compute(one, operands)
         if flops:
+            dtype = _of_kernel if one.opcode == "custom-call" else _widest
             precision = re.search(
                 r"\{(\w+)", one.attributes.get("operand_precision", "")
             )
             yield Product(
                 flops=flops,
-                dtype=_widest(operands),
+                dtype=dtype(operands),
                 precision=precision[1] if precision else "default",
                 operation=one,
             )
@@ -67,15 +68,22 @@ def is_costed(operation: Operation) -> bool:
     """
     target = operation.attributes.get("custom_call_target", "").strip('"')
     known = target in _KERNELS or target in NO_WORK or bool(_cost_note(operation))
-    return known or _own(operation) > 0
+    return known or _scoped(operation) > 0
 
 
-# The scopes of the kernels in `models.attention.triton` -> the products that each has.
-# Going back, the scores and the probabilities' slopes are computed by both.
-OWN_KERNELS = {
+# Kernels of attention, by their scopes -> the products that each has: ours for GPUs
+# (`models.attention.triton`), and splash attention. Going back, both compute the scores
+# and the slopes of the probabilities.
+SCOPES = {
     "attention_forward": 2,
     "attention_backward_keys": 4,
     "attention_backward_queries": 3,
+    "splash_mha_fwd": 2,
+    "splash_mqa_fwd": 2,
+    "splash_mha_dkv": 4,
+    "splash_mqa_dkv": 4,
+    "splash_mha_dq": 3,
+    "splash_mqa_dq": 3,
 }
 
 # Custom calls that compute nothing: they name memory, or say something of it.
@@ -98,6 +106,12 @@ def cost_note(operation: Operation) -> dict[str, float]:
 def _widest(operands: list[Array]) -> str:
     numbers = [x for x in operands[:2] if x.dtype != "pred"]
     return max((x.dtype for x in numbers), key=bits, default="")
+
+
+def _of_kernel(operands: list[Array]) -> str:
+    """What a kernel computes in: its largest operand that holds no whole numbers."""
+    numbers = [x for x in operands if x.dtype[0] in "bf"]
+    return max(numbers, key=lambda x: x.nbytes).dtype if numbers else _widest(operands)
 
 
 def _dot(one: Operation, operands: list[Array]) -> float:
@@ -143,20 +157,24 @@ def _custom_call(one: Operation, operands: list[Array]) -> float:
     note = _cost_note(one)
     if note:
         return float(note.get("flops", 0))
-    if count := _own(one):
-        # Queries (batch, queries, heads, head_dim), of which each sees half the keys:
-        # rows that hold several sequences, and windows, have less to do.
-        batch, length, heads, width = operands[0].shape
-        return 2.0 * count * batch * heads * length * (length + 1) / 2 * width
+    if count := _scoped(one):
+        # Queries (batch, queries, heads, head_dim) or (heads, queries, head_dim), of
+        # which each sees half the keys: rows of several sequences, and windows, have
+        # less to do.
+        queries = next(
+            x.shape for x in operands if len(x.shape) > 2 and x.dtype[0] in "bf"
+        )
+        return 2.0 * count * math.prod(queries) * (queries[1] + 1) / 2
     target = one.attributes.get("custom_call_target", "").strip('"')
     kernel = _KERNELS.get(target)
     return kernel(one, operands) if kernel else 0.0
 
 
-def _own(one: Operation) -> int:
-    """How many products of queries' and keys' size a kernel of ours has; 0: another."""
-    scopes = one.op_name.split("/")
-    return next((n for name, n in OWN_KERNELS.items() if name in scopes), 0)
+def _scoped(one: Operation) -> int:
+    """How many products of queries' and keys' size a kernel has; 0: not known."""
+    target = one.attributes.get("custom_call_target", "").strip('"')
+    found = [n for name, n in SCOPES.items() if re.search(rf"\b{name}", one.op_name)]
+    return found[-1] if found and target not in NO_WORK else 0
 
 
 def _cost_note(one: Operation) -> dict[str, float]:

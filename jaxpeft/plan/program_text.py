@@ -17,6 +17,7 @@ BITS = {
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _OPERATION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = ")
+_END = re.compile(r"^\}(,? execution_thread=.*)?$")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
 _OPCODE = re.compile(r" ([\w-]+)\(")
 # Strings whole, so that what stands in them is no bracket of the text.
@@ -242,23 +243,21 @@ def read(program: Any) -> Program:
         ValueError: it is no HLO text, or an operation is written in a way not known.
     """
     text = program if isinstance(program, str) else program.as_text()
-    head, computations, entry, lines = "", {}, "", text.splitlines()
-    tables: list[str] = []
+    head, computations, entry, tables = "", {}, "", []
     into: dict[str, Operation] | None = None
-    for line in lines:
+    for line in _whole_lines(text):
         if line.startswith("HloModule"):
             head = line
         elif start := _COMPUTATION.match(line):
             into = {}
             computations[start[2]] = Computation(start[2], into)
             entry = start[2] if start[1] else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             into = None
-        elif into is not None:
-            if (one := _operation(line)) is not None:
-                into[one.name] = one
-        else:
+        elif into is None:
             tables.append(line)
+        elif (one := _operation(line)) is not None:
+            into[one.name] = one
     if not entry:
         raise ValueError("the text of a program without an entry; give HLO text")
     aliases = {
@@ -272,6 +271,20 @@ def read(program: Any) -> Program:
         aliases=aliases,
         frames=_frames(tables),
     )
+
+
+def _whole_lines(text: str) -> list[str]:
+    """The lines of a text, each operation in one, though its notes may have several."""
+    lines: list[str] = []
+    inside = False
+    for line in text.splitlines():
+        starts, ends = _COMPUTATION.match(line), _END.match(line)
+        if inside and not (starts or ends or _OPERATION.match(line)):
+            lines[-1] += f" {line}"
+            continue
+        inside = bool(starts) or (inside and not ends)
+        lines.append(line)
+    return lines
 
 
 def bits(dtype: str) -> int:

@@ -100,11 +100,11 @@ def cost_of(text, target):
     return found
 
 
-def test_kernels_of_our_own_are_known_by_their_scopes():
+def test_kernels_of_attention_are_known_by_their_scopes():
     forward = 2 * 2 * 6 * 64 * (65 / 2) * 32 * 2
-    for scope, count in products.OWN_KERNELS.items():
+    for scope, count in products.SCOPES.items():
         text = ATTENTION.replace("__cudnn$fmhaSoftmax", "__gpu$xla.gpu.triton")
-        name = f'metadata={{op_name="jit(f)/{scope}/pallas_call"}}, backend_config'
+        name = f'metadata={{op_name="jit(f)/{scope}_rest/pallas_call"}}, backend_config'
         text = text.replace("backend_config", name)
         assert arithmetic(text) == forward / 2 * count
         assert cost_of(text, H100).unknown == ()

@@ -214,6 +214,20 @@ def test_a_loop_that_data_ends_has_no_known_length():
     assert loops.trips(program, loop.operation, loop.computation) is None
 
 
+def test_an_operation_s_notes_may_have_lines_of_their_own(program):
+    note = 'frontend_attributes={kernel_metadata={\n"a":"{\\"b\\": 1}"\n}}, metadata={'
+    text = TPU.replace(
+        'metadata={op_name="jit(step)/jvp', f'{note}op_name="jit(step)/jvp'
+    )
+    assert text.count("\n") == TPU.count("\n") + 2
+    again = program_text.read(text)
+    body, before = again.computations["body"], program.computations["body"]
+    assert list(body.operations) == list(before.operations)
+    step = body.operations["step"]
+    assert step.op_name == before.operations["step"].op_name
+    assert step.config == before.operations["step"].config
+
+
 def test_no_text_of_a_program_is_no_program():
     with pytest.raises(ValueError, match="without an entry"):
         program_text.read("hello")
