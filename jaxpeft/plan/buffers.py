@@ -62,7 +62,7 @@ def peak(program: Program) -> Peak:
         [None] * len(x.arrays) for x in program.entry.parameters
     ]
     course.run(program.entry, given, frozenset())
-    found = sorted(course.fullest, key=lambda one: -one.nbytes)
+    found = sorted(course.fullest, key=lambda x: (-x.nbytes, x.operation.name))
     return Peak(course.most, tuple(found))
 
 

@@ -47,7 +47,7 @@ def test_the_fullest_moment_of_a_loop():
     found = peak(program_text.read(TEXT))
     # Around it the stack and the row that is carried; in it, at the third operation,
     # the doubled row with what it is made to: the stack is written in place.
-    assert [one.operation.name for one in found.buffers] == ["stack", "b", "first", "a"]
+    assert [one.operation.name for one in found.buffers] == ["stack", "b", "a", "first"]
     assert found.nbytes == (4 + 2 + 1 + 1) * ROW
 
 
