@@ -72,7 +72,10 @@ def main() -> int:
     if args.row:
         Path(args.json).write_text(json.dumps(measure(ROWS[args.row])))
         return 0
-    chosen = [n for n in ROWS if not args.only or any(x in n for x in args.only)]
+    named = [n for n in ROWS if args.only and n in args.only]
+    chosen = named or [
+        n for n in ROWS if not args.only or any(x in n for x in args.only)
+    ]
     if not chosen:
         parser.error(f"--only {args.only}: no row is called so; there are {list(ROWS)}")
     print("|".join(("", *HEAD, "")), "|---" * len(HEAD) + "|", sep="\n", flush=True)
@@ -108,38 +111,27 @@ def in_child(name: str) -> dict[str, Any]:
 
 def measure(row: Row) -> dict[str, Any]:
     """What a step needs and takes, on one device."""
-    from jaxpeft import hardware
     from jaxpeft.assembly import configuration
     from jaxpeft.devices import targets
     from jaxpeft.plan import compiling
-    from jaxpeft.plan.estimate import estimate
     from jaxpeft.plan.facts import facts
-    from jaxpeft.plan.flops import per_token
 
     target = targets.parse(row.target)
     cfg = configuration.open_config(row.config, list(row.overrides))
     found = compiling.compiled(cfg, target, targets.devices(target))
-    if found.verdict.refused:
+    cost = found.estimate
+    if cost is None:
         return {"failed": found.verdict.refused[:300], "bytes": found.total}
-    here = hardware.Target(target.platform, found.kind, target.count)
-    cost = estimate(found.program, here)
-    assert cost is not None, f"the peaks of {found.kind} are not known"
-    folder = ROOT / cfg.model.path
-    model = json.loads((folder / "config.json").read_text())
-    embedding = model["vocab_size"] * model["hidden_size"]
-    embedding *= not model["tie_word_embeddings"]
-    tokens = cfg.training.batch_size * cfg.data.max_length / target.count
-    needed = per_token(found.parameters, found.trainable, embedding) * tokens
     step = facts(
-        found.program, length=cfg.data.max_length, vocabulary=model["vocab_size"]
+        found.program, length=cfg.data.max_length, vocabulary=found.model.vocab_size
     )
     return {
         "bytes": found.total,
         "seconds": cost.seconds,
         "roofline": cost.roofline,
         "at_peak": cost.at_peak,
-        "mfu": cost.mfu(needed),
-        "speed": tokens / cost.seconds,
+        "mfu": found.mfu,
+        "speed": found.speed / found.target.count,
         "waits": cost.waits,
         "sent": step.sent,
         "places": [place._asdict() for place in cost.places[:20]],

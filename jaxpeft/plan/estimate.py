@@ -103,7 +103,6 @@ class Estimate:
         places: the costliest first.
         unknown: kernels whose arithmetic neither they nor a formula here name, which
             count by their bytes alone.
-        peak: of the device, FLOP a second in bfloat16.
     """
 
     seconds: float
@@ -117,15 +116,6 @@ class Estimate:
     sent_exposed: float
     places: tuple[Place, ...]
     unknown: tuple[str, ...]
-    peak: float
-
-    def mfu(self, needed: float) -> float:
-        """The share of the peak that the step uses, as the field counts it.
-
-        Args:
-            needed: FLOP of a step on one device: `flops.per_token` for each token.
-        """
-        return needed / (self.seconds * self.peak)
 
 
 def estimate(program: Any, target: Target) -> Estimate | None:
@@ -165,7 +155,6 @@ def estimate(program: Any, target: Target) -> Estimate | None:
             for name, spent in sorted(course.spent.items(), key=lambda x: -x[1])
         ),
         unknown=tuple(sorted(course.unknown)),
-        peak=device.bf16,
     )
 
 
