@@ -128,7 +128,7 @@ def test_long_rows_with_virtual_tokens_are_as_short_ones(monkeypatch):
         return [out, *backward(jnp.asarray(dout))]
 
     expected = jax.jit(both)(q, k, v)
-    monkeypatch.setattr(blockwise, "LONG", 64)
+    monkeypatch.setitem(blockwise.LONGEST, "cpu", 64)
     monkeypatch.setattr(loops, "QUERIES", 32)
     monkeypatch.setattr(loops, "KEYS", 64)
     for x, wanted in zip(jax.jit(lambda *qkv: both(*qkv))(q, k, v), expected):

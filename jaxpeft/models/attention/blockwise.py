@@ -8,15 +8,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxpeft import hardware
 from jaxpeft.kernel import product
 from jaxpeft.models.attention import loops
 from jaxpeft.models.attention.scores import MASKED, Scores, first_keys
 
 BLOCK = 64  # queries at a time where the sequence is short, see `_blocks`
 MOST_BLOCKS = 8
-LONG = (
-    2048  # tokens, above which all keys before a block of queries are too many at once
-)
+# The longest row that meets all keys before a block at once, in few large products; on a
+# CPU loops are faster as soon as these leave its caches.
+LONGEST = {"cpu": 768}
+LONGEST_ELSEWHERE = 2048
 
 
 class _Mask(NamedTuple):
@@ -51,7 +53,8 @@ def attend(
     grouped = checkpoint_name(group(q, k.shape[2]), "q")
     keys = checkpoint_name(k.transpose(0, 2, 1, 3), "k")
     values = checkpoint_name(v.transpose(0, 2, 1, 3), "v")
-    if q.shape[1] > LONG:
+    longest = LONGEST.get(hardware.current().platform, LONGEST_ELSEWHERE)
+    if q.shape[1] > longest:
         first = first_keys(segments, scores.window, q.shape[1])
         return ungroup(loops.attend(grouped, keys, values, first, seen, scores))
     window = None if scores.window is None else jnp.asarray(scores.window, jnp.int32)

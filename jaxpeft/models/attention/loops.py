@@ -63,7 +63,7 @@ def attend(
         )
         seen = None if seen is None else _longer(seen, short, axis=1)
     how = _How(scores.scale, scores.softcap, past)
-    out = _attend(q, k, v, first, seen, how)
+    out: Any = _attend(q, k, v, first, seen, how)
     return out[..., :seq, :]
 
 

@@ -72,18 +72,27 @@ def attend(
     first = first_keys(segments, scores.window, seq + short)
     first = jnp.broadcast_to(first, (batch, seq + short))
     q, k, v = [checkpoint_name(x, name) for x, name in zip((q, k, v), "qkv")]
-    return _attend(q, k, v, first, plans)[:, :seq]
+    out: Any = _attend(q, k, v, first, plans)
+    return out[:, :seq]
 
 
 def _plans(scores: Scores, width: int, seq: int, interpret: bool) -> _Plans:
     padded, least = (max(16, pl.next_power_of_2(n)) for n in (width, seq))
     sizes = next(sizes for most, sizes in SIZES.items() if padded <= most)
-    how = (width, padded)
     plans = [
-        Plan(scores.scale, scores.softcap, *(min(n, least) for n in block), *how, warps)
-        for *block, warps in sizes
+        Plan(
+            scores.scale,
+            scores.softcap,
+            queries=min(queries, least),
+            keys=min(keys, least),
+            width=width,
+            padded=padded,
+            warps=warps,
+            interpret=interpret,
+        )
+        for queries, keys, warps in sizes
     ]
-    return _Plans(*(plan._replace(interpret=interpret) for plan in plans))
+    return _Plans(*plans)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
