@@ -15,8 +15,8 @@ from jaxpeft.models.attention.scores import MASKED, Scores, first_keys
 
 BLOCK = 64  # queries at a time where the sequence is short, see `_blocks`
 MOST_BLOCKS = 8
-# The longest row that meets all keys before a block at once, in few large products; loops
-# are faster on a CPU as soon as these leave its caches.
+# The longest row that meets all keys before a block at once, in few large products. On
+# a CPU loops are faster as soon as these leave its caches.
 LONGEST = {"cpu": 768}
 LONGEST_ELSEWHERE = 2048
 
