@@ -10,8 +10,9 @@ def count(jaxpr: Any) -> int:
 
     A multiplication and an addition are two; elementwise work, small beside them in a
     transformer, is left out. A scan counts as often as it turns, of a conditional the
-    dearer branch, and of a loop whose length is not known one turn. (The compiler's own
-    cost analysis counts the body of every loop once.)
+    dearer branch, and of a loop whose length is not known one turn. A kernel is what it
+    says itself, or a program for each point of its grid. (The compiler's own cost
+    analysis counts the body of every loop once.)
 
     Args:
         jaxpr: a `Jaxpr` or a `ClosedJaxpr`.
@@ -20,6 +21,9 @@ def count(jaxpr: Any) -> int:
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if equation.primitive.name == "dot_general":
             total += _product(equation)
+        if (said := equation.params.get("cost_estimate")) is not None:
+            total += said.flops
+            continue
         counts = [count(one) for one in inner_jaxprs(equation)]
         inner = max(counts, default=0) if _is_choice(equation) else sum(counts)
         total += inner * _times(equation)
@@ -58,6 +62,8 @@ def _is_choice(equation: Any) -> bool:
 def _times(equation: Any) -> int:
     if equation.primitive.name == "scan":
         return equation.params["length"]
+    if equation.primitive.name == "pallas_call":
+        return math.prod(equation.params["grid_mapping"].grid)
     if equation.primitive.name == "shard_map":  # what each device does for itself
         sizes = equation.params["mesh"].shape
         own = next(v for k, v in equation.params.items() if k.endswith("manual_axes"))

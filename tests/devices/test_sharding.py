@@ -135,3 +135,25 @@ def test_batches_must_divide_with_the_nearest_that_do():
         sharding.check_batch(20, mesh, "training.batch_size")
     with pytest.raises(InputError, match="such as 8"):
         sharding.check_batch(3, mesh, "training.batch_size")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "heads", "seen"),
+    [(2, 8, (4, 1)), (4, 8, (2, 1)), (4, 6, (6, 2)), (1, 8, (8, 2))],
+)
+def test_each_device_has_whole_heads_and_the_keys_that_they_share(tensor, heads, seen):
+    q, k = (jax.ShapeDtypeStruct((4, 3, n, 5), "float32") for n in (heads, 2))
+    given = []
+
+    def function(q, k, v, rows, whole):
+        given.append((q.shape[:3:2], k.shape[2], v.shape[2], rows.shape, whole.shape))
+        return q
+
+    def attended(q, k, rows, whole):
+        return sharding.on_each_head(function, (q, k, k), rows, whole)
+
+    rows, whole = (jax.ShapeDtypeStruct(n, "int32") for n in ((4, 3), ()))
+    with jax.sharding.use_abstract_mesh(mesh_of(data=2, tensor=tensor)):
+        out = jax.eval_shape(attended, q, k, rows, whole)
+    assert out.shape == q.shape
+    assert given == [((2, seen[0]), seen[1], seen[1], (2, 3), ())]

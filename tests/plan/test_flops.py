@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxpeft import models
+from jaxpeft import hardware, models
+from jaxpeft.models.attention import attend
 from jaxpeft.plan import flops
 
 
@@ -34,6 +35,23 @@ def test_scans_count_their_turns_and_choices_the_dearer_branch():
         return jax.lax.cond(x.sum() > 0, lambda: x @ w[0] @ w[1], lambda: x @ w[2])
 
     assert of(choice, x, w) == 2 * one
+
+
+# Two products forwards, and backwards seven, scores and slopes twice among them. The
+# kernels for GPUs say so of what is causal; here a TPU's row is a single block.
+@pytest.mark.parametrize(
+    ("platform", "kind", "products"),
+    [("gpu", "NVIDIA L4", 9 * 1025 / 2048), ("tpu", "TPU v5 lite", 9)],
+)
+def test_kernels_of_attention(platform, kind, products, monkeypatch):
+    target = hardware.Target(platform, kind, 1)
+    monkeypatch.setattr(hardware, "current", lambda: target)
+    q, k = (jnp.ones((2, 1024, heads, 128), jnp.bfloat16) for heads in (4, 2))
+
+    def both(q, k, v):
+        return jax.grad(lambda *qkv: attend(*qkv).astype(jnp.float32).sum())(q, k, v)
+
+    assert of(both, q, k, k) == products * 2 * 2 * 4 * 1024**2 * 128
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -31,8 +31,8 @@ class _Plans(NamedTuple):
 
 
 # (queries, keys, warps) for each of them, up to that head_dim. All fit into the 99 KiB
-# of the smallest chips with bfloat16; without a cap they stay within the registers of
-# compute capability 8.0 and 9.0.
+# of the smallest chips with bfloat16, and into the registers of compute capability 8.0
+# and 9.0.
 SIZES = {
     64: ((128, 64, 8), (128, 64, 8), (64, 32, 4)),
     128: ((128, 64, 8), (64, 64, 8), (64, 32, 4)),
@@ -117,7 +117,7 @@ def _forward(
             jax.ShapeDtypeStruct((batch, heads, seq), jnp.float32),
         ],
         name="attention_forward",
-        **_how(plan),
+        **_how(plan, 2, q),
     )(q, k, v, first)
     out = checkpoint_name(out, "attention")
     logsumexp = checkpoint_name(logsumexp, "attention")
@@ -157,7 +157,7 @@ def _backward_queries(
         out_specs=rows,
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         name="attention_backward_queries",
-        **_how(plan),
+        **_how(plan, 3, q),
     )(q, k, v, first, dout, logsumexp, inner)
 
 
@@ -203,14 +203,25 @@ def _backward_keys(
             jax.ShapeDtypeStruct(v.shape, v.dtype),
         ],
         name="attention_backward_keys",
-        **_how(plan),
+        **_how(plan, 4, q),
     )(q, k, v, first, dout, logsumexp, inner, seeing)
     return dk, dv
 
 
-def _how(plan: Plan) -> dict[str, Any]:
-    parameters = plgpu.CompilerParams(num_warps=plan.warps, num_stages=2)
-    return {"compiler_params": parameters, "interpret": plan.interpret}
+def _how(plan: Plan, products: int, q: Array) -> dict[str, Any]:
+    """How a kernel is compiled, and what it costs where a row is one sequence."""
+    batch, seq, heads, width = q.shape
+    pairs = batch * heads * seq * (seq + 1) // 2
+    cost = pl.CostEstimate(
+        flops=2 * products * pairs * width,
+        transcendentals=pairs,
+        bytes_accessed=2 * products * q.size * q.dtype.itemsize,
+    )
+    return {
+        "compiler_params": plgpu.CompilerParams(num_warps=plan.warps, num_stages=2),
+        "cost_estimate": cost,
+        "interpret": plan.interpret,
+    }
 
 
 def _rows(length: int, padded: int, blocks: int) -> pl.BlockSpec:
