@@ -110,12 +110,14 @@ class Compiled:
         """
         model, parts = self.model, self.mesh["fsdp"] * self.mesh["tensor"]
         again = {"none": 1.0, "dots": 1.2, "full": 1.5}[cfg.model.remat]
+        is_coded, parameters = cfg.model.quantization != "none", self.parameters
         heads = model.num_attention_heads + 2 * model.num_key_value_heads
         return Formula(
             device=self.target.device or hardware.Device(0),
             count=self.target.count,
             weights=parts * (sum(self.kept.values()) - self.kept["batch"]),
             sent=parts * self.kept["weights"],
+            read=parts * self.kept["weights"] + (5 if is_coded else 0) * parameters,
             flops=self.flops / again,
             sequences=cfg.training.batch_size,
             length=cfg.data.max_length,

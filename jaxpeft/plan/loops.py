@@ -1,7 +1,7 @@
 """How often each operation of a compiled program runs."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxpeft.plan.program_text import Computation, Operation, Program
@@ -151,8 +151,9 @@ def trips(program: Program, loop: Operation, computation: Computation) -> int | 
     condition = program.computations[called["condition"]]
     body = program.computations[called["body"]]
     start = _start(program, loop, computation)
-    scalars, counters = _Scalars(program), _Counters(start)
+    counters = _Counters(start)
     for turn in range(LONGEST):
+        scalars = _Scalars(program)
         goes_on = scalars.value(condition, condition.root.name, [counters])
         if goes_on is None:
             return None
@@ -190,9 +191,14 @@ class _Counters:
 
 @dataclass
 class _Scalars:
-    """Works out whole numbers in a program, where they follow from constants."""
+    """Works out whole numbers in a program, where they follow from constants.
+
+    What it has worked out it keeps: fused operations share operands, and without that
+    the work would double with every one of them. So it is for one turn of a loop.
+    """
 
     program: Program
+    _known: dict[tuple, Any] = field(default_factory=dict)
 
     def next(self, body: Computation, counters: _Counters) -> _Counters:
         """The numbers after a turn, of those that were asked for or lead to them."""
@@ -218,6 +224,13 @@ class _Scalars:
             given: what the computation's parameters are: a number, the numbers in a
                 tuple, or None.
         """
+        passed = tuple(id(x) if isinstance(x, _Counters) else x for x in given)
+        key = where.name, name, passed
+        if key not in self._known:
+            self._known[key] = self._worked_out(where, name, given)
+        return self._known[key]
+
+    def _worked_out(self, where: Computation, name: str, given: list[Any]) -> Any:
         one = where.operations.get(name)
         if one is None:
             return None

@@ -86,6 +86,7 @@ class Formula:
         count: how many there are.
         weights: the bytes that `fsdp` and `tensor` divide: weights, adapters, state.
         sent: bytes of the weights that `fsdp` brings together for a pass.
+        read: bytes that a pass moves to and from memory for the weights.
         flops: of a step's products, without what is computed once more.
         sequences: of a step's batch.
         length: of each.
@@ -94,12 +95,14 @@ class Formula:
         layers: of the model.
         seconds: a factor for the time, fitted.
         kept: a factor for the activations, fitted.
+        beside: bytes of a device that everything else takes, fitted.
     """
 
     device: Device
     count: int
     weights: float
     sent: float
+    read: float
     flops: float
     sequences: int
     length: int
@@ -108,6 +111,7 @@ class Formula:
     layers: int
     seconds: float = 1.0
     kept: float = 1.0
+    beside: float = 0.0
 
     def time(self, one: Candidate) -> float:
         """The seconds of a step.
@@ -126,9 +130,10 @@ class Formula:
         tokens = self.sequences * self.length / (one.data * one.fsdp)
         added = 4 * self.layers * tokens * self.hidden * 2
         added *= 2 * (one.tensor - 1) / one.tensor / link
-        # Weights are read for every part, however few its rows are.
-        read = 2 * one.parts * self.sent / one.tensor / (self.device.bandwidth or 1e12)
-        total = max(products, gathered, read) + added
+        # Weights are read for every part, however few its rows are, and decoded to 16
+        # bits before that where they are in few: written and read once more.
+        read = 2 * one.parts * self.read / one.tensor / (self.device.bandwidth or 1e12)
+        total = max(products, gathered) + read + added
         return self.seconds * total / REACHED
 
     def activations(self, one: Candidate) -> float:
@@ -149,7 +154,8 @@ class Formula:
         Args:
             one: the candidate.
         """
-        return self.weights / (one.fsdp * one.tensor) + self.activations(one)
+        own = self.weights / (one.fsdp * one.tensor)
+        return own + self.beside + self.activations(one)
 
     def fitted(self, one: Candidate, seconds: float, total: int) -> "Formula":
         """The formula that gives what a compiler said of a candidate.
@@ -159,11 +165,14 @@ class Formula:
             seconds: of its step, estimated; infinite: not known.
             total: the bytes that it needs of a device.
         """
-        beside = total - self.weights / (one.fsdp * one.tensor)
-        kept = self.kept * max(beside, 2**20) / self.activations(one)
+        # More than the activations: what is gathered, decoded and added up, about the
+        # same in all candidates. Less: the compiler keeps less of each.
+        rest = total - self.weights / (one.fsdp * one.tensor) - self.activations(one)
+        kept = self.kept * max(0.1, 1 + min(0.0, rest) / self.activations(one))
+        fitted = replace(self, kept=kept, beside=max(0.0, rest))
         if not math.isfinite(seconds):
-            return replace(self, kept=kept)
-        return replace(self, kept=kept, seconds=self.seconds * seconds / self.time(one))
+            return fitted
+        return replace(fitted, seconds=self.seconds * seconds / self.time(one))
 
 
 class Tried(NamedTuple):
@@ -238,10 +247,12 @@ def search(
     formula = formula.fitted(first.candidate, first.trial.seconds, first.trial.total)
     for _ in range(most):
         fitting = [x for x in left if formula.memory(x) <= MARGIN * room]
-        if not fitting:
+        if fitting:  # of equal ones, what keeps less
+            chosen = min(fitting, key=lambda x: (formula.time(x), formula.memory(x)))
+        elif left and not math.isfinite(best):
+            chosen = min(left, key=formula.memory)
+        else:
             return
-        # Of equal ones, what keeps less.
-        chosen = min(fitting, key=lambda x: (formula.time(x), formula.memory(x)))
         if formula.time(chosen) * GAIN >= best:
             return
         left.remove(chosen)

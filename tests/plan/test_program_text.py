@@ -231,3 +231,39 @@ def test_an_operation_s_notes_may_have_lines_of_their_own(program):
 def test_no_text_of_a_program_is_no_program():
     with pytest.raises(ValueError, match="without an entry"):
         program_text.read("hello")
+
+
+def test_operands_that_are_shared_are_worked_out_once():
+    # Without that each level would double the work: 2^60 additions.
+    chain = "\n".join(f"  %z{i + 1} = s32[] add(%z{i}, %z{i})" for i in range(60))
+    text = f"""HloModule jit_step
+
+%body (p: (s32[])) -> (s32[]) {{
+  %p = (s32[]) parameter(0)
+  %z0 = s32[] get-tuple-element(%p), index=0
+{chain}
+  %none = s32[] constant(0)
+  %one = s32[] constant(1)
+  %zero = s32[] multiply(%z60, %none)
+  %more = s32[] add(%z0, %one)
+  %next = s32[] add(%more, %zero)
+  ROOT %t = (s32[]) tuple(%next)
+}}
+
+%cond (p: (s32[])) -> pred[] {{
+  %p = (s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %end = s32[] constant(5)
+  ROOT %less = pred[] compare(%i, %end), direction=LT
+}}
+
+ENTRY %main () -> s32[] {{
+  %zero = s32[] constant(0)
+  %in = (s32[]) tuple(%zero)
+  %loop = (s32[]) while(%in), condition=%cond, body=%body
+  ROOT %r = s32[] get-tuple-element(%loop), index=0
+}}
+"""
+    program = program_text.read(text)
+    loop = program.entry.operations["loop"]
+    assert loops.trips(program, loop, program.entry) == 5

@@ -17,6 +17,7 @@ ROUGH = Formula(
     count=16,
     weights=16 * GIB,
     sent=15 * GIB,
+    read=15 * GIB,
     flops=1e15,
     sequences=16,
     length=2048,
