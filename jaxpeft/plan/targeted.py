@@ -215,7 +215,7 @@ def costs(found: "Compiled") -> list[str]:
             f"it computes; it waits {_seconds(cost.waits)} for the rest"
         )
         sent = totals(collectives(found.program))
-        text += [f"  {kind:<16}{_gib(n):>12}" for kind, n in sent.items()]
+        text += [f"  {kind:<20}{_gib(n):>12}" for kind, n in sent.items()]
     else:
         text.append("devices send each other nothing")
     text.append("costliest places:")
