@@ -1,4 +1,4 @@
-"""Steps of large models compiled for TPUs and GPUs that are not here: docs/scaling.md.
+"""Steps of large models compiled for TPUs and GPUs that are not here: docs/planning.md.
 
     python scripts/aot_check.py
     python scripts/aot_check.py --only "8B LoRA, 8 x H100" --json steps.json
