@@ -20,7 +20,7 @@ from typing import Any
 STARTED = time.perf_counter()
 
 MIB = 2**20
-QUANTIZATIONS = ("none", "int8", "nf4", "nf4_single")
+QUANTIZATIONS = ("none", "int8", "fp8", "nf4", "nf4_single")
 SHAPES: dict[str, dict[str, Any]] = {
     "cpu": {
         "hidden": 768,

@@ -41,9 +41,10 @@ class ModelSection(Section):
         description="of the frozen base and the activations",
         json_schema_extra=keys.ALWAYS,
     )
-    quantization: Literal["none", "int8", "nf4", "nf4_single"] = Field(
+    quantization: Literal["none", "int8", "fp8", "nf4", "nf4_single"] = Field(
         default="none",
-        description="how the frozen base is stored; nf4_single is nf4 without double "
+        description="how the frozen base is stored; fp8 is e4m3 with a scale for each "
+        "output, multiplied in model.dtype; nf4_single is nf4 without double "
         "quantization of its scales; a checkpoint in bitsandbytes' nf4 stays as it is",
         json_schema_extra=keys.ALWAYS,
     )

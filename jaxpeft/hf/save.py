@@ -84,7 +84,7 @@ def save(
             sees, too: the tensors of its other parts go along as they are.
 
     Raises:
-        InputError: Where adapters or int8 weights are left in `params`, where they are
+        InputError: Where adapters or 8-bit weights are left in `params`, where they are
             not those of `cfg`, where `base` is needed, or the folder is unwritable.
     """
     directory = Path(directory)
@@ -166,7 +166,7 @@ def _parts(
     left = [name for name, k in nodes if not isinstance(k, NF4 | Partly)]
     if left:
         raise InputError(
-            f"the params still hold {len(left)} adapters or int8 weights "
+            f"the params still hold {len(left)} adapters or 8-bit weights "
             f"({left[0]}, ...); fold them in first: "
             "adapters.merge(params)"
         )

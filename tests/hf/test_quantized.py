@@ -15,7 +15,7 @@ from jaxpeft.models import is_spec, param_specs
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3}
 TOKENS = np.random.default_rng(0).integers(0, 61, (2, 16)).astype(np.int32)
 KINDS = sorted(quant.KERNELS)
-PRODUCTS = ("int8", "nf4")  # nf4_single has the product of nf4
+PRODUCTS = ("int8", "fp8", "nf4")  # nf4_single has the product of nf4
 
 
 @pytest.fixture(scope="module")

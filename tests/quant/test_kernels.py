@@ -3,6 +3,7 @@
 import bitsandbytes.functional as bnb
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -44,6 +45,37 @@ def test_int8_is_bitsandbytes(matrix):
     np.testing.assert_array_equal(found.codes[:, used], codes.numpy().T[:, used])
     dense = bnb.int8_vectorwise_dequant(codes, largest).numpy().T
     np.testing.assert_array_equal(found.dense()[:, used], dense[:, used])
+
+
+def test_fp8_is_the_nearest_number_of_its_format(matrix):
+    found = quant.fp8(jnp.asarray(matrix), "float32")
+    scales = np.abs(matrix).max(0) / np.float32(448)
+    np.testing.assert_allclose(found.scales, scales, rtol=3e-7)  # by 1 / 448
+    used = scales > 0
+    scaled = matrix[:, used] / np.asarray(found.scales)[used]
+    nearest = scaled.clip(-448, 448).astype(ml_dtypes.float8_e4m3fn)
+    there = np.asarray(found.codes)
+    # On a border of two codes the quotient's last bit decides.
+    differ = there[:, used].view(np.uint8) != nearest.view(np.uint8)
+    assert differ.mean() < 1e-4 and not np.asarray(there[:, ~used], np.float32).any()
+    error = np.abs(np.asarray(found.dense()) - matrix)
+    # Four significant bits, and below 2**-6 steps of 2**-9, of a scale.
+    assert (error <= np.abs(matrix) / 16 + scales * 2.0**-10).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_product_with_fp8_is_that_with_its_matrix(dtype):
+    node = quant.fp8(jnp.asarray(normal((256, 96))), dtype)
+    x, dy = (jnp.asarray(normal((7, n), 3), dtype) for n in (256, 96))
+    y, back = jax.vjp(lambda x: x @ node, x)
+    dense = np.asarray(node.dense(), np.float64)
+    assert y.dtype == back(dy)[0].dtype == x.dtype
+    for found, left, right in [(y, x, dense), (back(dy)[0], dy, dense.T)]:
+        left = np.asarray(left, np.float64)
+        # What rounding the scale, the sum and the product may take.
+        near = np.abs(left) @ np.abs(right)
+        room = near * (2.0**-7 if dtype == "bfloat16" else 1e-6)
+        assert (np.abs(np.asarray(found, np.float64) - left @ right) <= room).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -101,7 +133,7 @@ def test_a_stack_is_its_layers_in_few_bits(kind):
     for one, layer in zip(nodes, range(3), strict=True):
         np.testing.assert_array_equal(dense[layer], one.dense())
         error = np.abs(one.dense() - stack[layer]).max()
-        assert error < (0.02 if kind == "int8" else 0.6)
+        assert error < {"int8": 0.02, "fp8": 0.15}.get(kind, 0.6)
     shapes = quant.shapes(kind, (3, 128, 24), "float32")
     assert jax.tree.map(lambda x: (x.shape, x.dtype), whole) == jax.tree.map(
         lambda x: (x.shape, x.dtype), shapes
@@ -120,7 +152,8 @@ def test_the_backward_pass_keeps_no_matrix(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "most"), [("int8", 1.01), ("nf4", 0.53), ("nf4_single", 0.5626)]
+    ("kind", "most"),
+    [("int8", 1.01), ("fp8", 1.01), ("nf4", 0.53), ("nf4_single", 0.5626)],
 )
 def test_bytes_a_weight(kind, most):
     node = quant.shapes(kind, (4, 4096, 1024), "bfloat16")
