@@ -143,8 +143,9 @@ def devices() -> list[Finding]:
     limit = (every[0].memory_stats() or {}).get("bytes_limit")
     more = f", {limit / 2**30:.0f} GiB each" if limit else ""
     known = hardware.current().device
-    if known and known.bf16:
-        more += f", {known.bf16 / 1e12:.0f} TFLOP/s in bfloat16"
+    if known and known.in_16_bits:
+        kind = "bfloat16" if known.bf16 else "float16"
+        more += f", {known.in_16_bits / 1e12:.0f} TFLOP/s in {kind}"
     findings = [Finding(f"devices: {told} ({jax.default_backend()}{more})")]
     if jax.default_backend() == "cpu" and not os.environ.get("JAX_PLATFORMS"):
         findings += [

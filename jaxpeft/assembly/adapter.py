@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxpeft import adapters, console, hf, kernel, models, tree
+from jaxpeft.assembly import precision
 from jaxpeft.assembly.base import Base
 from jaxpeft.config import AdapterSection
 from jaxpeft.errors import InputError
@@ -51,6 +52,8 @@ def check_adapter(base: Base, section: AdapterSection) -> None:
             base.shapes(),
             jax.random.key(0),
         )
+        if base.scales_loss:
+            precision.check_trained(params)
         if not gives_a_model(section):  # the result of which is a model, no adapter
             hf.check_writable(params, base.cfg)
             _check_scale(section.options)

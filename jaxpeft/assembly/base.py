@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from jaxpeft import console, hardware, hf, models, quant, tree
+from jaxpeft.assembly import precision
 from jaxpeft.config import ModelSection, RunConfig, paths
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.models import ModelConfig, stored
@@ -49,6 +50,11 @@ class Base:
     def dtype(self) -> str:
         """The dtype of the weights, or the one that quantized ones stand for."""
         return self.section.dtype
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether a training step has to scale the loss."""
+        return precision.scales_loss(self.cfg, self.dtype)
 
     def load(self, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
         """The weights, on the mesh by their logical axes.
@@ -94,6 +100,7 @@ def open_base(section: ModelSection) -> Base:
             quantization does not fit it.
     """
     directory = hf.resolve(section.path)
+    section = precision.settled_model(section, hardware.current())
     cfg = model_config(section, directory, hardware.current())
     if cfg.sees:
         console.remark(
@@ -130,15 +137,12 @@ def model_config(
 ) -> ModelConfig:
     """The hyperparameters in a model's folder, and how the section says to run it.
 
-    On a CPU the activations are float32 whatever the weights are stored in: products of
-    16-bit numbers are slower there, and no memory would be saved.
-
     Args:
-        section: the section `model` of the configuration.
+        section: the section `model` of the configuration, its dtype settled.
         directory: the model's folder.
         target: what the model is to run on.
     """
-    widened = target.platform == "cpu" and section.dtype != "float32"
+    widened = precision.widens(section.dtype, target)
     return models.config(
         directory,
         remat=section.remat,

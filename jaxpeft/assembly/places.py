@@ -40,6 +40,7 @@ def make_places(
     model: ModelConfig,
     mesh: jax.sharding.Mesh,
     tx: optax.GradientTransformation,
+    scales_loss: bool = False,
 ) -> Places:
     """The places of a run's arrays, by the logical axes of its model.
 
@@ -48,6 +49,7 @@ def make_places(
         model: the hyperparameters of the base.
         mesh: the devices of the run.
         tx: the optimizer, whose states lie beside what they belong to.
+        scales_loss: whether its steps scale the loss.
     """
     specs = dict(tree.walk(models.specs_with_head(model)))
     axes = {
@@ -63,7 +65,7 @@ def make_places(
     trainable, _ = tree.partition(params, mask)
     theirs, _ = tree.partition(placed, mask)
     state = jax.eval_shape(
-        lambda p: TrainState.create(p, tx, jax.random.key(0)), trainable
+        lambda p: TrainState.create(p, tx, jax.random.key(0), scales_loss), trainable
     )
     opt_state = sharding.of_state(mesh, state.opt_state, trainable, theirs)
     whole = jax.tree.map(lambda _: sharding.replicated(mesh), state)

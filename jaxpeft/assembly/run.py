@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from jaxpeft import config, data, hf, optim, tree
-from jaxpeft.assembly import configuration, updates
+from jaxpeft import config, data, hardware, hf, optim, tree
+from jaxpeft.assembly import configuration, precision, updates
 from jaxpeft.assembly.adapter import add_adapter, check_adapter
 from jaxpeft.assembly.base import check_length, open_base
 from jaxpeft.assembly.configuration import TABLES
@@ -38,7 +38,7 @@ class Run:
         shares: whether to remember the weights for such runs.
 
     Attributes:
-        cfg: the configuration.
+        cfg: the configuration, its `model.dtype` settled.
         output: the directory that the run writes into.
         mesh: its devices.
         parts: the micro-batches of a step (`gradient_accumulation_steps`).
@@ -65,8 +65,9 @@ class Run:
     """
 
     def __init__(self, cfg: RunConfig, like: "Run | None" = None, shares: bool = False):
-        self.cfg, self.output = cfg, Path(cfg.output_dir)
         self.mesh = sharding.make_mesh(**cfg.mesh.model_dump())
+        cfg = precision.settled(cfg, hardware.of_mesh(self.mesh))
+        self.cfg, self.output = cfg, Path(cfg.output_dir)
         self.parts = cfg.training.gradient_accumulation_steps
         micro = cfg.training.batch_size // self.parts
         check_batches(cfg, self.mesh)
@@ -93,7 +94,8 @@ class Run:
             own = set(map(id, jax.tree.leaves(weights)))
             # True for the arrays that are the base's own, the same in all such runs.
             self.of_base = jax.tree.map(lambda x: id(x) in own, params)
-        self.places = make_places(params, self.base.cfg, self.mesh, self.tx)
+        scales = self.base.scales_loss
+        self.places = make_places(params, self.base.cfg, self.mesh, self.tx, scales)
         params = sharding.put(params, self.places.params)
         self.held = self.objective.held(params)
         self.trainable, self.frozen = tree.partition(params, self.places.mask)
@@ -136,7 +138,8 @@ class Run:
         run.cfg = self.cfg.at_rate(learning_rate)
         run._update_by(updates.updates(run.cfg, run.steps))
         params = tree.combine(run.trainable, run.frozen)
-        run.places = make_places(params, run.base.cfg, run.mesh, run.tx)
+        scales = run.base.scales_loss
+        run.places = make_places(params, run.base.cfg, run.mesh, run.tx, scales)
         return run
 
     def _update_by(self, ways: updates.Updates) -> None:
@@ -151,7 +154,8 @@ class Run:
         """The state before the first step, on the mesh; takes over the adapters."""
 
         def create(trainable: Any) -> TrainState:
-            return TrainState.create(trainable, self.tx, self.key)
+            scales = self.base.scales_loss
+            return TrainState.create(trainable, self.tx, self.key, scales)
 
         # Compiled: each device makes its own part, of which no other holds a copy.
         compiled = jax.jit(create, out_shardings=self.places.state, donate_argnums=0)

@@ -10,6 +10,7 @@ from flax import struct
 from jax import Array
 
 from jaxpeft import tree
+from jaxpeft.assembly import scaling
 from jaxpeft.models import ModelConfig
 from jaxpeft.objectives import Objective, sft
 
@@ -28,7 +29,9 @@ class TrainState:
         opt_state: the optimizer's state.
         key: the run's random key; each step folds its number into it.
         skipped: () int32, steps so far whose gradient was not finite.
-        skipped_in_row: () int32, how many of them were the last ones in a row.
+        skipped_in_row: () int32, how many of them were the last ones in a row; those
+            that only a too large scale of the loss explains do not count.
+        loss_scale: what the loss is multiplied by, in float16; else None.
     """
 
     step: Array
@@ -37,10 +40,15 @@ class TrainState:
     key: Array
     skipped: Array
     skipped_in_row: Array
+    loss_scale: scaling.LossScale | None = None
 
     @classmethod
     def create(
-        cls, params: Any, tx: optax.GradientTransformation, key: Array
+        cls,
+        params: Any,
+        tx: optax.GradientTransformation,
+        key: Array,
+        scales_loss: bool = False,
     ) -> "TrainState":
         """The state before the first step.
 
@@ -48,6 +56,7 @@ class TrainState:
             params: the trainable tree, `None` where frozen.
             tx: the optimizer.
             key: the run's random key.
+            scales_loss: whether its steps scale the loss, as float16 needs it.
         """
         return cls(
             step=jnp.zeros((), jnp.int32),
@@ -57,6 +66,7 @@ class TrainState:
             # Arrays of their own: a buffer cannot be donated twice.
             skipped=jnp.zeros((), jnp.int32),
             skipped_in_row=jnp.zeros((), jnp.int32),
+            loss_scale=scaling.initial() if scales_loss else None,
         )
 
 
@@ -89,12 +99,14 @@ def make_train_step(
     Batch leaves are (accumulation, batch, ...). The gradient is that of the summed
     losses of all micro-batches, divided once by their summed weights (with sft the
     number of supervised tokens): the same step at any accumulation. A step whose
-    gradient is not finite changes nothing but the counters.
+    gradient is not finite changes nothing but the counters and, where the state has
+    one, the scale of the loss.
 
     The metrics are `loss` (with sft the mean over supervised tokens, nats), `grad_norm`
     (global, before clipping), `update_norm` (global, of what is added to the
     parameters), `weight` (0 where the batch has nothing to learn: then the loss and its
-    gradient are 0, and say nothing), `skipped_in_row`, and those of the objective.
+    gradient are 0, and say nothing), `skipped_in_row`, with a scaled loss `loss_scale`
+    (that the step was taken with), and those of the objective.
 
     Args:
         cfg: the model's hyperparameters.
@@ -107,13 +119,17 @@ def make_train_step(
         loss = objective.loss(params, frozen.held, micro, cfg, key)
         return loss.total, (loss.weight, dict(loss.metrics))
 
-    gradient = jax.value_and_grad(loss_of, has_aux=True)
+    plain = jax.value_and_grad(loss_of, has_aux=True)
     tx = optax.with_extra_args_support(tx)
 
     def train_step(
         state: TrainState, frozen: Frozen, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(state.key, state.step)
+        scaled, parts = state.loss_scale, batch["tokens"].shape[0]
+        gradient = plain
+        if scaled is not None:
+            gradient = scaling.gradient(loss_of, scaled, parts)
 
         def sums_of(index: Array, micro: Batch) -> Any:
             key = jax.random.fold_in(step_key, index)
@@ -123,7 +139,7 @@ def make_train_step(
         def accumulate(total: Any, numbered: tuple[Array, Batch]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, sums_of(*numbered)), None
 
-        numbers = jnp.arange(batch["tokens"].shape[0])
+        numbers = jnp.arange(parts)
         first = jax.tree.map(lambda x: x[0], (numbers, batch))
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(sums_of, *first))
         # Sum, then divide once: micro-batches hold unequal numbers of target tokens.
@@ -156,6 +172,13 @@ def _apply(
 
     skipped = 1 - finite.astype(jnp.int32)
     in_row = (state.skipped_in_row + 1) * skipped
+    scaled, scale = state.loss_scale, {}
+    if scaled is not None:
+        # That a scale turns out too large is part of the way to find it.
+        usual = ~(finite | scaling.is_fault(scaled, value))
+        in_row = jnp.where(usual, state.skipped_in_row, in_row)
+        scale["loss_scale"] = scaled.scale
+        scaled = scaling.after(scaled, finite)
     new_state = TrainState(
         step=state.step + 1,
         params=jax.tree.map(chosen, params, state.params),
@@ -163,12 +186,14 @@ def _apply(
         key=state.key,
         skipped=state.skipped + skipped,
         skipped_in_row=in_row,
+        loss_scale=scaled,
     )
     return new_state, {
         "loss": value,
         "grad_norm": norm,
         "update_norm": chosen(_norm(updates), jnp.zeros((), jnp.float32)),
         "skipped_in_row": in_row,
+        **scale,
     }
 
 

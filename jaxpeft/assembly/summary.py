@@ -166,6 +166,11 @@ def describe(run: Run) -> None:
             f"computing in float32: on a CPU that is faster than {run.base.dtype}, "
             "which only the stored weights have"
         )
+    if run.base.scales_loss:
+        console.say(
+            "computing in float16: the loss is scaled (loss_scale in the log), and a "
+            "step whose gradient does not fit is skipped and lowers the scale"
+        )
     if run.mesh.size > 1:
         mesh = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
         several = cluster.process_count()

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from jaxpeft import adapters, console, data, hf, tree
-from jaxpeft.assembly import configuration
+from jaxpeft import adapters, console, data, hardware, hf, tree
+from jaxpeft.assembly import configuration, precision
 from jaxpeft.assembly.base import Base, open_base
 from jaxpeft.assembly.step import Frozen, make_eval_step
 from jaxpeft.config import ModelSection, RunConfig
@@ -94,7 +94,7 @@ def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
             "'data.eval={path: eval.json, format: alpaca}'"
         )
     mesh = sharding.make_mesh(**cfg.mesh.model_dump())
-    base = open_base(cfg.model)
+    base = open_base(precision.settled(cfg, hardware.of_mesh(mesh)).model)
     size = cfg.training.batch_size // cfg.training.gradient_accumulation_steps
     size = cfg.data.eval_batch_size or size
     sharding.check_batch(size, mesh, "data.eval_batch_size")

@@ -36,9 +36,11 @@ class ModelSection(Section):
         "jaxpeft:tiny-llama comes with the package",
         json_schema_extra=keys.CONTENT,
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         default="bfloat16",
-        description="of the frozen base and the activations",
+        description="of the frozen base and the activations; auto: bfloat16 where the "
+        "devices have it, float16 (whose loss is scaled) on older GPUs such as T4 and "
+        "V100, float32 on CPUs",
         json_schema_extra=keys.ALWAYS,
     )
     quantization: Literal["none", "int8", "fp8", "nf4", "nf4_single"] = Field(

@@ -211,17 +211,17 @@ def precision(draft: Draft, method: str) -> None:
     pure = draft.flag("pure_bf16")
     mixed = half and not brain and not pure
     if mixed and not full:
-        remark = "no loss scaling here; bfloat16 is safer on hardware that has it"
-        draft.set("model.dtype", "float16", remark)
+        draft.set("model.dtype", "float16")
     elif brain or pure:
         draft.set("model.dtype", "bfloat16")
     elif mixed:
-        remark = "float16 there: without loss scaling, which is not done here, small "
-        draft.set("model.dtype", "bfloat16", remark + "gradients would be lost in it")
+        remark = "float16 there, where what trains is stored in float32; here it is "
+        remark += "stored in model.dtype, and bfloat16 is faster where devices have it"
+        draft.set("model.dtype", "float32", remark)
     else:
         remark = "not said there, where it follows the checkpoint's own dtype"
         draft.set("model.dtype", "bfloat16", remark)
-    if full and not pure:
+    if full and not pure and not mixed:
         draft.remark("model.dtype", _STORED)
 
 

@@ -185,13 +185,19 @@ def _curves(sound: Sequence[Line], lines: Sequence[Line], given: Settings) -> _C
     )
 
 
+def _overflowed(line: Line) -> bool:
+    """Whether only the scale of the loss was too large, which then halves (float16)."""
+    scale = _number(line, "loss_scale")
+    return scale is not None and scale > 1 and _number(line, "loss") is not None
+
+
 def _not_finite(training: Sequence[Line]) -> list[Finding]:
     lost = [
         line
         for line in training
         if _number(line, "loss") is None or _number(line, "grad_norm") is None
         # A gradient of 0: no token of the step was learned, so it has no loss.
-        if _number(line, "grad_norm") != 0
+        if _number(line, "grad_norm") != 0 and not _overflowed(line)
     ]
     if not lost:
         return []

@@ -31,6 +31,11 @@ class Device(NamedTuple):
     link: float = 0
     fp16: float = 0
 
+    @property
+    def in_16_bits(self) -> float:
+        """FLOP in a second of operands in bfloat16, or in float16 without that."""
+        return self.bf16 or self.fp16
+
 
 # The name in `device.device_kind`, or how it begins.
 DEVICES: dict[str, Device] = {
@@ -49,6 +54,7 @@ DEVICES: dict[str, Device] = {
     "NVIDIA GeForce RTX 4090": Device(165e12, 330e12, 661e12, 24e9, 1008e9, 32e9),
     "NVIDIA GeForce RTX 3090": Device(71e12, 0, 284e12, 24e9, 936e9, 32e9),
     "Tesla T4": Device(0, 0, 130e12, 16e9, 320e9, 16e9, fp16=65e12),
+    "Tesla P100": Device(0, 0, 0, 16e9, 732e9, 32e9, fp16=18.7e12),
     "Tesla V100": Device(0, 0, 0, 16e9, 900e9, 150e9, fp16=125e12),
     "TPU7x": Device(1153.5e12, 2307e12, 0, 96e9, 3690e9, 300e9),
     "TPU v6 lite": Device(918e12, 0, 1836e12, 32e9, 1640e9, 400e9),

@@ -239,12 +239,13 @@ def _initial_state(
     run: Run, tx: optax.GradientTransformation, keep: bool
 ) -> TrainState:
     params = tree.combine(run.trainable, run.frozen)
-    places = make_places(params, run.base.cfg, run.mesh, tx)
+    scales = run.base.scales_loss
+    places = make_places(params, run.base.cfg, run.mesh, tx, scales)
 
     def create(trainable: Any) -> TrainState:
         # Copies: the steps overwrite what they are given.
         trainable = jax.tree.map(jnp.copy, trainable) if keep else trainable
-        return TrainState.create(trainable, tx, run.key)
+        return TrainState.create(trainable, tx, run.key, scales)
 
     donated = () if keep else (0,)
     made = jax.jit(create, out_shardings=places.state, donate_argnums=donated)

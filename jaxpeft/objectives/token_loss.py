@@ -1,6 +1,7 @@
 """Next-token cross-entropy over large vocabularies, a part of the sequence at once."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,9 @@ from jaxpeft.devices import sharding
 # products are fast the head, read anew for each chunk, has to be worth its reading.
 CHUNK_LOGITS = 2**21
 ROWS_ELSEWHERE = 512  # of a device of which nothing is known
+# In float16 a slope of the loss below 6e-8 would be 0: multiplied by this it is not,
+# and what follows for the hidden states fits where no weight of the head is above 32.
+LIFT = 2.0**10
 
 
 class TokenSums(NamedTuple):
@@ -110,9 +114,8 @@ def _nll_forward(hidden: Any, head: Any, targets: Any, supervised: Any) -> tuple
                 return h @ rebuild([next(values) if w else x for x, w in pairs])
 
             def add() -> tuple:
-                product, back = jax.vjp(logits, h, trained)
-                value, dlogits = _nll_and_slope(product, target, mask)
-                dh, dtrained = back(dlogits.astype(product.dtype))
+                form = _lifted if h.dtype == jnp.float16 else _formed
+                value, dh, dtrained = form(logits, h, trained, target, mask)
                 return jax.tree.map(jnp.add, carry, (value, dtrained)), dh
 
             return jax.lax.cond(jnp.any(mask), add, lambda: (carry, jnp.zeros_like(h)))
@@ -136,11 +139,50 @@ def _nll_forward(hidden: Any, head: Any, targets: Any, supervised: Any) -> tuple
 def _nll_backward(residuals: tuple, cotangent: Any) -> tuple:
     if isinstance(cotangent, SymbolicZero):
         return None, None, None, None
-    dh, dhead = jax.tree.map(lambda g: (g * cotangent).astype(g.dtype), residuals)
-    return dh, dhead, None, None
+    dh, dhead = residuals
+
+    def times(g: Array, factor: Array) -> Array:
+        return (g * factor).astype(g.dtype)
+
+    dhead = jax.tree.map(lambda g: times(g, cotangent), dhead)
+    if dh.dtype == jnp.float16:
+        return times(dh, cotangent / LIFT), dhead, None, None
+    return times(dh, cotangent), dhead, None, None
 
 
 nll_sum.defvjp(_nll_forward, _nll_backward, symbolic_zeros=True)
+
+
+def _formed(
+    logits: Callable, h: Array, trained: list, target: Array, mask: Array
+) -> tuple[Array, Array, list]:
+    """The loss of a chunk, and its gradients by the hidden states and by what trains.
+
+    Args:
+        logits: (hidden states, what trains of the head) -> logits.
+        h: the hidden states, (batch, n, d).
+        trained: what trains of the head.
+        target: the tokens to predict, (batch, n).
+        mask: whether a place counts, (batch, n).
+    """
+    product, back = jax.vjp(logits, h, trained)
+    value, dlogits = _nll_and_slope(product, target, mask)
+    return value, *back(dlogits.astype(product.dtype))
+
+
+def _lifted(
+    logits: Callable, h: Array, trained: list, target: Array, mask: Array
+) -> tuple[Array, Array, list]:
+    """The same in float16: the gradient by the hidden states is `LIFT` times too large.
+
+    That of the head is a sum over all places, for which no factor is right: it is
+    formed in float32.
+    """
+    product, back = jax.vjp(lambda h: logits(h, trained), h)
+    value, dlogits = _nll_and_slope(product, target, mask)
+    (dh,) = back((dlogits * LIFT).astype(product.dtype))
+    wide, back_head = jax.vjp(lambda x: logits(h.astype(jnp.float32), x), trained)
+    return value, dh, *back_head(dlogits.astype(wide.dtype))
 
 
 def _chunk_sums(head: Any, hidden: Array, targets: Array, mask: Array) -> TokenSums:
@@ -214,10 +256,11 @@ def _rows(vocabulary: int) -> int:
     target = hardware.current()
     if target.platform == "cpu":
         return CHUNK_LOGITS // vocabulary
-    if target.device is None or not target.device.bandwidth or not target.device.bf16:
+    device = target.device
+    if device is None or not device.bandwidth or not device.in_16_bits:
         return ROWS_ELSEWHERE
     # A power of two near it: what is no whole number of tiles is slower by a tenth.
-    fair = 2 * target.device.bf16 / target.device.bandwidth
+    fair = 2 * device.in_16_bits / device.bandwidth
     return 2 ** round(math.log2(fair))
 
 

@@ -129,7 +129,9 @@ def estimate(program: Any, target: Target) -> Estimate | None:
         The estimate; None where the device's peaks are not known.
     """
     device, shares = target.device, SHARES.get(target.platform)
-    if device is None or shares is None or not device.bf16 or not device.bandwidth:
+    if device is None or shares is None:
+        return None
+    if not device.in_16_bits or not device.bandwidth:
         return None
     read_one = program if isinstance(program, Program) else read(program)
     clock = CLOCKS.get(target.kind) if target.platform == "tpu" else None
@@ -166,15 +168,18 @@ def rate(product: Product, device: Device, platform: str) -> float:
         device: that computes it.
         platform: "gpu" or "tpu".
     """
+    narrow = device.in_16_bits
     if product.dtype in ("s8", "u8", "s4", "u4"):
-        return device.int8 or device.bf16
+        return device.int8 or narrow
     if product.dtype.startswith("f8"):
-        return device.fp8 or device.bf16
+        return device.fp8 or narrow
     if product.dtype in ("f32", "f64"):
         if platform == "tpu":
-            return device.bf16 / PASSES[product.precision]
-        return device.bf16 * FLOAT32_OF_BF16[product.precision]
-    return device.bf16
+            return narrow / PASSES[product.precision]
+        # TF32 came with bfloat16.
+        precision = product.precision if device.bf16 else "highest"
+        return narrow * FLOAT32_OF_BF16[precision]
+    return narrow
 
 
 def _zeros() -> dict[str, float]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft import adapters, hardware, hf, models, tree
-from jaxpeft.assembly import configuration, updates
+from jaxpeft.assembly import configuration, precision, updates
 from jaxpeft.assembly.adapter import gives_a_model, rules_of
 from jaxpeft.assembly.base import as_stored, base_shapes, model_config
 from jaxpeft.assembly.places import make_places
@@ -34,9 +34,11 @@ class Step:
     """
 
     def __init__(self, cfg: RunConfig, mesh: jax.sharding.Mesh, widened: bool):
+        target = hardware.of_mesh(mesh)
+        cfg = precision.settled(cfg, None if widened else target)
         self.mesh, section, self._adapter = mesh, cfg.model, cfg.adapter
         directory = hf.resolve(section.path)
-        model = model_config(section, directory, hardware.of_mesh(mesh))
+        model = model_config(section, directory, target)
         section = as_stored(section, directory, model)
         cfg = cfg.model_copy(update={"model": section})
         if cfg.optimizer.is_auto:
@@ -70,10 +72,13 @@ class Step:
             jax.random.key(0),
         )
         tx = self.updates.tx
-        places = make_places(params, model, self.mesh, tx)
+        scales = precision.scales_loss(model, dtype)
+        if scales:
+            precision.check_trained(params)
+        places = make_places(params, model, self.mesh, tx, scales)
         trainable, frozen = tree.partition(params, places.mask)
         state = jax.eval_shape(
-            lambda p: TrainState.create(p, tx, jax.random.key(0)), trainable
+            lambda p: TrainState.create(p, tx, jax.random.key(0), scales), trainable
         )
         return (
             _placed(state, places.state),

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jaxpeft import hf
-from jaxpeft.assembly import configuration, updates
+from jaxpeft import hardware, hf
+from jaxpeft.assembly import configuration, precision, updates
 from jaxpeft.assembly.adapter import check_adapter
 from jaxpeft.assembly.base import check_length, open_base
 from jaxpeft.assembly.places import check_batches
@@ -77,6 +77,7 @@ def complaints(cfg: RunConfig, seen: Seen) -> Iterator[str]:
                 seen[key] = None, error.problems
         return seen[key]
 
+    cfg = precision.settled(cfg, hardware.current())
     whole, model = cfg.model_dump_json(), cfg.model.model_dump_json()
     yield from attempt(("run", whole), lambda: _check_settings(cfg))[1]
     base, problems = attempt(("model", model), lambda: open_base(cfg.model))

@@ -232,7 +232,8 @@ class Together:
         keys = jnp.stack([run.key for run in self.runs])
         for run in self.runs:  # a second copy, of which only the structure is needed
             run.trainable = jax.eval_shape(lambda x: x, run.trainable)
-        create = joint_step.make_create(self.tuning)
+        scales = self.runs[0].base.scales_loss
+        create = joint_step.make_create(self.tuning, scales)
         return jax.jit(create, donate_argnums=0)(stacked, keys, self.tuning.arrays)
 
 

@@ -136,7 +136,7 @@ def _over_points(function: Callable, *arguments: Any) -> Any:
     return jax.lax.map(lambda parts: function(*parts), arguments)
 
 
-def make_create(tuning: Tuning) -> Callable:
+def make_create(tuning: Tuning, scales_loss: bool = False) -> Callable:
     """The function (trainable, keys, numbers) -> the states before the first step.
 
     All of them are stacked. The numbers are `tuning.arrays`, which the compiled program
@@ -144,11 +144,13 @@ def make_create(tuning: Tuning) -> Callable:
 
     Args:
         tuning: of the runs.
+        scales_loss: whether their steps scale the loss, each by a scale of its own.
     """
 
     def create(trainable: Any, keys: Array, numbers: Any) -> TrainState:
         def one(params: Any, key: Array, own: Any) -> TrainState:
-            return TrainState.create(params, tuning.transformation(own), key)
+            tx = tuning.transformation(own)
+            return TrainState.create(params, tx, key, scales_loss)
 
         return jax.vmap(one)(trainable, keys, numbers)
 

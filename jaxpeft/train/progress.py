@@ -68,6 +68,8 @@ class PlainProgress:
                 f"  grad {line['grad_norm']:.2f}"
                 f"  {line['tokens_per_second']:,.0f} tok/s"
             )
+            if "loss_scale" in line:
+                shown += f"  scale {line['loss_scale']:g}"
             if "mfu" in line:
                 shown += f"  MFU {line['mfu']:.0%}"
         console.say(

@@ -9,14 +9,14 @@ from jaxpeft.plan.flops import per_token
 def mfu_per_speed(run: Run) -> float | None:
     """The share of the devices' peak that a speed of one token a second is.
 
-    None where their peak in bfloat16 is not known, or another one holds: weights or
+    None where their peak in 16 bits is not known, or another one holds: weights or
     activations in float32. Also for mixtures of experts, which use parts of themselves.
 
     Args:
         run: of which a step is taken.
     """
     device = hardware.of_mesh(run.mesh).device
-    peak = device.bf16 if device else 0.0
+    peak = device.in_16_bits if device else 0.0
     cfg = run.base.cfg
     if not peak or run.base.dtype == "float32" or cfg.activation_dtype is not None:
         return None

@@ -228,7 +228,7 @@ def test_nothing_is_cut_there_of_a_model_that_is_not_here(arguments, converted):
 # are stored in float32 there.
 PRECISIONS = [
     ({"bf16": True}, "bfloat16", True),
-    ({"fp16": True}, "bfloat16", True),
+    ({"fp16": True}, "float32", False),
     ({}, "bfloat16", True),
     ({"bf16": True, "pure_bf16": True}, "bfloat16", False),
 ]

@@ -133,6 +133,33 @@ def test_16_bits_in_and_out_float32_between(dtype):
     )
 
 
+def test_in_float16_small_slopes_of_a_scaled_loss_are_kept():
+    """Tokens that are foreseen: the other probabilities are 1.5e-8, below float16's."""
+    targets = np.arange(BATCH * SEQ).reshape(BATCH, SEQ) % WIDTH
+    hidden = 18 * jax.nn.one_hot(targets, WIDTH, dtype=jnp.float16)
+    head = jnp.eye(WIDTH, VOCAB, dtype=jnp.float32)
+    seen = np.ones_like(SUPERVISED)
+
+    def ours(hidden, head):
+        return 2.0**12 * nll_sum(hidden, head, targets.astype(np.int32), seen)
+
+    def theirs(hidden, head):
+        logs = jax.nn.log_softmax(hidden @ head)
+        return -(2.0**12) * jnp.take_along_axis(logs, targets[..., None], -1).sum()
+
+    expected = jax.grad(theirs, argnums=(0, 1))(hidden.astype(jnp.float32), head)
+    narrow = head.astype(jnp.float16)
+    alone = jax.jit(jax.grad(ours))(hidden, narrow)
+    assert alone.dtype == jnp.float16
+    others = np.asarray(hidden) == 0  # at the target it is 1 less 1 in float32, too
+    found = np.asarray(alone, np.float32)[others]
+    close(found, np.asarray(expected[0])[others], rtol=0.02, atol=0)
+    # A head that trains, too: its own gradient is float32 throughout.
+    adapted = LoRA(narrow, head[:, :2], jnp.zeros((2, VOCAB)), scale=jnp.float32(1.0))
+    by_b = jax.jit(jax.grad(ours, argnums=1))(hidden, adapted).b[:, WIDTH:]
+    close(by_b, (head[:, :2].T @ expected[1])[:, WIDTH:], rtol=1e-3, atol=0)
+
+
 def test_nothing_supervised_is_zero():
     nothing = np.zeros_like(SUPERVISED)
     value, grad = jax.value_and_grad(nll_sum)(HIDDEN, HEAD, TARGETS, nothing)
