@@ -97,9 +97,9 @@ class Compiled:
     def mfu(self) -> float:
         """The share of the devices' peak in bfloat16 that this is, as a log has it."""
         device = self.target.device
-        if not self.estimate or device is None or not device.bf16:
+        if not self.estimate or device is None or not device.in_16_bits:
             return 0.0
-        peak = self.target.count * device.bf16
+        peak = self.target.count * device.in_16_bits
         return self.needed / (self.estimate.seconds * peak)
 
     def formula(self, cfg: RunConfig) -> Formula:

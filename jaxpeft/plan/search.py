@@ -121,7 +121,7 @@ class Formula:
         """
         # Full rematerialization repeats the forward pass: a half of LoRA's products.
         again = {"none": 1.0, "dots": 1.2, "full": 1.5}[one.remat]
-        peak, link = self.device.bf16 or 1e14, self.device.link or 1e10
+        peak, link = self.device.in_16_bits or 1e14, self.device.link or 1e10
         products = self.flops * again / self.count / peak
         # Each part brings the weights together twice, beside the products.
         share = (one.fsdp - 1) / one.fsdp
