@@ -161,6 +161,17 @@ def test_steps_with_nothing_to_learn_are_passed_over():
     assert findings.diagnose(lines, Settings()) == []
 
 
+def test_an_overflow_that_lowers_the_scale_is_no_finding():
+    """In float16; at a scale of 1 it is one, and so is a loss that is not finite."""
+    lines = run()
+    for scale, loss, kinds in [(2.0, 2.0, 0), (1.0, 2.0, 1), (2.0, None, 1)]:
+        changes = {"grad_norm": None, "loss_scale": scale}
+        loss = lines[20]["loss"] if loss else None
+        others = [*lines[:20], {**lines[20], **changes, "loss": loss}, *lines[21:]]
+        found = findings.diagnose(others, Settings())
+        assert [one.kind for one in found] == kinds * ["not finite"]
+
+
 def test_little_is_said_of_little():
     assert findings.diagnose([], Settings()) == []
     assert findings.diagnose(run(4 + 0 * NOISE)[:5], Settings()) == []
