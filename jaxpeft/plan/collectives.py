@@ -129,10 +129,11 @@ def transfers(program: Program) -> list[Transfer]:
         if run.operation.opcode == "async-start":
             wrapped |= {name for _, name in run.operation.called}
         for key, one in _begun(program, run):
-            if key in found:  # a later piece of one that was cut into several
-                found[key] = found[key]._replace(done=one.done)
-            else:
-                found[key] = one
+            first = found.setdefault(key, one)
+            # A later piece of one that was cut into several. Some may lie in loops
+            # between its start and its end, and are no transfers of their own.
+            if first.computation == one.computation:
+                found[key] = first._replace(done=one.done)
     ends = {name for one in found.values() for name in (one.start, one.done)}
     return [
         one._replace(
@@ -166,7 +167,7 @@ def _begun(program: Program, run: Run) -> Iterator[tuple[tuple[str, ...], Transf
         channel = one.attributes.get("channel_id", "") if one is not outer else ""
         place = run.computation.name
         yield (
-            (place, kind, channel or f"%{outer.name} {one.name}"),
+            (kind, channel or f"%{place} {outer.name} {one.name}"),
             Transfer(what, place, outer.name, _done(run.computation, outer)),
         )
 

@@ -158,6 +158,21 @@ def test_a_collective_in_pieces_counts_once(program):
     assert not any(one.overlaps for one in collectives(at_once))
 
 
+def test_pieces_within_a_loop_are_no_collectives_of_their_own():
+    """Where the start and the end are outside of a loop, and a step of it inside."""
+    inner = TPU.replace("%start = (bf16[2,8]", "%elsewhere = (bf16[2,8]")
+    inner = inner.replace("%done = bf16[16,8]{1,0:T(8,128)(2,1)} fusion(%start)", "")
+    around = "  %start.1 = (bf16[2,8], bf16[16,8]) fusion(%a), calls=%first\n  %loop = "
+    inner = inner.replace("  %loop = ", around)
+    after = "  %done.1 = bf16[16,8] fusion(%start.1), calls=%last\n  %y = "
+    inner = inner.replace("  %y = ", after)
+    [gather] = [x for x in transfers(program_text.read(inner)) if "gather" in x.what[0]]
+    assert (gather.computation, gather.start, gather.done) == (
+        *("main", "start.1", "done.1"),
+    )
+    assert gather.what.times == 1 and gather.what.overlaps
+
+
 def test_what_starts_and_takes_several_counts_its_results():
     gpu = """HloModule m, is_scheduled=true
 
