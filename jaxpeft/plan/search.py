@@ -8,8 +8,8 @@ than the best that it has taken.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from jaxpeft.config import RunConfig
@@ -95,7 +95,8 @@ class Formula:
         layers: of the model.
         seconds: a factor for the time, fitted.
         kept: a factor for the activations, fitted.
-        beside: bytes of a device that everything else takes, fitted.
+        beside: bytes of a device that everything else takes, fitted; None: not yet.
+        slower: {remat: how many times as long as foretold its steps take}.
     """
 
     device: Device
@@ -111,7 +112,8 @@ class Formula:
     layers: int
     seconds: float = 1.0
     kept: float = 1.0
-    beside: float = 0.0
+    beside: float | None = None
+    slower: Mapping[str, float] = field(default_factory=dict)
 
     def time(self, one: Candidate) -> float:
         """The seconds of a step.
@@ -134,7 +136,7 @@ class Formula:
         # bits before that where they are in few: written and read once more.
         read = 2 * one.parts * self.read / one.tensor / (self.device.bandwidth or 1e12)
         total = max(products, gathered) + read + added
-        return self.seconds * total / REACHED
+        return self.seconds * self.slower.get(one.remat, 1.0) * total / REACHED
 
     def activations(self, one: Candidate) -> float:
         """The bytes of a device for what a part keeps for its backward pass.
@@ -155,7 +157,7 @@ class Formula:
             one: the candidate.
         """
         own = self.weights / (one.fsdp * one.tensor)
-        return own + self.beside + self.activations(one)
+        return own + (self.beside or 0.0) + self.activations(one)
 
     def fitted(self, one: Candidate, seconds: float, total: int) -> "Formula":
         """The formula that gives what a compiler said of a candidate.
@@ -165,14 +167,35 @@ class Formula:
             seconds: of its step, estimated; infinite: not known.
             total: the bytes that it needs of a device.
         """
-        # More than the activations: what is gathered, decoded and added up, about the
-        # same in all candidates. Less: the compiler keeps less of each.
-        rest = total - self.weights / (one.fsdp * one.tensor) - self.activations(one)
-        kept = self.kept * max(0.1, 1 + min(0.0, rest) / self.activations(one))
-        fitted = replace(self, kept=kept, beside=max(0.0, rest))
+        # More than the activations is at first what is gathered, decoded and added up,
+        # about the same in all candidates; what another one needs beyond that it keeps.
+        own = self.weights / (one.fsdp * one.tensor)
+        kept = self.activations(one) / self.kept
+        rest = max(0.0, total - own - kept)
+        beside = rest if self.beside is None else min(self.beside, rest)
+        factor = max(0.1, (total - own - beside) / kept)
+        fitted = replace(self, kept=factor, beside=beside)
         if not math.isfinite(seconds):
             return fitted
         return replace(fitted, seconds=self.seconds * seconds / self.time(one))
+
+    def corrected(self, one: Candidate, seconds: float, total: int) -> "Formula":
+        """The formula after another candidate was compiled.
+
+        One that is slower than foretold says it of what is rematerialized alike, and
+        nothing of the others.
+
+        Args:
+            one: the candidate.
+            seconds: of its step, estimated; infinite: not known.
+            total: the bytes that it needs of a device.
+        """
+        fitted = self.fitted(one, seconds, total)
+        ratio = seconds / self.time(one)
+        if ratio <= 1 or not math.isfinite(ratio):
+            return fitted
+        slower = {**self.slower, one.remat: ratio * self.slower.get(one.remat, 1.0)}
+        return replace(fitted, seconds=self.seconds, slower=slower)
 
 
 class Tried(NamedTuple):
@@ -266,7 +289,7 @@ def search(
         else:
             # What keeps as much on the same mesh does not fit either.
             left = [x for x in left if formula.memory(x) < formula.memory(chosen)]
-        formula = formula.fitted(chosen, said.seconds, said.total)
+        formula = formula.corrected(chosen, said.seconds, said.total)
 
 
 def best(tried: Sequence[Tried], room: float) -> Tried | None:

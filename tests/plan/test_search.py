@@ -108,6 +108,28 @@ def test_what_does_not_fit_is_left_for_what_keeps_less():
     assert search.best(tried, ROOM).trial.fits(ROOM)
 
 
+def test_one_that_is_slower_than_foretold_does_not_end_the_search():
+    compiler = Compiler(kept=1.0)
+
+    def trial(one):
+        said = compiler(one)
+        return replace(said, seconds=said.seconds * (3 if one.remat == "none" else 1))
+
+    first = Candidate(1, 16, 1, 1, "full")
+    given = Tried(first, compiler(first))
+    others = list(search.candidates(16, 16, Model))
+    tried = [given, *search.search(given, others, ROUGH, ROOM, trial, 8)]
+    assert tried[1].candidate.remat == "none"
+    assert search.best(tried, ROOM).candidate.remat == "dots"
+
+
+def test_one_that_does_not_fit_does_not_end_the_search():
+    compiler = Compiler()  # nothing fits that rematerializes nothing, on the same mesh
+    tried = found(compiler, Candidate(1, 16, 1, 1, "full"))
+    assert not tried[1].trial.fits(ROOM)
+    assert search.best(tried, ROOM).trial.seconds < tried[0].trial.seconds
+
+
 def test_a_number_of_compilations_is_kept_to():
     compiler = Compiler(kept=10.0)
     assert len(found(compiler, Candidate(16, 1, 1, 1, "none"), most=1)) == 2
