@@ -7,9 +7,11 @@ import pytest
 
 from jaxpeft import plan
 from jaxpeft.assembly import configuration
+from jaxpeft.config import AdapterSection
 from jaxpeft.devices import sharding, targets
 from jaxpeft.errors import InputError
 from jaxpeft.plan import compiling, planning, targeted
+from jaxpeft.plan.facts import facts
 from jaxpeft.plan.vendor import Verdict
 
 OVERRIDES = (
@@ -131,3 +133,20 @@ def test_what_would_help_is_tried_by_whatever_says_how_large_a_run_is(cfg):
     advised = list(planning.advise(reopen, Sized(cfg), 4, 64, Sized))
     assert [one.overrides for one in advised] == [("data.max_length=64",)]
     assert advised[-1].plan.fits(64)
+
+
+@pytest.mark.slow
+def test_a_device_without_bfloat16_multiplies_in_float16(cfg):
+    """With `model.dtype: auto`; the state has the scale that the loss then needs."""
+    pytest.importorskip("jax_plugins.xla_cuda12")
+    model = cfg.model.model_copy(update={"dtype": "auto"})
+    cfg = cfg.model_copy(update={"model": model})
+    target = targets.parse("t4x1")
+    found = compiling.compiled(cfg, target, targets.devices(target))
+    step = facts(found.program, length=128, vocabulary=4096)
+    assert set(step.products) == {"f16"}
+    mesh = sharding.make_mesh(devices=targets.devices(target))
+    assert compiling.Step(cfg, mesh, widened=False).state.loss_scale is not None
+    trains = cfg.model_copy(update={"adapter": AdapterSection(method="full")})
+    state = compiling.Step(trains, mesh, widened=False).state
+    assert state.loss_scale is None  # float32
