@@ -44,8 +44,10 @@ for version in 3.11 3.12; do
     # shellcheck disable=SC2086 - several words
     resolve "$scratch/lock.txt" "$version" $extras --universal \
         --fork-strategy fewest "$keep" "$@"
-    # torch says itself which CUDA it wants, and a build for CPUs wants none.
-    grep -vE '^(nvidia|cuda|triton)-?' "$scratch/lock.txt" >"$file"
+    # torch says itself which CUDA it wants, and a build for CPUs wants none. NVIDIA's
+    # assembler is asked for by name, and says itself what belongs to it.
+    sed -E '/^nvidia-cuda-nvcc==/b; /^(nvidia|cuda|triton)-?/d' \
+        "$scratch/lock.txt" >"$file"
     rm "$scratch/lock.txt"
 
     # Who starts with quickstart gets wheels, on each of these platforms.

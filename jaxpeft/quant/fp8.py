@@ -7,6 +7,7 @@ ones lose some: three bits of mantissa everywhere.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,8 @@ class FP8:
     """A kernel (*layers, d_in, d_out) in 8 bits a weight.
 
     Attributes:
-        codes: (*layers, d_in, d_out) float8_e4m3fn.
+        codes: (*layers, d_in, d_out) uint8, the bits of float8_e4m3fn: XLA for CPUs
+            would widen a whole stack of floats that it has no operations for.
         scales: (*layers, d_out) float32, what a column's codes are multiplied by: its
             largest magnitude / 448.
         dtype: the dtype of the weights before they were quantized.
@@ -46,7 +48,11 @@ class FP8:
 
     def dense(self) -> Float32[Array, "*layers d_in d_out"]:
         """The matrix in float32."""
-        return self.codes.astype(jnp.float32) * self.scales[..., None, :]
+        return self._values(jnp.float32) * self.scales[..., None, :]
+
+    def _values(self, dtype: Any) -> Array:
+        """What the codes stand for, before they are scaled; exact in every dtype."""
+        return jax.lax.bitcast_convert_type(self.codes, FORMAT).astype(dtype)
 
     def axes(self, base: Axes) -> "FP8":
         """The logical axes of the arrays, in this structure.
@@ -77,13 +83,14 @@ def _quantize(matrix: Array) -> tuple[Array, Array]:
     scales = jnp.max(jnp.abs(wide), axis=0) / LARGEST
     scaled = jnp.where(scales > 0, wide / scales, 0)
     # A quotient may round to a little more than the largest, which has no code.
-    return jnp.clip(scaled, -LARGEST, LARGEST).astype(FORMAT), scales
+    codes = jnp.clip(scaled, -LARGEST, LARGEST).astype(FORMAT)
+    return jax.lax.bitcast_convert_type(codes, jnp.uint8), scales
 
 
 @jax.custom_vjp
 def _product(x: Array, kernel: FP8) -> Array:
     """`x @ kernel`, of which the backward pass keeps the codes and no matrix."""
-    return (x @ kernel.codes.astype(x.dtype)) * kernel.scales.astype(x.dtype)
+    return (x @ kernel._values(x.dtype)) * kernel.scales.astype(x.dtype)
 
 
 def _forward(x: Array, kernel: FP8) -> tuple[Array, FP8]:
@@ -92,7 +99,7 @@ def _forward(x: Array, kernel: FP8) -> tuple[Array, FP8]:
 
 def _backward(kernel: FP8, dy: Array) -> tuple[Array, None]:
     scaled = dy * kernel.scales.astype(dy.dtype)
-    return scaled @ kernel.codes.astype(dy.dtype).T, None
+    return scaled @ kernel._values(dy.dtype).T, None
 
 
 _product.defvjp(_forward, _backward)

@@ -72,7 +72,7 @@ SPLIT = (f"training.batch_size={8 * SEQUENCES}",)
 ROWS = {
     "lora fsdp, v5e": Row("v5e-8", SPLIT, 20, 0, 1.4),
     "lora fsdp, h100": Row("h100x8", SPLIT, 45, 0.25, 1.35),
-    "nf4, v5e": Row("v5e-1", ("model.quantization=nf4",), 22),
+    "nf4, v5e": Row("v5e-1", ("model.quantization=nf4",), 22, 0.01),
     "nf4, h100": Row("h100x1", ("model.quantization=nf4",), 45),
     "full, v5e": Row("v5e-1", FULL, 45, 0.5),
     "full, h100": Row("h100x1", FULL, 75, 2.5),
