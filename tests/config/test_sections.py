@@ -127,7 +127,10 @@ def test_a_configuration_survives_being_written_and_read(
         ("optimizer.learning_rate=-1e-4", "found -0.0001; must be at least 0"),
         ("optimizer.learning_rate=true", "found true; must be a number"),
         ("optimizer.max_grad_norm=0", "found 0; must be greater than 0"),
-        ("model.dtype=bfloat", "found 'bfloat'; must be 'float32', 'bfloat16' or"),
+        (
+            "model.dtype=bfloat",
+            "found 'bfloat'; must be 'float32', 'bfloat16', 'float16' or 'auto'; did",
+        ),
         ("model.path=3", "found 3; must be text; put it in quotes"),
         ("model.path=''", "found ''; must not be empty"),
         ("data.packing=on", "found 'on'; must be true or false"),

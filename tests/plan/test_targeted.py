@@ -138,10 +138,11 @@ def test_what_would_help_is_tried_by_whatever_says_how_large_a_run_is(cfg):
 @pytest.mark.slow
 def test_a_device_without_bfloat16_multiplies_in_float16(cfg):
     """With `model.dtype: auto`; the state has the scale that the loss then needs."""
-    pytest.importorskip("jax_plugins.xla_cuda12")
+    target = targets.parse("t4x1")
+    if remedy := targets.missing(target):
+        pytest.skip(remedy)
     model = cfg.model.model_copy(update={"dtype": "auto"})
     cfg = cfg.model_copy(update={"model": model})
-    target = targets.parse("t4x1")
     found = compiling.compiled(cfg, target, targets.devices(target))
     step = facts(found.program, length=128, vocabulary=4096)
     assert set(step.products) == {"f16"}
