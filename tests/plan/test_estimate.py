@@ -113,7 +113,7 @@ def test_kernels_of_attention_are_known_by_their_scopes():
 LAYERS = """HloModule m, is_scheduled=true
 
 FileNames
-1 "/home/x/lib/jaxpeft/models/layer.py"
+1 "lib/jaxpeft/models/layer.py"
 
 FunctionNames
 1 "_mlp"
