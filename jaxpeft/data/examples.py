@@ -72,12 +72,14 @@ class Examples:
         tokens: the token ids of all examples.
         supervised: whether a token is itself a target that counts in the loss.
         starts: where each example begins, and where the last one ends.
+        left_out: the tokens that each example had more before it was cut at max_length.
         sources: what each source contributed, in the order of the examples.
     """
 
     tokens: Int32[np.ndarray, " total"]
     supervised: Bool[np.ndarray, " total"]
     starts: Int64[np.ndarray, " examples+1"]
+    left_out: Int32[np.ndarray, " examples"]
     sources: tuple[SourceSummary, ...]
 
     def __len__(self) -> int:
@@ -149,6 +151,7 @@ def gather(
         tokens=np.concatenate([example.tokens for example in examples]),
         supervised=np.concatenate([example.supervised for example in examples]),
         starts=np.cumsum([0, *sizes], dtype=np.int64),
+        left_out=np.array([example.left_out for example in examples], np.int32),
         sources=tuple(
             SourceSummary(
                 path=path,

@@ -35,12 +35,18 @@ class Example(NamedTuple):
         tokens: the token ids.
         supervised: whether a token is itself a target that counts in the loss. Never
             the first, which nothing predicts.
-        truncated: whether the example was longer and has been cut.
+        left_out: how many tokens more the example had before it was cut; 0: it is
+            whole.
     """
 
     tokens: Int32[np.ndarray, " length"]
     supervised: Bool[np.ndarray, " length"]
-    truncated: bool
+    left_out: int
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the example has been cut."""
+        return self.left_out > 0
 
 
 def render(
@@ -141,8 +147,8 @@ def _cut(encoded: Sequence[_Encoded], max_length: int, split: bool) -> list[Exam
         for at in pieces:
             mask = supervised[at : at + max_length].copy()
             mask[:1] = False
-            is_cut = not split and len(tokens) > max_length
-            examples.append(Example(tokens[at : at + max_length], mask, is_cut))
+            left_out = 0 if split else max(len(tokens) - max_length, 0)
+            examples.append(Example(tokens[at : at + max_length], mask, left_out))
     return examples
 
 

@@ -33,6 +33,7 @@ def examples():
         tokens=rng.integers(1, 61, total).astype(np.int32),
         supervised=rng.random(total) < 0.5,
         starts=np.cumsum([0, *LENGTHS]),
+        left_out=np.zeros(len(LENGTHS), np.int32),
         sources=(),
     )
 

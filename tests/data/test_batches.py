@@ -19,7 +19,7 @@ def make_examples(count, *, first=0, longest=40, seed=0):
     for number in range(first, first + count):
         size = int(rng.integers(2, longest + 1))
         supervised = np.arange(size) >= size // 2
-        made.append(Example(np.full(size, number, np.int32), supervised, False))
+        made.append(Example(np.full(size, number, np.int32), supervised, 0))
     return made
 
 
@@ -186,7 +186,7 @@ def test_one_example_is_enough():
 
 
 def test_examples_without_tokens_leave_an_empty_row():
-    empty = Example(np.zeros(0, np.int32), np.zeros(0, bool), False)
+    empty = Example(np.zeros(0, np.int32), np.zeros(0, bool), 0)
     examples = [*make_examples(2), empty]
     batches = batches_of(examples, shuffle=False, batch_size=3)
     assert [len(row) for row in rows_of(batches[0])] == [1, 1, 0]

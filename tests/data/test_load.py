@@ -81,6 +81,8 @@ def test_the_summary_counts_cuts_and_examples_without_target(write, tokenizer):
     assert (summary.examples, summary.truncated, summary.without_target) == (6, 1, 1)
     assert summary.lengths == batches.lengths == (32, 40)
     assert summary.sources[0].examples == 6
+    left_out = batches.examples.left_out
+    assert left_out.tolist() == [0] * 5 + [left_out[-1]] and left_out[-1] > 40
     supervised = sum(int(batches[step]["supervised"].sum()) for step in range(3))
     assert summary.supervised == supervised
 

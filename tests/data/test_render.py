@@ -212,7 +212,7 @@ def test_cutting(tokenizer):
     size = len(whole.tokens)
     assert not whole.truncated
     cut = one(talk("q", "long answer"), tokenizer, max_length=size - 2)
-    assert cut.truncated
+    assert cut.left_out == 2 and cut.truncated
     np.testing.assert_array_equal(cut.tokens, whole.tokens[: size - 2])
     np.testing.assert_array_equal(cut.supervised, whole.supervised[: size - 2])
     assert not one(talk("q", "a"), tokenizer, max_length=4).supervised.any()
