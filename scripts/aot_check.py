@@ -112,13 +112,13 @@ def in_child(name: str) -> dict[str, Any]:
 def measure(row: Row) -> dict[str, Any]:
     """What a step needs and takes, on one device."""
     from jaxpeft.assembly import configuration
-    from jaxpeft.devices import targets
+    from jaxpeft.devices import topologies
     from jaxpeft.plan import compiling
     from jaxpeft.plan.facts import facts
 
-    target = targets.parse(row.target)
+    target = topologies.parse(row.target)
     cfg = configuration.open_config(row.config, list(row.overrides))
-    found = compiling.compiled(cfg, target, targets.devices(target))
+    found = compiling.compiled(cfg, target, topologies.devices(target))
     cost = found.estimate
     if cost is None:
         return {"failed": found.verdict.refused[:300], "bytes": found.total}

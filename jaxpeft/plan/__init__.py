@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxpeft import cli, console
-from jaxpeft.devices import targets
+from jaxpeft.devices import topologies
 from jaxpeft.errors import InputError
 from jaxpeft.plan import targeted
 
@@ -31,16 +31,16 @@ def main(argv: Sequence[str]) -> int:
     if not args.in_child:
         cli.begin("planning, from shapes alone", aside=True)
     target, memory = args.target, args.device_memory
-    if target is not None and not targets.missing(target):
+    if target is not None and not topologies.missing(target):
         return targeted.main(args, target, argv)
     if target is not None and args.search:
-        raise InputError(targets.missing(target))
+        raise InputError(topologies.missing(target))
     if target is not None:
         # What there is without its compiler; the same in the child.
         args.devices, args.platform = target.count, target.platform
         memory = memory or target.memory / 1e9
         if not args.in_child:
-            console.warn(f"{targets.missing(target)}; what follows is an estimate")
+            console.warn(f"{topologies.missing(target)}; what follows is an estimate")
 
     # Imported here, so that --help answers at once.
     import jax
@@ -124,7 +124,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--target",
         metavar="NAME",
         help="compile the step for these devices, there or not, by their vendor's own "
-        f"compiler, and say what it says: {targets.EXAMPLES} (TPUs are counted as "
+        f"compiler, and say what it says: {topologies.EXAMPLES} (TPUs are counted as "
         "Google counts them, GPUs after an x)",
     )
     parser.add_argument(
@@ -149,7 +149,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         for name in ("devices", "platform"):
             if getattr(args, name) is not None:
                 raise InputError(f"--target says what --{name} says; give one of them")
-        args.target = targets.parse(args.target)
+        args.target = topologies.parse(args.target)
     elif args.search:
         raise InputError("--search needs a target; name one, such as --target v5e-16")
     if args.compilations < 1:

@@ -10,7 +10,7 @@ from jaxpeft import hardware
 from jaxpeft.assembly.places import check_batches
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import sharding
-from jaxpeft.devices.targets import Target
+from jaxpeft.devices.topologies import Topology
 from jaxpeft.models import ModelConfig
 from jaxpeft.plan import flops, program_text, vendor
 from jaxpeft.plan.estimate import Estimate, estimate
@@ -140,7 +140,7 @@ class Compiled:
         }
 
 
-def compiled(cfg: RunConfig, target: Target, devices: Sequence[Any]) -> Compiled:
+def compiled(cfg: RunConfig, target: Topology, devices: Sequence[Any]) -> Compiled:
     """What the compiler of a target says of a run's step.
 
     Sequences have `data.max_length` tokens, as in `planning.plan`.

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from jaxpeft import console
-from jaxpeft.devices import targets
-from jaxpeft.devices.targets import Target
+from jaxpeft.devices import topologies
+from jaxpeft.devices.topologies import Topology
 from jaxpeft.plan.collectives import collectives, totals
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ ALONE = {
     # JAX writes programs for other devices to its cache, and cannot read them.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    **targets.QUIET_TPU,
+    **topologies.QUIET_TPU,
 }
 
 
-def main(args: argparse.Namespace, target: Target, argv: Sequence[str]) -> int:
+def main(args: argparse.Namespace, target: Topology, argv: Sequence[str]) -> int:
     """Compiles the step for a target and says what its compiler says.
 
     In a process of its own: what JAX is told here has to be told before it starts.
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace, target: Target, argv: Sequence[str]) -> int:
     if not args.in_child:
         command = [sys.executable, "-m", "jaxpeft.plan", *argv, "--in-child"]
         return subprocess.run(command, env={**os.environ, **ALONE}).returncode
-    with targets.hushed():  # parts of JAX for GPUs talk while they are loaded
+    with topologies.hushed():  # parts of JAX for GPUs talk while they are loaded
         import jax
 
         from jaxpeft.assembly import configuration
@@ -62,9 +62,9 @@ def main(args: argparse.Namespace, target: Target, argv: Sequence[str]) -> int:
     cfg = reopen(())
     if cfg.deterministic:  # of a GPU's step other operations are chosen then
         determinism.require()
-    with targets.hushed():
+    with topologies.hushed():
         jax.devices()
-        devices = targets.devices(target)
+        devices = topologies.devices(target)
     room = HEADROOM[target.platform] * target.memory
     if args.device_memory is not None:
         room = HEADROOM["gpu"] * args.device_memory * 1e9
@@ -149,7 +149,7 @@ def _trial(found: "Trial", room: float) -> str:
     return f"{speed:>19}  {_gib(found.total):>11}"
 
 
-def lines(found: "Compiled", target: Target, room: float) -> list[str]:
+def lines(found: "Compiled", target: Topology, room: float) -> list[str]:
     """What a compiler said, in lines for a person.
 
     Args:
@@ -226,7 +226,7 @@ def costs(found: "Compiled") -> list[str]:
     return text
 
 
-def _topology(target: Target) -> str:
+def _topology(target: Topology) -> str:
     if target.gpu is None:
         return f"topology {'x'.join(map(str, target.grid))}"
     nodes, each = target.grid
@@ -234,7 +234,7 @@ def _topology(target: Target) -> str:
 
 
 def as_json(
-    found: "Compiled", target: Target, room: float, advice: Sequence[Any]
+    found: "Compiled", target: Topology, room: float, advice: Sequence[Any]
 ) -> dict[str, Any]:
     """What a compiler said as JSON can hold it; sizes in bytes.
 

@@ -14,7 +14,7 @@ import jax
 
 from jaxpeft import console
 from jaxpeft.devices import programs, termination
-from jaxpeft.devices.targets import Target
+from jaxpeft.devices.topologies import Topology
 
 FOLDER = "plans"  # of what compilers said, beside the programs that are kept
 SIZE = 2**28  # bytes in it, beyond which the oldest go
@@ -57,7 +57,9 @@ class Verdict:
         return self.arguments + self.temporaries + self.results
 
 
-def compiled(lowered: Any, target: Target, folder: Path | None) -> tuple[Verdict, bool]:
+def compiled(
+    lowered: Any, target: Topology, folder: Path | None
+) -> tuple[Verdict, bool]:
     """What the compiler of a target says of a step.
 
     Args:
@@ -105,7 +107,7 @@ def _of(program: Any, name: str, seconds: float) -> Verdict:
     )
 
 
-def compiler(target: Target) -> str:
+def compiler(target: Topology) -> str:
     """The compiler of a target that is installed, with its version."""
     for package in COMPILERS[target.platform]:
         try:

@@ -9,9 +9,8 @@ from jax import Array
 
 from jaxpeft import hardware
 from jaxpeft.quant.blockwise import Blockwise, dequantize, quantize, zeros
+from jaxpeft.quant.by_column import ByColumn, fp8, int8
 from jaxpeft.quant.chunks import in_chunks
-from jaxpeft.quant.fp8 import FP8, fp8
-from jaxpeft.quant.int8 import Int8, int8
 from jaxpeft.quant.nf4 import NF4, nf4, nf4_single
 
 # How a frozen kernel may be stored: (a (d_in, d_out) matrix, its dtype) -> its node.
@@ -23,11 +22,10 @@ KERNELS: dict[str, Callable[[Array, str], Any]] = {
 }
 
 __all__ = [
-    "FP8",
     "KERNELS",
     "NF4",
     "Blockwise",
-    "Int8",
+    "ByColumn",
     "dequantize",
     "fp8",
     "held",

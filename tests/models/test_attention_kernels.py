@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from jaxpeft import hardware
-from jaxpeft.devices import determinism, sharding, targets
+from jaxpeft.devices import determinism, sharding, topologies
 from jaxpeft.models import attention
 from jaxpeft.models.attention import (
     EVERYTHING,
@@ -214,10 +214,10 @@ def test_what_is_kept_is_not_computed_again(target, forward, monkeypatch):
 
 def compiled(text, seq, **mesh):
     """(MiB of temporaries, text) of attention to packed rows, forward and backward."""
-    target = targets.parse(text)
-    if missing := targets.missing(target):
+    target = topologies.parse(text)
+    if missing := topologies.missing(target):
         pytest.skip(missing)
-    mesh = sharding.make_mesh(**mesh, devices=targets.devices(target))
+    mesh = sharding.make_mesh(**mesh, devices=topologies.devices(target))
     heads = jax.NamedSharding(mesh, jax.P(sharding.BATCH, None, "tensor"))
     rows = jax.NamedSharding(mesh, jax.P(sharding.BATCH))
     batch = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from jaxpeft.assembly import configuration
-from jaxpeft.devices import targets
+from jaxpeft.devices import topologies
 from jaxpeft.errors import InputError
 from jaxpeft.plan import compiling
 from jaxpeft.plan.facts import facts, which
@@ -81,9 +81,9 @@ ROWS = {
 
 def compile_for(row, folder):
     """What the compiler of a row's target says of its step."""
-    target = targets.parse(row.target)
+    target = topologies.parse(row.target)
     try:
-        devices = targets.devices(target)
+        devices = topologies.devices(target)
     except InputError as error:
         if "not installed" not in str(error):
             raise

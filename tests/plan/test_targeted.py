@@ -8,7 +8,7 @@ import pytest
 from jaxpeft import plan
 from jaxpeft.assembly import configuration
 from jaxpeft.config import AdapterSection
-from jaxpeft.devices import sharding, targets
+from jaxpeft.devices import sharding, topologies
 from jaxpeft.errors import InputError
 from jaxpeft.plan import compiling, planning, targeted
 from jaxpeft.plan.facts import facts
@@ -38,19 +38,19 @@ TARGETS = [pytest.param(name, marks=pytest.mark.slow) for name in ("v5e-4", "h10
 @pytest.fixture(scope="module", params=TARGETS)
 def compiled(request, cfg):
     """What the compilers of a TPU and of a GPU say of the step."""
-    target = targets.parse(request.param)
-    if remedy := targets.missing(target):
+    target = topologies.parse(request.param)
+    if remedy := topologies.missing(target):
         pytest.skip(remedy)
     mesh = cfg.mesh.model_copy(update={"fsdp": 2})
     cfg = cfg.model_copy(update={"mesh": mesh})
-    return target, cfg, compiling.compiled(cfg, target, targets.devices(target))
+    return target, cfg, compiling.compiled(cfg, target, topologies.devices(target))
 
 
 def test_its_parts_are_what_the_run_keeps(compiled):
     target, cfg, found = compiled
     # The places are the same on any devices, so also on those of the estimate.
     step = compiling.Step(
-        cfg, sharding.make_mesh(2, 2, devices=targets.devices(target)), widened=False
+        cfg, sharding.make_mesh(2, 2, devices=topologies.devices(target)), widened=False
     )
     assert found.kept == step.kept() and found.mesh["fsdp"] == 2
     parts = found.memory()
@@ -94,7 +94,7 @@ def test_what_does_not_fit_says_so_in_its_compilers_words(compiled):
 
 
 def test_without_the_compiler_there_is_an_estimate(monkeypatch, capsys, cfg):
-    monkeypatch.setattr(targets, "find_spec", lambda name: None)
+    monkeypatch.setattr(topologies, "find_spec", lambda name: None)
     seen = []
     monkeypatch.setattr(plan, "_in_child", lambda *given: seen.append(given) or 0)
     given = ["--config", "jaxpeft:quickstart.yaml", "--target", "v5p-8"]
@@ -138,15 +138,15 @@ def test_what_would_help_is_tried_by_whatever_says_how_large_a_run_is(cfg):
 @pytest.mark.slow
 def test_a_device_without_bfloat16_multiplies_in_float16(cfg):
     """With `model.dtype: auto`; the state has the scale that the loss then needs."""
-    target = targets.parse("t4x1")
-    if remedy := targets.missing(target):
+    target = topologies.parse("t4x1")
+    if remedy := topologies.missing(target):
         pytest.skip(remedy)
     model = cfg.model.model_copy(update={"dtype": "auto"})
     cfg = cfg.model_copy(update={"model": model})
-    found = compiling.compiled(cfg, target, targets.devices(target))
+    found = compiling.compiled(cfg, target, topologies.devices(target))
     step = facts(found.program, length=128, vocabulary=4096)
     assert set(step.products) == {"f16"}
-    mesh = sharding.make_mesh(devices=targets.devices(target))
+    mesh = sharding.make_mesh(devices=topologies.devices(target))
     assert compiling.Step(cfg, mesh, widened=False).state.loss_scale is not None
     trains = cfg.model_copy(update={"adapter": AdapterSection(method="full")})
     state = compiling.Step(trains, mesh, widened=False).state

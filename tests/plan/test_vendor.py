@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxpeft.devices import sharding, targets
+from jaxpeft.devices import sharding, topologies
 from jaxpeft.plan import vendor
 
 GIB = 2**30
@@ -33,7 +33,7 @@ class Lowered:
         )
 
 
-TARGET = targets.parse("h100x1")
+TARGET = topologies.parse("h100x1")
 
 
 def test_sizes_are_the_compilers_own(tmp_path):
@@ -49,8 +49,8 @@ def test_the_same_question_is_answered_from_before(tmp_path):
     assert is_kept and again == said and (first.compiles, second.compiles) == (1, 0)
     for other, target in [
         (Lowered("another"), TARGET),
-        (Lowered(), targets.parse("h100x2")),
-        (Lowered(), targets.parse("h200x1")),
+        (Lowered(), topologies.parse("h100x2")),
+        (Lowered(), topologies.parse("h200x1")),
     ]:
         _, is_kept = vendor.compiled(other, target, tmp_path / "new")
         assert not is_kept and other.compiles == 1
@@ -107,8 +107,8 @@ def test_other_failures_are_faults(tmp_path):
 
 def test_a_tpus_compiler_knows_its_memory():
     pytest.importorskip("libtpu")
-    target = targets.parse("v5e-1")
-    mesh = sharding.make_mesh(devices=targets.devices(target))
+    target = topologies.parse("v5e-1")
+    mesh = sharding.make_mesh(devices=topologies.devices(target))
     place = sharding.replicated(mesh)
     x = jax.ShapeDtypeStruct((2**16, 2**16), jnp.bfloat16, sharding=place)
     with jax.set_mesh(mesh):

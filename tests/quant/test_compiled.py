@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from jaxpeft import hardware, quant
-from jaxpeft.devices import sharding, targets
+from jaxpeft.devices import sharding, topologies
 
 LAYERS, D_IN, D_OUT, TOKENS = 4, 512, 1024, 256
 MATRIX = D_IN * D_OUT
@@ -17,10 +17,10 @@ MATRIX = D_IN * D_OUT
 
 @pytest.fixture(scope="module", params=["v5e-1", "h100x1"])
 def mesh(request):
-    target = targets.parse(request.param)
-    if remedy := targets.missing(target):
+    target = topologies.parse(request.param)
+    if remedy := topologies.missing(target):
         pytest.skip(remedy)
-    return sharding.make_mesh(devices=targets.devices(target)[:1])
+    return sharding.make_mesh(devices=topologies.devices(target)[:1])
 
 
 def compiled(kind, mesh):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxpeft import hardware
-from jaxpeft.devices import sharding, targets
+from jaxpeft.devices import sharding, topologies
 from jaxpeft.devices.gpus import GPUS
 from jaxpeft.errors import InputError
 
@@ -27,17 +27,17 @@ NAMED = {
 
 def compiler(text):
     """Skips where the compiler of a target is not installed: the extra test has it."""
-    if remedy := targets.missing(targets.parse(text)):
+    if remedy := topologies.missing(topologies.parse(text)):
         pytest.skip(remedy)
 
 
 @pytest.mark.parametrize("text", NAMED)
 def test_a_target_is_so_many_devices_of_a_kind_that_is_known(text):
     count, kind = NAMED[text]
-    target = targets.parse(text)
+    target = topologies.parse(text)
     assert target.count == count
     compiler(text)
-    found = targets.devices(target)
+    found = topologies.devices(target)
     assert [device.device_kind for device in found] == [kind] * count
     assert {device.platform for device in found} == {target.platform}
     known = hardware.of_mesh(sharding.make_mesh(devices=found)).device
@@ -50,8 +50,8 @@ def test_a_target_is_so_many_devices_of_a_kind_that_is_known(text):
 @pytest.mark.parametrize("text", ["v5e-4", "h100x4"])
 def test_what_is_traced_for_a_target_knows_it(text):
     compiler(text)
-    target = targets.parse(text)
-    mesh = sharding.make_mesh(fsdp=4, data=1, devices=targets.devices(target))
+    target = topologies.parse(text)
+    mesh = sharding.make_mesh(fsdp=4, data=1, devices=topologies.devices(target))
     seen = []
 
     def double(x):
@@ -82,20 +82,20 @@ def test_what_is_traced_for_a_target_knows_it(text):
 )
 def test_what_is_no_target_is_refused(text, message):
     with pytest.raises(InputError, match="--target") as error:
-        targets.parse(text)
+        topologies.parse(text)
     assert message in str(error.value)
 
 
 def test_a_topology_that_the_compiler_refuses_is_a_wrong_input():
     compiler("v5e-4")
     with pytest.raises(InputError, match="'v5e:3x3'.*not divisible"):
-        targets.devices(targets.parse("v5e:3x3"))
+        topologies.devices(topologies.parse("v5e:3x3"))
 
 
 @pytest.mark.parametrize(
     ("text", "extra"), [("v5e-4", "aot-tpu"), ("h100x1", "aot-cuda")]
 )
 def test_without_its_compiler_the_remedy_is_an_extra(text, extra, monkeypatch):
-    monkeypatch.setattr(targets, "find_spec", lambda name: None)
+    monkeypatch.setattr(topologies, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=rf"pip install 'jaxpeft\[{extra}\]'"):
-        targets.devices(targets.parse(text))
+        topologies.devices(topologies.parse(text))

@@ -79,7 +79,7 @@ GPU_OPTIONS = {"xla_gpu_autotune_level": "0"}
 EXAMPLES = "v5e-16, v5p-8, v6e-4, tpu7x-8, v4-8, h100x8, rtx4090x1, v5p:2x2x2"
 
 
-class Target(NamedTuple):
+class Topology(NamedTuple):
     """Devices that a program can be compiled for.
 
     Attributes:
@@ -121,7 +121,7 @@ class Target(NamedTuple):
         return {} if self.gpu is None else GPU_OPTIONS
 
 
-def parse(text: str) -> Target:
+def parse(text: str) -> Topology:
     """The target that a text names.
 
     Args:
@@ -151,7 +151,7 @@ def parse(text: str) -> Target:
     )
 
 
-def _tpu(text: str, name: str, number: int) -> Target:
+def _tpu(text: str, name: str, number: int) -> Topology:
     tpu = TPUS[name]
     slices = GRIDS[tpu.dimensions].items()
     grids = {chips: grid for chips, grid in slices if chips <= tpu.most}
@@ -164,19 +164,19 @@ def _tpu(text: str, name: str, number: int) -> Target:
             f"{counts} ({what}), and by topology, such as "
             f"{name}:{grids[16]}"
         )
-    return Target(text, name, _numbers(grids[chips]))
+    return Topology(text, name, _numbers(grids[chips]))
 
 
-def _gpus(text: str, name: str, number: int) -> Target:
+def _gpus(text: str, name: str, number: int) -> Topology:
     if number < 1 or (number > NODE and number % NODE):
         raise InputError(
             f"--target: {text!r}: a node has 1 to {NODE} GPUs, and several nodes have "
             f"{NODE} each; name other nodes as {name}:2x4 (nodes x GPUs)"
         )
-    return Target(text, name, (max(1, number // NODE), min(number, NODE)))
+    return Topology(text, name, (max(1, number // NODE), min(number, NODE)))
 
 
-def _by_grid(text: str, name: str, grid: str) -> Target:
+def _by_grid(text: str, name: str, grid: str) -> Topology:
     sizes = _numbers(grid)
     wanted = 2 if name in GPUS else TPUS[name].dimensions
     if len(sizes) != wanted or 0 in sizes:
@@ -185,14 +185,14 @@ def _by_grid(text: str, name: str, grid: str) -> Target:
             f"--target: {text!r}: the topology of {name} has {wanted} numbers, none of "
             f"them 0, such as {name}:{example}"
         )
-    return Target(text, name, sizes)
+    return Topology(text, name, sizes)
 
 
 def _numbers(grid: str) -> tuple[int, ...]:
     return tuple(map(int, grid.split("x")))
 
 
-def devices(target: Target) -> list[Any]:
+def devices(target: Topology) -> list[Any]:
     """The devices of a target, for a mesh that programs are compiled for, never run.
 
     Args:
@@ -225,7 +225,7 @@ def devices(target: Target) -> list[Any]:
     return list(found.devices)
 
 
-def missing(target: Target) -> str:
+def missing(target: Topology) -> str:
     """What to do where the compiler of a target is not installed; "": it is.
 
     Args:
