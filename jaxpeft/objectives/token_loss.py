@@ -1,6 +1,5 @@
 """Next-token cross-entropy over large vocabularies, a part of the sequence at once."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,13 +9,9 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool, Float, Float32, Int32
 
-from jaxpeft import hardware
 from jaxpeft.devices import sharding
+from jaxpeft.objectives import chunks
 
-# Logits alive at once, on each part of a batch. On a CPU they stay in its caches; where
-# products are fast the head, read anew for each chunk, has to be worth its reading.
-CHUNK_LOGITS = 2**21
-ROWS_ELSEWHERE = 512  # of a device of which nothing is known
 # In float16 a slope of the loss below 6e-8 would be 0: multiplied by this it is not,
 # and what follows for the hidden states fits where no weight of the head is above 32.
 LIFT = 2.0**10
@@ -56,7 +51,7 @@ def token_sums(
     """
 
     def sums(rows: tuple, head: Any) -> TokenSums:
-        chunks = _chunks(head, _supervised_first(rows[-1]), *rows)
+        parts = chunks.cut(head, chunks.supervised_first(rows[-1]), *rows)
 
         def body(total: TokenSums, chunk: tuple) -> tuple[TokenSums, None]:
             def add() -> TokenSums:
@@ -65,7 +60,7 @@ def token_sums(
             return jax.lax.cond(jnp.any(chunk[-1]), add, lambda: total), None
 
         zero = TokenSums(*(jnp.zeros((), jnp.float32) for _ in range(3)))
-        return jax.lax.scan(body, zero, chunks)[0]
+        return jax.lax.scan(body, zero, parts)[0]
 
     rows = (hidden, targets, supervised)
     return sharding.on_each_part(lambda *args: (sums(*args), ()), rows, head)[0]
@@ -102,8 +97,8 @@ def _nll_forward(hidden: Any, head: Any, targets: Any, supervised: Any) -> tuple
 
     def gradients(rows: tuple, leaves: list) -> tuple:
         """(loss, its gradient by the wanted leaves), and that by the hidden states."""
-        order = _supervised_first(rows[-1])
-        chunks = _chunks(rebuild(leaves), order, *rows)
+        order = chunks.supervised_first(rows[-1])
+        parts = chunks.cut(rebuild(leaves), order, *rows)
 
         def body(carry: tuple, chunk: tuple) -> tuple:
             h, target, mask = chunk
@@ -122,10 +117,8 @@ def _nll_forward(hidden: Any, head: Any, targets: Any, supervised: Any) -> tuple
 
         trained = [x for x, w in zip(leaves, wanted, strict=True) if w]
         zero = [jnp.zeros(x.shape, jnp.float32) for x in trained]
-        total, dh = jax.lax.scan(body, (jnp.zeros((), jnp.float32), zero), chunks)
-        dh = _unchunk(dh, rows[0].shape)
-        # A permutation's inverse gathers: XLA's scatter-add would be slower.
-        return total, _permuted(dh, jnp.argsort(order, axis=1))
+        total, dh = jax.lax.scan(body, (jnp.zeros((), jnp.float32), zero), parts)
+        return total, chunks.joined(dh, order)
 
     rows = (hidden.value, targets.value, supervised.value)
     values = [leaf.value for leaf in leaves]
@@ -166,8 +159,8 @@ def _formed(
         mask: whether a place counts, (batch, n).
     """
     product, back = jax.vjp(logits, h, trained)
-    value, dlogits = _nll_and_slope(product, target, mask)
-    return value, *back(dlogits.astype(product.dtype))
+    nll, dlogits = nll_and_slope(product, target, mask)
+    return jnp.sum(nll), *back(dlogits.astype(product.dtype))
 
 
 def _lifted(
@@ -179,10 +172,10 @@ def _lifted(
     formed in float32.
     """
     product, back = jax.vjp(lambda h: logits(h, trained), h)
-    value, dlogits = _nll_and_slope(product, target, mask)
+    nll, dlogits = nll_and_slope(product, target, mask)
     (dh,) = back((dlogits * LIFT).astype(product.dtype))
     wide, back_head = jax.vjp(lambda x: logits(h.astype(jnp.float32), x), trained)
-    return value, dh, *back_head(dlogits.astype(wide.dtype))
+    return jnp.sum(nll), dh, *back_head(dlogits.astype(wide.dtype))
 
 
 def _chunk_sums(head: Any, hidden: Array, targets: Array, mask: Array) -> TokenSums:
@@ -197,11 +190,20 @@ def _chunk_sums(head: Any, hidden: Array, targets: Array, mask: Array) -> TokenS
     )
 
 
-def _nll_and_slope(logits: Array, targets: Array, mask: Array) -> tuple[Array, Array]:
-    """The summed losses of a chunk, and their derivatives by the logits, float32.
+def nll_and_slope(
+    logits: Float[Array, "batch n vocab"],
+    targets: Int32[Array, "batch n"],
+    mask: Bool[Array, "batch n"],
+) -> tuple[Float32[Array, "batch n"], Float32[Array, "batch n vocab"]]:
+    """The losses of a chunk's places, and their derivatives by the logits, float32.
 
     In closed form, softmax less one at the target: autodiff would scatter that one
     into an array of the logits' size.
+
+    Args:
+        logits: of a chunk.
+        targets: the tokens to predict.
+        mask: whether a place counts; both results are 0 where it does not.
     """
     logits = logits.astype(jnp.float32)
     largest = jnp.max(logits, axis=-1, keepdims=True)
@@ -212,58 +214,4 @@ def _nll_and_slope(logits: Array, targets: Array, mask: Array) -> tuple[Array, A
     nll = (largest + jnp.log(total))[..., 0] - at_target
     counts = mask[..., None].astype(jnp.float32)
     slope = powers * (counts / total) - jnp.where(is_target, counts, 0.0)
-    return jnp.sum(jnp.where(mask, nll, 0.0)), slope
-
-
-def _supervised_first(mask: Array) -> Array:
-    """The places of the sequence in each row, the supervised ones first, in order."""
-    return jnp.argsort(~mask, axis=1, stable=True)
-
-
-def _permuted(x: Array, order: Array) -> Array:
-    """`x` (batch, seq, ...) with the sequence of each row in another order."""
-    order = order.reshape(*order.shape, *(1,) * (x.ndim - 2))
-    return jnp.take_along_axis(x, order, axis=1)
-
-
-def _chunks(head: Any, order: Array, hidden: Array, *others: Array) -> tuple:
-    """The arrays in `order`, cut along the sequence, which no mesh axis splits.
-
-    Each becomes (chunks, batch, n, ...); the sequence is padded to a whole number of
-    chunks with unsupervised places.
-    """
-    batch, seq, _ = hidden.shape
-    length = max(1, min(seq, _rows(head.shape[-1]) // batch))
-    count = -(-seq // length)
-    if hardware.current().platform == "cpu":
-        length = -(-seq // count)  # all alike, for nothing there is a tile
-
-    def cut(x: Array) -> Array:
-        x = _permuted(x, order)
-        x = jnp.pad(x, [(0, 0), (0, count * length - seq)] + [(0, 0)] * (x.ndim - 2))
-        x = x.reshape(batch, count, length, *x.shape[2:])
-        return jnp.moveaxis(x, 1, 0)
-
-    return tuple(cut(x) for x in (hidden, *others))
-
-
-def _rows(vocabulary: int) -> int:
-    """How many places have logits at once.
-
-    The products of n places with a head take as long as reading it, in bytes of its 16
-    bits, where n is the device's FLOP a byte: with twice as many, products decide.
-    """
-    target = hardware.current()
-    if target.platform == "cpu":
-        return CHUNK_LOGITS // vocabulary
-    device = target.device
-    if device is None or not device.bandwidth or not device.in_16_bits:
-        return ROWS_ELSEWHERE
-    # A power of two near it: what is no whole number of tiles is slower by a tenth.
-    fair = 2 * device.in_16_bits / device.bandwidth
-    return 2 ** round(math.log2(fair))
-
-
-def _unchunk(x: Array, shape: tuple[int, ...]) -> Array:
-    batch, seq, width = shape
-    return jnp.moveaxis(x, 0, 1).reshape(batch, -1, width)[:, :seq]
+    return jnp.where(mask, nll, 0.0), slope

@@ -7,7 +7,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from jaxpeft.adapters import LoRA
-from jaxpeft.objectives import token_loss
+from jaxpeft.objectives import chunks
 from jaxpeft.objectives.token_loss import nll_sum, token_sums
 
 BATCH, SEQ, WIDTH, VOCAB = 3, 11, 8, 29
@@ -35,7 +35,7 @@ HEADS = {
 @pytest.fixture(params=[1, 4, SEQ], ids=lambda n: f"{n} at once")
 def chunked(request, monkeypatch):
     """Chunks of one place, of four (11 is no multiple), of the whole sequence."""
-    monkeypatch.setattr(token_loss, "CHUNK_LOGITS", request.param * BATCH * VOCAB)
+    monkeypatch.setattr(chunks, "CHUNK_LOGITS", request.param * BATCH * VOCAB)
 
 
 def plain(hidden, matrix):
@@ -179,7 +179,7 @@ def shapes(jaxpr):
 def test_the_logits_of_the_whole_batch_never_exist():
     batch, seq, width, vocab = 4, 512, 16, 32768
     whole = batch * seq * vocab
-    assert whole > 8 * token_loss.CHUNK_LOGITS
+    assert whole > 8 * chunks.CHUNK_LOGITS
     arguments = (
         jax.ShapeDtypeStruct((batch, seq, width), jnp.float32),
         jax.ShapeDtypeStruct((width, vocab), jnp.float32),
@@ -189,6 +189,6 @@ def test_the_logits_of_the_whole_batch_never_exist():
     grad = jax.value_and_grad(nll_sum, argnums=(0, 1))
     for function in (token_sums, grad):
         made = jax.make_jaxpr(function)(*arguments)
-        assert max(map(np.prod, shapes(made.jaxpr))) <= token_loss.CHUNK_LOGITS
+        assert max(map(np.prod, shapes(made.jaxpr))) <= chunks.CHUNK_LOGITS
         memory = jax.jit(function).lower(*arguments).compile().memory_analysis()
         assert memory.temp_size_in_bytes < 4 * whole / 4
