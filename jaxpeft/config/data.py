@@ -14,7 +14,8 @@ class SourceSection(Section):
     """One file of examples."""
 
     path: Place = Field(
-        description="a json, jsonl, csv, parquet or txt file, or a folder of them",
+        description="a json, jsonl, csv, parquet or txt file, also .gz and .zst, or a "
+        "folder of them",
         json_schema_extra=keys.CONTENT,
     )
     format: Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"] = (

@@ -1,16 +1,17 @@
-"""CSV text -> records by column, with the line of whatever is wrong."""
+"""CSV files -> records by column, with the line of whatever is wrong."""
 
 import csv
-import io
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from jaxpeft.data.sources.opened import opened_text
+from jaxpeft.data.sources.part import Part, Row, batched
 from jaxpeft.errors import InputError
 
 # csv refuses fields over 128 KiB unless told otherwise; documents are often longer.
 _FIELD_LIMIT = 2**31 - 1
+_MOST_HEADER = 1 << 16  # characters of a file in which its header is looked for
 # What separates columns: spreadsheets write the second where the comma is the decimal
 # sign.
 _SEPARATORS = (",", ";", "\t")
@@ -23,39 +24,48 @@ _QUOTED = re.compile(r'"[^"]*"')
 _INDEX = "Unnamed: 0"
 
 
-def parse_csv(text: str, path: Path) -> list[tuple[str, Any]]:
-    """The records of a CSV file, and where each stands.
+def read(path: str) -> Iterator[Part]:
+    """The parts of a CSV file.
 
     Columns are separated by what a first line such as `sep=;` names; without one, by
     commas, or by semicolons or tabs where the header has more of them outside quotes.
 
     Args:
-        text: what the file holds, its header being the names of the columns.
-        path: the file, for messages.
-
-    Returns:
-        (place, {column: text}) of each record that is not blank; an InputError in place
-            of the columns where there are more or fewer than names.
+        path: the file, whose header is the names of the columns.
 
     Raises:
-        InputError: the text is no CSV, or its header does not name the columns.
+        InputError: it cannot be read, is no CSV, or its header does not name the
+            columns.
     """
-    limit = csv.field_size_limit(_FIELD_LIMIT)
-    named = _NAMED.match(text)
-    separator = named[1] if named else _separator(text)
-    source = io.StringIO(text, newline="")
-    reader = csv.reader(source, strict=True, delimiter=separator)
-    try:
-        if named:
-            next(reader)
-        return list(_records(reader, separator, path))
-    except csv.Error as error:
-        raise InputError(
-            f"{path}:{reader.line_num}: not valid CSV ({error}); quote fields with "
-            '"..." and double the quotes inside them'
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
+    with opened_text(path) as (text, _):
+        head = text.read(_MOST_HEADER)
+    named = _NAMED.match(head)
+    separator = named[1] if named else _separator(head)
+    with opened_text(path) as (text, source):
+        reader = csv.reader(text, strict=True, delimiter=separator)
+        try:
+            if named:
+                next(reader)
+            records = _records(reader, separator, path)
+            yield from _with_long_fields(batched(records, source.done))
+        except csv.Error as error:
+            raise InputError(
+                f"{path}:{reader.line_num}: not valid CSV ({error}); quote fields with "
+                '"..." and double the quotes inside them'
+            ) from error
+
+
+def _with_long_fields(parts: Iterator[Part]) -> Iterator[Part]:
+    """The parts, each read without csv's limit for the length of a field."""
+    while True:
+        limit = csv.field_size_limit(_FIELD_LIMIT)
+        try:
+            part = next(parts, None)
+        finally:
+            csv.field_size_limit(limit)
+        if part is None:
+            return
+        yield part
 
 
 def _separator(text: str) -> str:
@@ -64,7 +74,9 @@ def _separator(text: str) -> str:
     return max(_SEPARATORS, key=bare.count)  # of equally many, the first
 
 
-def _records(reader: Any, separator: str, path: Path) -> Iterator[tuple[str, Any]]:
+def _records(
+    reader: Any, separator: str, path: str
+) -> Iterator[tuple[int, Row | InputError]]:
     header = next(reader, None)
     if header is None:
         return
@@ -83,10 +95,11 @@ def _records(reader: Any, separator: str, path: Path) -> Iterator[tuple[str, Any
         number += 1
         place = f"{path}:{reader.line_num} (row {number})"
         if len(fields) == len(header):
-            yield place, dict(zip(header, fields))
+            size = sum(map(len, fields))
+            yield size, Row(dict(zip(header, fields)), place)
             continue
         yield (
-            place,
+            0,
             InputError(
                 f"{place}: {len(fields)} fields, but the header names {len(header)} "
                 f"columns, both split at {separator!r}; quote fields that hold "
