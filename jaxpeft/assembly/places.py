@@ -94,3 +94,32 @@ def check_batches(cfg: RunConfig, mesh: jax.sharding.Mesh) -> None:
         )
     if cfg.data.eval_batch_size is not None:
         sharding.check_batch(cfg.data.eval_batch_size, mesh, "data.eval_batch_size")
+
+
+def check_together(cfg: RunConfig, mesh: jax.sharding.Mesh, together: int) -> None:
+    """Checks that no record's examples are parted by accumulation or the mesh.
+
+    Args:
+        cfg: the configuration, see `check_batches`, which has passed it.
+        mesh: the devices.
+        together: how many examples a record makes.
+
+    Raises:
+        InputError: where they would be, with the nearest size that does.
+    """
+    parts = cfg.training.gradient_accumulation_steps
+    devices, size = mesh.shape["data"] * mesh.shape["fsdp"], cfg.training.batch_size
+    step = devices * parts * together
+    if size % step:
+        raise InputError(
+            f"training.batch_size: found {size}; a record makes {together} rows, which "
+            f"{devices} devices (mesh data x fsdp) times {parts} "
+            f"gradient_accumulation_steps would part; use {-(-size // step) * step}"
+        )
+    size = cfg.data.eval_batch_size
+    if size is not None and size % (devices * together):
+        raise InputError(
+            f"data.eval_batch_size: found {size}; a record makes {together} rows, "
+            f"which {devices} devices (mesh data x fsdp) would part; use "
+            f"{-(-size // (devices * together)) * devices * together}"
+        )

@@ -13,7 +13,7 @@ from jaxpeft.assembly import configuration, precision, updates
 from jaxpeft.assembly.adapter import add_adapter, check_adapter
 from jaxpeft.assembly.base import check_length, open_base
 from jaxpeft.assembly.configuration import TABLES
-from jaxpeft.assembly.places import check_batches, make_places
+from jaxpeft.assembly.places import check_batches, check_together, make_places
 from jaxpeft.assembly.step import (
     EvalStep,
     Frozen,
@@ -116,6 +116,7 @@ class Run:
             seed=cfg.seed,
             vocab_size=vocabulary,
         )
+        check_together(cfg, self.mesh, self.batches.examples.together)
         self.evaluation = self.objective.load_eval(
             cfg.data,
             self.base.tokenizer,
@@ -207,7 +208,7 @@ class Run:
 
     def micro_batches(self, batch: data.Batch) -> dict[str, jax.Array]:
         """A training batch cut for accumulation, (parts, batch / parts, seq)."""
-        cut = {n: x.reshape(self.parts, -1, x.shape[-1]) for n, x in batch.items()}
+        cut = {n: x.reshape(self.parts, -1, *x.shape[1:]) for n, x in batch.items()}
         return self.on_devices(cut)
 
 

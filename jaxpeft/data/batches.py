@@ -3,6 +3,8 @@
 A batch is a dict of numpy arrays, all (batch, length): `tokens` and `targets` int32,
 `supervised` bool (the target counts), `positions` int32 (from 0 in each example) and
 `segments` int32 (1, 2, ... per example of a row; 0 is padding, always on the right).
+Where tokens count unlike in the loss there is `weights` float32 as well (of the
+target), and (batch,) of each column that the examples have, 0 in rows without any.
 """
 
 import hashlib
@@ -31,28 +33,35 @@ def collate(
     Args:
         examples: the data, example by example.
         rows: for each row the numbers of its examples, in order; a row without any is
-            all padding.
+            all padding. Where examples have columns, it holds one at most.
         length: tokens in a row; the examples of a row fit in it.
         pad_id: the token that fills rows up.
 
     Returns:
-        The batch, whose arrays are of shape (rows, length), as in the module's text.
+        The batch, as in the module's text.
     """
     shape = (len(rows), length)
     tokens = np.full(shape, pad_id, np.int32)
     targets, positions, segments = (np.zeros(shape, np.int32) for _ in range(3))
     supervised = np.zeros(shape, bool)
+    weights = None if examples.weights is None else np.zeros(shape, np.float32)
+    columns = {n: np.zeros(len(rows), x.dtype) for n, x in examples.columns.items()}
     for r, row in enumerate(rows):
         at = 0
         for segment, number in enumerate(row, 1):
-            first, last = examples.starts[number], examples.starts[number + 1]
-            stop = at + int(last - first)
+            first = int(examples.starts[number])
+            last = first + int(examples.lengths[number])
+            stop = at + last - first
             tokens[r, at:stop] = examples.tokens[first:last]
             positions[r, at:stop] = np.arange(stop - at)
             segments[r, at:stop] = segment
             if stop > at:
                 targets[r, at : stop - 1] = examples.tokens[first + 1 : last]
                 supervised[r, at : stop - 1] = examples.supervised[first + 1 : last]
+            if weights is not None and examples.weights is not None and stop > at:
+                weights[r, at : stop - 1] = examples.weights[first + 1 : last]
+            for name, values in examples.columns.items():
+                columns[name][r] = values[number]
             at = stop
     return {
         "tokens": tokens,
@@ -60,7 +69,15 @@ def collate(
         "supervised": supervised,
         "positions": positions,
         "segments": segments,
+        **({} if weights is None else {"weights": weights}),
+        **columns,
     }
+
+
+def _rows_of(records: Any, together: int) -> np.ndarray:
+    """The rows of records: (rows, 1), the number of the example in each."""
+    first = np.asarray(records, np.int64)[:, None] * together
+    return (first + np.arange(together)).reshape(-1, 1)
 
 
 def _bucket_lengths(
@@ -68,11 +85,11 @@ def _bucket_lengths(
 ) -> tuple[int, ...]:
     """The row lengths that batches are padded to, chosen by how long they come."""
     weights = [source.weight for source in examples.sources]
-    bounds = zip(examples.source_starts[:-1], examples.source_starts[1:])
+    bounds = zip(examples.record_starts[:-1], examples.record_starts[1:])
     maxima, often = batch_maxima(
-        [examples.lengths[a:b] for a, b in bounds],
+        [examples.longest[a:b] for a, b in bounds],
         [weight / sum(weights) for weight in weights],
-        batch_size=batch_size,
+        batch_size=batch_size // examples.together,
         shuffle=shuffle,
     )
     longest = int(examples.lengths.max())
@@ -93,12 +110,13 @@ class Batches:
 
     Args:
         examples: the data, example by example.
-        batch_size: rows in a batch.
+        batch_size: rows in a batch; whole records of examples drawn together.
         seed: the seed of shuffling and, with packing, of the order of the rows.
         max_length: the most tokens that a row may have.
         pad_id: the token that fills rows up.
         shuffle: draw every epoch in an order of its own; else in that of the files.
-        packing: put several examples into one row.
+        packing: put several examples into one row; of examples without columns that
+            are drawn alone.
         length_buckets: how many row lengths may occur, without packing.
 
     Attributes:
@@ -131,7 +149,8 @@ class Batches:
         self.batch_size = batch_size
         self.examples, self._pad_id = examples, pad_id
         weights = [source.weight for source in examples.sources]
-        order = DrawOrder(examples.source_starts, weights, seed=seed, shuffle=shuffle)
+        order = DrawOrder(examples.record_starts, weights, seed=seed, shuffle=shuffle)
+        records = batch_size // examples.together
         self._rows = None
         if packing:
             import grain
@@ -146,7 +165,7 @@ class Batches:
                 examples, batch_size, shuffle, length_buckets, max_length
             )
             self._stream = order.dataset
-        self._batches = self._stream.batch(batch_size, batch_fn=self._collate)
+        self._batches = self._stream.batch(records, batch_fn=self._collate)
         self.fingerprint: str = _fingerprint(
             examples,
             seed=seed,
@@ -204,7 +223,10 @@ class Batches:
         return self.examples.summary(self.lengths, rows)
 
     def _collate(self, elements: Sequence[Any]) -> Batch:
-        rows = [np.atleast_1d(element) for element in elements]
+        if self._rows is None:
+            rows = [*_rows_of(elements, self.examples.together)]
+        else:
+            rows = [np.atleast_1d(element) for element in elements]
         needed = max(int(self.examples.lengths[row].sum()) for row in rows)
         length = _fitting(self.lengths, needed)
         return collate(self.examples, rows, length, self._pad_id)
@@ -217,11 +239,12 @@ class EvalBatches:
 
     Args:
         examples: the data, example by example.
-        batch_size: rows in a batch, of one example each.
+        batch_size: rows in a batch, of one example each; whole records of examples
+            drawn together.
         max_length: the most tokens that a row may have.
         pad_id: the token that fills rows up.
         length_buckets: how many row lengths may occur.
-        at_most: examples to use, spread evenly over the data; None: all.
+        at_most: records to use, spread evenly over the data; None: all.
 
     Attributes:
         batch_size: rows in a batch.
@@ -249,8 +272,10 @@ class EvalBatches:
         }
         self.batch_size = batch_size
         self.examples, self._pad_id = examples, pad_id
-        count = min(len(examples), at_most or len(examples))
-        self.numbers = np.arange(count) * len(examples) // count
+        records = examples.record_starts[-1]
+        count = min(records, at_most or records)
+        drawn = np.arange(count) * records // count
+        self.numbers = _rows_of(drawn, examples.together)[:, 0]
         used = examples.lengths[self.numbers]
         maxima, often = batch_maxima(
             [used], [1.0], batch_size=batch_size, shuffle=False
@@ -262,13 +287,13 @@ class EvalBatches:
             longest=int(used.max()),
             limit=max_length,
         )
-        some = {} if count == len(examples) else {"at_most": count}
+        some = {} if count == records else {"at_most": count}
         self.fingerprint: str = _fingerprint(
             examples, batch_size=batch_size, max_length=max_length, **some
         )
 
     def at_most(self, count: int | None) -> "EvalBatches":
-        """Batches of so many of the examples, spread evenly; None: of all."""
+        """Batches of so many of the records, spread evenly; None: of all."""
         return EvalBatches(self.examples, at_most=count, **self._settings)
 
     def share(self) -> str:
@@ -300,7 +325,9 @@ class EvalBatches:
 def _fingerprint(examples: Examples, **settings: Any) -> str:
     """A hash over all tokens, what of them is supervised, and the settings."""
     digest = hashlib.blake2b(digest_size=16)
-    for array in (examples.tokens, examples.supervised, examples.starts):
+    arrays = [examples.tokens, examples.supervised, examples.lengths]
+    weights = [] if examples.weights is None else [examples.weights]
+    for array in (*arrays, *weights, *examples.columns.values()):
         digest.update(np.ascontiguousarray(array).data)
     digest.update(repr(examples.source_starts).encode())
     digest.update(json.dumps(settings, sort_keys=True).encode())

@@ -1,7 +1,7 @@
 """A conversation: what the formats of data give, and what chat templates take."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxpeft.errors import InputError
@@ -23,7 +23,8 @@ class Conversation:
         messages: {"role": system|user|assistant|tool, "content": str, ...} for each
             message. A sharegpt function call is an assistant message whose content is
             the call's JSON, marked with "function_call": True. An assistant's message
-            with "weight": 0 is not learned.
+            with "weight": 0 is not learned; its "loss_weight" is what each of its
+            tokens counts in the loss.
         tools: JSON schemas of the functions that the assistant may call; None: there
             are none.
     """
@@ -32,9 +33,39 @@ class Conversation:
     tools: list[dict[str, Any]] | None = None
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What a record becomes, if that is more than one conversation or document.
+
+    Attributes:
+        items: the conversations or documents, each of which makes an example; as many
+            as `Kind.together`, where that is more than 1.
+        columns: a value for each of `Kind.columns`, which all its examples have.
+        weight: what each of its tokens counts in the loss.
+    """
+
+    items: tuple[Conversation | str, ...]
+    columns: Mapping[str, float] = field(default_factory=dict)
+    weight: float = 1.0
+
+    @classmethod
+    def of(cls, value: "Sample | Conversation | str") -> "Sample":
+        """A sample of what a format's reader gives, which may be its one item."""
+        return value if isinstance(value, Sample) else cls((value,))
+
+
+def weight_of(message: Message) -> float:
+    """What each token of a message counts in the loss, if it is learned."""
+    return 1.0 if message.get("loss_weight") is None else message["loss_weight"]
+
+
 def is_learned(message: Message) -> bool:
     """Whether a message is an assistant's, and not one of weight 0."""
-    return message["role"] == "assistant" and message.get("weight", 1) != 0
+    return (
+        message["role"] == "assistant"
+        and message.get("weight", 1) != 0
+        and weight_of(message) != 0
+    )
 
 
 def checked(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxpeft.data.conversation import Conversation, Message, is_learned
+from jaxpeft.data.conversation import Conversation, Message, Sample, is_learned
 from jaxpeft.data.sources import Row
 
 # What a message may have beside its text without saying anything.
@@ -10,7 +10,7 @@ _SILENT = frozenset({"role", "content", "weight", "name"})
 
 
 def remark(
-    path: str, parsed: Sequence[tuple[Row, Conversation | str]], *, held_out: bool
+    path: str, parsed: Sequence[tuple[Row, Sample]], *, held_out: bool
 ) -> list[str]:
     """A line where learned answers, or documents, are empty or blank.
 
@@ -19,10 +19,10 @@ def remark(
         parsed: its records, and what each becomes.
         held_out: whether they are evaluated on, and not trained on.
     """
-    empty = [row for row, item in parsed if is_empty(item)]
+    empty = [row for row, sample in parsed if any(map(is_empty, sample.items))]
     if not empty:
         return []
-    is_text = isinstance(parsed[0][1], str)
+    is_text = isinstance(parsed[0][1].items[0], str)
     said = "documents" if is_text else "answers"
     ending = "the text" if is_text else "its turn"
     effect = "is measured by how it ends" if held_out else "learns to end"

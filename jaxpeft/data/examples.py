@@ -1,12 +1,14 @@
 """All examples of a data set in three flat arrays, and what is said of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
+from jaxpeft.data.formats import SFT
+from jaxpeft.data.kinds import Kind
 from jaxpeft.data.render import Example
 
 
@@ -66,35 +68,53 @@ class Summary:
 class Examples:
     """All examples of a data set, end to end in flat arrays.
 
-    Example i is the part `[starts[i], starts[i + 1])` of `tokens` and `supervised`.
+    Example i is the part `[starts[i], starts[i] + lengths[i])` of `tokens`,
+    `supervised` and `weights`.
 
     Attributes:
         tokens: the token ids of all examples.
         supervised: whether a token is itself a target that counts in the loss.
-        starts: where each example begins, and where the last one ends.
+        starts: where each example begins.
+        lengths: the number of tokens in each.
         left_out: the tokens that each example had more before it was cut at max_length.
         sources: what each source contributed, in the order of the examples.
+        columns: (examples,) values of each of the kind's columns.
+        weights: what each token counts in the loss; None: 1 where it is supervised.
+        together: how many examples are a record's, which are always drawn together.
     """
 
     tokens: Int32[np.ndarray, " total"]
     supervised: Bool[np.ndarray, " total"]
-    starts: Int64[np.ndarray, " examples+1"]
+    starts: Int64[np.ndarray, " examples"]
+    lengths: Int64[np.ndarray, " examples"]
     left_out: Int32[np.ndarray, " examples"]
     sources: tuple[SourceSummary, ...]
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    weights: Float32[np.ndarray, " total"] | None = None
+    together: int = 1
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    @cached_property
-    def lengths(self) -> Int64[np.ndarray, " examples"]:
-        """The number of tokens in each example."""
-        return np.diff(self.starts)
+        return len(self.starts)
 
     @cached_property
     def source_starts(self) -> tuple[int, ...]:
         """The number of each source's first example, and one past the last."""
         counts = [0, *(source.examples for source in self.sources)]
         return tuple(int(n) for n in np.cumsum(counts))
+
+    @cached_property
+    def record_starts(self) -> tuple[int, ...]:
+        """The number of each source's first record, and one past the last.
+
+        A record is what is drawn: `together` examples, the first of which has its
+        number times `together`.
+        """
+        return tuple(start // self.together for start in self.source_starts)
+
+    @cached_property
+    def longest(self) -> Int64[np.ndarray, " records"]:
+        """The tokens in the longest example of each record."""
+        return self.lengths.reshape(-1, self.together).max(axis=1)
 
     def question(self, index: int) -> tuple[list[int], list[int]]:
         """The prompt and the answer that an example ends with.
@@ -106,7 +126,8 @@ class Examples:
             The token ids before its last answer, and those of that answer; the answer
                 is empty where no token is supervised.
         """
-        start, stop = self.starts[index : index + 2]
+        start = self.starts[index]
+        stop = start + self.lengths[index]
         tokens, learned = self.tokens[start:stop], self.supervised[start:stop]
         if not learned.any():
             return tokens.tolist(), []
@@ -137,20 +158,31 @@ class Examples:
 def gather(
     sources: Sequence[tuple[str, float, Sequence[Example]]],
     remarks: Sequence[Sequence[str]] = (),
+    kind: Kind = SFT,
 ) -> Examples:
     """The examples of all sources together, one source after another.
 
     Args:
         sources: (path, weight, examples) of each source.
         remarks: on each source, see `SourceSummary`; empty: there are none.
+        kind: names the columns, and how many examples are drawn together.
     """
     said = remarks or [()] * len(sources)
     examples = [example for _, _, own in sources for example in own]
-    sizes = [len(example.tokens) for example in examples]
+    lengths = np.array([len(example.tokens) for example in examples], np.int64)
+    weights = None
+    if any(example.weights is not None for example in examples):
+        weights = np.concatenate(
+            [
+                e.supervised.astype("f4") if e.weights is None else e.weights
+                for e in examples
+            ]
+        )
     return Examples(
         tokens=np.concatenate([example.tokens for example in examples]),
         supervised=np.concatenate([example.supervised for example in examples]),
-        starts=np.cumsum([0, *sizes], dtype=np.int64),
+        starts=np.cumsum([0, *lengths[:-1]], dtype=np.int64),
+        lengths=lengths,
         left_out=np.array([example.left_out for example in examples], np.int32),
         sources=tuple(
             SourceSummary(
@@ -165,4 +197,10 @@ def gather(
             )
             for (path, weight, own), own_remarks in zip(sources, said, strict=True)
         ),
+        columns={
+            name: np.array([example.columns[name] for example in examples], dtype)
+            for name, dtype in kind.columns.items()
+        },
+        weights=weights,
+        together=kind.together,
     )

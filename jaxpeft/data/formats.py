@@ -14,12 +14,13 @@ from jaxpeft.data.chat_formats import (
     tools_of,
 )
 from jaxpeft.data.columns import Fields, Record, list_of, string, value_of
-from jaxpeft.data.conversation import Conversation, Message, checked
+from jaxpeft.data.conversation import Conversation, Message, Sample, checked
+from jaxpeft.data.kinds import Kind
 from jaxpeft.data.rejects import Rejects
 from jaxpeft.data.sources import Row
 from jaxpeft.errors import InputError, suggest
 
-__all__ = ["COLUMNS", "FORMATS", "Conversation", "Message", "parse", "readable"]
+__all__ = ["COLUMNS", "FORMATS", "SFT", "Conversation", "Message", "parse", "readable"]
 
 
 def parse(
@@ -41,12 +42,16 @@ def parse(
     rejects = Rejects("data")
     parsed = readable(rows, format, fields, rejects)
     rejects.settle(len(rows))
-    return [item for _, item in parsed]
+    return [item for _, sample in parsed for item in sample.items]
 
 
 def readable(
-    rows: Sequence[Row], format: str, fields: Fields | None, rejects: Rejects
-) -> list[tuple[Row, Conversation | str]]:
+    rows: Sequence[Row],
+    format: str,
+    fields: Fields | None,
+    rejects: Rejects,
+    kind: Kind | None = None,
+) -> list[tuple[Row, Sample]]:
     """The rows that a format can read, and what each is; the order stays.
 
     Args:
@@ -55,33 +60,37 @@ def readable(
         fields: the format's name for a column -> the file's, or None for one that is
             not read.
         rejects: is given the others.
+        kind: says which formats there are; None: that of `sft`.
 
     Raises:
         InputError: the format or a field is unknown.
     """
-    if format not in FORMATS:
-        raise InputError(f"data format {format!r} is unknown{suggest(format, FORMATS)}")
-    fields = fields or {}
-    unknown = [name for name in fields if name not in COLUMNS[format]]
+    kind = kind or SFT
+    if format not in kind.readers:
+        raise InputError(
+            f"data format {format!r} is unknown{suggest(format, kind.readers)}"
+        )
+    fields, known = fields or {}, kind.fields[format]
+    unknown = [name for name in fields if name not in known]
     if unknown:
         raise InputError(
             *(
                 f"data fields: format {format} has no field {name!r}"
-                f"{suggest(name, COLUMNS[format])}"
+                f"{suggest(name, known)}"
                 for name in unknown
             )
         )
-    read, parsed = FORMATS[format], []
+    read, parsed = kind.readers[format], []
     for row in rows:
         try:
             if isinstance(row.value, str):
-                item: Conversation | str = _document(row.value, format)
+                item: Sample | Conversation | str = _document(row.value, format)
             else:
                 item = read(row.value, fields)
         except InputError as error:
             rejects.add(InputError(*(f"{row.place}: {p}" for p in error.problems)))
         else:
-            parsed.append((row, item))
+            parsed.append((row, Sample.of(item)))
     return parsed
 
 
@@ -194,3 +203,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "text": ("text",),
 }
+
+# What `objective: sft` makes of records: one example of each.
+SFT = Kind("sft", FORMATS, COLUMNS)

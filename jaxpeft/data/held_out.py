@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from jaxpeft.data.conversation import Conversation
+from jaxpeft.data.conversation import Conversation, Sample
 from jaxpeft.data.sources import Row
 from jaxpeft.errors import InputError
 
-Parsed = tuple[Row, Conversation | str]
+Parsed = tuple[Row, Sample]
 
 _NEAR = 0.1  # of what was asked for
 
@@ -21,11 +21,11 @@ def divided(
 ) -> tuple[list[Parsed], list[Parsed]]:
     """The records to train on and those held out, divided by their content.
 
-    Records that become the same conversation or document are on the same side, whatever
-    their other columns say. Held out are those whose hashes are the lowest, as many as
-    fit into `share` of all, rounded up: so a record is on one side whatever the seed,
-    the order of the file or the name of it. Where nothing fits, the smallest group of
-    equal records is held out.
+    Records that become the same conversation, document or pair of them are on the same
+    side, whatever their other columns say. Held out are those whose hashes are the
+    lowest, as many as fit into `share` of all, rounded up: so a record is on one side
+    whatever the seed, the order of the file or the name of it. Where nothing fits, the
+    smallest group of equal records is held out.
 
     Args:
         parsed: all records, and what each becomes.
@@ -39,8 +39,8 @@ def divided(
     """
     wanted = math.ceil(share * len(parsed))
     groups: dict[bytes, list[int]] = defaultdict(list)
-    for number, (_, item) in enumerate(parsed):
-        groups[_hash(_content(item))].append(number)
+    for number, (_, sample) in enumerate(parsed):
+        groups[_hash(_content(sample))].append(number)
     ranks = {key: min(_hash(parsed[n][0].value) for n in groups[key]) for key in groups}
     ranked = sorted(groups, key=lambda key: ranks[key])
     held: set[int] = set()
@@ -79,7 +79,12 @@ def remark(path: str, held: int, records: int, share: float) -> list[str]:
     ]
 
 
-def _content(item: Conversation | str) -> Any:
+def _content(sample: Sample) -> Any:
+    contents = [_content_of(item) for item in sample.items]
+    return contents if len(contents) > 1 else contents[0]
+
+
+def _content_of(item: Conversation | str) -> Any:
     return item if isinstance(item, str) else [item.messages, item.tools]
 
 

@@ -9,7 +9,9 @@ from jaxpeft import console
 from jaxpeft.data import empty_answers, formats, sources
 from jaxpeft.data.batches import Batches, EvalBatches
 from jaxpeft.data.examples import Examples, gather
+from jaxpeft.data.formats import SFT
 from jaxpeft.data.held_out import divided, remark
+from jaxpeft.data.kinds import Kind
 from jaxpeft.data.rejects import Rejects
 from jaxpeft.data.render import Example, render, special_ids
 from jaxpeft.errors import InputError
@@ -27,6 +29,7 @@ def load_train(
     batch_size: int,
     seed: int,
     vocab_size: int | None = None,
+    kind: Kind = SFT,
 ) -> Batches:
     """The training data of a configuration, read, rendered, and ready to be drawn from.
 
@@ -37,17 +40,26 @@ def load_train(
         seed: the seed of shuffling.
         vocab_size: rows of the model's embedding, in which every token has to have
             one; None: that is not checked.
+        kind: what records become.
 
     Raises:
         InputError: something is wrong with the files, records, template or tokens; the
             problems of all sources are told together.
     """
+    if section.packing and (kind.together > 1 or kind.columns):
+        beside = "that are drawn together" if kind.together > 1 else "with their values"
+        raise InputError(
+            f"data.packing: found true; this objective needs examples {beside}, a row "
+            "for each: set packing to false"
+        )
+    _check_size("training.batch_size", batch_size, kind)
     examples = _examples(
         "data.train",
         section.train,
         section,
         tokenizer,
         vocab_size,
+        kind,
         split=section.packing,
         held_out=False,
     )
@@ -69,6 +81,7 @@ def load_eval(
     *,
     batch_size: int,
     vocab_size: int | None = None,
+    kind: Kind = SFT,
 ) -> EvalBatches | None:
     """The evaluation data of a configuration, never packed; None where it has none.
 
@@ -80,6 +93,7 @@ def load_eval(
         batch_size: rows in a batch, over all devices.
         vocab_size: rows of the model's embedding, in which every token has to have
             one; None: that is not checked.
+        kind: what records become.
 
     Raises:
         InputError: something is wrong with the files, records, template or tokens; the
@@ -87,12 +101,14 @@ def load_eval(
     """
     if not section.evaluates:
         return None
+    _check_size("data.eval_batch_size", batch_size, kind)
     examples = _examples(
         "data.eval" if section.eval else "data.eval_split",
         section.eval or section.train,
         section,
         tokenizer,
         vocab_size,
+        kind,
         split=False,
         held_out=True,
     )
@@ -105,12 +121,21 @@ def load_eval(
     )
 
 
+def _check_size(key: str, batch_size: int, kind: Kind) -> None:
+    if batch_size % kind.together:
+        raise InputError(
+            f"{key}: found {batch_size}; {kind.together} examples of a record stand "
+            f"side by side in a batch: use a multiple of {kind.together}"
+        )
+
+
 def _examples(
     key: str,
     wanted: "Sequence[SourceSection]",
     section: "DataSection",
     tokenizer: "PreTrainedTokenizerBase",
     vocab_size: int | None,
+    kind: Kind,
     *,
     split: bool,
     held_out: bool,
@@ -120,7 +145,7 @@ def _examples(
     remarks: list[list[str]] = []
     for source in wanted:
         try:
-            rendered, said = _load(source, section, tokenizer, split, held_out)
+            rendered, said = _load(source, section, tokenizer, kind, split, held_out)
         except InputError as error:
             problems += error.problems
         else:
@@ -128,7 +153,7 @@ def _examples(
             remarks.append(said)
     if problems:
         raise InputError(*dict.fromkeys(problems))
-    examples = gather(loaded, remarks)
+    examples = gather(loaded, remarks, kind)
     if not examples.supervised.any():
         raise InputError(
             f"{key}: none of the {len(examples)} examples has a token left to learn "
@@ -150,13 +175,14 @@ def _load(
     source: "SourceSection",
     section: "DataSection",
     tokenizer: "PreTrainedTokenizerBase",
+    kind: Kind,
     split: bool,
     held_out: bool,
 ) -> tuple[list[Example], list[str]]:
     rejects = Rejects(source.path, skip=section.on_error == "skip")
     with console.waiting(f"reading {source.path}"):
         rows = sources.read(source.path, source.max_samples, rejects)
-        parsed = formats.readable(rows, source.format, source.fields, rejects)
+        parsed = formats.readable(rows, source.format, source.fields, rejects, kind)
     rejects.settle(len(parsed) + rejects.count)
     remarks = []
     if share := section.eval_split:
@@ -166,13 +192,14 @@ def _load(
         parsed = sides[held_out]
     remarks += empty_answers.remark(source.path, parsed, held_out=held_out)
     examples = render(
-        [item for _, item in parsed],
+        [sample for _, sample in parsed],
         [row.place for row, _ in parsed],
         tokenizer,
         max_length=section.max_length,
         train_on=section.train_on,
         split=split,
         rejects=rejects,
+        kind=kind,
     )
     if not examples:
         rejects.settle(rejects.count)
@@ -182,6 +209,7 @@ def _load(
             f"{tokenizer.name_or_path}, and the model is not taught to stop; write "
             "eos_token after the answers in its chat_template.jinja"
         )
+    remarks += kind.check(source.path, gather([("", 1.0, examples)], kind=kind))
     return examples, remarks + rejects.remark(len(examples))
 
 

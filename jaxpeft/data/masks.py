@@ -35,7 +35,7 @@ def mask_turns(
     turns: Sequence[Turn],
     special: np.ndarray,
 ) -> np.ndarray | None:
-    """The mask of the tokens of `turns`, each through its end-of-turn token.
+    """What each token counts in the loss: those of `turns`, each through its end.
 
     The end of a turn is the first special token after its content, or where the
     content is not known, the last one in it; a template without any has its turn
@@ -51,11 +51,12 @@ def mask_turns(
         special: the ids of the tokens that can end a turn.
 
     Returns:
-        The mask, (length,) bool; None if a turn's end cannot be established.
+        (length,) float32, the weight of its turn for each token, 0 outside of them;
+            None if a turn's end cannot be established.
     """
-    mask = np.zeros(len(tokens), bool)
+    weights = np.zeros(len(tokens), np.float32)
     if not len(tokens):
-        return mask
+        return weights
     ends = np.maximum.accumulate(offsets[:, 1])
     # Some tokenizers leave a token's leading space out of its offsets.
     starts = np.minimum(offsets[:, 0], np.append(offsets[0, 0], ends[:-1]))
@@ -72,8 +73,8 @@ def mask_turns(
         stop = find(of_text, turn, first, max(first, after))
         if stop is None:
             return None
-        mask[first:stop] = True
-    return mask
+        weights[first:stop] = turn.weight
+    return weights
 
 
 def _stop(of_text: _Tokens, turn: Turn, first: int, after: int) -> int | None:

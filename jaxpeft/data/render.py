@@ -1,15 +1,18 @@
 """Conversations and documents -> tokens, and which of them are learned."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from jaxpeft import console
-from jaxpeft.data.conversation import Conversation
+from jaxpeft.data.conversation import Conversation, Message, Sample
 from jaxpeft.data.documents import encode as documents_ids
+from jaxpeft.data.formats import SFT
+from jaxpeft.data.kinds import Kind
 from jaxpeft.data.masks import mask_turns
 from jaxpeft.data.rejects import Rejects
 from jaxpeft.data.template import ChatTemplate
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 _CHUNK = 2048
 
 T = TypeVar("T")
-_Encoded = tuple[np.ndarray, np.ndarray]  # tokens, supervised; uncut
+_Encoded = tuple[np.ndarray, np.ndarray]  # tokens, what each counts; uncut
 
 
 class Example(NamedTuple):
@@ -37,11 +40,15 @@ class Example(NamedTuple):
             the first, which nothing predicts.
         left_out: how many tokens more the example had before it was cut; 0: it is
             whole.
+        weights: what each token counts in the loss; None: 1 where it is supervised.
+        columns: its value in each of the kind's columns.
     """
 
     tokens: Int32[np.ndarray, " length"]
     supervised: Bool[np.ndarray, " length"]
     left_out: int
+    weights: Float32[np.ndarray, " length"] | None = None
+    columns: Mapping[str, float] = {}
 
     @property
     def truncated(self) -> bool:
@@ -50,7 +57,7 @@ class Example(NamedTuple):
 
 
 def render(
-    items: Sequence[Conversation | str],
+    items: Sequence[Sample | Conversation | str],
     places: Sequence[str],
     tokenizer: "PreTrainedTokenizerBase",
     *,
@@ -58,6 +65,7 @@ def render(
     train_on: str = "assistant",
     split: bool = False,
     rejects: Rejects | None = None,
+    kind: Kind = SFT,
 ) -> list[Example]:
     """The examples that conversations or documents make, in their order.
 
@@ -69,7 +77,7 @@ def render(
     supervised.
 
     Args:
-        items: the conversations, or the documents.
+        items: the conversations, or the documents, or samples of either.
         places: where each item stands, for messages, such as `train.jsonl:3 (row 3)`.
         tokenizer: the model's tokenizer, with its chat template.
         max_length: tokens in an example; what is longer is cut.
@@ -78,6 +86,7 @@ def render(
             being cut.
         rejects: is given the conversations that cannot be rendered; None: they are an
             error.
+        kind: says how examples are cut, and how documents end.
 
     Raises:
         InputError: there is no fast tokenizer or no chat template, or a conversation is
@@ -89,22 +98,26 @@ def render(
             f"{tokenizer.name_or_path}: this tokenizer has no tokenizer.json, which "
             "is needed to know where each token stands; convert it with transformers"
         )
+    samples = [Sample.of(item) for item in items]
     examples: list[Example] = []
-    documents = [item for item in items if isinstance(item, str)]
-    if documents:  # a format gives either these or conversations
-        with console.Work("tokenizing documents", len(documents)) as work:
-            for chunk in _chunks(documents):
-                examples += _cut(_encode_documents(chunk, tokenizer), max_length, split)
+    if samples and isinstance(samples[0].items[0], str):  # a format gives but these
+        with console.Work("tokenizing documents", len(samples)) as work:
+            for chunk in _chunks(samples):
+                documents = [str(item) for sample in chunk for item in sample.items]
+                encoded = _encode_documents(documents, tokenizer, kind)
+                examples += _examples(chunk, encoded, kind, max_length, split)
                 work.advance(len(chunk))
         return examples
     template = ChatTemplate(tokenizer)
     collected = rejects or Rejects(template.name)
-    talks = template.prepare([item for item in items if isinstance(item, Conversation)])
+    samples = _prepared(samples, template)
     seen = 0
-    with console.Work("tokenizing conversations", len(talks)) as work:
-        for chunk, rows in zip(_chunks(talks), _chunks(places)):
-            encoded = _encode_usable(chunk, rows, template, train_on, collected)
-            examples += _cut(encoded, max_length, split=False)
+    with console.Work("tokenizing conversations", len(samples)) as work:
+        for chunk, rows in zip(_chunks(samples), _chunks(places)):
+            for usable, encoded in _encode_usable(
+                chunk, rows, template, train_on, collected
+            ):
+                examples += _examples(usable, encoded, kind, max_length, split=False)
             seen += len(chunk)
             if not collected.skip:
                 collected.settle(seen)
@@ -112,56 +125,110 @@ def render(
     return examples
 
 
+def _prepared(samples: Sequence[Sample], template: ChatTemplate) -> list[Sample]:
+    talks = template.prepare([talk for sample in samples for talk in _talks(sample)])
+    prepared = iter(talks)
+    return [
+        replace(sample, items=tuple(next(prepared) for _ in sample.items))
+        for sample in samples
+    ]
+
+
+def _talks(sample: Sample) -> list[Conversation]:
+    return [item for item in sample.items if isinstance(item, Conversation)]
+
+
 def _encode_usable(
-    talks: Sequence[Conversation],
+    samples: Sequence[Sample],
     places: Sequence[str],
     template: ChatTemplate,
     train_on: str,
     rejects: Rejects,
-) -> list[_Encoded]:
-    """Those conversations that can be encoded; the others are looked for by halving."""
+) -> Iterator[tuple[Sequence[Sample], list[_Encoded]]]:
+    """Those samples that can be encoded; the others are looked for by halving."""
     try:
-        return _encode_conversations(talks, places, template, train_on)
+        talks = [talk for sample in samples for talk in _talks(sample)]
+        of_talks = [p for p, s in zip(places, samples, strict=True) for _ in s.items]
+        yield samples, _encode_conversations(talks, of_talks, template, train_on)
     except InputError as error:
-        if len(talks) == 1:
+        if len(samples) == 1:
             rejects.add(error)
-            return []
-    half = len(talks) // 2
-    return [
-        encoded
-        for part in (slice(half), slice(half, None))
-        for encoded in _encode_usable(
-            talks[part], places[part], template, train_on, rejects
-        )
-    ]
+            return
+        half = len(samples) // 2
+        for part in (slice(half), slice(half, None)):
+            yield from _encode_usable(
+                samples[part], places[part], template, train_on, rejects
+            )
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[at : at + _CHUNK] for at in range(0, len(items), _CHUNK))
 
 
-def _cut(encoded: Sequence[_Encoded], max_length: int, split: bool) -> list[Example]:
-    examples = []
-    for tokens, supervised in encoded:
-        pieces = range(0, max(len(tokens), 1), max_length) if split else (0,)
-        for at in pieces:
-            mask = supervised[at : at + max_length].copy()
-            mask[:1] = False
-            left_out = 0 if split else max(len(tokens) - max_length, 0)
-            examples.append(Example(tokens[at : at + max_length], mask, left_out))
-    return examples
+def _examples(
+    samples: Sequence[Sample],
+    encoded: Sequence[_Encoded],
+    kind: Kind,
+    max_length: int,
+    split: bool,
+) -> Iterator[Example]:
+    """The examples of each sample, cut at `max_length` or split there."""
+    following = iter(encoded)
+    for sample in samples:
+        own = [next(following) for _ in sample.items]
+        for piece, left_out in _pieces(own, kind, max_length, split):
+            yield _example(piece, left_out, sample)
+
+
+def _pieces(
+    own: Sequence[_Encoded], kind: Kind, max_length: int, split: bool
+) -> Iterator[tuple[_Encoded, int]]:
+    """The parts of a sample's examples that stay, and how much each has lost."""
+    if split:
+        for tokens, weights in own:
+            for at in range(0, max(len(tokens), 1), max_length):
+                stop = at + max_length
+                yield (tokens[at:stop], weights[at:stop]), 0
+        return
+    prompts = [_prompt(weights) for _, weights in own]
+    answers = [len(tokens) - p for (tokens, _), p in zip(own, prompts, strict=True)]
+    # Alike for all of them: an answer is weighed against another of the same prompt.
+    room = max(max_length - max(answers, default=0), max_length // 2)
+    is_over = any(len(tokens) > max_length for tokens, _ in own)
+    for (tokens, weights), prompt in zip(own, prompts, strict=True):
+        first = max(prompt - room, 0) if is_over and kind.cuts == "prompt" else 0
+        kept = tokens[first : first + max_length]
+        left_out = len(tokens) - len(kept)
+        yield (kept, weights[first : first + max_length]), left_out
+
+
+def _prompt(weights: np.ndarray) -> int:
+    """How many tokens stand before the first that is learned."""
+    learned = np.flatnonzero(weights)
+    return int(learned[0]) if len(learned) else len(weights)
+
+
+def _example(piece: _Encoded, left_out: int, sample: Sample) -> Example:
+    tokens, own = piece
+    weights = own * np.float32(sample.weight)
+    weights[:1] = 0
+    supervised = weights > 0
+    is_plain = bool((weights == supervised).all())
+    return Example(
+        tokens, supervised, left_out, None if is_plain else weights, sample.columns
+    )
 
 
 def _encode_documents(
-    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
+    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", kind: Kind
 ) -> list[_Encoded]:
-    eos = tokenizer.eos_token_id
+    eos = tokenizer.eos_token_id if kind.ends_documents else None
     documents = []
     for ids in documents_ids(texts, tokenizer):
         if eos is not None and (not ids or ids[-1] != eos):
             ids = [*ids, eos]
         tokens = np.array(ids, np.int32)
-        documents.append((tokens, np.ones(len(tokens), bool)))
+        documents.append((tokens, np.ones(len(tokens), np.float32)))
     return documents
 
 
@@ -181,27 +248,27 @@ def _encode_conversations(
     )
     tokens = [np.array(ids, np.int32) for ids in encoded["input_ids"]]
     if train_on == "all":
-        return [(ids, np.ones(len(ids), bool)) for ids in tokens]
+        return [(ids, np.ones(len(ids), np.float32)) for ids in tokens]
 
     special = special_ids(template.tokenizer)
     turns_of_each = _learned_turns(talks, texts, places, template)
-    masks = []
+    weighed = []
     for i, turns in enumerate(turns_of_each):
         offsets = np.array(encoded["offset_mapping"][i], np.int64)
-        mask = (
+        weights = (
             None
             if turns is None
             else mask_turns(texts[i], tokens[i], offsets, turns, special)
         )
-        if mask is None:
+        if weights is None:
             raise InputError(
                 f"{places[i]}: cannot tell the assistant's turns apart in what the "
                 f"chat template of {template.name} makes of this conversation (it "
                 "rewrites earlier turns); mark them with {% generation %} in the "
                 "template, or set data.train_on: all"
             )
-        masks.append(mask)
-    return list(zip(tokens, masks, strict=True))
+        weighed.append(weights)
+    return list(zip(tokens, weighed, strict=True))
 
 
 def _learned_turns(
@@ -220,11 +287,15 @@ def _learned_turns(
         with contextlib.suppress(InputError):
             (turns,) = find_turns(template, [talk], [text], [place])
         # Whose turn a block is, is not known where some are not learned.
-        is_whole = not any("weight" in message for message in talk.messages)
+        is_whole = not any(map(_has_weight, talk.messages))
         blocks = template.generation_blocks(talk, text) if is_whole else []
         parts = narrowed(turns, blocks, len(text)) if blocks else []
         turns_of_each.append(parts or turns)
     return turns_of_each
+
+
+def _has_weight(message: Message) -> bool:
+    return "weight" in message or "loss_weight" in message
 
 
 def special_ids(tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jaxpeft.data.contents import Layout, after_mark, layout, variants
-from jaxpeft.data.conversation import Conversation, Message, is_learned
+from jaxpeft.data.conversation import Conversation, Message, is_learned, weight_of
 from jaxpeft.data.template import ChatTemplate, until
 from jaxpeft.errors import InputError
 
@@ -27,6 +27,7 @@ class Turn(NamedTuple):
         stop: where the next message begins, or the text ends.
         is_exact: whether `stop` is certain; else it is only an upper bound.
         block_end: where a `{% generation %}` block in it ends; None: there is none.
+        weight: what each of its tokens counts in the loss.
     """
 
     start: int
@@ -34,6 +35,7 @@ class Turn(NamedTuple):
     stop: int
     is_exact: bool = True
     block_end: int | None = None
+    weight: float = 1.0
 
 
 def find_turns(
@@ -154,7 +156,9 @@ def by_prefix(
             content_end = known if inside else content_end
         if content_end is None and not is_exact:
             return None
-        turns.append(Turn(start, content_end, stop, is_exact))
+        turns.append(
+            Turn(start, content_end, stop, is_exact, weight=weight_of(message))
+        )
     return turns
 
 
@@ -225,7 +229,8 @@ def by_placeholders(
         gap_start = spans[at - 1][1] if at else 0
         start = gap_start + _common_prefix(found.gaps[at], header)
         stop = spans[at + 1][0] if at + 1 < len(spans) else len(text)
-        turns.append(Turn(start, spans[at][1], stop, is_exact=stop == len(text)))
+        weight = weight_of(conversation.messages[i])
+        turns.append(Turn(start, spans[at][1], stop, stop == len(text), weight=weight))
     return turns
 
 

@@ -325,14 +325,16 @@ def _sizes() -> dict[str, int]:
     return {} if mesh.empty or mesh.size == 1 else dict(mesh.shape)
 
 
-def of_batch(mesh: Mesh, ndim: int) -> NamedSharding:
+def of_batch(mesh: Mesh, ndim: int, has_seq: bool = True) -> NamedSharding:
     """The sharding of an array (..., batch, seq), its sequences over "data" and "fsdp".
 
     Args:
         mesh: the device mesh.
-        ndim: the number of the array's axes, 2 or more.
+        ndim: the number of axes of (..., batch, seq), 2 or more.
+        has_seq: whether the array has the last of them.
     """
-    return NamedSharding(mesh, PartitionSpec(*[None] * (ndim - 2), BATCH, None))
+    seq = (None,) if has_seq else ()
+    return NamedSharding(mesh, PartitionSpec(*[None] * (ndim - 2), BATCH, *seq))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -362,11 +364,15 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     """A batch on the devices, its sequences split over "data" and "fsdp".
 
     Args:
-        batch: name -> (..., batch, seq), such as (accumulation, batch, seq).
+        batch: name -> (..., batch, seq), such as (accumulation, batch, seq), or (...,
+            batch) of what is one value a sequence; `tokens` is among them.
         mesh: the device mesh.
     """
-
-    return {name: _put(x, of_batch(mesh, x.ndim)) for name, x in batch.items()}
+    ndim = batch["tokens"].ndim
+    return {
+        name: _put(x, of_batch(mesh, ndim, has_seq=x.ndim == ndim))
+        for name, x in batch.items()
+    }
 
 
 def check_batch(sequences: int, mesh: Mesh, key: str) -> None:

@@ -36,19 +36,32 @@ class Loss(NamedTuple):
     metrics: Mapping[str, tuple[Array, Array]] = {}
 
 
-def row_shapes(shape: Shape, packing: bool) -> dict[str, jax.ShapeDtypeStruct]:
+def row_shapes(
+    shape: Shape,
+    packing: bool,
+    columns: Mapping[str, str] | None = None,
+    weights: bool = False,
+) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch of rows of tokens, see `data.batches`.
 
     Args:
         shape: of each array, such as (accumulation, batch, seq).
         packing: whether a row holds several examples, which `segments` number.
+        columns: {name: dtype} of the kind's columns, which have no axis `seq`.
+        weights: whether tokens count unlike in the loss.
 
     Returns:
         {name: its shape and dtype}.
     """
     kinds = {"tokens": jnp.int32, "targets": jnp.int32, "positions": jnp.int32}
     kinds |= {"supervised": jnp.bool_} | ({"segments": jnp.int32} if packing else {})
-    return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
+    kinds |= {"weights": jnp.float32} if weights else {}
+    arrays = {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
+    beside = {
+        name: jax.ShapeDtypeStruct(shape[:-1], dtype)
+        for name, dtype in (columns or {}).items()
+    }
+    return arrays | beside
 
 
 def nothing(params: Any) -> Any:
@@ -78,8 +91,9 @@ class Objective:
         held: params -> what it keeps frozen besides the base, such as a reference; made
             before the first step, and given to `loss` and `sums`. Copies (`jnp.copy`)
             of what trains: the steps overwrite that in place.
-        load_train: as `data.load_train`.
-        load_eval: as `data.load_eval`.
+        load_train: as `data.load_train`; `functools.partial(data.load_train, kind=K)`
+            of an objective with a kind of its own.
+        load_eval: as `data.load_eval`, likewise.
         batch_shapes: (shape, packing) -> the arrays of a batch. Every batch has
             `tokens`, and `segments` while it is still on the host: 0 is padding.
     """

@@ -101,9 +101,11 @@ class Step:
 
     def _batch(self, size: tuple[int, int, int], packing: bool) -> dict[str, Any]:
         shapes = self.objective.batch_shapes(size, packing)
+        places = {
+            has: sharding.of_batch(self.mesh, len(size), has) for has in (True, False)
+        }
         return jax.tree.map(
-            lambda x: x.update(sharding=sharding.of_batch(self.mesh, len(x.shape))),
-            shapes,
+            lambda x: x.update(sharding=places[len(x.shape) == len(size)]), shapes
         )
 
     def build(self) -> tuple[Any, Any]:

@@ -241,4 +241,7 @@ def _widened(batch: data.Batch, width: int) -> data.Batch:
     """The batch with padding on the right, up to so many tokens."""
     more = width - batch["tokens"].shape[-1]
     # Any token would do there: no segment, so nothing sees it and nothing is learned.
-    return {name: np.pad(x, ((0, 0), (0, more))) for name, x in batch.items()}
+    return {
+        name: np.pad(x, ((0, 0), (0, more))) if x.ndim > 1 else x
+        for name, x in batch.items()
+    }

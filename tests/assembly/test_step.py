@@ -32,7 +32,8 @@ def examples():
     return Examples(
         tokens=rng.integers(1, 61, total).astype(np.int32),
         supervised=rng.random(total) < 0.5,
-        starts=np.cumsum([0, *LENGTHS]),
+        starts=np.cumsum([0, *LENGTHS[:-1]]),
+        lengths=np.array(LENGTHS),
         left_out=np.zeros(len(LENGTHS), np.int32),
         sources=(),
     )

@@ -45,7 +45,7 @@ def learned_each(items, tokenizer, **kw):
     """Those of several items, which are rendered together."""
     kw = {"max_length": 4096} | kw
     found = []
-    for tokens, supervised, _ in render(items, ["r"] * len(items), tokenizer, **kw):
+    for tokens, supervised, *_ in render(items, ["r"] * len(items), tokenizer, **kw):
         edges = np.flatnonzero(np.diff(np.concatenate([[False], supervised, [False]])))
         stretches = zip(edges[::2], edges[1::2])
         found.append([tokenizer.decode(tokens[a:b]) for a, b in stretches])

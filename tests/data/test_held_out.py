@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jaxpeft.data.conversation import Sample
 from jaxpeft.data.held_out import _hash, divided, remark
 from jaxpeft.data.sources import Row
 from jaxpeft.errors import InputError
@@ -11,7 +12,8 @@ from jaxpeft.errors import InputError
 
 def record(n, **more):
     """A record that becomes a document, and has a column that nobody reads."""
-    return Row({"text": f"record {n}", "n": n, **more}, f"row {n}"), f"record {n}"
+    row = Row({"text": f"record {n}", "n": n, **more}, f"row {n}")
+    return row, Sample((f"record {n}",))
 
 
 ROWS = [record(n) for n in range(1000)]
@@ -47,7 +49,7 @@ def test_equal_records_are_on_one_side():
 def test_records_are_equal_by_what_is_trained_on():
     rows = [record(n, id=k) for n in range(300) for k in range(2)]
     train, held = divided(rows, 0.3)
-    assert not {item for _, item in train} & {item for _, item in held}
+    assert not {s.items for _, s in train} & {s.items for _, s in held}
     assert len(held) == 180
     # Without equal ones it is the lowest hashes of the whole records.
     lowest = sorted(ROWS, key=lambda one: _hash(one[0].value))[:100]
@@ -59,7 +61,7 @@ def test_many_equal_records_leave_the_share_near(kinds):
     """50 equal ones and others, of which some are held out until the share is met."""
     rows = [record(0)] * 50 + [record(1 + n % kinds) for n in range(50)]
     train, held = divided(rows, 0.5)
-    assert not {item for _, item in train} & {item for _, item in held}
+    assert not {s.items for _, s in train} & {s.items for _, s in held}
     assert len(train) + len(held) == 100
     assert 49 <= len(held) <= 50 or (kinds == 3 and len(held) >= 32)
     assert not remark("d.json", 50, 100, 0.5)

@@ -150,7 +150,7 @@ def test_a_system_prompt_is_never_learned(tokenizer_with, template, special):
 def test_generation_prompt_plus_learned_tokens_are_the_conversation(tokenizer):
     """What is learned is what generation continues with."""
     conversation = talk("Hi there", "Hello!")
-    tokens, supervised, _ = one(conversation, tokenizer)
+    tokens, supervised, *_ = one(conversation, tokenizer)
     prompt = tokenizer.apply_chat_template(
         conversation.messages[:1], add_generation_prompt=True
     )["input_ids"]
