@@ -22,7 +22,7 @@ from jaxpeft.assembly.step import (
     TrainState,
     TrainStep,
 )
-from jaxpeft.models import ModelConfig
+from jaxpeft.models import ModelConfig, noise
 from jaxpeft.objectives import Objective
 from jaxpeft.optim.rule import Context, Leafwise, Place, Tensor
 
@@ -76,7 +76,8 @@ def make_fused_train_step(
         state: TrainState, frozen: Frozen, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         micro = {name: leaf[0] for name, leaf in batch.items()}
-        run = _forward(state.params, micro, cfg, objective)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0)
+        run = _forward(state.params, micro, cfg, objective, key)
         factor, finite = jnp.ones((), jnp.float32), jnp.isfinite(run.value)
         backward = _Backward(run, state, leafwise)
         if max_grad_norm is not None:
@@ -91,15 +92,17 @@ def make_fused_train_step(
 
 
 def _forward(
-    params: Any, micro: Batch, cfg: ModelConfig, objective: Objective
+    params: Any, micro: Batch, cfg: ModelConfig, objective: Objective, key: Array
 ) -> _Forward:
     weights, tied = params["model"], "lm_head" not in params
-    tokens = micro["tokens"]
     block = models.make_block(cfg, micro["positions"], micro.get("segments"))
-    x, embed_back = jax.vjp(
-        lambda w: models.embed(w, tokens, micro["positions"], cfg),
-        weights["embed_tokens"],
-    )
+
+    def embed(embedding: Any) -> Array:
+        if objective.embedding_noise is not None:
+            embedding = noise.beside(embedding, objective.embedding_noise, key)
+        return models.embed(embedding, micro["tokens"], micro["positions"], cfg)
+
+    x, embed_back = jax.vjp(embed, weights["embed_tokens"])
 
     def layer(x: Array, layer: tuple[Any, Array]) -> tuple[Array, Array]:
         return block(x, *layer), x

@@ -31,11 +31,13 @@ class To:
         key: our dotted key.
         convert: makes our value of theirs.
         remark: what is not quite the same; empty: nothing.
+        off: the values at which it asks for nothing.
     """
 
     key: str
     convert: Callable[[Any], Any] = _same
     remark: str = ""
+    off: tuple[Any, ...] = (None,)
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class Draft:
 
     def _apply(self, key: str, value: Any, row: Row) -> None:
         if isinstance(row, To):
-            if value is not None:
+            if truth(value) not in row.off:
                 self.set(row.key, row.convert(value), row.remark)
         elif isinstance(row, Idle):
             self.skip(key, row.why)

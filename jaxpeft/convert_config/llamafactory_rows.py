@@ -5,7 +5,7 @@ https://github.com/hiyouga/LLaMA-Factory/tree/main/src/llamafactory/hparams
 
 from jaxpeft.convert_config import trainer
 from jaxpeft.convert_config.columns import TEXT_ONLY
-from jaxpeft.convert_config.draft import Idle, Refused, Row, Without
+from jaxpeft.convert_config.draft import Idle, Refused, Row, To, Without
 
 _GENERATE = "an option of `python -m jaxpeft.generate`"
 _EXPORT = "an option of `python -m jaxpeft.export`"
@@ -15,7 +15,7 @@ _CACHE = "nothing tokenized is kept: it is done again in seconds"
 _RAY = "start the processes with scripts/slurm.sbatch or scripts/launch_local.sh"
 _KT = "nothing runs on the CPU beside a GPU here; `plan` says what fits"
 _VOCABULARY = "add them to the tokenizer first, then jaxpeft export --tokenizer"
-_LOSS = "the loss is plain cross entropy"
+_LOSS = "the loss is cross entropy, or that of dft (objective.loss_type)"
 _BLOCKS = "choose optimizer.name adalomo or adamw_8bit, which need as little memory"
 _FP8 = "nothing is computed in 8-bit floats; model.quantization: int8 stores so"
 _BENCHMARK = (
@@ -109,7 +109,7 @@ ROWS: dict[str, Row] = {
     "oft_target": Idle("of finetuning_type oft"),
     "use_llama_pro": Refused("expanded blocks cannot be trained alone; use lora"),
     "use_mca": Idle(_SPEED),
-    "use_dft_loss": Without(_LOSS),
+    "use_dft_loss": To("objective.loss_type", lambda _: "dft", off=(None, False)),
     "use_asft_loss": Without(_LOSS),
     "asft_alpha": Idle(_LOSS),
     "use_eaft_loss": Without(_LOSS),

@@ -65,11 +65,8 @@ ROWS: dict[str, Row] = {
     "half_precision_backend": Idle(_SPEED),
     "fp16_opt_level": Idle(_SPEED),
     "fp16_backend": Idle(_SPEED),
-    "label_smoothing_factor": Without("the loss is plain cross entropy"),
-    "neftune_noise_alpha": Without(
-        "no noise is added to embeddings; against overfitting: adapter.lora_dropout, "
-        "optimizer.weight_decay, training.early_stopping_patience"
-    ),
+    "label_smoothing_factor": To("objective.label_smoothing", off=(None, 0)),
+    "neftune_noise_alpha": To("objective.neftune_noise_alpha", off=(None, 0)),
     "auto_find_batch_size": Without(
         "`python -m jaxpeft.plan --config FILE --device-memory GB` says what fits"
     ),

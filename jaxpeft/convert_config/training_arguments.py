@@ -43,9 +43,7 @@ SFT: dict[str, Row] = {
     "chat_template_path": Without(_TOKENIZER),
     "eos_token": Without(_TOKENIZER),
     "pad_token": Idle("masks go by position; which token pads does not matter"),
-    "loss_type": Without(
-        "the loss is plain cross entropy", off=(None, "nll", "chunked_nll")
-    ),
+    "loss_type": To("objective.loss_type", off=(None, "nll", "chunked_nll")),
     "activation_offloading": Without(
         "nothing is kept in the host's memory; model.remat says what is computed again"
     ),

@@ -38,6 +38,7 @@ from jaxpeft.models import (
 from jaxpeft.models.cache import Cache, init_cache, start_cache
 from jaxpeft.models.head import Logits, head
 from jaxpeft.models.layer import norm
+from jaxpeft.models.noise import Noise, with_noise
 from jaxpeft.models.resize import resize_embeddings
 from jaxpeft.models.spec import Experts, ModelConfig, ParamSpec, Rope
 from jaxpeft.models.transformer import (
@@ -96,6 +97,7 @@ __all__ = [
     "Experts",
     "Logits",
     "ModelConfig",
+    "Noise",
     "ParamSpec",
     "Rope",
     "config",
@@ -114,6 +116,7 @@ __all__ = [
     "shapes",
     "specs_with_head",
     "start_cache",
+    "with_noise",
 ]
 
 

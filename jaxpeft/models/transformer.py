@@ -16,6 +16,7 @@ from jaxpeft.models import past, rope, stacks
 from jaxpeft.models.attention import Scores, attend
 from jaxpeft.models.head import head
 from jaxpeft.models.layer import Params, apply_layer, norm
+from jaxpeft.models.noise import NOISE
 from jaxpeft.models.past import Past, virtual_count
 from jaxpeft.models.spec import ModelConfig
 from jaxpeft.models.weights import param_specs
@@ -175,7 +176,7 @@ def embed(weights: Params, tokens: Array, positions: Array, cfg: ModelConfig) ->
     """What the first layer reads: the tokens' embeddings, scaled as the family does.
 
     Args:
-        weights: of the module `embed_tokens`.
+        weights: of the module `embed_tokens`, perhaps with `Noise` beside them.
         tokens: (batch, seq) int32.
         positions: (batch, seq) int32, read where the embedding of places is learned.
 
@@ -186,4 +187,5 @@ def embed(weights: Params, tokens: Array, positions: Array, cfg: ModelConfig) ->
     if "positions" in weights:
         x = x + sharding.split_looked_up(weights["positions"][positions])
     x = x.astype(cfg.activation_dtype or x.dtype)
-    return x if cfg.embedding_scale is None else x * cfg.embedding_scale
+    x = x if cfg.embedding_scale is None else x * cfg.embedding_scale
+    return weights[NOISE].added_to(x) if NOISE in weights else x

@@ -88,6 +88,8 @@ class Objective:
         from_hidden: (hidden, head, micro-batch) -> Loss, of objectives whose loss reads
             nothing but the last hidden states (batch, seq, hidden) of one forward pass
             and the head; the fused backward pass needs it. None: it does more.
+        embedding_noise: the alpha of the noise (`models.Noise`) that such an objective
+            adds to the embeddings in training; None: none.
         held: params -> what it keeps frozen besides the base, such as a reference; made
             before the first step, and given to `loss` and `sums`. Copies (`jnp.copy`)
             of what trains: the steps overwrite that in place.
@@ -103,6 +105,7 @@ class Objective:
     report: Callable[[Any], dict[str, float]]
     in_words: Callable[[Mapping[str, float]], str]
     from_hidden: Callable[[Array, Any, Micro], Loss] | None = None
+    embedding_noise: float | None = None
     held: Callable[[Any], Any] = nothing
     load_train: Callable[..., data.Batches] = data.load_train
     load_eval: Callable[..., data.EvalBatches | None] = data.load_eval

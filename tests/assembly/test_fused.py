@@ -13,7 +13,8 @@ import pytest
 
 from jaxpeft import models, optim
 from jaxpeft.assembly.fused import make_fused_train_step
-from jaxpeft.assembly.step import Frozen, TrainState, make_train_step
+from jaxpeft.assembly.step import SFT, Frozen, TrainState, make_train_step
+from jaxpeft.objectives import sft
 from jaxpeft.optim.layout import Layout
 from jaxpeft.optim.make import STACKED, decayed
 
@@ -80,16 +81,21 @@ def test_every_rule_can_be_fused(make_llama, name):
     compare(make_llama(**SIZES), name, 0.1)
 
 
-def compare(model, name, limit):
+@pytest.mark.parametrize("settings", [{"loss_type": "dft"}, {"label_smoothing": 0.1}])
+def test_losses_of_other_forms_and_noise(make_llama, settings):
+    objective = sft(**settings, neftune_noise_alpha=5.0)
+    compare(make_llama(**SIZES), "adalomo", None, objective)
+
+
+def compare(model, name, limit, objective=SFT):
     batches = [batch_of(61, seed=seed) for seed in range(3)]
     tx = RULES[name]()
     clipped = tx if limit is None else optax.chain(optax.clip_by_global_norm(limit), tx)
     expected, before = taken(
-        make_train_step(model.cfg, clipped), clipped, model.params, batches
+        make_train_step(model.cfg, clipped, objective), clipped, model.params, batches
     )
-    found, after = taken(
-        make_fused_train_step(model.cfg, tx.leafwise, limit), tx, model.params, batches
-    )
+    fused = make_fused_train_step(model.cfg, tx.leafwise, limit, objective)
+    found, after = taken(fused, tx, model.params, batches)
     moved = apart(expected.params, model.params)
     far = apart(expected.params, found.params)
     LOG.info("%s: moved %.2g, apart %.1e", name, moved, far)

@@ -272,6 +272,11 @@ def test_all_that_is_refused_is_told_at_once(convert, data_folder):
 
 # One key or a few: what becomes of it.
 KEYS = [
+    (
+        {"label_smoothing_factor": 0.1, "neftune_noise_alpha": 5},
+        {"objective.label_smoothing": 0.1, "objective.neftune_noise_alpha": 5},
+    ),
+    ({"use_dft_loss": True}, {"objective.loss_type": "dft"}),
     ({"finetuning_type": "full", "pure_bf16": True}, {"adapter.method": "full"}),
     (
         {"finetuning_type": "freeze"},
@@ -415,7 +420,6 @@ def test_a_key_becomes_ours(changes, ours, convert, value, data_folder):
 WITHOUT = {
     "val_size": 500,
     "mask_history": True,
-    "neftune_noise_alpha": 5,
     "use_badam": True,
     "streaming": True,
     "add_tokens": "<a>",
@@ -424,8 +428,6 @@ WITHOUT = {
     "model_revision": "v2",
     "report_to": "swanlab",
     "push_to_hub": True,
-    "use_dft_loss": True,
-    "label_smoothing_factor": 0.1,
     "adapter_name_or_path": "a,b",
     "save_strategy": "epoch",
     "early_stopping_steps": 3,

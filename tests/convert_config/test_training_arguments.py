@@ -112,8 +112,6 @@ ASKED = {
     "auto_find_batch_size": True,
 }
 MISSING = {
-    "label_smoothing_factor",
-    "neftune_noise_alpha",
     "report_to: mlflow",
     "eval_delay",
     "save_strategy",
@@ -137,6 +135,8 @@ def test_fields_that_ask_for_something(arguments, converted, value):
         "optimizer.target_modules": ["self_attn"],
         "optimizer.weight_decay": 0.0,  # the Trainer gives GaLore none
         "optimizer.max_grad_norm": 0.5,
+        "objective.label_smoothing": 0.1,
+        "objective.neftune_noise_alpha": 5.0,
         "schedule.name": "cosine_with_min_lr",
         "schedule.min_lr": 1e-6,
         "schedule.warmup_ratio": 0.1,
@@ -185,6 +185,9 @@ def test_the_fields_of_trl_s_sft_config(arguments, converted, value):
     assert value(done.cfg, "data.max_length") == 512
     assert value(done.cfg, "data.packing") is True
     assert value(done.cfg, "data.train_on") == "assistant"
+    assert "objective" not in done.text
+    done = converted(arguments(), **sft | {"loss_type": "dft"})
+    assert value(done.cfg, "objective.loss_type") == "dft"
     done = converted(arguments(), **sft | {"assistant_only_loss": False})
     assert value(done.cfg, "data.train_on") == "all"
 

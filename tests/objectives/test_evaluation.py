@@ -10,7 +10,7 @@ from jaxpeft.objectives.token_loss import TokenSums
 
 
 def sums(nll, correct, count):
-    return TokenSums(*(jnp.float32(x) for x in (nll, correct, count)))
+    return TokenSums(*(jnp.float32(x) for x in (nll, correct, count, count)))
 
 
 def losses(parts):
