@@ -1,5 +1,6 @@
 """Rotation angles against transformers' own module, for every kind of scaling."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from jaxpeft import models
+from jaxpeft import hardware, models
 from jaxpeft.models import rope
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -85,3 +86,23 @@ def test_rotation_keeps_lengths_and_depends_on_distances():
     np.testing.assert_allclose(jnp.sum(at(q, 9) ** 2), jnp.sum(q**2), rtol=1e-5)
     near, far = (jnp.sum(at(q, m) * at(k, n)) for m, n in ((7, 3), (104, 100)))
     np.testing.assert_allclose(near, far, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("half", [8, 5])
+def test_what_a_tpu_computes_is_the_same(monkeypatch, dtype, interleaved, half):
+    rng = np.random.default_rng(1)
+    x, dy = (jnp.asarray(rng.normal(size=(2, 7, 3, 16)), dtype) for _ in range(2))
+    angles = rng.normal(size=(2, 7, half))
+    cos, sin = (jnp.asarray(f(angles), jnp.float32) for f in (np.cos, np.sin))
+
+    def both(platform):
+        target = hardware.Target(platform, "any", 1)
+        monkeypatch.setattr(hardware, "current", lambda: target)
+        y, back = jax.vjp(lambda x: rope.rotate(x, cos, sin, interleaved), x)
+        return y, *back(dy)
+
+    for found, expected in zip(both("tpu"), both("cpu"), strict=True):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
