@@ -13,7 +13,7 @@ import pytest
 import torch
 from jax.extend.core import jaxprs_in_params
 
-from jaxpeft import models
+from jaxpeft import hardware, models
 from jaxpeft.objectives.token_loss import nll_sum
 
 LLAMA3 = {
@@ -141,6 +141,26 @@ def test_rematerialization_changes_memory_alone(llama):
         ):
             scale = float(np.max(np.abs(wanted)))
             np.testing.assert_allclose(found, wanted, atol=1e-5 * scale, rtol=1e-5)
+
+
+def test_an_embedding_that_is_the_head_is_read_as_it_lies(make_llama, monkeypatch):
+    _, cfg, params = make_llama(tie_word_embeddings=True)
+    hidden = np.random.default_rng(1).normal(size=(2, 37, cfg.hidden_size))
+    hidden, targets = hidden.astype(np.float32), np.roll(TOKENS, -1, axis=1)
+    supervised = np.random.default_rng(2).random(TOKENS.shape) < 0.6
+
+    def loss(params, hidden):
+        return nll_sum(hidden, models.head(params, cfg), targets, supervised)
+
+    expected = jax.value_and_grad(loss, argnums=(0, 1))(params, hidden)
+    target = hardware.Target("tpu", "any", 1)
+    monkeypatch.setattr(hardware, "current", lambda: target)
+    kernel = models.head(params, cfg)
+    assert kernel.table is params["model"]["embed_tokens"]["embedding"]
+    assert kernel.shape == (cfg.hidden_size, cfg.vocab_size)
+    found = jax.value_and_grad(loss, argnums=(0, 1))(params, hidden)
+    for here, there in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(here, there, atol=1e-5, rtol=1e-5)
 
 
 def equations(jaxpr):
