@@ -217,7 +217,7 @@ def _missing(cfg: RunConfig) -> list[str]:
     problems = []
     for source in (*cfg.data.train, *(cfg.data.eval or ())):
         try:
-            sources.found(source.path)
+            sources.found(sources.source_of(source))
         except InputError as error:
             problems += error.problems
     return list(dict.fromkeys(problems))

@@ -11,11 +11,26 @@ from jaxpeft.config.base import Count, Place, Positive, Section, Text
 
 
 class SourceSection(Section):
-    """One file of examples."""
+    """One source of examples."""
 
     path: Place = Field(
-        description="a json, jsonl, csv, parquet or txt file, also .gz and .zst, or a "
-        "folder of them",
+        description="a json, jsonl, csv, parquet or txt file, also .gz and .zst, a "
+        "folder of them, or the hub id of a data set",
+        json_schema_extra=keys.CONTENT,
+    )
+    name: Text | None = Field(
+        default=None,
+        description="which configuration of a data set; null: the only one",
+        json_schema_extra=keys.CONTENT,
+    )
+    split: Text | None = Field(
+        default=None,
+        description="which rows of a data set, such as test or train[:5%]; null: train",
+        json_schema_extra=keys.CONTENT,
+    )
+    revision: Text | None = Field(
+        default=None,
+        description="commit, tag or branch of a data set of the hub; null: the newest",
         json_schema_extra=keys.CONTENT,
     )
     format: Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"] = (

@@ -179,9 +179,10 @@ def _load(
     split: bool,
     held_out: bool,
 ) -> tuple[list[Example], list[str]]:
-    rejects = Rejects(source.path, skip=section.on_error == "skip")
-    with console.waiting(f"reading {source.path}"):
-        rows = sources.read(source.path, source.max_samples, rejects)
+    origin = sources.source_of(source)
+    rejects = Rejects(str(origin), skip=section.on_error == "skip")
+    with console.waiting(f"reading {origin}"):
+        rows = sources.read(origin, source.max_samples, rejects)
         parsed = formats.readable(rows, source.format, source.fields, rejects, kind)
     rejects.settle(len(parsed) + rejects.count)
     remarks = []

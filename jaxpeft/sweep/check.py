@@ -90,8 +90,11 @@ def complaints(cfg: RunConfig, seen: Seen) -> Iterator[str]:
     start = cfg.adapter.init_from
     if start is not None:
         yield from attempt(("start", start), lambda: hf.resolve(start))[1]
-    for path in (source.path for source in [*cfg.data.train, *(cfg.data.eval or ())]):
-        yield from attempt(("data", path), lambda path=path: sources.found(path))[1]
+    for one in (*cfg.data.train, *(cfg.data.eval or ())):
+        source = sources.source_of(one)
+        yield from attempt(
+            ("data", repr(source)), lambda one=source: sources.found(one)
+        )[1]
 
 
 def _check_settings(cfg: RunConfig) -> None:

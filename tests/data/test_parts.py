@@ -193,9 +193,9 @@ def test_a_folder_that_holds_a_file_twice(write, tmp_path):
     assert [row.value for row in rows] == [{"a": 1}, {"a": 2}]
     write("some/1.jsonl.gz", b"")
     with pytest.raises(InputError, match=r"1\.jsonl and, packed, 1\.jsonl\.gz"):
-        sources.found(str(tmp_path / "some"))
+        sources.found(sources.Source(str(tmp_path / "some")))
     with pytest.raises(InputError, match=r"cannot read '\.gz'"):
-        sources.found(write("d.parquet.gz", b""))
+        sources.read(write("d.parquet.gz", b""))
 
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.csv", "d.txt", "d.parquet"])

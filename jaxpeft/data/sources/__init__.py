@@ -1,4 +1,4 @@
-"""Data files -> rows, a part at a time: json, jsonl, csv, txt and parquet, strictly.
+"""Sources -> rows, a part at a time: files, folders and data sets of the hub, strictly.
 
 Whatever cannot be read exactly is refused with `file:line`; nothing is repaired or
 skipped in silence.
@@ -6,6 +6,7 @@ skipped in silence.
 
 from jaxpeft.data.sources.files import found
 from jaxpeft.data.sources.part import Part, Row
-from jaxpeft.data.sources.reading import parts, read
+from jaxpeft.data.sources.reading import identity, parts, read
+from jaxpeft.data.sources.source import Source, source_of
 
-__all__ = ["Part", "Row", "found", "parts", "read"]
+__all__ = ["Part", "Row", "Source", "found", "identity", "parts", "read", "source_of"]

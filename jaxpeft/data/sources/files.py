@@ -1,13 +1,17 @@
 """Which files a source's name means."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxpeft.config import paths
 from jaxpeft.data.sources.opened import PACKED
+from jaxpeft.data.sources.source import Source, may_be_hub_id
 from jaxpeft.errors import InputError, near
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".txt", ".parquet")
+_SAVED = ("state.json", "dataset_dict.json")  # Arrow's files are beside them
 _MAY_BE_PACKED = (".json", ".jsonl", ".csv", ".txt")
 
 
@@ -24,27 +28,71 @@ def kind(path: str) -> str | None:
     return suffix if suffix in SUFFIXES else None
 
 
-def found(name: str) -> list[str]:
-    """The files that `read` would read; none is opened.
+class Found(NamedTuple):
+    """What a source's name leads to.
+
+    Attributes:
+        files: the files that are read.
+        is_dataset: whether they are the library `datasets`' to find.
+        folder: where it is to look for them; None: on the hub.
+    """
+
+    files: Sequence[str] = ()
+    is_dataset: bool = False
+    folder: Path | None = None
+
+
+def found(source: Source) -> Found:
+    """What a source's name leads to; no file is opened, and the hub is not asked.
 
     Args:
-        name: the file or directory, or `jaxpeft:` and the name of one that ships.
+        source: the file or directory, `jaxpeft:` and the name of one that ships, or the
+            hub id of a data set.
 
     Raises:
         InputError: the path does not exist, has an unknown suffix, leads out of its
-            directory, or is one without data files.
+            directory, or is one without data files; or a key does not go with it.
     """
-    path = paths.find(name)
+    path = paths.find(source.path)
     if path.is_dir():
-        return _inside(path)
-    if not path.exists():
-        raise _missing(path)
-    if not kind(path.name):
+        return _in_folder(source, path)
+    if path.exists():
+        for key in ("name", "split", "revision"):
+            if value := getattr(source, key):
+                raise InputError(
+                    f"{path}: {key} {value!r} goes with a data set of the hub or a "
+                    f"folder laid out like one, and this is a file; leave {key} out"
+                )
+        if kind(path.name):
+            return Found([str(path)])
         raise InputError(
             f"{path}: cannot read {path.suffix or 'a file without suffix'!r}; "
             f"convert it to one of {_suffixes()}"
         )
-    return [str(path)]
+    if kind(path.name) or not may_be_hub_id(source.path):
+        raise _missing(path)
+    return Found(is_dataset=True)
+
+
+def _in_folder(source: Source, folder: Path) -> Found:
+    """The files directly in a folder, unless it is to be read as a data set."""
+    if source.revision:
+        raise InputError(
+            f"{folder}: revision {source.revision!r} goes with a data set of the hub, "
+            "and this is a folder; leave revision out"
+        )
+    for name in _SAVED:
+        if (folder / name).is_file():
+            raise InputError(
+                f"{folder}: was written by save_to_disk of the library datasets; write "
+                "its rows with to_parquet or to_json, and name that file"
+            )
+    files = _inside(folder)
+    if files and not (source.name or source.split):
+        return Found(files)
+    if files or any(kind(file.name) for file in folder.rglob("*")):
+        return Found(is_dataset=True, folder=folder)
+    raise InputError(f"{folder}: this directory holds no {_suffixes()} file")
 
 
 def _inside(folder: Path) -> list[str]:
@@ -66,8 +114,6 @@ def _inside(folder: Path) -> list[str]:
                 f"{folder}: holds {file.stem} and, packed, {file.name}, so that its "
                 "records would be read twice; delete one of them, or name the other"
             )
-    if not files:
-        raise InputError(f"{folder}: this directory holds no {_suffixes()} file")
     return [str(file) for file in files]
 
 

@@ -21,18 +21,19 @@ class Opened:
     Args:
         path: the file.
         raw: its bytes as they lie on the disk.
+        packed: leave them as they are.
 
     Attributes:
         path: the file.
         file: its bytes, unpacked.
     """
 
-    def __init__(self, path: str, raw: BinaryIO):
+    def __init__(self, path: str, raw: BinaryIO, packed: bool = False):
         self.path, self._raw = path, raw
         self._size = raw.seek(0, os.SEEK_END) if raw.seekable() else 0
         if self._size:
             raw.seek(0)
-        self.file = _unpacked(path, raw)
+        self.file = raw if packed else _unpacked(path, raw)
 
     def done(self) -> float:
         """The share of the file on the disk that has been read, from 0 to 1."""
@@ -40,18 +41,19 @@ class Opened:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Opened]:
+def opened(path: str, *, packed: bool = False) -> Iterator[Opened]:
     """A file's bytes; unpacked where it is called .gz or .zst.
 
     Args:
         path: the file.
+        packed: leave its bytes as they are.
 
     Raises:
         InputError: it cannot be read, or its packed bytes break off or are damaged.
     """
     try:
         with open(path, "rb") as raw:
-            yield Opened(path, raw)
+            yield Opened(path, raw, packed)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(_damaged(path, error)) from error
     except OSError as error:

@@ -1,11 +1,22 @@
 """The parts of a source, whatever kinds of files it has."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 
 from jaxpeft.data.rejects import Rejects
-from jaxpeft.data.sources import csv_file, json_file, jsonl, parquet_file, txt_file
+from jaxpeft.data.sources import (
+    csv_file,
+    dataset,
+    json_file,
+    jsonl,
+    parquet_file,
+    txt_file,
+)
 from jaxpeft.data.sources.files import found, kind
-from jaxpeft.data.sources.part import Part, Row
+from jaxpeft.data.sources.opened import opened
+from jaxpeft.data.sources.part import SIZE, Part, Row
+from jaxpeft.data.sources.source import Source
 from jaxpeft.errors import InputError
 
 READERS: dict[str, Callable[[str], Iterator[Part]]] = {
@@ -17,14 +28,14 @@ READERS: dict[str, Callable[[str], Iterator[Part]]] = {
 }
 
 
-def parts(path: str, max_rows: int | None = None) -> Iterator[Part]:
-    """The parts of a file, or of a directory's files, in their order.
+def parts(source: str | Source, max_rows: int | None = None) -> Iterator[Part]:
+    """The parts of a file, of a directory's files, or of a data set, in their order.
 
     A directory's files are those directly in it with a known suffix, by name; hidden
     ones are no data (`._train.json` is what macOS keeps beside train.json).
 
     Args:
-        path: the file or directory, or `jaxpeft:` and the name of one that ships.
+        source: the file, directory or data set, or its path alone.
         max_rows: the first so many records only, those that cannot be read among them;
             no more is read. None: all.
 
@@ -32,37 +43,74 @@ def parts(path: str, max_rows: int | None = None) -> Iterator[Part]:
         InputError: the path does not exist, has an unknown suffix, leads out of its
             directory, cannot be decoded, or holds no records.
     """
+    source = source if isinstance(source, Source) else Source(source)
     left = max_rows
     total = 0
-    for file in found(path):
-        for part in READERS[kind(file) or ""](file):
-            if not part.count:
-                continue
-            if left is not None and part.count >= left:
-                yield part.first(left)
-                return
-            total += part.count
-            left = None if left is None else left - part.count
-            yield part
+    for part in _all_parts(source):
+        if not part.count:
+            continue
+        if left is not None and part.count >= left:
+            yield part.first(left)
+            return
+        total += part.count
+        left = None if left is None else left - part.count
+        yield part
     if not total:
-        raise InputError(f"{path}: holds no records; give a file with at least one")
+        raise InputError(f"{source}: holds no records; give a file with at least one")
+
+
+def _all_parts(source: Source) -> Iterator[Part]:
+    where = found(source)
+    if where.is_dataset:
+        yield from dataset.read(source, where.folder)
+    for file in where.files:
+        yield from READERS[kind(file) or ""](file)
 
 
 def read(
-    path: str, max_rows: int | None = None, rejects: Rejects | None = None
+    source: str | Source, max_rows: int | None = None, rejects: Rejects | None = None
 ) -> list[Row]:
-    """The rows of a file, or of a directory's files, all at once.
+    """The rows of a source, all at once.
 
     Args:
-        path: as of `parts`.
+        source: as of `parts`.
         max_rows: as of `parts`.
         rejects: is given the rows that cannot be read; None: they are an error.
 
     Raises:
         InputError: as of `parts`, or rows cannot be read.
     """
-    collected = rejects or Rejects(path)
-    rows = [row for part in parts(path, max_rows) for row in part.rows(collected)]
+    collected = rejects or Rejects(str(source))
+    rows = [row for part in parts(source, max_rows) for row in part.rows(collected)]
     if rejects is None:
         collected.settle(len(rows) + collected.count)
     return rows
+
+
+def identity(source: str | Source) -> str:
+    """What changes where a source's records may: a hash.
+
+    Of files it is one of their bytes, whatever they are called; of a data set of the
+    hub, of its commit where one is known.
+
+    Args:
+        source: as of `parts`.
+
+    Raises:
+        InputError: it is not there.
+    """
+    source = source if isinstance(source, Source) else Source(source)
+    where = found(source)
+    digest = hashlib.blake2b(digest_size=16)
+    for file in where.files:
+        own = hashlib.blake2b(digest_size=16)
+        with opened(file, packed=True) as bytes_of:
+            while block := bytes_of.file.read(SIZE):
+                own.update(block)
+        digest.update(f"{kind(file)} {own.hexdigest()}\n".encode())
+    if where.is_dataset:
+        version = where.folder is None and dataset.commit(source)
+        known = [version] if version else dataset.files(source, where.folder)
+        about = [source.path, source.name, source.split or "train", known]
+        digest.update(json.dumps(about).encode())
+    return digest.hexdigest()
