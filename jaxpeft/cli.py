@@ -32,6 +32,7 @@ CLUSTER = f"{launch.__package__}.cluster"
 
 # Each is a module of the package with a `main(argv) -> int`, imported when it is run.
 COMMANDS: dict[str, str] = {
+    "data": "the examples as the model sees them, what is learned, and statistics",
     "train": "fine-tune a model as a configuration file says; continues by itself",
     "lr_find": "which learning rate to train with: a range test, and its curve",
     "sweep": "train many settings over one base, and say which is best",
@@ -47,8 +48,12 @@ COMMANDS: dict[str, str] = {
     "doctor": "whether this machine can train, and what to do if not",
 }
 
+# The rooms of commands whose name is a library's.
+ROOMS: dict[str, str] = {"data": "look"}
+
 # Where each has its examples.
 PAGES: dict[str, str] = {
+    "data": "docs/data.md",
     "train": "README.md and configs/",
     "lr_find": "docs/learning_rate.md",
     "sweep": "docs/sweeps.md",
@@ -79,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and command == "train":
         restart_with_huge_pages()
     if command in COMMANDS:
-        function = importlib.import_module(f"jaxpeft.{command}").main
+        function = importlib.import_module(
+            f"jaxpeft.{ROOMS.get(command, command)}"
+        ).main
     else:
         function = functools.partial(_without_command, command)
     if argv is not None:

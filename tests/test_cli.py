@@ -12,7 +12,7 @@ import pytest
 from jaxpeft import cli, console
 from jaxpeft.errors import InputError, NumericsError, Preempted
 
-CONFIGURED = {"train", "lr_find", "sweep", "plan", "evaluate"}
+CONFIGURED = {"data", "train", "lr_find", "sweep", "plan", "evaluate"}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from jaxpeft.assembly import updates
 from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.assembly.run import Run
 from jaxpeft.data import EvalBatches, Summary
+from jaxpeft.data.shown import CLOSE, OPEN, in_short
 from jaxpeft.devices import cluster
 
 MIB = 2**20
@@ -184,6 +185,9 @@ def describe(run: Run) -> None:
         counts = batches.summary()
         for line in data_lines(kind, counts):
             console.say(line)
+        if kind == "training":
+            shown = in_short(batches.examples, run.base.tokenizer)
+            console.say(f"  the first, {OPEN}learned{CLOSE}: {shown}")
         if isinstance(batches, EvalBatches) and batches.share():
             console.say(
                 f"  evaluated on {batches.share()} (training.eval_max_examples)"

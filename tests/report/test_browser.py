@@ -7,8 +7,15 @@ import shutil
 import pytest
 from selenium import webdriver
 
+from jaxpeft.data.shown import Piece
+from jaxpeft.look import page as data_page
+from jaxpeft.look.facts import Facts
+from jaxpeft.look.first import Part, Record
+from jaxpeft.look.histogram import Bar
 from jaxpeft.report.run_page import write_run
 from jaxpeft.report.sweep_page import write_sweep
+
+from .conftest import HOSTILE
 
 pytestmark = pytest.mark.slow
 
@@ -168,6 +175,31 @@ def test_a_sweep_leads_to_the_pages_of_its_points(sweep, visit):
     assert set(lines[1:3]) == {"seed=1: 1.01", "seed=2: 1.02"}
     (link,) = find(page, ".results a")
     assert link.get_attribute("href") == (sweep / "points/02/report.html").as_uri()
+
+
+def test_the_data_s_page_shows_what_is_learned(visit, browser, tmp_path):
+    text = Piece(HOSTILE, (5, 6), learned=True, special=False)
+    pair = [Part(name, "2 tokens", [text], 0, []) for name in ("chosen", "rejected")]
+    bars = [Bar(0, 9, 3), Bar(10, 19, 1)]
+    about = Facts(
+        "training", ["4"], [], [("cut", HOSTILE)], bars, ("source",), [("a",)]
+    )
+    target = tmp_path / "data.html"
+    data_page.write(target, "m", [about], [[("a", [Record("pair 0", pair)])]])
+    page = visit(target)
+    assert page.execute_script("return window.hit") is None
+    left, right = find(page, "pre.tokens")
+    assert left.text == right.text == HOSTILE
+    assert left.rect["y"] == right.rect["y"] and left.rect["x"] < right.rect["x"]
+    (span,) = left.find_elements("css selector", ".learned span")
+    assert span.get_attribute("title") == "token 5 6"
+    heights = [bar.size["height"] for bar in find(page, ".bar-of")]
+    assert heights[0] == pytest.approx(3 * heights[1], abs=1)
+    browser.set_window_size(500, 900)
+    widths = "return [document.documentElement.scrollWidth, window.innerWidth]"
+    found, room = page.execute_script(widths)
+    browser.set_window_size(1200, 900)
+    assert found <= room
 
 
 def test_a_run_with_nothing_logged_says_so(make_run, visit):

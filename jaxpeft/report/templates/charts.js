@@ -334,6 +334,7 @@
     root.style.colorScheme = now === "dark" ? "light" : "dark";
   });
   const charts = JSON.parse(document.getElementById("data").textContent);
-  document.getElementById("empty").hidden = charts.length > 0;
+  const empty = document.getElementById("empty"); // of a page that shows charts
+  if (empty) empty.hidden = charts.length > 0;
   for (const chart of charts) new Chart(chart, document.getElementById("charts"));
 })();
