@@ -54,6 +54,8 @@ class Table(Generic[RowT]):
         all_say: what the components' keys say of themselves, one of the constants of
             `keys`; None: they are no keys of a run's configuration.
         some_say: key -> what it says instead.
+        others: from a name that `rows` has not to its row, where another library has
+            the component, or to why it cannot be had; None: it is nobody's.
     """
 
     rows: Mapping[str, RowT]
@@ -61,6 +63,7 @@ class Table(Generic[RowT]):
     given: Collection[str] = ()
     all_say: JsonDict | None = None
     some_say: Mapping[str, JsonDict] = field(default_factory=dict)
+    others: Callable[[str], RowT | str | None] = lambda name: None
 
     def __iter__(self) -> Iterator[str]:
         """The names of the rows."""
@@ -68,7 +71,19 @@ class Table(Generic[RowT]):
 
     def __getitem__(self, name: str) -> RowT:
         """The row of that name or alias."""
-        return self.rows[self.resolve(name)]
+        row = self.found(name)
+        if row is None or isinstance(row, str):
+            raise KeyError(name)
+        return row
+
+    def found(self, name: str) -> RowT | str | None:
+        """The row of that name or alias, why there is none, or None: it is not known.
+
+        Args:
+            name: any name.
+        """
+        name = self.resolve(name)
+        return self.rows[name] if name in self.rows else self.others(name)
 
     @property
     def entries(self) -> dict[str, Callable[..., Any]]:
@@ -109,7 +124,7 @@ class Table(Generic[RowT]):
         Args:
             name: the component's name or alias.
         """
-        if self.resolve(name) not in self.rows:
+        if isinstance(self.found(name), str | None):
             return []
         return [
             key
@@ -139,7 +154,10 @@ def check_call(
     Returns:
         A problem for each unknown, mistyped or missing key; empty if all is well.
     """
-    if table.resolve(name) not in table.rows:
+    row = table.found(name)
+    if isinstance(row, str):
+        return [f"{section}.{selector}: found {name!r}; {row}"]
+    if row is None:
         near = difflib.get_close_matches(name, [*table.rows, *table.aliases])
         tail = suggest(name, near or table.rows)
         return [f"{section}.{selector}: found {name!r}; is not known{tail}"]

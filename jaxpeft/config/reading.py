@@ -154,14 +154,19 @@ def build(table: Table, choice: ComponentSection, **given: Any) -> Any:
 
 
 def _named(section: str, keys: Any, tables: Mapping[str, Table]) -> Any:
-    """The section's keys with the component's own name in place of an alias."""
+    """The section's keys with the component's own name in place of an alias.
+
+    What the component has in place of a section's default is added.
+    """
     if section not in tables or not isinstance(keys, Mapping):
         return keys
     selector = _component_class(section).selector
     name = keys.get(selector)
     if not isinstance(name, str):
         return keys
-    return {**keys, selector: tables[section].resolve(name)}
+    row = tables[section].found(name)
+    defaults = getattr(row, "defaults", {})
+    return {**defaults, **keys, selector: tables[section].resolve(name)}
 
 
 def _component_class(section: str) -> type[ComponentSection]:
@@ -278,9 +283,9 @@ def _conflicts(mapping: Mapping[str, Any], tables: Mapping[str, Table]) -> list[
 
 def _rate_of_its_own(optimizer: Mapping[str, Any], tables: Mapping[str, Table]) -> str:
     """Why a rate is none that was found at another batch size; empty if it may be."""
-    rows = tables["optimizer"].rows if "optimizer" in tables else {}
     name = _chosen("optimizer", optimizer)
-    if getattr(rows.get(name), "finds_rate", False):
+    row = tables["optimizer"].found(name) if "optimizer" in tables else None
+    if getattr(row, "finds_rate", False):
         return f"{name!r} finds the rate by itself"
     if optimizer.get("relative_step") is True:
         return "optimizer.relative_step takes the rate from the step alone"

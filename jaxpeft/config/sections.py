@@ -244,6 +244,11 @@ class OptimizerSection(ComponentSection):
         description="weight decay for biases and norms too",
         json_schema_extra=keys.ALWAYS,
     )
+    quantize_state: bool = Field(
+        default=False,
+        description="keep the state in 8 bits between the steps, of any optimizer",
+        json_schema_extra=keys.IF_SET,
+    )
 
     @property
     def is_auto(self) -> bool:

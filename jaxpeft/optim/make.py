@@ -1,7 +1,7 @@
 """From the sections of a configuration to an optax transformation."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from jaxpeft import config, tree
 from jaxpeft.errors import InputError
 from jaxpeft.optim.adafactor import relative_rate
 from jaxpeft.optim.layout import Group, Layout
+from jaxpeft.optim.quantize_state import quantize_state
 from jaxpeft.optim.rule import Leafwise, RuleTransformation
 from jaxpeft.optim.schedules.table import (
     SCHEDULES,
@@ -71,8 +72,8 @@ def make(
 
     Args:
         optimizer: `name`, `learning_rate`, `max_grad_norm` (clipping by the global
-            norm, None: none), `groups`, `lora_plus_ratio`, `decay_all` and the
-            optimizer's own keywords.
+            norm, None: none), `groups`, `lora_plus_ratio`, `decay_all`,
+            `quantize_state` and the optimizer's own keywords.
         schedule: the `schedule` section, see `make_schedule`.
         total_steps: the steps of the run.
 
@@ -118,10 +119,23 @@ def make_parts(
             f"{groups[0].key}: {section.name!r} has one rate for all parameters; "
             "remove it, or choose another optimizer"
         )
+    if "stacked" in takes:
+        given["stacked"] = STACKED
     if "mask" in takes and not section.decay_all:
         given["mask"] = decayed
     tx = config.build(OPTIMIZERS, section, **given)
+    if section.quantize_state:
+        tx = _in_8_bits(tx, section.name, takes)
     return Parts(tx, section.max_grad_norm, scale, rate)
+
+
+def _in_8_bits(tx: Any, name: str, takes: Collection[str]) -> Any:
+    if "block_size" in takes:
+        raise InputError(
+            f"optimizer.quantize_state: found true; {name!r} keeps its state in few "
+            "bits already: remove it"
+        )
+    return quantize_state(tx)
 
 
 def _scheduled(
@@ -165,7 +179,7 @@ def leafwise(parts: Parts, name: str) -> Leafwise:
     """
     if parts.leafwise is None:
         raise InputError(
-            f"optimizer.name: found {name!r}; it looks at all gradients at once, and "
+            f"optimizer.name: found {name!r}; it takes all gradients at once, and "
             "training.fused_backward never has them; set fused_backward: false"
         )
     if parts.scale is not None:

@@ -1,12 +1,14 @@
 """The table of optimizers: a line for each, with what is special about it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import optax
 
 from jaxpeft import config
 from jaxpeft.config import keys
+from jaxpeft.optim import from_optax
 from jaxpeft.optim.adafactor import adafactor
 from jaxpeft.optim.adagrad import adagrad
 from jaxpeft.optim.adalomo import adalomo
@@ -49,6 +51,7 @@ class Optimizer:
             is constant, and it is the averages that are evaluated and kept.
         finds_rate: its `learning_rate` is a factor on a rate that it finds itself.
         lighter: the name of one to advise where its state takes too much memory.
+        defaults: key of the section -> its default with this one.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -57,6 +60,24 @@ class Optimizer:
     averages: bool = False
     finds_rate: bool = False
     lighter: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def of_optax(name: str) -> Optimizer | str | None:
+    """The row of one of optax's own, by a name such as `optax.adamax`.
+
+    Args:
+        name: any name.
+
+    Returns:
+        The row; why there is none, in words; or None for a name that is not optax's.
+    """
+    found = from_optax.find(name)
+    if not isinstance(found, from_optax.Found):
+        return found
+    free = found.rate is not None
+    defaults = {"learning_rate": found.rate} if free else {}
+    return Optimizer(found.make, leafwise=False, finds_rate=free, defaults=defaults)
 
 
 OPTIMIZERS = config.Table(
@@ -78,7 +99,9 @@ OPTIMIZERS = config.Table(
         "lion_8bit": Optimizer(lion_8bit),
         "lomo": Optimizer(lomo, fused=True),
         "muon": Optimizer(muon),
-        "prodigy": Optimizer(prodigy, finds_rate=True, leafwise=False),
+        "prodigy": Optimizer(
+            prodigy, finds_rate=True, leafwise=False, defaults={"learning_rate": 1.0}
+        ),
         "rmsprop": Optimizer(rmsprop),
         "schedule_free_adamw": Optimizer(schedule_free_adamw, averages=True),
         "schedule_free_radam": Optimizer(schedule_free_radam, averages=True),
@@ -104,8 +127,15 @@ OPTIMIZERS = config.Table(
         "paged_lion": "lion",
         "paged_lion_32bit": "lion",
         "schedule_free_radamw": "schedule_free_radam",
+        "dadapt_adamw": "optax.contrib.dadapt_adamw",
+        "dog": "optax.contrib.dog",
+        "dowg": "optax.contrib.dowg",
+        "mechanic": "optax.contrib.mechanize",
+        "momo": "optax.contrib.momo",
+        "momo_adam": "optax.contrib.momo_adam",
     },
-    given={"learning_rate", "mask", "layout", "warmup_steps"},
+    given={"learning_rate", "mask", "layout", "stacked", "warmup_steps"},
     all_say=keys.ALWAYS,
     some_say={"weight_decay": keys.NUMBER},
+    others=of_optax,
 )

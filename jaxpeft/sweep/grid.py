@@ -131,5 +131,6 @@ def _can_share(cfg: RunConfig, devices: int) -> bool:
     fused, traits = cfg.training.fused_backward, optim.OPTIMIZERS[cfg.optimizer.name]
     if fused is None:
         fused = gives_a_model(cfg.adapter) and traits.fused
-    known = traits.leafwise and not cfg.optimizer.is_auto
+    whole = cfg.optimizer.quantize_state or not traits.leafwise
+    known = not whole and not cfg.optimizer.is_auto
     return devices == 1 and not fused and known

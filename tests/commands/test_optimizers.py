@@ -61,12 +61,17 @@ def train_on(devices, config):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["adamw_8bit", "adalomo"])
+@pytest.mark.parametrize(
+    "name",
+    ["adamw_8bit", "adalomo", pytest.param("optax.lamb", marks=pytest.mark.slow)],
+)
 def test_a_state_split_over_devices_takes_the_same_steps(
     name, command, settings, changes, metrics, tmp_path
 ):
     full = {"adapter": {"method": "full"}} if name == "adalomo" else {}
     optimizer = {"name": name, "learning_rate": 1e-2}
+    if "." in name:
+        optimizer["quantize_state"] = True
     if name == "adamw_8bit":
         optimizer["min_quantized_size"] = 256
     losses = {}
@@ -125,6 +130,13 @@ def test_averaged_parameters_are_evaluated_and_kept(resumed, changes, command, m
     assert losses[-1] < losses[0]
     # The adapter that was written is the one that was evaluated.
     assert evaluated(command, run) == pytest.approx(losses[-1], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_one_of_optax_finds_its_rate_by_the_loss_and_resumes(resumed, changes, metrics):
+    run = resumed(**changes, optimizer={"name": "momo", "quantize_state": True})
+    losses = [line["eval_loss"] for line in metrics(run)[1]]
+    assert losses[-1] < 0.99 * losses[0]
 
 
 def test_the_evaluation_loss_lowers_the_rate_and_a_resumed_run_knows(
