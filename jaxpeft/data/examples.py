@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float32, Int32, Int64
 
 from jaxpeft.data.formats import SFT
 from jaxpeft.data.kinds import Kind
+from jaxpeft.data.rejects import Skipped
 from jaxpeft.data.render import Example
 
 
@@ -26,6 +27,7 @@ class SourceSummary:
         without_target: the examples with no supervised token left, of which nothing is
             learned.
         remarks: what a user should know besides, such as rows left out.
+        skipped: the rows that were left out, since they cannot be used.
     """
 
     path: str
@@ -36,6 +38,7 @@ class SourceSummary:
     truncated: int
     without_target: int
     remarks: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,7 @@ def gather(
     sources: Sequence[tuple[str, float, Sequence[Example]]],
     remarks: Sequence[Sequence[str]] = (),
     kind: Kind = SFT,
+    skipped: Sequence[tuple[Skipped, ...]] = (),
 ) -> Examples:
     """The examples of all sources together, one source after another.
 
@@ -166,7 +170,9 @@ def gather(
         sources: (path, weight, examples) of each source.
         remarks: on each source, see `SourceSummary`; empty: there are none.
         kind: names the columns, and how many examples are drawn together.
+        skipped: the rows of each source that were left out; empty: there are none.
     """
+    left_out = skipped or [()] * len(sources)
     said = remarks or [()] * len(sources)
     examples = [example for _, _, own in sources for example in own]
     lengths = np.array([len(example.tokens) for example in examples], np.int64)
@@ -194,8 +200,11 @@ def gather(
                 truncated=sum(e.truncated for e in own),
                 without_target=sum(not e.supervised.any() for e in own),
                 remarks=tuple(own_remarks),
+                skipped=own_skipped,
             )
-            for (path, weight, own), own_remarks in zip(sources, said, strict=True)
+            for (path, weight, own), own_remarks, own_skipped in zip(
+                sources, said, left_out, strict=True
+            )
         ),
         columns={
             name: np.array([example.columns[name] for example in examples], dtype)

@@ -12,7 +12,7 @@ from jaxpeft.data.examples import Examples, gather
 from jaxpeft.data.formats import SFT
 from jaxpeft.data.held_out import divided, remark
 from jaxpeft.data.kinds import Kind
-from jaxpeft.data.rejects import Rejects
+from jaxpeft.data.rejects import Rejects, Skipped
 from jaxpeft.data.render import Example, render, special_ids
 from jaxpeft.errors import InputError
 
@@ -143,17 +143,21 @@ def _examples(
     loaded: list[tuple[str, float, list[Example]]] = []
     problems: list[str] = []
     remarks: list[list[str]] = []
+    skipped: list[tuple[Skipped, ...]] = []
     for source in wanted:
         try:
-            rendered, said = _load(source, section, tokenizer, kind, split, held_out)
+            rendered, said, rejects = _load(
+                source, section, tokenizer, kind, split, held_out
+            )
         except InputError as error:
             problems += error.problems
         else:
             loaded.append((source.path, source.weight, rendered))
             remarks.append(said)
+            skipped.append(rejects.skipped())
     if problems:
         raise InputError(*dict.fromkeys(problems))
-    examples = gather(loaded, remarks, kind)
+    examples = gather(loaded, remarks, kind, skipped)
     if not examples.supervised.any():
         raise InputError(
             f"{key}: none of the {len(examples)} examples has a token left to learn "
@@ -178,7 +182,7 @@ def _load(
     kind: Kind,
     split: bool,
     held_out: bool,
-) -> tuple[list[Example], list[str]]:
+) -> tuple[list[Example], list[str], Rejects]:
     origin = sources.source_of(source)
     rejects = Rejects(str(origin), skip=section.on_error == "skip")
     with console.waiting(f"reading {origin}"):
@@ -211,7 +215,7 @@ def _load(
             "eos_token after the answers in its chat_template.jinja"
         )
     remarks += kind.check(source.path, gather([("", 1.0, examples)], kind=kind))
-    return examples, remarks + rejects.remark(len(examples))
+    return examples, remarks + rejects.remark(len(examples)), rejects
 
 
 def _is_endless(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxpeft import replacing
 CONFIG, ADAPTER = "config.yaml", "adapter"
 MODEL = "model"  # in its place after full fine-tuning
 METRICS, PLOT, SAMPLES = "metrics.jsonl", "loss.png", "samples.json"
+SKIPPED = "skipped.jsonl"  # rows of the data that were left out, if there are any
 SUMMARY, ENVIRONMENT, REPORT = "summary.json", "environment.json", "report.html"
 
 
@@ -33,6 +35,20 @@ def write_json(path: Path, content: Any) -> None:
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     replacing.write_text(path, text + "\n")
+
+
+def write_lines(path: Path, lines: Sequence[Any]) -> None:
+    """Writes JSON, a value a line, moved into place; no file where there are none.
+
+    Args:
+        path: the file.
+        lines: what JSON can hold.
+    """
+    if lines:
+        text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in lines)
+        replacing.write_text(path, text)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def finite(value: float | None) -> float | None:

@@ -13,7 +13,15 @@ from jaxpeft.devices import cluster
 from jaxpeft.diagnose import findings
 from jaxpeft.report import plots, run_page
 from jaxpeft.rundir import environment, outcome, sinks
-from jaxpeft.rundir.files import ADAPTER, CONFIG, METRICS, MODEL, PLOT
+from jaxpeft.rundir.files import (
+    ADAPTER,
+    CONFIG,
+    METRICS,
+    MODEL,
+    PLOT,
+    SKIPPED,
+    write_lines,
+)
 from jaxpeft.rundir.metrics import MetricsFile
 
 
@@ -26,6 +34,7 @@ def begin(run: Run, first: int, fingerprint: Mapping[str, str]) -> None:
         fingerprint: see `Run.fingerprint`.
     """
     (run.output / CONFIG).write_text(config.to_yaml(run.cfg))
+    write_lines(run.output / SKIPPED, skipped(run))
     if first < run.steps:
         surroundings = environment.collect(
             seed=run.cfg.seed,
@@ -33,6 +42,22 @@ def begin(run: Run, first: int, fingerprint: Mapping[str, str]) -> None:
             fingerprint=fingerprint,
         )
         environment.record(run.output / environment.ENVIRONMENT, surroundings, first)
+
+
+def skipped(run: Run) -> list[dict[str, str]]:
+    """The rows of a run's data that were left out, each once: source, place, reason.
+
+    Args:
+        run: the run.
+    """
+    data = [run.batches, *([run.evaluation] if run.evaluation else [])]
+    rows = {
+        (source.path, *row): {"source": source.path, **row._asdict()}
+        for one in data
+        for source in one.examples.sources
+        for row in source.skipped
+    }
+    return list(rows.values())
 
 
 def open_metrics(

@@ -250,7 +250,10 @@ def test_rows_that_cannot_be_used_end_the_reading_or_are_left_out(
     summary = batches.summary()
     assert (summary.examples, summary.supervised) == (2, 4)
     (remark,) = summary.sources[0].remarks
-    assert "3 rows are left out that cannot be used" in remark
+    assert "3 rows (60.0% of all) are left out that cannot be used" in remark
+    assert "1 times a record has to be an object with named columns" in remark
+    places = [row.place[-15:] for row in summary.sources[0].skipped]
+    assert places == [f"jsonl:{n} (row {n})" for n in (1, 5, 3)]
     assert "2 examples remain; the first: " in remark and "jsonl:1 (row 1)" in remark
 
 
