@@ -254,7 +254,8 @@ def test_rows_that_cannot_be_used_end_the_reading_or_are_left_out(
     assert "1 times a record has to be an object with named columns" in remark
     places = [row.place[-15:] for row in summary.sources[0].skipped]
     assert places == [f"jsonl:{n} (row {n})" for n in (1, 5, 3)]
-    assert "2 examples remain; the first: " in remark and "jsonl:1 (row 1)" in remark
+    assert "2 examples remain; " in remark and "the first: " in remark
+    assert "jsonl:1 (row 1)" in remark
 
 
 def test_a_refusal_of_the_template_is_counted(write, tokenizer_with):
