@@ -15,7 +15,8 @@ class SourceSection(Section):
 
     path: Place = Field(
         description="a json, jsonl, csv, parquet or txt file, also .gz and .zst, a "
-        "folder of them, or the hub id of a data set",
+        "folder of them, a pattern such as data/*.jsonl, an address such as s3://..., "
+        "or the hub id of a data set",
         json_schema_extra=keys.CONTENT,
     )
     name: Text | None = Field(

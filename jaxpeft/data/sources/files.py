@@ -1,11 +1,13 @@
 """Which files a source's name means."""
 
+import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxpeft.config import paths
+from jaxpeft.data.sources import remote
 from jaxpeft.data.sources.opened import PACKED
 from jaxpeft.data.sources.source import Source, may_be_hub_id
 from jaxpeft.errors import InputError, near
@@ -21,7 +23,7 @@ def kind(path: str) -> str | None:
     Args:
         path: the file.
     """
-    stem, suffix = os.path.splitext(path.lower())
+    stem, suffix = os.path.splitext(remote.without_query(path).lower())
     if suffix in PACKED:
         suffix = os.path.splitext(stem)[1]
         return suffix if suffix in _MAY_BE_PACKED else None
@@ -46,32 +48,65 @@ def found(source: Source) -> Found:
     """What a source's name leads to; no file is opened, and the hub is not asked.
 
     Args:
-        source: the file or directory, `jaxpeft:` and the name of one that ships, or the
-            hub id of a data set.
+        source: the file or directory, a pattern such as `data/*.jsonl`, the address of
+            one elsewhere, `jaxpeft:` and the name of one that ships, or the hub id of a
+            data set.
 
     Raises:
         InputError: the path does not exist, has an unknown suffix, leads out of its
             directory, or is one without data files; or a key does not go with it.
     """
+    if remote.is_remote(source.path):
+        _check_keys(source)
+        return Found(_usable(source.path, *remote.listed(source.path)))
     path = paths.find(source.path)
     if path.is_dir():
         return _in_folder(source, path)
     if path.exists():
-        for key in ("name", "split", "revision"):
-            if value := getattr(source, key):
-                raise InputError(
-                    f"{path}: {key} {value!r} goes with a data set of the hub or a "
-                    f"folder laid out like one, and this is a file; leave {key} out"
-                )
-        if kind(path.name):
-            return Found([str(path)])
-        raise InputError(
-            f"{path}: cannot read {path.suffix or 'a file without suffix'!r}; "
-            f"convert it to one of {_suffixes()}"
-        )
+        _check_keys(source)
+        return Found(_usable(str(path), [str(path)], several=False))
+    if glob.has_magic(str(path)):
+        _check_keys(source)
+        files = sorted(glob.glob(str(path), recursive=True))
+        return Found(_usable(source.path, files, several=True))
     if kind(path.name) or not may_be_hub_id(source.path):
         raise _missing(path)
     return Found(is_dataset=True)
+
+
+def _check_keys(source: Source) -> None:
+    """Refuses what goes with data sets alone."""
+    for key in ("name", "split", "revision"):
+        if value := getattr(source, key):
+            raise InputError(
+                f"{source.path}: {key} {value!r} goes with a data set of the hub or a "
+                f"folder laid out like one, and this is a file; leave {key} out"
+            )
+
+
+def _usable(path: str, files: Sequence[str], several: bool) -> Sequence[str]:
+    """Those of some files that can be read, each once."""
+    usable = [
+        file for file in files if kind(file) and not Path(file).name.startswith(".")
+    ]
+    for file in usable:
+        stem, suffix = os.path.splitext(file)
+        if suffix.lower() in PACKED and stem in usable:
+            raise InputError(
+                f"{path}: holds {Path(stem).name} and, packed, {Path(file).name}, so "
+                "that its records would be read twice; delete one of them, or name the "
+                "other"
+            )
+    if usable:
+        return usable
+    if several:
+        raise InputError(
+            f"{path}: leads to no {_suffixes()} file, of {len(files)} that are there"
+        )
+    raise InputError(
+        f"{path}: cannot read {Path(path).suffix or 'a file without suffix'!r}; "
+        f"convert it to one of {_suffixes()}"
+    )
 
 
 def _in_folder(source: Source, folder: Path) -> Found:
@@ -109,12 +144,8 @@ def _inside(folder: Path) -> list[str]:
                 f"{file}: leads out of {folder} (to {file.resolve()}); name that file "
                 "itself as a source"
             )
-        if file.suffix.lower() in PACKED and file.with_suffix("") in files:
-            raise InputError(
-                f"{folder}: holds {file.stem} and, packed, {file.name}, so that its "
-                "records would be read twice; delete one of them, or name the other"
-            )
-    return [str(file) for file in files]
+    names = [str(file) for file in files]
+    return list(_usable(str(folder), names, several=True)) if names else []
 
 
 def _missing(path: Path) -> InputError:

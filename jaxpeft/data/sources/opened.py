@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, TextIO
 
+from jaxpeft.data.sources import remote
 from jaxpeft.errors import InputError
 
 PACKED = (".gz", ".zst")
@@ -40,6 +41,19 @@ class Opened:
         return min(1.0, self._raw.tell() / self._size) if self._size else 0.0
 
 
+def bytes_of(path: str) -> BinaryIO:
+    """A file's bytes as they lie where it is.
+
+    Args:
+        path: the file, or its address elsewhere.
+
+    Raises:
+        OSError: it cannot be opened.
+        InputError: it cannot be reached.
+    """
+    return remote.open_remote(path) if remote.is_remote(path) else open(path, "rb")
+
+
 @contextmanager
 def opened(path: str, *, packed: bool = False) -> Iterator[Opened]:
     """A file's bytes; unpacked where it is called .gz or .zst.
@@ -52,7 +66,7 @@ def opened(path: str, *, packed: bool = False) -> Iterator[Opened]:
         InputError: it cannot be read, or its packed bytes break off or are damaged.
     """
     try:
-        with open(path, "rb") as raw:
+        with bytes_of(path) as raw:
             yield Opened(path, raw, packed)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(_damaged(path, error)) from error
@@ -113,9 +127,10 @@ def _not_utf8(path: str) -> InputError:
 
 
 def _unpacked(path: str, raw: BinaryIO) -> BinaryIO:
-    if path.lower().endswith(".gz"):
+    name = remote.without_query(path).lower()
+    if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=raw)  # pyright: ignore[reportReturnType]
-    if path.lower().endswith(".zst"):
+    if name.endswith(".zst"):
         return io.BufferedReader(_Zstandard(path, raw), _BLOCK)
     return raw
 
@@ -167,7 +182,7 @@ def _damaged(path: str, error: Exception) -> str:
     """What is wrong with a packed file: up to which line it can be unpacked."""
     line = 1
     try:
-        with open(path, "rb") as raw:
+        with bytes_of(path) as raw:
             file = Opened(path, raw).file
             while block := file.read(_BLOCK // 16):
                 line += block.count(b"\n")

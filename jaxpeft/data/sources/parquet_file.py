@@ -30,6 +30,11 @@ def read(path: str) -> Iterator[Table]:
     faults = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
     place, number = "", 1
     with opened(path) as source:
+        if not source.file.seekable():
+            raise InputError(
+                f"{path}: the server sends this file only from its beginning on, and "
+                "parquet is read from its end; fetch the file"
+            )
         try:
             file = pyarrow.parquet.ParquetFile(source.file)
             columns = texts(file.schema_arrow)

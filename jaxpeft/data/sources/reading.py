@@ -11,6 +11,7 @@ from jaxpeft.data.sources import (
     json_file,
     jsonl,
     parquet_file,
+    remote,
     txt_file,
 )
 from jaxpeft.data.sources.files import found, kind
@@ -90,8 +91,9 @@ def read(
 def identity(source: str | Source) -> str:
     """What changes where a source's records may: a hash.
 
-    Of files it is one of their bytes, whatever they are called; of a data set of the
-    hub, of its commit where one is known.
+    Of files it is one of their bytes, whatever they are called, or elsewhere of what
+    the server calls their version; of a data set of the hub, of its commit where one is
+    known.
 
     Args:
         source: as of `parts`.
@@ -103,14 +105,19 @@ def identity(source: str | Source) -> str:
     where = found(source)
     digest = hashlib.blake2b(digest_size=16)
     for file in where.files:
-        own = hashlib.blake2b(digest_size=16)
-        with opened(file, packed=True) as bytes_of:
-            while block := bytes_of.file.read(SIZE):
-                own.update(block)
-        digest.update(f"{kind(file)} {own.hexdigest()}\n".encode())
+        content = remote.version(file) if remote.is_remote(file) else None
+        digest.update(f"{kind(file)} {content or _hash(file)}\n".encode())
     if where.is_dataset:
         version = where.folder is None and dataset.commit(source)
         known = [version] if version else dataset.files(source, where.folder)
         about = [source.path, source.name, source.split or "train", known]
         digest.update(json.dumps(about).encode())
+    return digest.hexdigest()
+
+
+def _hash(file: str) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with opened(file, packed=True) as source:
+        while block := source.file.read(SIZE):
+            digest.update(block)
     return digest.hexdigest()

@@ -14,8 +14,9 @@ class Source(NamedTuple):
     """Where records come from.
 
     Attributes:
-        path: a file, a folder, or the hub id of a data set; or `jaxpeft:` and the name
-            of a file or folder that ships.
+        path: a file, a folder, a pattern such as `data/*.jsonl`, an address such as
+            `s3://bucket/train.jsonl`, or the hub id of a data set; or `jaxpeft:` and
+            the name of a file or folder that ships.
         name: which of the data set's configurations; None: the only one.
         split: the rows of the data set, such as `train[:5%]`; None: `train`.
         revision: a commit, tag or branch of the hub's; None: the newest.
