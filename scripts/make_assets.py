@@ -1,5 +1,8 @@
 """Write the weather data set that ships with the package: facts in, a report out.
 
+Pairs of reports, for training on preferences, are made of it: one that is right, and
+the same with a fact told wrongly.
+
     python scripts/make_assets.py            # writes jaxpeft/assets/weather/
     python scripts/make_assets.py --out DIR  # writes elsewhere
 
@@ -19,6 +22,7 @@ from pathlib import Path
 SEED = 20_261
 TRAIN_RECORDS = 1500
 EVAL_RECORDS = 150
+TRAIN_PAIRS, EVAL_PAIRS = 300, 60
 HELD_OUT_PER_SKY = 2
 INSTRUCTION = "Write a short weather report from these facts."
 
@@ -166,6 +170,38 @@ def records(
     return result
 
 
+def wrong(row: dict[str, str], rng: random.Random) -> str:
+    """The report of a record with the place, the day or the sky told wrongly."""
+    place, time, sky = (
+        fact.partition(": ")[2] for fact in row["input"].split(", ")[:3]
+    )
+    told = row["output"]
+    fact = rng.choice(("place", "day", "sky"))
+    if fact == "place":
+        return told.replace(place, rng.choice([p for p in PLACES if p != place]))
+    if fact == "day":
+        day = time.split()[0]
+        return told.replace(day, rng.choice([d for d in DAYS if d != day]))
+    other = SKIES[rng.choice([name for name in SKIES if name != sky])]
+    told = told.replace(SKIES[sky].noun, other.noun)
+    return told.replace(SKIES[sky].adjective, other.adjective)
+
+
+def pairs_of(
+    rows: list[dict[str, str]], count: int, rng: random.Random
+) -> list[dict[str, str]]:
+    """Pairs of the first `count` records: the report, and a wrong one."""
+    return [
+        {
+            "instruction": row["instruction"],
+            "input": row["input"],
+            "chosen": row["output"],
+            "rejected": wrong(row, rng),
+        }
+        for row in rows[:count]
+    ]
+
+
 def write(path: Path, rows: list[dict[str, str]]) -> None:
     """A JSON list with a record a line, so that changes can be read in a diff."""
     lines = ",\n".join(json.dumps(row) for row in rows)
@@ -173,7 +209,7 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def main() -> None:
-    """Write train.json and eval.json into the directory asked for."""
+    """Write the four files into the directory asked for."""
     default = Path(__file__).parent.parent / "jaxpeft" / "assets" / "weather"
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=default, help="output directory")
@@ -183,8 +219,12 @@ def main() -> None:
     rng = random.Random(SEED)
     held_out = held_out_pairs(rng)
     training = {(place, sky) for place in PLACES for sky in SKIES} - held_out
-    write(out / "train.json", records(training, TRAIN_RECORDS, rng))
-    write(out / "eval.json", records(held_out, EVAL_RECORDS, rng))
+    train = records(training, TRAIN_RECORDS, rng)
+    evaluation = records(held_out, EVAL_RECORDS, rng)
+    write(out / "train.json", train)
+    write(out / "eval.json", evaluation)
+    write(out / "pairs.json", pairs_of(train, TRAIN_PAIRS, rng))
+    write(out / "pairs_eval.json", pairs_of(evaluation, EVAL_PAIRS, rng))
 
 
 if __name__ == "__main__":

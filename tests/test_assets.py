@@ -28,7 +28,7 @@ def test_the_generator_writes_the_committed_files(tmp_path, monkeypatch):
     script = ROOT / "scripts" / "make_assets.py"
     monkeypatch.setattr(sys, "argv", [str(script), "--out", str(tmp_path)])
     runpy.run_path(str(script), run_name="__main__")
-    for name in ("train.json", "eval.json"):
+    for name in ("train.json", "eval.json", "pairs.json", "pairs_eval.json"):
         assert (tmp_path / name).read_bytes() == (WEATHER / name).read_bytes()
 
 
@@ -65,6 +65,25 @@ def test_reports_tell_the_given_facts_and_no_others(name):
         if "wind" in given:
             strength, direction = given["wind"].split(" from the ")
             assert strength in report and f"from the {direction}" in report
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_a_rejected_report_tells_one_fact_wrongly(name):
+    reports = {row["input"]: row["output"] for row in rows(f"{name}.json")}
+    pairs = rows("pairs.json" if name == "train" else "pairs_eval.json")
+    skies = "clear|sun|cloud|light rain|little wet|heavy rain|very wet|snow|fog|storm"
+    told_wrongly = set()
+    for pair in pairs:
+        given, chosen, rejected = facts(pair), pair["chosen"], pair["rejected"]
+        assert chosen == reports[pair["input"]]
+        wrong = {
+            "place": given["place"] not in rejected,
+            "time": given["time"] not in rejected,
+            "sky": re.findall(skies, chosen) != re.findall(skies, rejected),
+        }
+        (fact,) = (fact for fact, is_wrong in wrong.items() if is_wrong)
+        told_wrongly.add(fact)
+    assert told_wrongly == {"place", "time", "sky"}
 
 
 def expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:
