@@ -240,4 +240,5 @@ def _sources(kind: str, examples: Examples) -> dict[str, list[str]]:
         "learned": [share(one.supervised, one.tokens) for one in sources],
         "cut": [f"{one.truncated:,}" for one in sources],
         "nothing to learn": [f"{one.without_target:,}" for one in sources],
+        "left out": [f"{len(one.skipped):,}" for one in sources],
     }

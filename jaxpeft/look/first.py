@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxpeft.data import Examples
+from jaxpeft.data.render import special_ids
 from jaxpeft.data.shown import Piece, pieces
 from jaxpeft.look.statistics import columns, together
 
@@ -91,7 +92,7 @@ def _part(
     mask = np.asarray(examples.supervised[start:stop])
     left_out = int(examples.left_out[number])
     about = f"{len(tokens):,} tokens, {int(mask.sum()):,} learned"
-    about += why_cut(mask, left_out, max_length)
+    about += why_cut(tokens, mask, left_out, max_length, special_ids(tokenizer))
     hidden = max(len(tokens) - _MOST, 0)
     if not hidden:
         return Part(name, about, pieces(tokens, mask, tokenizer), 0, [])
@@ -105,19 +106,29 @@ def _part(
     )
 
 
-def why_cut(mask: np.ndarray, left_out: int, max_length: int) -> str:
+def why_cut(
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    left_out: int,
+    max_length: int,
+    special: np.ndarray,
+) -> str:
     """Why an example was cut, and what is lost by it; "" where nothing is.
 
     Args:
-        mask: (length,) which of its tokens are learned.
+        tokens: (length,) its token ids.
+        mask: (length,) which of them are learned.
         left_out: the tokens that it had more.
         max_length: where examples are cut, in tokens.
+        special: the ids of the tokens that can end a turn.
     """
+    learned = np.flatnonzero(mask)
     if not left_out:
-        return "" if mask.any() else "; nothing to learn"
+        return "" if len(learned) else "; nothing to learn"
     lost = "nothing is left to learn"
-    if mask.any():
-        lost = "an answer is cut off" if mask[-1] else "an answer may be lost"
+    if len(learned):
+        is_whole = tokens[learned[-1]] in special
+        lost = "the answers left are whole" if is_whole else "an answer is cut off"
     return (
         f"; cut at data.max_length {max_length:,}, {left_out:,} tokens are left out: "
         f"{lost}"

@@ -136,7 +136,7 @@ def test_the_facts_of_a_mixture(tokenizer):
     assert figures["duplicates"].startswith("2 of 4 examples repeat")
     assert dict(evaluated.figures)["also trained on"].startswith("2 of 2 examples")
     lines = list(terminal.overview(training, color=False))
-    assert lines[3].split() == [*"133", "4", "50", "%", "0", "0", "small.json"]
+    assert lines[3].split() == [*"133", "4", "50", "%", *"000", "small.json"]
 
 
 def test_a_model_that_is_not_taught_to_stop_is_remarked_on(tokenizer):
@@ -178,6 +178,21 @@ def test_a_pair_stands_side_by_side_with_its_columns(tokenizer):
     lines = list(terminal.shown("a.json", records, color=True))
     green, stop = "\x1b[1;32m", "\x1b[0m"
     assert lines[2] == f"  q{green} good{stop}\x1b[1;32;4m<|im_end|>{stop}"
+
+
+@pytest.mark.parametrize(
+    ("text", "learned", "words"),
+    [
+        ("an answer<|im_end|>", 2, "the answers left are whole"),
+        ("an answer", 1, "an answer is cut off"),
+        ("a question", 0, "nothing is left to learn"),
+    ],
+)
+def test_what_is_lost_by_a_cut_is_said(text, learned, words, tokenizer):
+    data = gather([("a", 1.0, [example(text, learned, tokenizer, left_out=7)])])
+    ((_, [record]),) = first(data, 1, tokenizer, 9)
+    about = f"; cut at data.max_length 9, 7 tokens are left out: {words}"
+    assert record.parts[0].about.endswith(about)
 
 
 def test_of_a_long_example_the_beginning_and_the_end_are_shown(tokenizer, monkeypatch):
