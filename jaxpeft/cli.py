@@ -38,7 +38,7 @@ COMMANDS: dict[str, str] = {
     "sweep": "train many settings over one base, and say which is best",
     "plan": "what a run needs on each device, from shapes alone",
     "diagnose": "what the metrics of a run say of its settings, and the remedies",
-    "evaluate": "loss, perplexity and token accuracy over the evaluation data",
+    "evaluate": "losses over the evaluation data, and scores of answers to it",
     "generate": "answer prompts with a trained model",
     "chat": "talk with a trained model in the terminal",
     "export": "write a run as an adapter for PEFT or vLLM, or as a merged model",
@@ -59,7 +59,7 @@ PAGES: dict[str, str] = {
     "sweep": "docs/sweeps.md",
     "plan": "docs/planning.md",
     "diagnose": "docs/learning_rate.md",
-    "evaluate": "README.md",
+    "evaluate": "docs/evaluation.md",
     "generate": "docs/generation.md",
     "chat": "docs/generation.md",
     "export": "docs/export.md",
@@ -231,6 +231,19 @@ def config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> 
         nargs="*",
         help="replaces a key of the file, such as training.max_steps=20 or "
         "adapter.target_modules=[q_proj,v_proj]; the value is YAML",
+    )
+
+
+def metric_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that names metrics beside those of the configuration."""
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a metric that answers are scored by, beside those of evaluation.metrics: "
+        "exact_match, rouge_l, ...; or FILE.py:FUNCTION, a function of yours (answer, "
+        "reference) -> number, whose file is run; give it several times for several",
     )
 
 

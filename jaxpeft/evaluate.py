@@ -1,7 +1,9 @@
-"""`python -m jaxpeft.evaluate`: loss, perplexity and accuracy of a run or a config."""
+"""`python -m jaxpeft.evaluate`: losses of a run or a config, and scores of answers."""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from jaxpeft import cli, console
 from jaxpeft.errors import InputError
@@ -17,10 +19,51 @@ FIGURES = {
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
+    args = _parse(argv)
+    cli.begin(f"evaluating {args.run or args.config}", aside=True)
+
+    # Imported here, so that --help answers at once.
+    from jaxpeft import metrics
+    from jaxpeft.assembly import configuration, trained
+    from jaxpeft.devices import programs
+    from jaxpeft.generate.scoring import Scoring
+
+    if args.run:
+        cfg, adapter = configuration.open_run(args.run, args.overrides)
+    else:
+        cfg, adapter = configuration.open_config(args.config, args.overrides), None
+    made = metrics.made(cfg.evaluation.metrics, args.metric)
+    if args.predictions and not made:
+        raise InputError("--predictions: nothing is answered; name a --metric")
+    programs.keep()
+    model = trained.to_evaluate(cfg, adapter)
+    scoring = None
+    if made:
+        size, mesh = model.batches.batch_size, model.mesh
+        scoring = Scoring(model.base, model.batches, made, cfg.evaluation, size, mesh)
+    result = trained.losses(model)
+    if scoring:
+        with console.Work("answers, in batches", len(scoring)) as work:
+            scored = scoring.run(model.params, lambda done: work.advance(), True)
+        result |= scored.figures
+        if args.predictions:
+            scored.write(Path(args.predictions))
+    if args.json:
+        console.say(json.dumps(result))
+        return 0
+    for line in lines(result):
+        console.say(line)
+    if scoring:
+        console.say(scoring.summary())
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.parser(
         "evaluate",
         "Loss, perplexity and token accuracy over the evaluation data: of "
-        "a finished run (--run), or of what a configuration starts from (--config).",
+        "a finished run (--run), or of what a configuration starts from (--config). "
+        "With metrics it also answers the questions there, and scores the answers.",
     )
     parser.add_argument(
         "--run",
@@ -29,28 +72,20 @@ def main(argv: Sequence[str]) -> int:
         help="the output_dir of a finished run",
     )
     cli.config_arguments(parser, required=False)
+    cli.metric_argument(parser)
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        type=cli.path,
+        help="a new file for the answers and their scores, a JSON object a line",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_intermixed_args(list(argv))
     if bool(args.run) == bool(args.config):
         raise InputError("give one of --run DIR and --config FILE")
-    cli.begin(f"evaluating {args.run or args.config}", aside=True)
-
-    # Imported here, so that --help answers at once.
-    from jaxpeft.assembly import configuration, trained
-    from jaxpeft.devices import programs
-
-    if args.run:
-        cfg, adapter = configuration.open_run(args.run, args.overrides)
-    else:
-        cfg, adapter = configuration.open_config(args.config, args.overrides), None
-    programs.keep()
-    result = trained.evaluate(cfg, adapter)
-    if args.json:
-        console.say(json.dumps(result))
-        return 0
-    for line in lines(result):
-        console.say(line)
-    return 0
+    if args.predictions and Path(args.predictions).exists():
+        raise InputError(f"--predictions: {args.predictions!r} exists; name a new file")
+    return args
 
 
 def lines(result: Mapping[str, float]) -> list[str]:

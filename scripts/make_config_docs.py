@@ -10,6 +10,7 @@ from jaxpeft.config import keys, settings
 from jaxpeft.config.components import Table, described
 from jaxpeft.config.data import SourceSection
 from jaxpeft.config.sections import SECTIONS, RunConfig
+from jaxpeft.metrics import METRICS
 
 TARGET = Path(__file__).parents[1] / "docs" / "configuration.md"
 INTRODUCTION = """# Configuration
@@ -120,6 +121,8 @@ def text() -> str:
             lines += ["", "A source:", "", *rows(SourceSection)]
         if section in TABLES:
             lines += components(section, TABLES[section])
+        if section == "evaluation":
+            lines += components("metrics", METRICS)
     lines += ["", *what_keys_say()]
     return "\n".join(lines) + "\n"
 

@@ -59,7 +59,7 @@ PLACES = {
     "loading weights": Place("jaxpeft.hf.load:_read", 3),
     "compiling the step": Place("jax.stages:Lowered.compile", 1),
     "a step": Place("jaxpeft.train.program:Alone.take", 2, 8.0),
-    "evaluating": Place("jaxpeft.train.hooks:Evaluate._told", 5, 8.0),
+    "evaluating": Place("jaxpeft.train.evaluating:Evaluate._told", 5, 8.0),
     "samples": Place("jaxpeft.train.samples:generate"),
     "saving": Place("jaxpeft.rundir.manifest:seal", 0, 8.0),
     "writing the adapter": Place("jaxpeft.hf:save_adapter"),

@@ -17,13 +17,12 @@ STOREYS = (
     ("errors", "console", "tree", "hardware"),
     ("kernel", "replacing", "config", "devices"),
     # libraries
-    ("adapters", "models", "quant", "data", "rundir", "cli"),
+    ("adapters", "models", "quant", "data", "rundir", "metrics", "cli"),
     ("hf", "optim", "objectives"),
     ("flax", "assembly"),
     # commands
-    ("lr_find", "plan", "diagnose", "generate", "export", "convert_config", "evaluate")
-    + ("doctor",),
-    ("report", "chat", "combine"),
+    ("lr_find", "plan", "diagnose", "generate", "export", "convert_config", "doctor"),
+    ("report", "chat", "combine", "evaluate"),
     ("train", "look"),
     ("sweep", "__main__"),
 )

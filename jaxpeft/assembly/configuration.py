@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxpeft import adapters, config, objectives, optim
+from jaxpeft import adapters, config, metrics, objectives, optim
 from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
@@ -34,7 +34,7 @@ def open_config(
     Raises:
         InputError: for all that is wrong with the file, the overrides and the values.
     """
-    return config.load(path, overrides, TABLES, values)
+    return config.load(path, overrides, TABLES, values, metrics.METRICS)
 
 
 def open_run(

@@ -22,6 +22,7 @@ from jaxpeft.assembly.step import (
     make_eval_step,
 )
 from jaxpeft.config import RunConfig
+from jaxpeft.config.training import LOSS
 from jaxpeft.data import sources
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
@@ -195,6 +196,9 @@ class Run:
         settings = config.identity(self.cfg, TABLES, steering)
         if self.evaluation is not None and steering:
             settings["evaluation"] = self.evaluation.fingerprint
+        if self.cfg.training.figure != LOSS:
+            # What answers were compared by: the best so far is one of those.
+            settings["answers"] = self.cfg.evaluation.model_dump(mode="json")
         return {
             "config": json.dumps(settings, sort_keys=True),
             "data": self.batches.fingerprint,

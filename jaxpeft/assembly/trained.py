@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -15,7 +15,7 @@ from jaxpeft.config import ModelSection, RunConfig
 from jaxpeft.devices import sharding
 from jaxpeft.devices.compiled import Compiled
 from jaxpeft.errors import InputError
-from jaxpeft.objectives import evaluation
+from jaxpeft.objectives import Objective, evaluation
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,31 @@ def load(
     return Trained(base, adapters.several(params, adapted), tuple(folders))
 
 
-def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
-    """The losses over the evaluation data of `cfg`, see `Objective.report`.
+class Evaluated(NamedTuple):
+    """A model, and the data to evaluate it on.
+
+    Attributes:
+        base: the opened model.
+        params: its weights, adapters in.
+        objective: what reports.
+        batches: the data.
+        mesh: the devices.
+    """
+
+    base: Base
+    params: Mapping[str, Any]
+    objective: Objective
+    batches: data.EvalBatches
+    mesh: jax.sharding.Mesh
+
+
+def to_evaluate(cfg: RunConfig, adapter: Path | None) -> Evaluated:
+    """The model and the evaluation data of a configuration.
 
     Args:
         cfg: the configuration.
         adapter: a PEFT adapter's folder; None: the one that the run would continue
             from, or the base alone.
-
-    Returns:
-        {name: figure}, `eval_loss` among them.
 
     Raises:
         InputError: where the configuration names no data to evaluate on, or what it
@@ -107,17 +122,30 @@ def evaluate(cfg: RunConfig, adapter: Path | None) -> dict[str, float]:
     )
     if adapter is None and cfg.adapter.init_from is not None:
         adapter = hf.resolve(cfg.adapter.init_from)
-    params = _params(base, adapter, mesh)
+    assert batches is not None  # there are data to evaluate on
+    return Evaluated(base, _params(base, adapter, mesh), objective, batches, mesh)
+
+
+def losses(one: Evaluated) -> dict[str, float]:
+    """The losses over the evaluation data, see `Objective.report`.
+
+    Args:
+        one: see `to_evaluate`.
+
+    Returns:
+        {name: figure}, `eval_loss` among them.
+    """
+    base, params, objective, batches, mesh = one
     trainable, frozen = tree.partition(params, adapters.trainable_mask(params))
     fixed = Frozen(frozen, objective.held(params))
     # Standard output is the result's alone: nobody is told what is compiled.
     eval_step = make_eval_step(base.cfg, objective)
     step = Compiled(eval_step, "evaluation", lambda text: None)
-    with console.Work("evaluation, in batches", len(batches or ())) as work:
+    with console.Work("evaluation, in batches", len(batches)) as work:
         sums = evaluation.streamed(
             (
                 step(trainable, fixed, sharding.put_batch(_unpacked(batch), mesh))
-                for batch in batches or ()
+                for batch in batches
             ),
             lambda done: work.advance(),
         )

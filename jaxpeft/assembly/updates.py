@@ -111,7 +111,7 @@ def updates(cfg: RunConfig, steps: int, rate: optax.Schedule | None = None) -> U
     """
     fused = fused_backward(cfg)
     optimizer = {**cfg.optimizer.model_dump(), "learning_rate": learning_rate(cfg)}
-    parts = optim.make_parts(optimizer, cfg.schedule.model_dump(), steps, rate)
+    parts = optim.make_parts(optimizer, _schedule(cfg), steps, rate)
     return Updates(
         parts=parts,
         tx=parts.optimizer if fused else parts.chain(),
@@ -121,6 +121,21 @@ def updates(cfg: RunConfig, steps: int, rate: optax.Schedule | None = None) -> U
         follows_evaluation=parts.scale is not None,
         steps=steps,
     )
+
+
+def _schedule(cfg: RunConfig) -> dict[str, Any]:
+    """The schedule's keys: one that follows evaluations knows which way is better."""
+    keys = cfg.schedule.model_dump()
+    training, wants = cfg.training, "mode" in optim.SCHEDULES.keys(cfg.schedule.name)
+    if not wants or not training.prefers_greater:
+        return keys
+    if keys.get("mode", "max") != "max":
+        raise InputError(
+            f"schedule.mode: found {keys['mode']!r} beside "
+            f"training.metric_for_best_model {training.metric_for_best_model!r}, of "
+            "which the higher is the better one; leave it out"
+        )
+    return {**keys, "mode": "max"}
 
 
 def learning_rate(cfg: RunConfig) -> float:

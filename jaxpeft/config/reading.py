@@ -7,11 +7,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from jaxpeft import console
-from jaxpeft.config import paths, strict_yaml
+from jaxpeft.config import evaluation, paths, strict_yaml
 from jaxpeft.config.base import ComponentSection
 from jaxpeft.config.components import Table, check_call
 from jaxpeft.config.data import SourceSection
 from jaxpeft.config.sections import SECTIONS, RunConfig
+from jaxpeft.config.training import LOSS
 from jaxpeft.config.wording import meant, shown, wanted
 from jaxpeft.errors import InputError
 
@@ -33,6 +34,7 @@ def load(
     overrides: Sequence[str] = (),
     tables: Mapping[str, Table] | None = None,
     values: Mapping[str, Any] | None = None,
+    metrics: Table | None = None,
 ) -> RunConfig:
     """The configuration in a YAML file, with `section.key=value` overrides applied.
 
@@ -43,6 +45,8 @@ def load(
             place of the other, too.
         tables: section -> what it chooses from. The keys of a component are checked
             only against a table.
+        values: {section.key: the value itself}, which count after the overrides.
+        metrics: what the entries of `evaluation.metrics` choose from.
 
     Raises:
         InputError: something is wrong; all problems are told at once, but those with
@@ -62,7 +66,7 @@ def load(
     mapping, more = _overridden(mapping, [*_outranked(mapping, given), *given])
     problems += more
     try:
-        config = parse(mapping, str(path), tables)
+        config = parse(mapping, str(path), tables, metrics)
     except InputError as error:
         problems += error.problems
     if problems:
@@ -74,6 +78,7 @@ def parse(
     mapping: Mapping[str, Any],
     name: str = "configuration",
     tables: Mapping[str, Table] | None = None,
+    metrics: Table | None = None,
 ) -> RunConfig:
     """The configuration that a mapping of sections holds; aliases become real names.
 
@@ -83,6 +88,7 @@ def parse(
         name: what the mapping is called in messages, such as the file's name.
         tables: section -> what it chooses from. The keys of a component are checked
             only against a table.
+        metrics: what the entries of `evaluation.metrics` choose from.
 
     Raises:
         InputError: something is wrong; all problems are told at once.
@@ -103,6 +109,10 @@ def parse(
         problems = _reported(error, mapping, keys)
     for section, table in tables.items():
         problems += _component_problems(section, mapping.get(section), table, keys)
+    if metrics is not None:
+        problems += evaluation.problems(
+            "evaluation.metrics", mapping.get("evaluation"), metrics
+        )
     problems += _conflicts(mapping, tables)
     if problems:
         raise InputError(*problems)
@@ -273,6 +283,21 @@ def _conflicts(mapping: Mapping[str, Any], tables: Mapping[str, Table]) -> list[
                 f"training.{key}: found {shown(training[key])}; needs evaluation data: "
                 f"give data.eval or data.eval_split, or set training.{key} to null"
             )
+    if named := evaluation.entries(mapping.get("evaluation")):
+        if not evaluates:
+            problems.append(
+                f"evaluation.metrics: found {shown(named[0][1]['name'])}; needs "
+                "evaluation data: give data.eval or data.eval_split, or remove it"
+            )
+    elif (
+        training.get("metric_for_best_model", LOSS) not in (LOSS, "loss")
+        and not evaluates
+    ):
+        problems.append(
+            "training.metric_for_best_model: found "
+            f"{shown(training['metric_for_best_model'])}; needs evaluation data: give "
+            "data.eval or data.eval_split, or remove it"
+        )
     scaling = training.get("lr_scaling", "none")
     if scaling != "none" and (why := _rate_of_its_own(optimizer, tables)):
         problems.append(

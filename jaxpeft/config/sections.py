@@ -25,6 +25,7 @@ from jaxpeft.config.base import (
     as_tuple,
 )
 from jaxpeft.config.data import DataSection
+from jaxpeft.config.evaluation import EvaluationSection
 from jaxpeft.config.training import ClusterSection, MeshSection, TrainingSection
 
 
@@ -320,6 +321,7 @@ class RunConfig(Section):
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     mesh: MeshSection = Field(default_factory=MeshSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
 
@@ -352,6 +354,7 @@ SECTIONS: dict[str, type[Section]] = {
     "optimizer": OptimizerSection,
     "schedule": ScheduleSection,
     "training": TrainingSection,
+    "evaluation": EvaluationSection,
     "mesh": MeshSection,
     "cluster": ClusterSection,
 }

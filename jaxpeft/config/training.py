@@ -6,7 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from jaxpeft.config import keys
-from jaxpeft.config.base import Count, Positive, Section, Whole, as_tuple
+from jaxpeft.config.base import Count, Positive, Section, Text, Whole, as_tuple
+
+EVAL = "eval_"  # what the names of an evaluation's figures begin with
+LOSS = EVAL + "loss"  # the figure that evaluations are compared by, unless told
 
 
 def _sinks(value: Any) -> Any:
@@ -89,14 +92,29 @@ class TrainingSection(Section):
         default=0.0,
         ge=0,
         description="by how much more than this a loss must be below the best one to "
-        "be an improvement, in nats per token",
+        "be an improvement, in nats per token; or another figure be better, see "
+        "metric_for_best_model",
         json_schema_extra=keys.ALWAYS,
     )
     load_best_model_at_end: bool | None = Field(
         default=None,
-        description="keep the checkpoint of the lowest evaluation loss, and write its "
-        "adapter at the end; null: with early_stopping_patience",
+        description="keep the checkpoint of the lowest evaluation loss (or the best "
+        "metric_for_best_model), and write its adapter at the end; null: with "
+        "early_stopping_patience",
         json_schema_extra=keys.ALWAYS,
+    )
+    metric_for_best_model: Text = Field(
+        default="loss",
+        description="the figure of an evaluation that early stopping, the best "
+        "checkpoint, schedules that follow evaluations, and the order of a sweep go "
+        "by: loss, accuracy, or the name of a metric in evaluation.metrics",
+        json_schema_extra=keys.IF_SET,
+    )
+    greater_is_better: bool | None = Field(
+        default=None,
+        description="whether a higher metric_for_best_model is the better one; null: "
+        "as it is of that figure (no for losses and perplexity)",
+        json_schema_extra=keys.IF_SET,
     )
     max_nonfinite_steps: Whole = Field(
         default=10,
@@ -141,6 +159,18 @@ class TrainingSection(Section):
         if self.load_best_model_at_end is None:
             return self.early_stopping_patience is not None
         return self.load_best_model_at_end
+
+    @property
+    def figure(self) -> str:
+        """The figure that evaluations are compared by, as they name it: `eval_...`."""
+        return EVAL + self.metric_for_best_model.removeprefix(EVAL)
+
+    @property
+    def prefers_greater(self) -> bool:
+        """Whether the higher figure is the better one."""
+        if self.greater_is_better is None:
+            return not self.figure.endswith(("loss", "perplexity"))
+        return self.greater_is_better
 
     @model_validator(mode="before")
     @classmethod

@@ -1,10 +1,13 @@
 """Greedy and sampled generation with a cache of keys and values."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
 from jaxpeft.generate import crossing
 from jaxpeft.generate.steps import start, stop_array
@@ -25,6 +28,8 @@ def generate(
     sampling: Sampling = GREEDY,
     first_request: int = 0,
     ended: Callable[[list[int]], bool] | None = None,
+    width: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> list[list[int]]:
     """The tokens that continue each prompt, without the one that stopped it.
 
@@ -40,39 +45,53 @@ def generate(
             that it is in.
         ended: whether the tokens of an answer so far end it; asked every few tokens, so
             that an answer may be longer.
+        width: tokens that prompts are padded to, so that those of several calls are
+            read by one program; None: see `padded`.
+        mesh: the devices that the batch is split over, as the weights are; None: none.
 
     Raises:
         InputError: as `check` does.
     """
     check(cfg, prompts, max_new_tokens, sampling)
-    longest = max(map(len, prompts))
-    width = -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    width = width or padded(max(map(len, prompts)))
     tokens = np.zeros((len(prompts), width), np.int32)
     valid = np.zeros((len(prompts), width), bool)
     for row, prompt in enumerate(prompts):  # to the right: the answers start together
         tokens[row, width - len(prompt) :] = prompt
         valid[row, width - len(prompt) :] = True
     warpers = sampling.warpers()
-    state = start(
-        params,
-        tokens,
-        valid,
-        first_request + np.arange(len(prompts), dtype=np.int32),
-        cfg=cfg,
-        slots=width + max_new_tokens,
-        remember=warpers.repetition_penalty is not None,
-    )
-    answers = crossing.answers(
-        params,
-        state,
-        prompts,
-        stop_array(stop),
-        warpers,
-        cfg=cfg,
-        steps=max_new_tokens,
-        ended=ended,
-    )
+    batch: Mapping[str, Any] = {"tokens": tokens, "valid": valid}
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        batch = batch if mesh is None else sharding.put_batch(batch, mesh)
+        state = start(
+            params,
+            batch["tokens"],
+            batch["valid"],
+            first_request + np.arange(len(prompts), dtype=np.int32),
+            cfg=cfg,
+            slots=width + max_new_tokens,
+            remember=warpers.repetition_penalty is not None,
+        )
+        answers = crossing.answers(
+            params,
+            state,
+            prompts,
+            stop_array(stop),
+            warpers,
+            cfg=cfg,
+            steps=max_new_tokens,
+            ended=ended,
+        )
     return [[t for t in row if t >= 0] for row in answers.tolist()]
+
+
+def padded(longest: int) -> int:
+    """The tokens that prompts are padded to, of which few numbers occur.
+
+    Args:
+        longest: tokens of the longest prompt.
+    """
+    return -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
 
 
 def check(

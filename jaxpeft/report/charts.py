@@ -8,6 +8,7 @@ import numpy as np
 from jaxpeft.report import plots
 from jaxpeft.rundir.files import finite
 from jaxpeft.rundir.metrics import values
+from jaxpeft.rundir.outcome import USUAL
 
 MOST = 1500  # points of a curve in a page; a screen shows no more
 
@@ -94,10 +95,21 @@ def run_charts(training: list[dict], evaluation: list[dict]) -> list[Chart]:
             _curves(evaluation, eval_accuracy="accuracy"),
         ),
         Chart(
+            "Other figures of evaluations",
+            "score (as the metric has it)",
+            _curves(evaluation, **_others(evaluation)),
+        ),
+        Chart(
             "Speed", "tokens per second", _curves(training, tokens_per_second="speed")
         ),
     ]
     return [chart for chart in charts if chart.series]
+
+
+def _others(evaluation: list[dict]) -> dict[str, str]:
+    """{key: name} of what evaluations give besides what every one of them does."""
+    names = dict.fromkeys(name for line in evaluation for name in line)
+    return {n: n.removeprefix("eval_") for n in names if n not in USUAL}
 
 
 def _losses(training: list[dict], evaluation: list[dict]) -> list[Series]:

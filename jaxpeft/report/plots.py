@@ -119,7 +119,7 @@ def _plot_outcomes(axes: Any, sweep: SweepRecord, outcome: "Outcomes") -> None:
     if outcome.logarithmic:
         axes.set_xscale("log")
     axes.set_xlabel(axis_label(key))
-    axes.set_ylabel(f"final {sweep.measure} {LOSS}")
+    axes.set_ylabel(f"final {sweep.measure} {sweep.label}")
     axes.grid(alpha=0.3)
     if 1 < len(outcome.lines) <= 16:
         axes.legend(fontsize="small")

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxpeft.report import page, plots, wording
 from jaxpeft.report.charts import Chart, Series
-from jaxpeft.rundir.files import METRICS, REPORT
+from jaxpeft.rundir.files import METRICS, REPORT, finite
 from jaxpeft.rundir.metrics import read_metrics
 from jaxpeft.rundir.metrics import values as numbers
 from jaxpeft.rundir.sweep_files import PointRecord, SweepRecord, read_sweep
@@ -41,6 +41,7 @@ def write_sweep(directory: Path) -> Path:
         state=_state(sweep),
         keys=keys,
         measure=sweep.measure,
+        what="" if sweep.what == "loss" else sweep.what,
         rows=[_row(sweep, point, keys) for point in sweep.points],
         axes=[(key, wording.axis(value)) for key, value in sweep.axes.items()],
         remarks=sweep.remarks,
@@ -64,6 +65,7 @@ def _row(sweep: SweepRecord, point: PointRecord, keys: list[str]) -> dict[str, A
         "link": relative.as_posix() if (sweep.directory / relative).exists() else "",
         "values": [wording.choice(point.values.get(key)) for key in keys],
         "status": point.row.get("status", ""),
+        "score": _loss(finite(point.loss)),
         "losses": [_loss(point.row.get(key)) for key in LOSSES],
         "seconds": "" if seconds is None else wording.duration(seconds),
     }
@@ -86,8 +88,8 @@ def _outcomes(sweep: SweepRecord) -> Chart:
         for name, points in outcome.lines.items()
     ]
     return Chart(
-        f"Final {sweep.measure} loss over {outcome.key}",
-        plots.LOSS,
+        f"Final {sweep.measure} {sweep.what} over {outcome.key}",
+        sweep.label,
         [one for one in series if np.isfinite(one.y).any()],
         x_label=plots.axis_label(outcome.key),
         x_log=outcome.logarithmic,

@@ -12,6 +12,7 @@ CONFIG, ADAPTER = "config.yaml", "adapter"
 MODEL = "model"  # in its place after full fine-tuning
 METRICS, PLOT, SAMPLES = "metrics.jsonl", "loss.png", "samples.json"
 SKIPPED = "skipped.jsonl"  # rows of the data that were left out, if there are any
+PREDICTIONS = "predictions"  # a file for each evaluation with metrics
 SUMMARY, ENVIRONMENT, REPORT = "summary.json", "environment.json", "report.html"
 
 

@@ -19,6 +19,9 @@ from jaxpeft.rundir.files import (
 )
 from jaxpeft.rundir.metrics import best_evaluation, read_metrics, values
 
+# What every line of an evaluation of tokens has.
+USUAL = {"step", "eval_loss", "eval_perplexity", "eval_accuracy", "eval_tokens"}
+
 Answers = Sequence[tuple[str, str, str]]  # prompt, reference, answer
 
 
@@ -109,8 +112,23 @@ def keep_summary(
         "best_eval_loss": best,
         "best_step": best_step,
     }
+    if others := _others(evaluation):
+        summary["evaluation"] = others
     write_json(directory / SUMMARY, summary)
     return summary
+
+
+def _others(evaluation: list[dict]) -> dict[str, dict[str, float | None]]:
+    """{figure: its value before training, if there is one, and after} of all others."""
+    found = {}
+    for name in evaluation[-1] if evaluation else ():
+        if name not in USUAL:
+            ends = {"before": evaluation[0]} if evaluation[0]["step"] == 0 else {}
+            ends["after"] = evaluation[-1]
+            found[name.removeprefix("eval_")] = {
+                end: finite(line.get(name)) for end, line in ends.items()
+            }
+    return found
 
 
 def peak_memory() -> tuple[int, str]:

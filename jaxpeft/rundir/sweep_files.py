@@ -19,8 +19,8 @@ class PointRecord:
         name: what the sweep calls it.
         directory: its run directory.
         values: key of the configuration -> its value in this run.
-        loss: the loss that the sweep is judged by, in nats per token; NaN if it has
-            none.
+        loss: the loss that the sweep is judged by, in nats per token, or another
+            figure; NaN if it has none.
         row: its entry in `sweep.json`.
     """
 
@@ -41,6 +41,7 @@ class SweepRecord:
         points: the runs, best first.
         measure: "evaluation", or "training" where no point has been evaluated.
         remarks: what the sweep's end said of the points.
+        what: the figure that the points are judged by.
     """
 
     directory: Path
@@ -48,6 +49,12 @@ class SweepRecord:
     points: tuple[PointRecord, ...]
     measure: str
     remarks: tuple[str, ...] = ()
+    what: str = "loss"
+
+    @property
+    def label(self) -> str:
+        """The same for an axis, with its unit."""
+        return "loss (nats per token)" if self.what == "loss" else self.what
 
 
 def read_sweep(directory: Path) -> SweepRecord:
@@ -78,12 +85,16 @@ def read_sweep(directory: Path) -> SweepRecord:
             f"{path}: found no object with points, each with its name and directory; "
             "run the sweep again, which writes it anew"
         ) from error
-    points.sort(key=lambda point: (math.isnan(point.loss), point.loss))
+    sign = -1 if content.get("prefers_greater") else 1
+    points.sort(key=lambda point: (math.isnan(point.loss), sign * point.loss))
     measure = "training" if key == "train_loss" else "evaluation"
-    return SweepRecord(directory, axes, tuple(points), measure, remarks)
+    what = key.removeprefix("best_").removeprefix("eval_").removeprefix("train_")
+    return SweepRecord(directory, axes, tuple(points), measure, remarks, what)
 
 
 def _point(directory: Path, row: dict[str, Any], key: str) -> PointRecord:
+    if key not in row:  # a figure of the user's choice, under a name of its own
+        key = "best_figure" if key.startswith("best_") else "figure"
     judged = None if row.get("status") == "diverged" else row.get(key)
     loss = math.nan if judged is None else float(judged)
     values = dict(row.get("values", {}))

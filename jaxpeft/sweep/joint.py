@@ -17,16 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft import data, optim
+from jaxpeft import data, optim, tree
 from jaxpeft.assembly import updates
 from jaxpeft.assembly.run import Run
 from jaxpeft.assembly.step import Metrics, TrainState
 from jaxpeft.config import RunConfig
 from jaxpeft.devices.compiled import Compiled
+from jaxpeft.generate import scoring
 from jaxpeft.objectives import evaluation
 from jaxpeft.rundir.checkpoint import Checkpoints
 from jaxpeft.sweep import joint_step
-from jaxpeft.train import course, hooks, results, samples
+from jaxpeft.train import course, hooks, results, samples, steering
 from jaxpeft.train.progress import PlainProgress
 from jaxpeft.train.standing import DIVERGED, Standing
 
@@ -53,6 +54,8 @@ def train(
     first = Run(configs[0], shares=True)
     runs = [first, *(Run(cfg, like=first) for cfg in configs[1:])]
     fingerprints = [run.fingerprint() for run in runs]
+    scores = scoring.of_run(first)
+    steering.check(first, scores)
 
     for run in runs:
         if line := updates.rate_warning(run.cfg, run.updates.rate, run.steps):
@@ -77,7 +80,12 @@ def train(
         guards.watchdog.pet(hooks.SAVE_GRACE)
         program = Together(runs)
         ended = course.follow(
-            program, guards, PlainProgress, begin=begin, give_up=give_up
+            program,
+            guards,
+            PlainProgress,
+            begin=begin,
+            give_up=give_up,
+            scoring=scores,
         )
         for number, standing in enumerate(ended.standings):
             _finish(program, number, standing, ended.seconds)
@@ -189,14 +197,28 @@ class Together:
             for number in range(len(self.runs))
         ]
 
+    def evaluated(self, number: int) -> Any:
+        """The whole params of a run, adapters in.
+
+        Args:
+            number: of the run.
+        """
+        trained = self._in_structure(self._evaluated, number)
+        return tree.combine(trained, self.runs[number].frozen)
+
     def observe(
-        self, losses: Sequence[float], improved: np.ndarray, active: np.ndarray
+        self,
+        values: Sequence[float],
+        losses: Sequence[float],
+        improved: np.ndarray,
+        active: np.ndarray,
     ) -> None:
         """Lets schedules that follow evaluations see them, and keeps the best so far.
 
         Args:
+            values: of each run, the figure that evaluations are compared by.
             losses: of each run.
-            improved: (runs,) bool, whether the loss is the run's best so far.
+            improved: (runs,) bool, whether the value is the run's best so far.
             active: (runs,) bool, whether the run still takes steps.
         """
         state, best = self.saved["state"], self.saved["best"]
@@ -205,8 +227,8 @@ class Together:
                 jnp.asarray(improved), self._evaluated, best
             )
         if optim.observes(state.opt_state):
-            values = jnp.asarray(losses, jnp.float32)
-            seen = jax.vmap(optim.observe)(state.opt_state, values)
+            given = (jnp.asarray(x, jnp.float32) for x in (values, losses))
+            seen = jax.vmap(optim.observe)(state.opt_state, *given)
             seen = joint_step.chosen(jnp.asarray(active), seen, state.opt_state)
             self.saved["state"] = dataclasses.replace(state, opt_state=seen)
 
@@ -221,10 +243,13 @@ class Together:
         """The parameters of a run that are its result, in its own structure."""
         best = self.saved["best"]
         trained = self._view(self.saved["state"]) if best is None else best
+        return self._in_structure(trained, number)
+
+    def _in_structure(self, trained: Any, number: int) -> Any:
+        """What one run has of stacked parameters, in the run's own structure."""
         leaves = jax.tree.leaves(self._slice(trained, number))
-        return jax.tree.unflatten(
-            jax.tree.structure(self.runs[number].trainable), leaves
-        )
+        structure = jax.tree.structure(self.runs[number].trainable)
+        return jax.tree.unflatten(structure, leaves)
 
     def _initial_state(self) -> TrainState:
         """The states before the first step, stacked, on the device."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpeft.config import strict_yaml
+from jaxpeft.config.training import LOSS
 from jaxpeft.rundir import files
 from jaxpeft.rundir.metrics import read_metrics
 from jaxpeft.train.standing import RUNNING
@@ -26,6 +27,9 @@ class Point:
         eval_loss: of the last evaluation.
         best_eval_loss: of the lowest evaluation.
         best_step: the step of that evaluation.
+        figure: of the last evaluation, what evaluations are compared by where that is
+            not the loss (`training.metric_for_best_model`).
+        best_figure: the best of them, which `best_step` is then the step of.
         train_loss: the mean of the last logged training losses.
         seconds: of the program that trained it, over the number of points it trained.
         turn: points added together have the same, and no program trains points of
@@ -42,6 +46,8 @@ class Point:
     train_loss: float | None = None
     seconds: float | None = None
     turn: int = 0
+    figure: float | None = None
+    best_figure: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -64,11 +70,13 @@ class Point:
             )
         }
 
-    def read(self, path: Path) -> None:
+    def read(self, path: Path, figure: str = LOSS, greater: bool = False) -> None:
         """Takes the losses from the point's metrics, if there are any.
 
         Args:
             path: its `metrics.jsonl`.
+            figure: what evaluations are compared by.
+            greater: whether the higher one is the better.
         """
         if not path.is_file():
             return
@@ -83,3 +91,15 @@ class Point:
         if trained:
             best = min(trained, key=lambda line: line["eval_loss"])
             self.best_eval_loss, self.best_step = best["eval_loss"], best["step"]
+        if figure == LOSS or not evaluations:
+            return
+        self.figure = files.finite(evaluations[-1].get(figure))
+        known = [e for e in evaluations if e["step"] and math.isfinite(_of(e, figure))]
+        if known:
+            sign = -1 if greater else 1
+            best = min(known, key=lambda line: sign * line[figure])
+            self.best_figure, self.best_step = best[figure], best["step"]
+
+
+def _of(line: dict[str, Any], figure: str) -> float:
+    return line.get(figure, math.nan)

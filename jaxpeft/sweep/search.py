@@ -73,7 +73,8 @@ def _ask(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
     distributions = {key: _distribution(space) for key, space in sweep.axes.items()}
     # Told of the number of points, a seed gives another draw in each round.
     sampler = optuna.samplers.TPESampler(seed=seed + len(sweep.points))
-    study = optuna.create_study(sampler=sampler)
+    direction = "maximize" if sweep.judge.prefers_greater else "minimize"
+    study = optuna.create_study(sampler=sampler, direction=direction)
     for point in sweep.points:
         study.add_trial(_told(sweep, point, distributions))
     return [study.ask(distributions).params for _ in range(count)]
@@ -82,7 +83,7 @@ def _ask(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
 def _told(sweep: Sweep, point: Point, distributions: dict[str, Any]) -> Any:
     import optuna
 
-    score = sweep.score(point)
+    score = sweep.judge.score(point)
     failed = not math.isfinite(score)
     state = optuna.trial.TrialState
     return optuna.trial.create_trial(

@@ -15,10 +15,12 @@ import jax
 from jaxpeft import console, tree
 from jaxpeft.assembly import configuration
 from jaxpeft.config import RunConfig, strict_yaml
+from jaxpeft.config.training import LOSS
 from jaxpeft.errors import InputError, NumericsError
 from jaxpeft.report import plots, sweep_page, wording
 from jaxpeft.rundir import files, sweep_files
 from jaxpeft.sweep import grid, joint
+from jaxpeft.sweep.judge import Judge
 from jaxpeft.sweep.point import LAST_LINES, Point
 from jaxpeft.train import course
 from jaxpeft.train.standing import DIVERGED, DONE, RUNNING, STOPPED
@@ -53,6 +55,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         self.base = configuration.open_config(self.source, self.overrides)
+        self.judge = Judge(self.base)
         settings = self.base.model_dump(mode="json")
         settings.pop("output_dir")
         self._asked = {"settings": settings, "axes": self.axes}
@@ -143,24 +146,7 @@ class Sweep:
     def ranking(self) -> list[Point]:
         """The points that have ended, best first; those that diverged last."""
         ended = [point for point in self.points if point.ended]
-        return sorted(ended, key=lambda p: (p.status == DIVERGED, self.score(p)))
-
-    def score(self, point: Point) -> float:
-        """The number that a point is judged by, lower is better; infinity for none."""
-        if self.judged_by == "train_loss":
-            value = point.train_loss
-        elif self.base.training.keeps_best:
-            value = point.best_eval_loss
-        else:
-            value = point.eval_loss
-        return math.inf if value is None or math.isnan(value) else value
-
-    @property
-    def judged_by(self) -> str:
-        """The name of the column that ranks: the evaluation loss if there is one."""
-        if not self.base.data.evaluates:
-            return "train_loss"
-        return "best_eval_loss" if self.base.training.keeps_best else "eval_loss"
+        return sorted(ended, key=lambda p: (p.status == DIVERGED, self.judge.order(p)))
 
     def save(self) -> None:
         """Writes how the points stand, and the table of those that have ended."""
@@ -168,13 +154,14 @@ class Sweep:
         state = {
             "base_config": self.source,
             **self._asked,
-            "judged_by": self.judged_by,
+            "judged_by": self.judge.column,
+            "prefers_greater": self.judge.prefers_greater,
             "remarks": [*over_seeds(self), *advice(self)] if self.ranking() else [],
-            "points": [asdict(point) for point in self.points],
+            "points": [self._entry(point) for point in self.points],
         }
         files.write_json(self.directory / sweep_files.SWEEP, state)
         rows = [
-            {"rank": rank, **point.written, **point.results}
+            {"rank": rank, **point.written, **self.judge.columns(point)}
             for rank, point in enumerate(self.ranking(), 1)
         ]
         if rows:
@@ -183,6 +170,13 @@ class Sweep:
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
                 writer.writerows(rows)
+
+    def _entry(self, point: Point) -> dict[str, Any]:
+        """A point as sweep.json has it."""
+        entry = asdict(point)
+        if self.judge.figure == LOSS:
+            del entry["figure"], entry["best_figure"]
+        return entry
 
     def draw(self) -> None:
         """Draws the picture and writes the page of the points so far."""
@@ -204,7 +198,8 @@ class Sweep:
             raise InputError(*error.problems, *ways) from error
         for point in group:
             point.seconds = round((time.monotonic() - start) / len(group), 1)
-            point.read(self._output(point) / files.METRICS)
+            path = self._output(point) / files.METRICS
+            point.read(path, self.judge.figure, self.judge.prefers_greater)
         self.save()
 
     def _take_steps(self, group: list[Point], configs: list[RunConfig]) -> None:
@@ -262,7 +257,7 @@ def lines(sweep: Sweep) -> list[str]:
     """The table of the points that have ended, best first, in lines."""
     keys = list(dict.fromkeys(key for point in sweep.points for key in point.values))
     head = ("rank", *(key.rsplit(".", 1)[-1] for key in keys))
-    head += ("eval loss", "lowest", "at step", f"train loss, last {LAST_LINES}")
+    head += (*sweep.judge.heads(), f"train loss, last {LAST_LINES}")
     head += ("s, its share", "status", "point")
     rows: list[tuple[str, ...]] = [head]
     for rank, point in enumerate(sweep.ranking(), 1):
@@ -270,7 +265,9 @@ def lines(sweep: Sweep) -> list[str]:
             wording.choice(point.values[key]) if key in point.values else "-"
             for key in keys
         ]
-        rows.append((str(rank), *values, *map(_short, point.results.values())))
+        rows.append(
+            (str(rank), *values, *map(_short, sweep.judge.columns(point).values()))
+        )
     widths = [max(map(len, column)) for column in zip(*rows)]
     return [
         "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths))
@@ -284,9 +281,12 @@ def over_seeds(sweep: Sweep) -> list[str]:
     for point in sweep.ranking():
         others = {key: v for key, v in point.values.items() if key != SEED}
         if SEED in point.values and others and sweep.is_grid:
-            groups.setdefault(grid.name(others), []).append(sweep.score(point))
+            groups.setdefault(grid.name(others), []).append(sweep.judge.score(point))
     several = {name: scores for name, scores in groups.items() if len(scores) > 1}
-    rows = sorted((sum(s) / len(s), name, s) for name, s in several.items())
+    rows = sorted(
+        ((sum(s) / len(s), name, s) for name, s in several.items()),
+        reverse=sweep.judge.prefers_greater,
+    )
     return [
         f"{name}: {mean:.4f} on average over {len(scores)} seeds, "
         f"from {min(scores):.4f} to {max(scores):.4f}"
@@ -297,12 +297,13 @@ def over_seeds(sweep: Sweep) -> list[str]:
 
 def advice(sweep: Sweep) -> list[str]:
     """Lines on what to do next: the best point, and where the grid is too small."""
-    ranked = [point for point in sweep.ranking() if math.isfinite(sweep.score(point))]
+    judge = sweep.judge
+    ranked = [point for point in sweep.ranking() if math.isfinite(judge.score(point))]
     if not ranked:
         return ["no point has a finite loss: lower optimizer.learning_rate"]
     best = ranked[0]
     text = [
-        f"best: {best.name}, {sweep.judged_by} {sweep.score(best):.4f} nats per token",
+        f"best: {best.name}, {judge.column} {judge.score(best):.4f}{judge.unit}",
         f"train it again: {_command(sweep, best)}",
     ]
     for key, axis in sweep.axes.items():

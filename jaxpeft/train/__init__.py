@@ -21,6 +21,7 @@ def main(argv: Sequence[str]) -> int:
         "run; never: start over, only in an empty or absent directory; anyway: "
         "continue although configuration, data or base have changed",
     )
+    cli.metric_argument(parser)
     cli.process_arguments(parser)
     args = parser.parse_intermixed_args(list(argv))
     rank = cli.place(args)
@@ -37,5 +38,5 @@ def main(argv: Sequence[str]) -> int:
         determinism.require()  # before the devices are looked for
     cluster.join(rank, **cfg.cluster.model_dump())
     programs.keep()
-    course.train(cfg, resume=args.resume)
+    course.train(cfg, resume=args.resume, metrics=args.metric)
     return 0

@@ -15,6 +15,8 @@ from jaxpeft.config import RunConfig
 from jaxpeft.devices import cluster, determinism, termination
 from jaxpeft.diagnose import findings
 from jaxpeft.errors import InputError, NumericsError
+from jaxpeft.generate import scoring
+from jaxpeft.generate.scoring import Scoring
 from jaxpeft.lr_find import auto
 from jaxpeft.lr_find.ramp import FILES
 from jaxpeft.rundir import sinks
@@ -22,7 +24,8 @@ from jaxpeft.rundir.checkpoint import Checkpoints
 from jaxpeft.rundir.files import ADAPTER, METRICS, MODEL, PLOT, REPORT
 from jaxpeft.rundir.lock import LOCK, RunLock
 from jaxpeft.rundir.metrics import read_metrics
-from jaxpeft.train import hooks, results, samples
+from jaxpeft.train import hooks, results, samples, steering
+from jaxpeft.train.evaluating import Evaluate
 from jaxpeft.train.loop import Moment, fit
 from jaxpeft.train.program import Alone, Program
 from jaxpeft.train.progress import Progress, make_progress
@@ -66,13 +69,14 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def train(cfg: RunConfig, *, resume: str = "auto") -> None:
+def train(cfg: RunConfig, *, resume: str = "auto", metrics: Sequence[str] = ()) -> None:
     """Trains as `cfg` says, continuing where the output directory holds a checkpoint.
 
     Args:
         cfg: the configuration.
         resume: "auto"; "never", which demands an empty or absent directory; "anyway",
             which continues although configuration, data or base have changed.
+        metrics: those that the command line names, see `metrics.made`.
 
     Raises:
         InputError: where what was given is wrong.
@@ -87,6 +91,10 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
     fingerprint = run.fingerprint()
     cluster.require_same(fingerprint, "give all the same files")
     describe(run)
+    scores = scoring.of_run(run, metrics)
+    steering.check(run, scores)
+    if scores is not None:
+        console.say(f"evaluations also score {scores.summary()}")
 
     def begin(first: int) -> None:
         results.begin(run, first, fingerprint)
@@ -105,6 +113,7 @@ def train(cfg: RunConfig, *, resume: str = "auto") -> None:
             begin=begin if primary else lambda first: None,
             give_up=_raise,
             anyway=resume == "anyway",
+            scoring=scores,
         )
     _finish(program, ended)
 
@@ -145,6 +154,7 @@ def follow(
     begin: Callable[[int], None],
     give_up: Callable[[Standing, str], None],
     anyway: bool = False,
+    scoring: Scoring | None = None,
 ) -> Ended:
     """Takes the steps of a program's runs, from the first, or the one to continue from.
 
@@ -155,6 +165,7 @@ def follow(
         begin: called with the steps taken before anything else is written.
         give_up: called with a run whose steps are not finite, and what was seen.
         anyway: continue although the fingerprint differs.
+        scoring: asks for answers at evaluations and scores them, or None.
 
     Returns:
         How each run stands, and the seconds that it took. `program.trained` is then
@@ -170,7 +181,7 @@ def follow(
     standings = stand_all(program.runs, note, first, due)
     display = show(last, first)
     program.begin(display.note)
-    log, evaluate, save = _hooks(program, standings, display, guards, note)
+    log, evaluate, save = _hooks(program, standings, display, guards, note, scoring)
     try:
         if note:
             again = evaluate if due else []
@@ -217,7 +228,8 @@ def _hooks(
     display: Progress,
     guards: Guards,
     note: Mapping[str, Any],
-) -> tuple[hooks.Log, list[hooks.Evaluate], hooks.Save]:
+    scoring: Scoring | None,
+) -> tuple[hooks.Log, list[Evaluate], hooks.Save]:
     """The log, the evaluation if there is something to evaluate on, and the saves."""
     checkpoints, watchdog, _ = guards
     training, last = program.runs[0].cfg.training, program.runs[0].steps
@@ -227,10 +239,11 @@ def _hooks(
         last=last,
         seconds=note.get("seconds", 0.0),
     )
-    evaluate = hooks.Evaluate(
+    evaluate = Evaluate(
         *(program, standings, log, display, watchdog),
         every=training.eval_steps,
         last=last,
+        scoring=scoring,
     )
     save = hooks.Save(
         *(program, standings, log, checkpoints, watchdog),
@@ -293,9 +306,10 @@ def _finish(program: Alone, ended: Ended) -> None:
         console.say(f"evaluation loss: {before}{losses[-1]:.4f} after")
     written = steps if program.kept is None else int(program.kept.step)
     if run.cfg.training.keeps_best and stopping.best_step == written:
+        best = "highest" if stopping.greater else "lowest"
         console.say(
-            f"lowest evaluation loss: {stopping.best:.4f} after step {written}, whose "
-            f"{result} is written"
+            f"{best} evaluation {stopping.name}: {stopping.best:.4f} after step "
+            f"{written}, whose {result} is written"
         )
     for remark in remarks[:1]:
         console.say(remark)  # jaxpeft diagnose tells the others

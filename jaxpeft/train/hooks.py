@@ -1,4 +1,4 @@
-"""What happens beside the steps: log, evaluation, checkpoints, ends of a run.
+"""What happens beside the steps: log, checkpoints, ends of a run.
 
 Each hook serves one run as it serves several that one program trains.
 """
@@ -21,7 +21,6 @@ from jaxpeft.train.program import Program
 from jaxpeft.train.progress import Progress
 from jaxpeft.train.standing import (
     EVALUATION_DUE,
-    STOPPED,
     Standing,
     active,
     positions,
@@ -142,132 +141,6 @@ def rate(standing: Standing, state: TrainState, step: int) -> float:
     factor = optim.rate_factor(state.opt_state)
     given = standing.run.updates.rate(updates)
     return float(np.asarray(given)) * float(np.asarray(factor))
-
-
-class Evaluate:
-    """A hook that evaluates after every `every`-th step and the last one.
-
-    It writes the figures, lets schedules follow them, and ends the runs whose patience
-    is at its end. A request to end stops it between two batches, as if it had never
-    begun.
-
-    Args:
-        program: takes the steps.
-        standings: of its runs.
-        log: is told of the time that evaluations take.
-        progress: the display.
-        watchdog: is told that an evaluation may take long.
-        every: steps from one to the next; None: only after the last step.
-        last: the number of the last step.
-
-    Attributes:
-        is_due: whether an evaluation has begun and not come to its end.
-    """
-
-    def __init__(
-        self,
-        program: Program,
-        standings: Sequence[Standing],
-        log: Log,
-        progress: Progress,
-        watchdog: Watchdog,
-        *,
-        every: int | None,
-        last: int,
-    ):
-        self._program, self._standings, self._log = program, standings, log
-        self._progress, self._watchdog = progress, watchdog
-        self._every, self._last = every, last
-        self.is_due = False
-
-    def __call__(self, moment: Moment) -> bool:
-        due = self._every is not None and moment.step % self._every == 0
-        if not due and moment.step != self._last:
-            return False
-        return self.heed(
-            moment.step, [one["eval_loss"] for one in self.run(moment.step)]
-        )
-
-    def heed(self, step: int, losses: Sequence[float]) -> bool:
-        """Lets schedules and patience follow an evaluation.
-
-        Args:
-            step: the number of the steps taken.
-            losses: of each run.
-
-        Returns:
-            Whether no run takes another step.
-        """
-        runs = active(self._standings)
-        improved = np.array(
-            [
-                runs[number] and one.stopping.observe(step, losses[number])
-                for number, one in enumerate(self._standings)
-            ]
-        )
-        before = self._rates(step)
-        self._program.observe(losses, improved, runs)
-        for number, now in enumerate(self._rates(step)):
-            if now != before[number]:
-                self._note(
-                    number,
-                    "by the evaluation losses the learning rate goes from "
-                    f"{before[number]:.2e} to {now:.2e}",
-                )
-        for number, one in enumerate(self._standings):
-            if one.runs and one.stopping.exhausted and step != self._last:
-                one.status = STOPPED
-                self._note(number, one.stopping.verdict(step))
-        return not active(self._standings).any()
-
-    def run(self, step: int) -> list[dict[str, float]]:
-        """Evaluates each run, and writes the line of a step.
-
-        Args:
-            step: the number of the steps taken.
-
-        Returns:
-            {name: figure} for each run, see `Objective.report`.
-        """
-        start = time.monotonic()
-        self.is_due = True
-        self._watchdog.pet(SAVE_GRACE)
-        batches = self._standings[0].run.evaluation
-        self._work = self._progress.work(
-            f"evaluation after step {step}, in batches", len(batches or ())
-        )
-        reports = self._program.evaluate(self._told)
-        for one, figures in zip(self._standings, reports, strict=True):
-            if one.runs:
-                one.file.write({"step": step, **figures})
-        if len(reports) == 1:
-            said = self._standings[0].run.objective.in_words(reports[0])
-        else:
-            said = "losses " + "  ".join(f"{one['eval_loss']:.4f}" for one in reports)
-        some = self._standings[0].run.evaluation
-        of = f" of {some.share()}" if some is not None and some.share() else ""
-        self._progress.note(f"evaluation{of} after step {step}: {said}")
-        self._log.paused(time.monotonic() - start)
-        self.is_due = False
-        return reports
-
-    def _told(self, done: int) -> None:
-        self._work.advance()
-        self._watchdog.pet(SAVE_GRACE)
-        termination.check()
-
-    def _rates(self, step: int) -> list[float]:
-        """The learning rate of each run whose schedule follows evaluations."""
-        return [
-            rate(one, self._program.state(number), step)
-            for number, one in enumerate(self._standings)
-            if one.run.updates.follows_evaluation
-        ]
-
-    def _note(self, number: int, text: str) -> None:
-        several = len(self._standings) > 1
-        name = f"{self._standings[number].run.output.name}: " if several else ""
-        self._progress.note(name + text)
 
 
 class Save:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxpeft import console, data, optim
+from jaxpeft import console, data, optim, tree
 from jaxpeft.assembly.run import Run
 from jaxpeft.assembly.step import Metrics, TrainState
 from jaxpeft.devices.compiled import Compiled
@@ -91,14 +91,27 @@ class Program(Protocol):
         """
         ...
 
-    def observe(
-        self, losses: Sequence[float], improved: np.ndarray, active: np.ndarray
-    ) -> None:
-        """Takes in evaluation losses: schedules may follow them, the best are kept.
+    def evaluated(self, number: int) -> Any:
+        """The whole params of a run as `evaluate` has seen them, adapters in.
 
         Args:
-            losses: of each run, the lower the better.
-            improved: (runs,) bool, whether the loss is the run's best so far.
+            number: of the run.
+        """
+        ...
+
+    def observe(
+        self,
+        values: Sequence[float],
+        losses: Sequence[float],
+        improved: np.ndarray,
+        active: np.ndarray,
+    ) -> None:
+        """Takes in evaluations: schedules may follow them, the best are kept.
+
+        Args:
+            values: of each run, the figure that evaluations are compared by.
+            losses: of each run, for optimizers that look at them.
+            improved: (runs,) bool, whether the value is the run's best so far.
             active: (runs,) bool, whether the run still takes steps.
         """
         ...
@@ -189,11 +202,19 @@ class Alone:
         sums = (self._eval_step(trained, run.fixed, batch) for batch in batches)
         return [evaluation.figures(run.objective, evaluation.streamed(sums, told))]
 
+    def evaluated(self, number: int) -> Any:
+        """The whole params, adapters in."""
+        return tree.combine(self.run.view(self.saved), self.run.frozen)
+
     def observe(
-        self, losses: Sequence[float], improved: np.ndarray, active: np.ndarray
+        self,
+        values: Sequence[float],
+        losses: Sequence[float],
+        improved: np.ndarray,
+        active: np.ndarray,
     ) -> None:
-        """Lets schedules that follow the evaluation loss see it."""
-        opt_state = optim.observe(self.saved.opt_state, losses[0])
+        """Lets schedules that follow evaluations see them."""
+        opt_state = optim.observe(self.saved.opt_state, values[0], losses[0])
         self.saved = dataclasses.replace(self.saved, opt_state=opt_state)
 
     def state(self, number: int) -> TrainState:

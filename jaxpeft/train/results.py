@@ -1,6 +1,7 @@
 """The files that a run leaves in its directory, from its first step to its page."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jaxpeft.rundir.files import (
     METRICS,
     MODEL,
     PLOT,
+    PREDICTIONS,
     SKIPPED,
     write_lines,
 )
@@ -35,6 +37,9 @@ def begin(run: Run, first: int, fingerprint: Mapping[str, str]) -> None:
     """
     (run.output / CONFIG).write_text(config.to_yaml(run.cfg))
     write_lines(run.output / SKIPPED, skipped(run))
+    for path in (run.output / PREDICTIONS).glob("*.jsonl"):
+        if path.stem.isdigit() and int(path.stem) > first:
+            path.unlink()  # of steps that are to come
     if first < run.steps:
         surroundings = environment.collect(
             seed=run.cfg.seed,
@@ -75,6 +80,16 @@ def open_metrics(
     settings = run.cfg.model_dump(mode="json")
     also = sinks.open_all(run.cfg.training.report_to, run.output, settings, resumed_at)
     return MetricsFile(run.output / METRICS, resumed_at, also, evaluates_again)
+
+
+def predictions(output: Path, step: int) -> Path:
+    """Where the answers of an evaluation are written, and their scores.
+
+    Args:
+        output: the run directory.
+        step: after which it was made.
+    """
+    return output / PREDICTIONS / f"{step}.jsonl"
 
 
 def write_trained(run: Run, trained: Any) -> str:

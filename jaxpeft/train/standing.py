@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxpeft.assembly.run import Run
+from jaxpeft.config.training import EVAL
 from jaxpeft.devices import cluster
 from jaxpeft.rundir.files import METRICS
 from jaxpeft.rundir.metrics import MetricsFile, read_metrics
@@ -42,7 +43,7 @@ class Standing:
         return self.status == RUNNING
 
     def position(self) -> dict[str, Any]:
-        """The tokens, status and losses that a checkpoint notes, for `stand`."""
+        """The tokens, status and best figure that a checkpoint notes, for `stand`."""
         return {
             "tokens": self.tokens,
             "status": self.status,
@@ -68,7 +69,10 @@ def stand(
         run.output.mkdir(parents=True, exist_ok=True)
     training = run.cfg.training
     stopping = Stopping(
-        training.early_stopping_patience, training.early_stopping_threshold
+        training.early_stopping_patience,
+        training.early_stopping_threshold,
+        training.figure.removeprefix(EVAL),
+        training.prefers_greater,
     )
     stopping.restore(dict(position))
     status = position.get("status", RUNNING)
@@ -87,8 +91,8 @@ def positions(standings: Sequence[Standing]) -> dict[str, Any]:
 
 def repeated(
     runs: Sequence[Run], note: Mapping[str, Any], done: int
-) -> list[float] | None:
-    """The losses of an evaluation that a checkpoint notes as due and has been made.
+) -> list[dict[str, float]] | None:
+    """The report of an evaluation that a checkpoint notes as due and has been made.
 
     An earlier start repeated it and wrote its line, and saved nothing since: it had no
     step left to take, or was killed. None where none was due, or it has to be made
@@ -102,8 +106,12 @@ def repeated(
     if not note.get(EVALUATION_DUE) or len(runs) > 1 or cluster.is_shared():
         return None
     _, evaluations = read_metrics(runs[0].output / METRICS)
-    losses = [line["eval_loss"] for line in evaluations if line["step"] == done]
-    return losses if len(losses) == 1 and np.isfinite(losses[0]) else None
+    lines = [line for line in evaluations if line["step"] == done]
+    if len(lines) != 1:
+        return None
+    wanted = ("eval_loss", runs[0].cfg.training.figure)
+    known = all(np.isfinite(lines[0].get(name, np.nan)) for name in wanted)
+    return lines if known else None
 
 
 def stand_all(

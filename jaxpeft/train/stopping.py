@@ -7,48 +7,51 @@ from typing import Any
 
 @dataclass
 class Stopping:
-    """The evaluation losses of a run, and whether they still fall.
+    """A figure of a run's evaluations, and whether it still gets better.
 
-    A loss that is lower than the best one so far by more than `threshold` starts the
+    A value that is better than the best one so far by more than `threshold` starts the
     count anew; any other adds one to `waited`, and `patience` of them in a row end the
-    run. The best loss itself falls by any amount. Both are those of transformers'
+    run. The best value itself moves by any amount. Both are those of transformers'
     EarlyStoppingCallback and Trainer. A NaN improves nothing.
 
     Attributes:
         patience: evaluations without an improvement that end the run; None: it never
             ends so.
-        threshold: nats per token by which a loss must be lower to count as an
-            improvement.
-        best: the lowest loss so far; None before the first finite one.
+        threshold: by how much a value must be better to count as an improvement.
+        name: what the figure is called.
+        greater: whether the higher value is the better one.
+        best: the best value so far; None before the first finite one.
         best_step: the step after which it was seen.
         waited: evaluations since the last improvement.
     """
 
     patience: int | None = None
     threshold: float = 0.0
+    name: str = "loss"
+    greater: bool = False
     best: float | None = None
     best_step: int | None = None
     waited: int = 0
 
-    def observe(self, step: int, loss: float) -> bool:
-        """Takes in an evaluation loss.
+    def observe(self, step: int, value: float) -> bool:
+        """Takes in the figure of an evaluation.
 
         Args:
             step: after which it was computed.
-            loss: in nats per token.
+            value: such as a loss in nats per token.
 
         Returns:
-            Whether it is the lowest so far.
+            Whether it is the best so far.
         """
-        before = math.inf if self.best is None else self.best
+        sign = -1 if self.greater else 1
+        before = math.inf if self.best is None else sign * self.best
+        now = sign * value
         # In this order: a difference of infinities is not a number.
-        enough = loss < before and (
-            math.isinf(before) or before - loss > self.threshold
-        )
+        enough = now < before and (math.isinf(before) or before - now > self.threshold)
         self.waited = 0 if enough else self.waited + 1
-        if not loss < before:
+        if not now < before:
             return False
-        self.best, self.best_step = loss, step
+        self.best, self.best_step = value, step
         return True
 
     @property
@@ -57,7 +60,7 @@ class Stopping:
         return self.patience is not None and self.waited >= self.patience
 
     def position(self) -> dict[str, Any]:
-        """The losses and the count that a checkpoint notes, for `restore`."""
+        """The best value and the count that a checkpoint notes, for `restore`."""
         return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
 
     def restore(self, position: dict[str, Any]) -> None:
@@ -69,10 +72,11 @@ class Stopping:
     def verdict(self, step: int) -> str:
         """The reason why the run ends after `step`, in words."""
         if self.best is None:
-            return f"stopped early after step {step}: no evaluation loss was finite"
+            none = f"no evaluation {self.name} was finite"
+            return f"stopped early after step {step}: {none}"
         by = f" by more than {self.threshold:g}" if self.threshold else ""
         return (
             f"stopped early after step {step}: {self.waited} evaluations without an "
-            f"improvement{by}; the best loss is {self.best:.4f}, of step "
+            f"improvement{by}; the best {self.name} is {self.best:.4f}, of step "
             f"{self.best_step}"
         )

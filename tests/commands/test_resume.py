@@ -29,9 +29,9 @@ CHANGES = {
 CHILD = """
 import os, signal, sys
 from jaxpeft import cli, train
-from jaxpeft.train import hooks
+from jaxpeft.train import evaluating, hooks
 
-save, told = hooks.Save.__call__, hooks.Evaluate._told
+save, told = hooks.Save.__call__, evaluating.Evaluate._told
 
 def saved(self, moment):
     save(self, moment)
@@ -45,7 +45,7 @@ def evaluated(self, done):
     told(self, done)
 
 if sys.argv[2] == "evaluating":
-    hooks.Evaluate._told = evaluated
+    evaluating.Evaluate._told = evaluated
 else:
     hooks.Save.__call__ = saved
 sys.exit(cli.run(train.main, sys.argv[3:]))

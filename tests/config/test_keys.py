@@ -20,7 +20,7 @@ NOT_IDENTITY = {
     *("training.eval_on_start", "training.eval_max_examples"),
     *("training.watchdog_seconds", "training.termination_grace_seconds"),
 }
-NOT_IDENTITY_SECTIONS = ("data", "mesh", "cluster")
+NOT_IDENTITY_SECTIONS = ("data", "evaluation", "mesh", "cluster")
 # These one program takes as arrays, or never sees.
 OWN = {"output_dir", "seed", "adapter.lora_alpha", "optimizer.weight_decay"}
 RATE, COURSE = "optimizer.learning_rate", "schedule"

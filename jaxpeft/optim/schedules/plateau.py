@@ -239,8 +239,11 @@ def scale_by_factor(updates: Any, state: Any, params: Any = None) -> tuple[Any, 
     return scaled, state
 
 
-def observe(opt_state: Any, value: ArrayLike) -> Any:
+def observe(opt_state: Any, value: ArrayLike, loss: ArrayLike | None = None) -> Any:
     """The optimizer state after an evaluation gave `value`, usually a loss.
+
+    What multiplies the updates, a schedule, follows the value; an optimizer that looks
+    at evaluations wants the loss in any case.
 
     It looks for states that evaluations steer anywhere in `opt_state` and leaves all
     else untouched, the very same arrays. Shapes, dtypes and shardings stay, so that a
@@ -249,11 +252,17 @@ def observe(opt_state: Any, value: ArrayLike) -> Any:
     Args:
         opt_state: the state of any optimizer.
         value: (), what the evaluation gave.
+        loss: (), its loss; None: the value is the loss.
     """
+    loss = value if loss is None else loss
+
+    def seen(node: Any) -> Any:
+        if not isinstance(node, Observing):
+            return node
+        return _observed(node, value if isinstance(node, Scaling) else loss)
+
     return jax.tree.map(
-        lambda node: _observed(node, value) if isinstance(node, Observing) else node,
-        opt_state,
-        is_leaf=lambda node: isinstance(node, Observing),
+        seen, opt_state, is_leaf=lambda node: isinstance(node, Observing)
     )
 
 
