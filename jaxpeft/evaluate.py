@@ -28,7 +28,9 @@ def main(argv: Sequence[str]) -> int:
     from jaxpeft.devices import programs
     from jaxpeft.generate.scoring import Scoring
 
+    first = None
     if args.run:
+        first = configuration.began(args.run)
         cfg, adapter = configuration.open_run(args.run, args.overrides)
     else:
         cfg, adapter = configuration.open_config(args.config, args.overrides), None
@@ -36,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     if args.predictions and not made:
         raise InputError("--predictions: nothing is answered; name a --metric")
     programs.keep()
-    model = trained.to_evaluate(cfg, adapter)
+    model = trained.to_evaluate(cfg, adapter, first)
     scoring = None
     if made:
         size, mesh = model.batches.batch_size, model.mesh

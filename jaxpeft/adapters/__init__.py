@@ -16,6 +16,7 @@ from jaxpeft.adapters.dora import DoRA, dora
 from jaxpeft.adapters.ia3 import IA3, ia3
 from jaxpeft.adapters.inject import inject
 from jaxpeft.adapters.lora import LoRA, lora, lora_fa
+from jaxpeft.adapters.off import off, starts
 from jaxpeft.adapters.partly import Partly
 from jaxpeft.adapters.saved import Saved
 from jaxpeft.adapters.several import BASE, Several, choose, of_row, several
@@ -51,10 +52,12 @@ __all__ = [
     "lora_fa",
     "merge",
     "merged_biases",
+    "off",
     "parted",
     "prefix_tuning",
     "prompt_tuning",
     "several",
+    "starts",
     "trainable_mask",
     "vera",
 ]

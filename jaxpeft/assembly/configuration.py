@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxpeft import adapters, config, metrics, objectives, optim
 from jaxpeft.assembly.adapter import gives_a_model
-from jaxpeft.config import RunConfig
+from jaxpeft.config import ModelSection, RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.objectives import Objective
 from jaxpeft.rundir.files import ADAPTER, CONFIG, MODEL
@@ -75,6 +75,23 @@ def open_run(
     return cfg.model_copy(update={"model": trained}), None
 
 
+def began(directory: str | Path) -> ModelSection | None:
+    """The model that a run began with; None where the directory says none.
+
+    Args:
+        directory: the run's `output_dir`.
+    """
+    path = Path(directory) / CONFIG
+    return open_config(path).model if path.is_file() else None
+
+
 def objective(cfg: RunConfig) -> Objective:
     """The objective that a run minimises, as its section `objective` says."""
-    return config.build(objectives.OBJECTIVES, cfg.objective)
+    table = objectives.OBJECTIVES
+    given = {
+        "continues": cfg.adapter.init_from is not None,
+        "base_trains": gives_a_model(cfg.adapter),
+    }
+    wanted = table.parameters(cfg.objective.choice)
+    own = {name: value for name, value in given.items() if name in wanted}
+    return config.build(table, cfg.objective, **own)

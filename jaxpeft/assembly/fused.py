@@ -75,6 +75,7 @@ def make_fused_train_step(
     def train_step(
         state: TrainState, frozen: Frozen, batch: Batch
     ) -> tuple[TrainState, Metrics]:
+        batch = {**batch, **objective.of_step(batch)}
         micro = {name: leaf[0] for name, leaf in batch.items()}
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0)
         run = _forward(state.params, micro, cfg, objective, key)

@@ -98,7 +98,7 @@ class Run:
         scales = self.base.scales_loss
         self.places = make_places(params, self.base.cfg, self.mesh, self.tx, scales)
         params = sharding.put(params, self.places.params)
-        self.held = self.objective.held(params)
+        self.held = sharding.with_numbers(self.objective.held(params), self.mesh)
         self.trainable, self.frozen = tree.partition(params, self.places.mask)
 
     def _open(self, micro: int) -> None:

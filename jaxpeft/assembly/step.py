@@ -125,6 +125,7 @@ def make_train_step(
     def train_step(
         state: TrainState, frozen: Frozen, batch: Batch
     ) -> tuple[TrainState, Metrics]:
+        batch = {**batch, **objective.of_step(batch)}
         step_key = jax.random.fold_in(state.key, state.step)
         scaled, parts = state.loss_scale, batch["tokens"].shape[0]
         gradient = plain

@@ -9,6 +9,7 @@ import jax
 
 from jaxpeft import adapters, console, data, hardware, hf, tree
 from jaxpeft.assembly import configuration, precision
+from jaxpeft.assembly.adapter import add_adapter, gives_a_model
 from jaxpeft.assembly.base import Base, open_base
 from jaxpeft.assembly.step import Frozen, make_eval_step
 from jaxpeft.config import ModelSection, RunConfig
@@ -16,6 +17,7 @@ from jaxpeft.devices import sharding
 from jaxpeft.devices.compiled import Compiled
 from jaxpeft.errors import InputError
 from jaxpeft.objectives import Objective, evaluation
+from jaxpeft.objectives.objective import nothing
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Evaluated(NamedTuple):
     Attributes:
         base: the opened model.
         params: its weights, adapters in.
+        held: what the objective kept before the first step.
         objective: what reports.
         batches: the data.
         mesh: the devices.
@@ -86,18 +89,23 @@ class Evaluated(NamedTuple):
 
     base: Base
     params: Mapping[str, Any]
+    held: Any
     objective: Objective
     batches: data.EvalBatches
     mesh: jax.sharding.Mesh
 
 
-def to_evaluate(cfg: RunConfig, adapter: Path | None) -> Evaluated:
+def to_evaluate(
+    cfg: RunConfig, adapter: Path | None, first: ModelSection | None = None
+) -> Evaluated:
     """The model and the evaluation data of a configuration.
 
     Args:
         cfg: the configuration.
         adapter: a PEFT adapter's folder; None: the one that the run would continue
             from, or the base alone.
+        first: the model that a run began with, where `cfg` has the one that it trained;
+            what an objective weighs answers against may be made of it.
 
     Raises:
         InputError: where the configuration names no data to evaluate on, or what it
@@ -123,7 +131,12 @@ def to_evaluate(cfg: RunConfig, adapter: Path | None) -> Evaluated:
     if adapter is None and cfg.adapter.init_from is not None:
         adapter = hf.resolve(cfg.adapter.init_from)
     assert batches is not None  # there are data to evaluate on
-    return Evaluated(base, _params(base, adapter, mesh), objective, batches, mesh)
+    weights = base.load(mesh)
+    params = weights
+    if adapter is not None:
+        params = hf.load_adapter(weights, adapter, base.cfg)
+    held = _held(cfg, objective, base, weights, mesh, first)
+    return Evaluated(base, params, held, objective, batches, mesh)
 
 
 def losses(one: Evaluated) -> dict[str, float]:
@@ -135,9 +148,9 @@ def losses(one: Evaluated) -> dict[str, float]:
     Returns:
         {name: figure}, `eval_loss` among them.
     """
-    base, params, objective, batches, mesh = one
+    base, params, held, objective, batches, mesh = one
     trainable, frozen = tree.partition(params, adapters.trainable_mask(params))
-    fixed = Frozen(frozen, objective.held(params))
+    fixed = Frozen(frozen, held)
     # Standard output is the result's alone: nobody is told what is compiled.
     eval_step = make_eval_step(base.cfg, objective)
     step = Compiled(eval_step, "evaluation", lambda text: None)
@@ -150,6 +163,35 @@ def losses(one: Evaluated) -> dict[str, float]:
             lambda done: work.advance(),
         )
     return evaluation.figures(objective, sums)
+
+
+def _held(
+    cfg: RunConfig,
+    objective: Objective,
+    base: Base,
+    weights: Any,
+    mesh: jax.sharding.Mesh,
+    began: ModelSection | None,
+) -> Any:
+    """What the objective kept before the first step of the run of this configuration.
+
+    Args:
+        cfg: the configuration.
+        objective: which it names.
+        base: the opened model.
+        weights: of the base.
+        mesh: the devices.
+        began: the model that the run began with, if `weights` are not its.
+    """
+    if objective.held is nothing:
+        return nothing(weights)
+    if gives_a_model(cfg.adapter):
+        other = began is not None and began.path != cfg.model.path
+        first = open_base(began).load(mesh) if began and other else weights
+    else:
+        key, _ = jax.random.split(jax.random.key(cfg.seed))
+        first = add_adapter(weights, cfg.adapter, base.cfg, key)
+    return sharding.with_numbers(objective.held(first), mesh)
 
 
 def _params(

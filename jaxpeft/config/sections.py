@@ -293,7 +293,11 @@ class ScheduleSection(ComponentSection):
 class ObjectiveSection(ComponentSection):
     """What a step minimises. The other keys are the objective's own."""
 
-    name: Text = Field(default="sft", description="sft", json_schema_extra=keys.IF_SET)
+    name: Text = Field(
+        default="sft",
+        description="sft, dpo, orpo, simpo, cpo: docs/objectives.md",
+        json_schema_extra=keys.IF_SET,
+    )
 
 
 class RunConfig(Section):

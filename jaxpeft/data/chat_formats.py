@@ -47,8 +47,22 @@ def sharegpt(record: Record, fields: Fields) -> Conversation:
         InputError: a column is missing or mistyped, a role is unknown, or roles do not
             alternate.
     """
-    turns = _turns(record, fields, "conversations", _sharegpt_turn)
+    turns = sharegpt_turns(record, fields, "conversations")
     return checked(turns, tools_of(record, fields), system=system_of(record, fields))
+
+
+def sharegpt_turns(record: Record, fields: Fields, name: str) -> list[Message]:
+    """The messages in a column that holds a list of {"from", "value"}.
+
+    Args:
+        record: the record, column by column.
+        fields: the format's name for a column -> the file's.
+        name: the format's name for the column.
+
+    Raises:
+        InputError: it is no such list.
+    """
+    return _turns(record, fields, name, _sharegpt_turn)
 
 
 def _sharegpt_turn(turn: Record, fields: Fields) -> Message:

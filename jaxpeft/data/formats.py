@@ -116,6 +116,24 @@ def alpaca(record: Record, fields: Fields) -> Conversation:
     Raises:
         InputError: a column is missing or mistyped.
     """
+    turns = alpaca_prompt(record, fields)
+    answer: Message = {
+        "role": "assistant",
+        "content": string(record, fields, "output"),
+    }
+    return checked([*turns, answer], system=system_of(record, fields))
+
+
+def alpaca_prompt(record: Record, fields: Fields) -> list[Message]:
+    """The turns of an Alpaca record before its answer, without the system prompt.
+
+    Args:
+        record: the record, column by column.
+        fields: the format's name for a column -> the file's.
+
+    Raises:
+        InputError: a column is missing or mistyped.
+    """
     turns: list[Message] = []
     for pair in list_of(record, fields, "history", required=False):
         if not (
@@ -130,8 +148,7 @@ def alpaca(record: Record, fields: Fields) -> Conversation:
     prompt = string(record, fields, "instruction")
     if more := string(record, fields, "input", default=""):
         prompt = f"{prompt}\n{more}" if prompt else more
-    turns += _exchange(prompt, string(record, fields, "output"))
-    return checked(turns, system=system_of(record, fields))
+    return [*turns, {"role": "user", "content": prompt}]
 
 
 def prompt_completion(record: Record, fields: Fields) -> Conversation:
@@ -151,7 +168,7 @@ def prompt_completion(record: Record, fields: Fields) -> Conversation:
     given = [value_of(record, fields, n, required=True) for n in _PROMPT_COMPLETION]
     if any(isinstance(value, list) for value in given):
         before, learned = (openai_turns(record, fields, n) for n in _PROMPT_COMPLETION)
-        turns = [*map(_unlearned, before), *learned]
+        turns = [*map(unlearned, before), *learned]
         return checked(turns, tools_of(record, fields), system=system)
     prompt, completion = (string(record, fields, n) for n in _PROMPT_COMPLETION)
     return checked(_exchange(prompt, completion), system=system)
@@ -160,7 +177,12 @@ def prompt_completion(record: Record, fields: Fields) -> Conversation:
 _PROMPT_COMPLETION = ("prompt", "completion")
 
 
-def _unlearned(message: Message) -> Message:
+def unlearned(message: Message) -> Message:
+    """The message, of weight 0 where it is the assistant's.
+
+    Args:
+        message: of a prompt.
+    """
     return message | ({"weight": 0} if message["role"] == "assistant" else {})
 
 

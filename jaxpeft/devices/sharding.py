@@ -352,6 +352,19 @@ def put(tree: Any, places: Any) -> Any:
     return jax.tree.map(_put, tree, places)
 
 
+def with_numbers(tree: Any, mesh: Mesh) -> Any:
+    """The tree with what is no array of JAX's yet put on every device whole.
+
+    Args:
+        tree: arrays that lie where they belong, and numpy numbers.
+        mesh: the device mesh.
+    """
+    whole = replicated(mesh)
+    return jax.tree.map(
+        lambda x: x if isinstance(x, jax.Array) else _put(x, whole), tree
+    )
+
+
 def _put(x: Any, place: jax.sharding.Sharding) -> jax.Array:
     there = isinstance(x, jax.Array) and x.sharding.is_equivalent_to(place, x.ndim)
     if there or place.is_fully_addressable:

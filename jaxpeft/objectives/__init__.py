@@ -4,10 +4,23 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxpeft.config import Table, keys
+from jaxpeft.objectives.cpo import cpo, simpo
+from jaxpeft.objectives.dpo import dpo
 from jaxpeft.objectives.objective import Loss, Objective
+from jaxpeft.objectives.orpo import orpo
 from jaxpeft.objectives.sft import sft
 
-__all__ = ["OBJECTIVES", "Line", "Loss", "Objective", "sft"]
+__all__ = [
+    "OBJECTIVES",
+    "Line",
+    "Loss",
+    "Objective",
+    "cpo",
+    "dpo",
+    "orpo",
+    "sft",
+    "simpo",
+]
 
 
 class Line(NamedTuple):
@@ -21,6 +34,19 @@ class Line(NamedTuple):
 
 
 OBJECTIVES = Table(
-    rows={"sft": Line(sft)},
+    rows={
+        "sft": Line(sft),
+        "dpo": Line(dpo),
+        "orpo": Line(orpo),
+        "simpo": Line(simpo),
+        "cpo": Line(cpo),
+    },
+    given=("continues", "base_trains"),
     all_say=keys.ALWAYS,
+    some_say={
+        "beta": keys.NUMBER,
+        "sft_weight": keys.NUMBER,
+        "gamma": keys.NUMBER,
+        "cpo_alpha": keys.NUMBER,
+    },
 )

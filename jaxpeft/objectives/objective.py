@@ -64,6 +64,15 @@ def row_shapes(
     return arrays | beside
 
 
+def alone(batch: Micro) -> dict[str, Array]:
+    """Nothing: no micro-batch needs to know of the others of its step.
+
+    Args:
+        batch: which is not looked at.
+    """
+    return {}
+
+
 def nothing(params: Any) -> Any:
     """An empty tree: what an objective without a reference holds.
 
@@ -96,6 +105,8 @@ class Objective:
         load_train: as `data.load_train`; `functools.partial(data.load_train, kind=K)`
             of an objective with a kind of its own.
         load_eval: as `data.load_eval`, likewise.
+        of_step: the batch of a step, (accumulation, batch, ...) -> what each of its
+            micro-batches is given of the whole besides, (accumulation, ...) arrays.
         batch_shapes: (shape, packing) -> the arrays of a batch. Every batch has
             `tokens`, and `segments` while it is still on the host: 0 is padding.
     """
@@ -109,4 +120,5 @@ class Objective:
     held: Callable[[Any], Any] = nothing
     load_train: Callable[..., data.Batches] = data.load_train
     load_eval: Callable[..., data.EvalBatches | None] = data.load_eval
+    of_step: Callable[[Micro], dict[str, Array]] = alone
     batch_shapes: Callable[[Shape, bool], dict[str, jax.ShapeDtypeStruct]] = row_shapes

@@ -141,9 +141,9 @@ class Step:
         """
         kept = self.frozen._replace(rates=())
         frozen, trainable = on_a_device(kept), on_a_device(self.state.params)
-        full = not jax.tree.leaves(kept)
+        full = not jax.tree.leaves(kept.params)
         return {
-            "weights": trainable if full else frozen,
+            "weights": frozen + trainable if full else frozen,
             "adapters": 0 if full else trainable,
             "optimizer": on_a_device(self.state.opt_state),
             "batch": on_a_device(self.batch),
