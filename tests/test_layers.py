@@ -23,7 +23,7 @@ STOREYS = (
     # commands
     ("lr_find", "plan", "diagnose", "generate", "export", "convert_config", "doctor"),
     ("report", "chat", "combine", "evaluate"),
-    ("train", "look"),
+    ("train", "look", "compare"),
     ("sweep", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}

@@ -102,6 +102,7 @@ class Scoring:
     Attributes:
         metrics: the metrics by name.
         questions: the questions.
+        stop: the tokens that end an answer.
         left_out: examples that cannot be asked: cut, without an answer, or too long.
 
     Raises:
@@ -122,7 +123,7 @@ class Scoring:
         self._max_new_tokens = section.max_new_tokens
         self._batch_size = section.batch_size or batch_size
         sharding.check_batch(self._batch_size, mesh, "evaluation.batch_size")
-        self._stop = hf.stop_ids(base.directory, base.tokenizer)
+        self.stop = hf.stop_ids(base.directory, base.tokenizer)
         askable, self.left_out = self._askable(data)
         count = min(len(askable), section.max_examples or len(askable))
         chosen = np.arange(count) * len(askable) // count
@@ -203,7 +204,7 @@ class Scoring:
 
     def _askable(self, data: EvalBatches) -> tuple[list[Question], int]:
         """The questions that have an answer and room for one, and how many have not."""
-        tokenizer, stop = self._base.tokenizer, set(self._stop)
+        tokenizer, stop = self._base.tokenizer, set(self.stop)
         room = self._base.cfg.max_position_embeddings - self._max_new_tokens
         found = []
         for number in data.numbers.tolist():
@@ -275,7 +276,7 @@ class Scoring:
                 self._base.cfg,
                 full,
                 max_new_tokens=self._max_new_tokens,
-                stop=self._stop,
+                stop=self.stop,
                 width=self._width,
                 mesh=self._mesh,
             )

@@ -18,6 +18,8 @@ FIGURES = {
     "train_loss": ("training loss at the end", "nats"),
     "eval_loss_before": ("evaluation loss before", "nats"),
     "eval_loss_after": ("evaluation loss after", "nats"),
+    "eval_loss": ("evaluation loss", "nats"),
+    "eval_accuracy": ("token accuracy", "score"),
     "best_eval_loss": ("best evaluation loss", "nats"),
     "best_step": ("step of the best evaluation", "count"),
     "stopped_early": ("stopped early", ""),
@@ -41,8 +43,8 @@ def figure(value: Any, unit: str) -> str:
 
     Args:
         value: what JSON can hold.
-        unit: "bytes", "seconds", "nats" or "count"; any other stands behind the number
-            as it is, "" for none.
+        unit: "bytes", "seconds", "nats", "score" or "count"; any other stands behind
+            the number as it is, "" for none.
     """
     if value is None:
         return "none"
@@ -53,6 +55,7 @@ def figure(value: Any, unit: str) -> str:
     if not isinstance(value, int | float):
         return str(value)
     known = {"bytes": size, "seconds": duration, "nats": _nats, "count": _count}
+    known |= {"score": _score}
     if unit in known:
         return known[unit](value)
     if not unit:
@@ -96,6 +99,10 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def _score(value: float) -> str:
+    return f"{value:.4f}"
 
 
 def _nats(value: float) -> str:

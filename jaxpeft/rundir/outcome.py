@@ -99,7 +99,7 @@ def keep_summary(
         "stopped_early": stopped_early,
         "seconds": round(seconds, 3),
         "tokens": int(training[-1]["tokens"]) if training else 0,
-        "tokens_per_second": finite(_speed(training)),
+        "tokens_per_second": speed(training),
         "peak_memory_bytes": memory,
         "peak_memory_of": memory_of,
         "parameters": parameters,
@@ -147,11 +147,19 @@ def peak_memory() -> tuple[int, str]:
     return resident * (1 if sys.platform == "darwin" else 1024), "process"
 
 
-def _speed(training: list[dict]) -> float | None:
-    """Tokens per second over all logged steps: the tokens over the sum of times."""
+def speed(training: list[dict]) -> float | None:
+    """Tokens per second over all logged steps: the tokens over the sum of times.
+
+    Args:
+        training: the training lines of the metrics.
+
+    Returns:
+        None where no line says how fast it was.
+    """
     tokens = np.diff(values(training, "tokens"), prepend=0)
     speeds = values(training, "tokens_per_second")
     known = np.isfinite(tokens) & (speeds > 0)
     if not known.any():
         return None
-    return round(float(tokens[known].sum() / (tokens / speeds)[known].sum()), 1)
+    found = float(tokens[known].sum() / (tokens / speeds)[known].sum())
+    return finite(round(found, 1))

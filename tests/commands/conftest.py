@@ -12,6 +12,7 @@ from jaxpeft import (
     chat,
     cli,
     combine,
+    compare,
     convert_config,
     diagnose,
     evaluate,
@@ -37,6 +38,7 @@ COMMANDS = {
     "sweep": sweep.main,
     "convert_config": convert_config.main,
     "report": report.main,
+    "compare": compare.main,
 }
 COMPANIONS = (
     "tokenizer.json",
