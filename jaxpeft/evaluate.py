@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported here, so that --help answers at once.
     from jaxpeft import metrics
-    from jaxpeft.assembly import configuration, trained
+    from jaxpeft.assembly import configuration, predictions, trained
     from jaxpeft.devices import programs
     from jaxpeft.generate.scoring import Scoring
 
@@ -35,7 +35,14 @@ def main(argv: Sequence[str]) -> int:
     else:
         cfg, adapter = configuration.open_config(args.config, args.overrides), None
     made = metrics.made(cfg.evaluation.metrics, args.metric)
-    if args.predictions and not made:
+    says = configuration.objective(cfg).predictions is not None
+    if made and says:
+        raise InputError(
+            f"--metric: found {args.metric or list(cfg.evaluation.metrics)} with "
+            f"objective.name {cfg.objective.name!r}, which gives scores and writes no "
+            "text; leave metrics out"
+        )
+    if args.predictions and not made and not says:
         raise InputError("--predictions: nothing is answered; name a --metric")
     programs.keep()
     model = trained.to_evaluate(cfg, adapter, first)
@@ -44,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
         size, mesh = model.batches.batch_size, model.mesh
         scoring = Scoring(model.base, model.batches, made, cfg.evaluation, size, mesh)
     result = trained.losses(model)
+    if args.predictions and says:
+        predictions.write(model, Path(args.predictions))
     if scoring:
         with console.Work("answers, in batches", len(scoring)) as work:
             scored = scoring.run(model.params, lambda done: work.advance(), True)
@@ -79,7 +88,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--predictions",
         metavar="FILE",
         type=cli.path,
-        help="a new file for the answers and their scores, a JSON object a line",
+        help="a new file for the answers and their scores, or for the scores of "
+        "classification and rewards, a JSON object a line",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_intermixed_args(list(argv))

@@ -10,9 +10,9 @@ from jaxpeft.errors import InputError, suggest
 ALL_LINEAR = "all-linear"
 Names = Mapping[str, Sequence[str]]  # of a module's layers, by its path in the params
 Wanted = str | Sequence[str]
-# The head, the router of a mixture of experts (fewer outputs than usual ranks), and
+# The heads, the router of a mixture of experts (fewer outputs than usual ranks), and
 # what is no linear module.
-LEFT_OUT = ("lm_head", "gate", "embed_tokens")
+LEFT_OUT = ("lm_head", "score", "gate", "embed_tokens")
 STACK = "layers"  # the path component under which weights carry a layer axis
 KERNEL, EMBEDDING = "kernel", "embedding"  # names of leaves
 

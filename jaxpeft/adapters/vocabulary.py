@@ -25,7 +25,8 @@ Indices = Sequence[int] | Mapping[str, Sequence[int]]
 
 def is_tied(params: Mapping[str, Any]) -> bool:
     """Whether the head of these params is the embedding's table."""
-    return HEAD not in params and EMBEDDING_LEAF in dict(tree.walk(params))
+    apart = HEAD in params or "score" in params
+    return not apart and EMBEDDING_LEAF in dict(tree.walk(params))
 
 
 def opened(params: Mapping[str, Any], wanted: Iterable[Any]) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 
 from jaxpeft import adapters, console, hf, kernel, models, tree
-from jaxpeft.assembly import precision
+from jaxpeft.adapters.saved import save
+from jaxpeft.assembly import heads, precision
 from jaxpeft.assembly.base import Base
 from jaxpeft.config import AdapterSection
 from jaxpeft.errors import InputError
 from jaxpeft.models import ModelConfig
+from jaxpeft.models.scores import LEAF, SCORE
 
 TARGETS = "target_modules"
 
@@ -36,6 +38,7 @@ def check_adapter(base: Base, section: AdapterSection) -> None:
             "which has no adapter; remove it, or merge that adapter first (jaxpeft "
             "export)"
         )
+    _check_head(base.cfg, section)
     if gives_model and base.section.quantization != "none":
         raise InputError(
             f"model.quantization: found {base.section.quantization!r} with "
@@ -44,7 +47,7 @@ def check_adapter(base: Base, section: AdapterSection) -> None:
     if section.init_from is None:
         inject = functools.partial(
             adapters.inject,
-            rules=rules_of(section),
+            rules=rules_for(section, base.cfg),
             names=models.module_names(base.cfg),
         )
         params = jax.eval_shape(
@@ -74,18 +77,21 @@ def add_adapter(
         cfg: the hyperparameters of the base.
         key: the random key that a new adapter is drawn with.
     """
-    names = models.module_names(cfg)
+    names, rules = models.module_names(cfg), rules_for(section, cfg)
+    params = heads.with_head(params, cfg, key)
     if section.init_from is None:
-        return adapters.inject(params, rules_of(section), key, names)
+        return adapters.inject(params, rules, key, names)
     patterns = {"rank_pattern", "alpha_pattern"}
     shaping = {"r", "lora_alpha", "use_rslora", *patterns} & set(section.options)
     given = {TARGETS} & section.model_fields_set
     others = (name for name in adapters.COMMON if name != TARGETS)
     given |= {name for name in others if _says_something(section, name)}
     if shaping or given:
-        zeros = {**rules_of(section), "init_lora_weights": "zero"}
+        zeros = {**rules, "init_lora_weights": "zero"}
         params = adapters.inject(params, zeros, key, names)
     params = hf.load_adapter(params, hf.resolve(section.init_from), cfg)
+    if not heads.trains(params):  # that adapter was none of scores
+        params = tree.replace(params, {LEAF: save(params[SCORE]["kernel"])})
     dropout = section.options.get("lora_dropout")
     if dropout is None:
         return dict(params)
@@ -137,6 +143,33 @@ def trains_all(section: AdapterSection) -> bool:
     named = any(_says_something(section, name) for name in adapters.COMMON)
     given = any(value is not None for value in section.options.values())
     return gives_a_model(section) and not named and not given
+
+
+def rules_for(section: AdapterSection, cfg: ModelConfig) -> dict[str, Any]:
+    """`rules_of` a section, for a base whose head of scores trains as a whole.
+
+    Args:
+        section: the section `adapter` of the configuration.
+        cfg: the hyperparameters of the base.
+
+    Raises:
+        InputError: see `rules_of`.
+    """
+    rules = rules_of(section)
+    if not cfg.num_labels or trains_all(section):
+        return rules
+    return {**rules, "modules_to_save": (*rules.get("modules_to_save", ()), SCORE)}
+
+
+def _check_head(cfg: ModelConfig, section: AdapterSection) -> None:
+    """Raises InputError where a method's files have no place for a head of scores."""
+    method = adapters.TABLE[section.method]
+    if cfg.num_labels and not method.wraps and not method.gives_model:
+        raise InputError(
+            f"adapter.method: found {section.method!r}; the head of scores trains as "
+            "well, for which its files have no place: use lora, or another method that "
+            "has modules_to_save"
+        )
 
 
 def rules_of(section: AdapterSection) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A base model and its tokenizer, opened as a configuration says."""
 
+import dataclasses
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,12 +34,14 @@ class Base:
         tokenizer: its tokenizer.
         section: the section `model` of the configuration, with the quantization that
             the checkpoint is stored in.
+        has_head: whether the files hold the head that `cfg` has; else it is drawn anew.
     """
 
     directory: Path
     cfg: ModelConfig
     tokenizer: Any
     section: ModelSection
+    has_head: bool = True
 
     @property
     def name(self) -> str:
@@ -57,15 +60,16 @@ class Base:
         return precision.scales_loss(self.cfg, self.dtype)
 
     def load(self, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
-        """The weights, on the mesh by their logical axes.
+        """The weights, on the mesh by their logical axes; without a head that is new.
 
         Args:
             mesh: the devices to place them on; None: the default device alone.
         """
         kind = self.section.quantization
+        cfg = self.cfg if self.has_head else dataclasses.replace(self.cfg, num_labels=0)
         return hf.load(
             self.directory,
-            self.cfg,
+            cfg,
             dtype=self.dtype,
             mesh=mesh,
             quantization=None if kind == "none" else kind,

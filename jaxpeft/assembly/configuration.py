@@ -95,3 +95,20 @@ def objective(cfg: RunConfig) -> Objective:
     wanted = table.parameters(cfg.objective.choice)
     own = {name: value for name, value in given.items() if name in wanted}
     return config.build(table, cfg.objective, **own)
+
+
+def settled(cfg: RunConfig) -> RunConfig:
+    """The configuration with what its objective takes from the data, such as labels.
+
+    Args:
+        cfg: the configuration.
+
+    Raises:
+        InputError: where the data cannot be read for that.
+    """
+    complete = objectives.OBJECTIVES[cfg.objective.name].settled
+    if complete is None:
+        return cfg
+    found = complete(cfg.objective.options, cfg.data)
+    section = cfg.objective.model_copy(update=found)
+    return cfg.model_copy(update={"objective": section})

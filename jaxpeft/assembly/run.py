@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxpeft import config, data, hardware, hf, optim, tree
-from jaxpeft.assembly import configuration, precision, updates
+from jaxpeft.assembly import configuration, heads, precision, updates
 from jaxpeft.assembly.adapter import add_adapter, check_adapter
 from jaxpeft.assembly.base import check_length, open_base
 from jaxpeft.assembly.configuration import TABLES
@@ -39,7 +39,7 @@ class Run:
         shares: whether to remember the weights for such runs.
 
     Attributes:
-        cfg: the configuration, its `model.dtype` settled.
+        cfg: the configuration, its `model.dtype` and labels settled.
         output: the directory that the run writes into.
         mesh: its devices.
         parts: the micro-batches of a step (`gradient_accumulation_steps`).
@@ -68,6 +68,7 @@ class Run:
     def __init__(self, cfg: RunConfig, like: "Run | None" = None, shares: bool = False):
         self.mesh = sharding.make_mesh(**cfg.mesh.model_dump())
         cfg = precision.settled(cfg, hardware.of_mesh(self.mesh))
+        cfg = configuration.settled(cfg)
         self.cfg, self.output = cfg, Path(cfg.output_dir)
         self.parts = cfg.training.gradient_accumulation_steps
         micro = cfg.training.batch_size // self.parts
@@ -105,7 +106,7 @@ class Run:
         """Opens the model and reads the data."""
         cfg = self.cfg
         try:
-            self.base = open_base(cfg.model)
+            self.base = heads.fitted(open_base(cfg.model), self.objective.head)
             check_length(cfg, self.base)
         except InputError as error:
             raise InputError(*error.problems, *_missing(cfg)) from None

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxpeft import adapters, console, data, hardware, hf, tree
-from jaxpeft.assembly import configuration, precision
+from jaxpeft import adapters, console, data, hardware, hf, models, tree
+from jaxpeft.assembly import configuration, heads, precision
 from jaxpeft.assembly.adapter import add_adapter, gives_a_model
 from jaxpeft.assembly.base import Base, open_base
 from jaxpeft.assembly.step import Frozen, make_eval_step
@@ -16,7 +16,7 @@ from jaxpeft.config import ModelSection, RunConfig
 from jaxpeft.devices import sharding
 from jaxpeft.devices.compiled import Compiled
 from jaxpeft.errors import InputError
-from jaxpeft.objectives import Objective, evaluation
+from jaxpeft.objectives import Head, Objective, evaluation
 from jaxpeft.objectives.objective import nothing
 
 
@@ -42,6 +42,8 @@ def load(
     adapter: str | None,
     dtype: str | None,
     several: Mapping[str, str] | None = None,
+    *,
+    writes: bool = True,
 ) -> Trained:
     """A finished run, or a model's folder and perhaps a PEFT adapter for it.
 
@@ -51,21 +53,35 @@ def load(
         adapter: the folder or hub id of a PEFT adapter for the model, or None.
         dtype: of the weights; None: the run's, or float32.
         several: {name: folder} of adapters for the model, in place of one.
+        writes: whether it has to be one that writes text; false: it may give scores.
 
     Raises:
         InputError: for what is missing or does not fit together.
     """
     if run is not None:
         cfg, directory = configuration.open_run(run)
+        head = configuration.objective(cfg).head
         section = cfg.model.model_copy(update={"dtype": dtype} if dtype else {})
     else:
         section = ModelSection.model_validate(
             {"path": model, "dtype": dtype or "float32"}
         )
         directory = hf.resolve(adapter) if adapter else None
+        count = None if directory is None else hf.adapter_labels(directory)
+        head = None if count is None else Head(count)
     folders = {name: hf.resolve(path) for name, path in (several or {}).items()}
     base = open_base(section)
-    params = _params(base, directory)
+    if head is None and base.cfg.num_labels:
+        head = Head(base.cfg.num_labels)
+    if head is not None and writes:
+        raise InputError(
+            f"{'--run' if run is not None else '--model'}: found {run or model!r}, "
+            f"which gives sequences scores ({models.scores_named(base.cfg)}) and "
+            "writes no text; `jaxpeft evaluate --run DIR --predictions FILE` writes "
+            "its scores"
+        )
+    base = heads.fitted(base, head)
+    params = _adapted(base.load(), base, directory)
     if not folders:
         return Trained(base, params)
     adapted = {
@@ -117,11 +133,12 @@ def to_evaluate(
             "'data.eval={path: eval.json, format: alpaca}'"
         )
     mesh = sharding.make_mesh(**cfg.mesh.model_dump())
-    base = open_base(precision.settled(cfg, hardware.of_mesh(mesh)).model)
+    cfg = configuration.settled(precision.settled(cfg, hardware.of_mesh(mesh)))
+    objective = configuration.objective(cfg)
+    base = heads.fitted(open_base(cfg.model), objective.head)
     size = cfg.training.batch_size // cfg.training.gradient_accumulation_steps
     size = cfg.data.eval_batch_size or size
     sharding.check_batch(size, mesh, "data.eval_batch_size")
-    objective = configuration.objective(cfg)
     batches = objective.load_eval(
         cfg.data,
         base.tokenizer,
@@ -132,9 +149,7 @@ def to_evaluate(
         adapter = hf.resolve(cfg.adapter.init_from)
     assert batches is not None  # there are data to evaluate on
     weights = base.load(mesh)
-    params = weights
-    if adapter is not None:
-        params = hf.load_adapter(weights, adapter, base.cfg)
+    params = _adapted(weights, base, adapter, cfg.seed)
     held = _held(cfg, objective, base, weights, mesh, first)
     return Evaluated(base, params, held, objective, batches, mesh)
 
@@ -194,11 +209,12 @@ def _held(
     return sharding.with_numbers(objective.held(first), mesh)
 
 
-def _params(
-    base: Base, adapter: Path | None, mesh: jax.sharding.Mesh | None = None
-) -> dict[str, Any]:
-    params = base.load(mesh)
-    return params if adapter is None else hf.load_adapter(params, adapter, base.cfg)
+def _adapted(weights: Any, base: Base, adapter: Path | None, seed: int = 0) -> Any:
+    """The weights with an adapter, or with the head of a run before it trains."""
+    if adapter is not None:
+        return hf.load_adapter(weights, adapter, base.cfg)
+    key, _ = jax.random.split(jax.random.key(seed))
+    return heads.with_head(weights, base.cfg, key)
 
 
 def _unpacked(batch: data.Batch) -> data.Batch:

@@ -84,7 +84,7 @@ def readable(
     for row in rows:
         try:
             if isinstance(row.value, str):
-                item: Sample | Conversation | str = _document(row.value, format)
+                item: Sample | Conversation | str = _document(row.value, format, kind)
             else:
                 item = read(row.value, fields)
         except InputError as error:
@@ -94,7 +94,12 @@ def readable(
     return parsed
 
 
-def _document(text: str, format: str) -> str:
+def _document(text: str, format: str, kind: Kind) -> str:
+    if kind.columns:
+        raise InputError(
+            f"a txt file holds plain documents, without {' and '.join(kind.columns)}; "
+            "this objective needs a jsonl, csv or parquet file"
+        )
     if format != "text":
         raise InputError(
             f"a txt file holds plain documents, not {format} records; set format: text "

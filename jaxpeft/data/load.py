@@ -196,19 +196,20 @@ def _load(
             remarks = remark(source.path, len(sides[1]), len(parsed), share)
         parsed = sides[held_out]
     remarks += empty_answers.remark(source.path, parsed, held_out=held_out)
+    train_on = kind.train_on or section.train_on
     examples = render(
         [sample for _, sample in parsed],
         [row.place for row, _ in parsed],
         tokenizer,
         max_length=section.max_length,
-        train_on=section.train_on,
+        train_on=train_on,
         split=split,
         rejects=rejects,
         kind=kind,
     )
     if not examples:
         rejects.settle(rejects.count)
-    if section.train_on == "assistant" and _is_endless(examples, tokenizer):
+    if train_on == "assistant" and _is_endless(examples, tokenizer):
         remarks.append(
             f"{source.path}: no special token ends an answer in the chat template of "
             f"{tokenizer.name_or_path}, and the model is not taught to stop; write "

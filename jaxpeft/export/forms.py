@@ -65,9 +65,9 @@ def export(
     """
     target = new_folder(out)
     if model is not None:
-        loaded = trained.load(None, model, adapter, stored_dtype(model))
+        loaded = trained.load(None, model, adapter, stored_dtype(model), writes=False)
     else:
-        loaded = trained.load(run, None, None, None)
+        loaded = trained.load(run, None, None, None, writes=False)
     was_there = target.exists()
     try:
         return FORMS[kind](loaded, target, dtype)
@@ -103,6 +103,11 @@ def _peft(found: Trained, target: Path, dtype: str | None) -> None:
 
 def _vllm(found: Trained, target: Path, dtype: str | None) -> None:
     _require_adapter(found, "vllm")
+    if found.base.cfg.num_labels:
+        raise InputError(
+            "--to: found 'vllm'; its adapters have no head of scores: use --to merged, "
+            "whose model vLLM opens as a classifier or a reward model"
+        )
     hf.save_for_vllm(found.params, target, found.base.cfg, base=found.base.name)
     _check_adapter(found, target)
 

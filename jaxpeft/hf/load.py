@@ -292,6 +292,8 @@ def _check(
                 f"{sources[name]} has dtype {entry.dtype}; handled are "
                 f"{', '.join(FLOATS)}. Use the model's unquantized weights"
             )
+    if cfg.num_labels is not None and names.head in surplus:
+        surplus.remove(names.head)  # its place is taken by the head of scores
     if cfg.tie_word_embeddings and names.head in surplus and not mismatched + missing:
         surplus.remove(names.head)
         mismatched += _untied_head(sources, names.head, _embedding(specs))

@@ -40,6 +40,14 @@ from jaxpeft.models.head import Logits, head
 from jaxpeft.models.layer import norm
 from jaxpeft.models.noise import Noise, with_noise
 from jaxpeft.models.resize import resize_embeddings
+from jaxpeft.models.scores import (
+    labels_in,
+    last_tokens,
+    names_in,
+    scores,
+    scores_named,
+    with_scores,
+)
 from jaxpeft.models.spec import Experts, ModelConfig, ParamSpec, Rope
 from jaxpeft.models.transformer import (
     embed,
@@ -107,16 +115,22 @@ __all__ = [
     "hidden_states",
     "init_cache",
     "is_spec",
+    "labels_in",
+    "last_tokens",
     "make_block",
     "module_names",
+    "names_in",
     "norm",
     "param_specs",
     "random",
     "resize_embeddings",
+    "scores",
+    "scores_named",
     "shapes",
     "specs_with_head",
     "start_cache",
     "with_noise",
+    "with_scores",
 ]
 
 
@@ -140,7 +154,11 @@ def config(source: str | Path | Mapping[str, Any], **settings: Any) -> ModelConf
             f"config.json: model_type: found {kind!r}; supported: "
             + ", ".join(FAMILIES)
         )
-    return dataclasses.replace(FAMILIES[kind](hf), **settings)
+    cfg = dataclasses.replace(FAMILIES[kind](hf), **settings)
+    count = labels_in(hf)
+    if count is None:
+        return cfg
+    return dataclasses.replace(cfg, num_labels=count, tie_word_embeddings=False)
 
 
 def _read(directory: Path) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The head: the kernel that turns hidden states into logits."""
+"""The head: the kernel that turns hidden states into logits, or into scores."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -63,10 +63,14 @@ class Turned:
 def head(params: Mapping[str, Any], cfg: ModelConfig) -> Any:
     """The kernel that turns hidden states into logits, (hidden, vocab), of any kind.
 
+    Of a model that gives sequences scores it is (hidden, labels).
+
     Args:
         params: the model's, with or without adapters.
         cfg: the model's hyperparameters.
     """
+    if cfg.num_labels:
+        return params["score"]["kernel"]
     if "lm_head" in params:
         matrix = params["lm_head"]["kernel"]
     else:

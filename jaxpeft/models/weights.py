@@ -33,7 +33,11 @@ def param_specs(cfg: ModelConfig) -> dict:
             "norm": _norm(last, (cfg.hidden_size,), ("embed",), cfg),
         }
     }
-    if not cfg.tie_word_embeddings:
+    if cfg.num_labels:
+        shape, axes = (cfg.hidden_size, cfg.num_labels), ("embed", None)
+        score = ParamSpec(shape, axes, "normal", "score.weight", transposed=True)
+        specs["score"] = {"kernel": score}
+    elif cfg.num_labels is None and not cfg.tie_word_embeddings:
         head = ParamSpec(
             vocab[::-1], ("embed", "vocab"), "normal", "lm_head.weight", transposed=True
         )

@@ -1,20 +1,23 @@
 """What a training step minimises, and what an evaluation reports: one file each."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxpeft.config import Table, keys
+from jaxpeft.config import DataSection, Table, keys
+from jaxpeft.objectives.classification import classification, labels_of
 from jaxpeft.objectives.cpo import cpo, simpo
 from jaxpeft.objectives.dpo import dpo
-from jaxpeft.objectives.objective import Loss, Objective
+from jaxpeft.objectives.objective import Head, Loss, Objective
 from jaxpeft.objectives.orpo import orpo
 from jaxpeft.objectives.sft import sft
 
 __all__ = [
     "OBJECTIVES",
+    "Head",
     "Line",
     "Loss",
     "Objective",
+    "classification",
     "cpo",
     "dpo",
     "orpo",
@@ -28,9 +31,12 @@ class Line(NamedTuple):
 
     Attributes:
         make: the function whose keywords are the section's keys.
+        settled: (the section's keys, the section `data`) -> the keys that the data
+            themselves say; None: there are none.
     """
 
     make: Callable[..., Objective]
+    settled: Callable[[dict[str, Any], DataSection], dict[str, Any]] | None = None
 
 
 OBJECTIVES = Table(
@@ -40,6 +46,7 @@ OBJECTIVES = Table(
         "orpo": Line(orpo),
         "simpo": Line(simpo),
         "cpo": Line(cpo),
+        "classification": Line(classification, settled=labels_of),
     },
     given=("continues", "base_trains"),
     all_say=keys.ALWAYS,

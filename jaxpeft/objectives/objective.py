@@ -36,6 +36,31 @@ class Loss(NamedTuple):
     metrics: Mapping[str, tuple[Array, Array]] = {}
 
 
+class Head(NamedTuple):
+    """A head that gives a sequence scores, in the place of the one of tokens.
+
+    Attributes:
+        count: how many scores.
+        names: of the classes that they are of; empty: they have none.
+    """
+
+    count: int
+    names: tuple[str, ...] = ()
+
+
+class Predictions(NamedTuple):
+    """What an objective says of single records.
+
+    Attributes:
+        scores: (params, batch, model) -> a tree of arrays with an axis of rows.
+        lines: (those arrays, the batch, both on the host) -> what a file says of each
+            record, rows of padding left out.
+    """
+
+    scores: Callable[[Any, Micro, ModelConfig], Any]
+    lines: Callable[[Any, Micro], list[dict[str, Any]]]
+
+
 def row_shapes(
     shape: Shape,
     packing: bool,
@@ -99,6 +124,8 @@ class Objective:
             and the head; the fused backward pass needs it. None: it does more.
         embedding_noise: the alpha of the noise (`models.Noise`) that such an objective
             adds to the embeddings in training; None: none.
+        head: the head of scores that it trains; None: it reads that of tokens.
+        predictions: what it says of single records; None: nothing.
         held: params -> what it keeps frozen besides the base, such as a reference; made
             before the first step, and given to `loss` and `sums`. Copies (`jnp.copy`)
             of what trains: the steps overwrite that in place.
@@ -117,6 +144,8 @@ class Objective:
     in_words: Callable[[Mapping[str, float]], str]
     from_hidden: Callable[[Array, Any, Micro], Loss] | None = None
     embedding_noise: float | None = None
+    head: Head | None = None
+    predictions: Predictions | None = None
     held: Callable[[Any], Any] = nothing
     load_train: Callable[..., data.Batches] = data.load_train
     load_eval: Callable[..., data.EvalBatches | None] = data.load_eval

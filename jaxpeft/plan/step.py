@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft import adapters, hardware, hf, models, tree
-from jaxpeft.assembly import configuration, precision, updates
-from jaxpeft.assembly.adapter import gives_a_model, rules_of
+from jaxpeft.assembly import configuration, heads, precision, updates
+from jaxpeft.assembly.adapter import gives_a_model, rules_for
 from jaxpeft.assembly.base import as_stored, base_shapes, model_config
 from jaxpeft.assembly.places import make_places
 from jaxpeft.assembly.step import Frozen, TrainState
@@ -46,7 +46,9 @@ class Step:
         dtype = section.dtype
         # What is compiled in float32 for want of a device that computes in 16 bits.
         self.share = jnp.dtype(dtype).itemsize / 4 if widened else 1.0
+        cfg = configuration.settled(cfg)
         self.objective = configuration.objective(cfg)
+        model = heads.fitted_config(model, self.objective.head)
         self.updates = updates.updates(cfg, cfg.training.max_steps or STEPS)
         self.state, self.frozen, self.base = self._arrays(cfg, model, dtype)
         self.model, self._compiled_as = model, (self.state, self.frozen)
@@ -63,7 +65,7 @@ class Step:
         Returns:
             (state, frozen, how many parameters the base has).
         """
-        rules, names = rules_of(cfg.adapter), models.module_names(model)
+        rules, names = rules_for(cfg.adapter, model), models.module_names(model)
         target = hardware.of_mesh(self.mesh)
         base = base_shapes(cfg.model, model, dtype, target)
         params = jax.eval_shape(

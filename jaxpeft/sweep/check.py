@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxpeft import hardware, hf
-from jaxpeft.assembly import configuration, precision, updates
+from jaxpeft.assembly import configuration, heads, precision, updates
 from jaxpeft.assembly.adapter import check_adapter
-from jaxpeft.assembly.base import check_length, open_base
+from jaxpeft.assembly.base import Base, check_length, open_base
 from jaxpeft.assembly.places import check_batches
 from jaxpeft.config import RunConfig
 from jaxpeft.data import sources
@@ -82,9 +82,14 @@ def complaints(cfg: RunConfig, seen: Seen) -> Iterator[str]:
     yield from attempt(("run", whole), lambda: _check_settings(cfg))[1]
     base, problems = attempt(("model", model), lambda: open_base(cfg.model))
     yield from problems
+    objective = cfg.objective.model_dump_json()
+    if base is not None:
+        key = ("head", model, objective)
+        base, problems = attempt(key, lambda base=base: _fitted(base, cfg))
+        yield from problems
     if base is not None:
         section = cfg.adapter
-        key = ("adapter", model, section.model_dump_json())
+        key = ("adapter", model, objective, section.model_dump_json())
         yield from attempt(key, lambda: check_adapter(base, section))[1]
         yield from attempt(("length", whole), lambda: check_length(cfg, base))[1]
     start = cfg.adapter.init_from
@@ -95,6 +100,12 @@ def complaints(cfg: RunConfig, seen: Seen) -> Iterator[str]:
         yield from attempt(
             ("data", repr(source)), lambda one=source: sources.found(one)
         )[1]
+
+
+def _fitted(base: Base, cfg: RunConfig) -> Base:
+    """The base with the head that the objective wants."""
+    objective = configuration.objective(configuration.settled(cfg))
+    return heads.fitted(base, objective.head)
 
 
 def _check_settings(cfg: RunConfig) -> None:

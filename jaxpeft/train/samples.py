@@ -27,6 +27,8 @@ def answers(run: Run, trainable: Any) -> list[tuple[str, str, str]]:
     Returns:
         (prompt, reference, answer) for each example that has room for an answer.
     """
+    if run.objective.head is not None:  # it writes no text
+        return []
     source = run.evaluation or run.batches
     stop = hf.stop_ids(run.base.directory, run.base.tokenizer)
     tokenizer, room = run.base.tokenizer, run.base.cfg.max_position_embeddings

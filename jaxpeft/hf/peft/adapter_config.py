@@ -11,7 +11,9 @@ from typing import Any
 from jaxpeft import console
 from jaxpeft.adapters.targets import by_pattern
 from jaxpeft.errors import InputError
+from jaxpeft.models.spec import ModelConfig
 
+SCORES = "SEQ_CLS"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LARGEST_CONFIG = 10_000_000  # bytes; names of all modules of a large model fit
 
@@ -209,6 +211,15 @@ def content(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path}: holds no JSON object; restore the file")
     return config
+
+
+def task_type(cfg: ModelConfig) -> str:
+    """What PEFT calls the task of a model: which of its classes opens the adapter.
+
+    Args:
+        cfg: The model's configuration.
+    """
+    return SCORES if cfg.num_labels else "CAUSAL_LM"
 
 
 def beside(path: Path, content: Mapping[str, Any]) -> AdapterConfig:

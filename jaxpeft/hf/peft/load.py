@@ -34,9 +34,11 @@ from jaxpeft.hf.peft import (
 from jaxpeft.hf.peft.adapter_config import AdapterConfig
 from jaxpeft.hf.peft.modules import PREFIX, Module, beside, lora_modules, places
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
+from jaxpeft.models.scores import SCORE
 from jaxpeft.models.spec import ModelConfig
 
 MOST_PROBLEMS = 10
+SCORE_KEY = f"{PREFIX}{SCORE}.weight"
 
 
 def keys(place: str, dora: bool = False, embedding: bool = False) -> tuple[str, ...]:
@@ -80,6 +82,7 @@ def load_adapter(
     """
     directory = Path(directory)
     content = adapter_config.content(directory)
+    params = _with_score(params, directory, cfg)
     if content.get("peft_type") in other_adapters.TYPES:
         return other_adapters.load(params, directory, cfg, content)
     if content.get("peft_type") in virtual_tokens.TYPES:
@@ -129,6 +132,45 @@ def load_adapter(
         tied=cfg.tie_word_embeddings,
         one=config.ensure_weight_tying,
     )
+
+
+def adapter_labels(directory: str | Path) -> int | None:
+    """How many scores a sequence gets by an adapter; None: it has no such head.
+
+    Args:
+        directory: The adapter's folder.
+
+    Raises:
+        InputError: Where it is damaged.
+    """
+    directory = Path(directory)
+    if adapter_config.content(directory).get("task_type") != adapter_config.SCORES:
+        return None
+    file = _open(directory)
+    if SCORE_KEY not in file.tensors:
+        raise InputError(
+            f"{file.path}: {SCORE_KEY!r} is missing, though {adapter_config.CONFIG} "
+            f"says task_type {adapter_config.SCORES}; save the adapter with its head "
+            "(modules_to_save: [score])"
+        )
+    return file.tensors[SCORE_KEY].shape[0]
+
+
+def _with_score(
+    params: Mapping[str, Any], directory: Path, cfg: ModelConfig
+) -> Mapping[str, Any]:
+    """The params with a place for the head of scores that the adapter holds."""
+    if not cfg.num_labels or SCORE in params:
+        return params
+    count = adapter_labels(directory)
+    if count != cfg.num_labels:
+        own = "no head of scores" if count is None else f"{count} labels"
+        raise InputError(
+            f"{directory}: the adapter has {own}, and the model {cfg.num_labels}; use "
+            "the adapter of a run with the same objective and labels"
+        )
+    zeros = jnp.zeros((cfg.hidden_size, cfg.num_labels))
+    return {**params, SCORE: {"kernel": zeros}}
 
 
 def _open(directory: Path) -> SafetensorsFile:

@@ -209,7 +209,7 @@ def save(
     tensors.update(saved_weights.tensors(params, cfg))
     content = {
         "peft_type": form.peft_type,
-        "task_type": "CAUSAL_LM",
+        "task_type": adapter_config.task_type(cfg),
         "base_model_name_or_path": base,
         "target_modules": targets(set(written), set(modules)),
         "fan_in_fan_out": cfg.conv1d,

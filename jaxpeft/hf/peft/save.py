@@ -15,6 +15,7 @@ from jaxpeft.adapters.saved import Saved
 from jaxpeft.adapters.virtual import virtual
 from jaxpeft.errors import InputError
 from jaxpeft.hf.peft import (
+    adapter_config,
     other_adapters,
     saved_weights,
     virtual_tokens,
@@ -116,6 +117,7 @@ def save_adapter(
             dropout,
             base,
         ),
+        "task_type": adapter_config.task_type(cfg),
         **saved_weights.settings(params, cfg),
         **vocabulary.settings(params, cfg),
         "fan_in_fan_out": cfg.conv1d,

@@ -53,11 +53,15 @@ class Ends(NamedTuple):
 def names_of(cfg: ModelConfig) -> dict[str, str]:
     """Hugging Face's names of embedding and head, by the dotted names of the weights.
 
+    A model that gives sequences scores has no head of tokens.
+
     Args:
         cfg: The model's configuration.
     """
     specs = dict(tree.walk(specs_with_head(cfg)))
-    return {leaf: specs[leaf].hf.removesuffix(".weight") for leaf in ENDS}
+    return {
+        leaf: specs[leaf].hf.removesuffix(".weight") for leaf in ENDS if leaf in specs
+    }
 
 
 def read(
@@ -79,17 +83,17 @@ def read(
     """
     specs, names = dict(tree.walk(specs_with_head(cfg))), names_of(cfg)
     tied, leaves = cfg.tie_word_embeddings, dict(tree.walk(params))
-    saves: dict[str, bool] = {leaf: config.saves(names[leaf]) for leaf in ENDS}
+    saves: dict[str, bool] = {leaf: config.saves(names[leaf]) for leaf in names}
     one = tied and config.ensure_weight_tying and any(saves.values())
     if one:
         saves[EMBEDDING_LEAF] = saves[HEAD_LEAF] = True
-    used = {key for leaf in ENDS for key in _present(names[leaf], file)}
+    used = {key for leaf in names for key in _present(names[leaf], file)}
     _check_shapes(used, names, specs, file)
     bare = {leaf: _bare(leaves[leaf]) for leaf in ENDS if leaf in leaves}
     brought = _brought(bare, names, saves, specs, file, tied)
     bare |= brought
     nodes: dict[str, Saved | Tokens] = {}
-    for leaf in ENDS:
+    for leaf in names:
         key = f"{PREFIX}{names[leaf]}.weight"
         if saves[leaf] and not (one and leaf == HEAD_LEAF and key not in used):
             nodes[leaf] = _saved(key, specs[leaf], file, _dtype(bare, leaf))
@@ -175,7 +179,7 @@ def _brought(
 ) -> dict[str, Saved]:
     """The base's weights that a file holds and that differ from the base's own."""
     found: dict[str, Saved] = {}
-    for leaf in ENDS:
+    for leaf in names:
         kinds = (SAVED, LORA, TOKENS) if saves[leaf] else (SAVED, LORA, TOKENS, "")
         keys = [f"{PREFIX}{names[leaf]}.{kind}weight" for kind in kinds]
         present = [key for key in keys if key in file.tensors]
