@@ -42,6 +42,12 @@ def of_run(run: Run, also: Sequence[str] = ()) -> "Scoring | None":
         return None
     if run.evaluation is None:
         raise InputError(f"{metrics.OPTION}: needs evaluation data; set data.eval")
+    if run.objective.head is not None:
+        raise InputError(
+            f"{metrics.OPTION}: found metrics of answers with objective.name "
+            f"{run.cfg.objective.name!r}, which gives scores and writes no text; leave "
+            "them out: the objective's own figures are always measured"
+        )
     size = run.evaluation.batch_size
     return Scoring(run.base, run.evaluation, made, run.cfg.evaluation, size, run.mesh)
 

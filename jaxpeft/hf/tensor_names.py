@@ -9,7 +9,7 @@ import jax
 from jaxpeft.models.spec import ModelConfig
 from jaxpeft.models.weights import is_spec, param_specs
 
-HEAD = "lm_head.weight"
+HEAD, SCORE = "lm_head.weight", "score.weight"
 # In models that see, too: before a tensor of the language model, and the head. The
 # first is how most are published, the last how they were before transformers 4.52.
 DEEPER = (
@@ -38,6 +38,8 @@ class TensorNames(NamedTuple):
         """A tensor's name in the files, by its name in transformers' memory."""
         if name == HEAD:
             return self.head
+        if name == SCORE:
+            return name
         return self.files + name.removeprefix(self.memory)
 
     def specs(self, cfg: ModelConfig) -> Any:

@@ -44,6 +44,7 @@ from jaxpeft.models.scores import (
     labels_in,
     last_tokens,
     names_in,
+    pad_in,
     scores,
     scores_named,
     with_scores,
@@ -158,7 +159,8 @@ def config(source: str | Path | Mapping[str, Any], **settings: Any) -> ModelConf
     count = labels_in(hf)
     if count is None:
         return cfg
-    return dataclasses.replace(cfg, num_labels=count, tie_word_embeddings=False)
+    changes = {"num_labels": count, "tie_word_embeddings": False}
+    return dataclasses.replace(cfg, **changes, pad_token_id=pad_in(hf))
 
 
 def _read(directory: Path) -> Mapping[str, Any]:

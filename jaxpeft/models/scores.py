@@ -62,6 +62,16 @@ def labels_in(hf: Mapping[str, Any]) -> int | None:
     return count if isinstance(count, int) and count > 0 else 2
 
 
+def pad_in(hf: Mapping[str, Any]) -> int | None:
+    """The token of padding that a config.json names; None: it names none.
+
+    Args:
+        hf: the content of the file.
+    """
+    pad = hf.get("pad_token_id")
+    return pad if isinstance(pad, int) else None
+
+
 def names_in(hf: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes in a config.json; empty where it has none of its own.
 
@@ -102,15 +112,18 @@ def with_scores(
             f"model.path: of {cfg.model_type!r} transformers has no model "
             f"{ENDING}, whose files this would be; supported: {', '.join(CLASSES)}"
         )
+    pad = pad_in(cfg.hf) if pad is None else pad
     called = list(names) or [f"LABEL_{i}" for i in range(count)]
     hf = {
         **cfg.hf,
         "architectures": [CLASSES[cfg.model_type] + ENDING],
         "id2label": {str(i): name for i, name in enumerate(called)},
         "label2id": {name: i for i, name in enumerate(called)},
-        "pad_token_id": cfg.pad_token_id if pad is None else pad,
+        "pad_token_id": pad,
     }
-    return dataclasses.replace(cfg, num_labels=count, tie_word_embeddings=False, hf=hf)
+    return dataclasses.replace(
+        cfg, num_labels=count, pad_token_id=pad, tie_word_embeddings=False, hf=hf
+    )
 
 
 def drawn(cfg: ModelConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -124,7 +137,7 @@ def drawn(cfg: ModelConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, A
     Returns:
         {"kernel": (hidden, labels)}.
     """
-    shape = (cfg.hidden_size, cfg.num_labels)
+    shape = (cfg.hidden_size, cfg.num_labels or 0)
     values = jax.random.normal(jax.random.fold_in(key, DRAW), shape)
     return {"kernel": (values * cfg.initializer_range).astype(dtype)}
 

@@ -153,6 +153,8 @@ class ModelConfig:
             a model that sees, too, it lies deeper than "model".
         num_labels: how many scores a sequence gets from the head that stands in the
             place of the one of tokens; 0: there is no head; None: that of tokens.
+        pad_token_id: where there are such scores, the token of padding, at which none
+            is read; None: there is no such token.
         activation_dtype: how to run it, not what it is, set by the caller: the dtype of
             the activations; None: that of the embedding.
         remat: likewise set by the caller: what the backward pass computes once more
@@ -202,6 +204,7 @@ class ModelConfig:
     names: tuple[tuple[str, str], ...] = ()
     decoder: str = "model"
     num_labels: int | None = None
+    pad_token_id: int | None = None
     activation_dtype: str | None = None
     remat: Literal["none", "full", "dots"] = "none"
     hf: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -210,12 +213,6 @@ class ModelConfig:
     def sees(self) -> bool:
         """Whether it is the language model in one that sees, too."""
         return "." in self.decoder
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """The token of padding, at which no sequence's score is read."""
-        pad = self.hf.get("pad_token_id")
-        return pad if isinstance(pad, int) else None
 
     def untied(self) -> "ModelConfig":
         """The same model with a head of its own, in its config.json as well."""

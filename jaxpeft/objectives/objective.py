@@ -57,8 +57,8 @@ class Predictions(NamedTuple):
             record, rows of padding left out.
     """
 
-    scores: Callable[[Any, Micro, ModelConfig], Any]
-    lines: Callable[[Any, Micro], list[dict[str, Any]]]
+    scores: Callable[[Any, Any, ModelConfig], Any]
+    lines: Callable[[Any, Any], list[dict[str, Any]]]
 
 
 def row_shapes(

@@ -99,7 +99,7 @@ def from_hidden(
         form: what a token's loss is.
     """
     mask, weights = micro["supervised"], micro.get("weights")
-    nll = token_loss.nll_sum(hidden, head, micro["targets"], mask, weights, form)
+    nll: Any = token_loss.nll_sum(hidden, head, micro["targets"], mask, weights, form)
     counted = mask if weights is None else jnp.where(mask, weights, 0.0)
     return Loss(nll, jnp.sum(counted).astype(jnp.float32))
 

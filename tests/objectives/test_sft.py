@@ -1,5 +1,7 @@
 """What `sft` can minimise: beside transformers' and torch's own functions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +14,11 @@ from jaxpeft.objectives import OBJECTIVES, chunks, sft, token_loss
 
 BATCH, SEQ, WIDTH, VOCAB = 3, 7, 8, 29
 RNG = np.random.default_rng(0)
-HIDDEN = RNG.normal(size=(BATCH, SEQ, WIDTH)).astype(np.float32)
-HEAD = RNG.normal(size=(WIDTH, VOCAB)).astype(np.float32)
-TARGETS = RNG.integers(0, VOCAB, (BATCH, SEQ)).astype(np.int32)
-SUPERVISED = RNG.random((BATCH, SEQ)) < 0.6
-WEIGHTS = RNG.choice([0.0, 0.25, 1.0, 2.5], (BATCH, SEQ)).astype(np.float32)
+HIDDEN: Any = RNG.normal(size=(BATCH, SEQ, WIDTH)).astype(np.float32)
+HEAD: Any = RNG.normal(size=(WIDTH, VOCAB)).astype(np.float32)
+TARGETS: Any = RNG.integers(0, VOCAB, (BATCH, SEQ)).astype(np.int32)
+SUPERVISED: Any = RNG.random((BATCH, SEQ)) < 0.6
+WEIGHTS: Any = RNG.choice([0.0, 0.25, 1.0, 2.5], (BATCH, SEQ)).astype(np.float32)
 MICRO = {"targets": TARGETS, "supervised": SUPERVISED}
 
 
@@ -27,8 +29,8 @@ def in_torch(of_logits):
     hidden, head = (torch.tensor(x, requires_grad=True) for x in (HIDDEN, HEAD))
     labels = torch.tensor(np.where(SUPERVISED, TARGETS, -100)).long()
     loss = of_logits(hidden @ head, labels)
-    loss.backward()
-    return float(loss.detach()), hidden.grad.numpy(), head.grad.numpy()
+    slopes = torch.autograd.grad(loss, (hidden, head))
+    return float(loss.detach()), *(slope.numpy() for slope in slopes)
 
 
 def smoothed(logits, labels):
@@ -67,7 +69,7 @@ CASES = {
 def test_losses_and_gradients_are_those_of_the_references(name, monkeypatch):
     settings, micro, reference = CASES[name]
     monkeypatch.setattr(chunks, "CHUNK_LOGITS", 2 * BATCH * VOCAB)
-    of_hidden = sft(**settings).from_hidden
+    of_hidden: Any = sft(**settings).from_hidden
 
     def mean(hidden, head):
         loss = of_hidden(hidden, head, micro)
@@ -87,7 +89,7 @@ def test_smoothing_and_weights_go_together():
     at_target = jnp.take_along_axis(logs, TARGETS[..., None], -1)[..., 0]
     each = -0.8 * at_target - 0.2 * jnp.mean(logs, -1)
     expected = jnp.sum(each * WEIGHTS * SUPERVISED)
-    found = token_loss.nll_sum(HIDDEN, HEAD, TARGETS, SUPERVISED, WEIGHTS, form)
+    found: Any = token_loss.nll_sum(HIDDEN, HEAD, TARGETS, SUPERVISED, WEIGHTS, form)
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
@@ -108,7 +110,8 @@ def test_noise_is_as_large_as_that_of_transformers():
     from transformers.integrations.neftune import neftune_post_forward_hook
 
     module = torch.nn.Embedding(5, 64)
-    module.neftune_noise_alpha, shape = 5.0, (4, 32, 64)
+    shape = (4, 32, 64)
+    setattr(module, "neftune_noise_alpha", 5.0)  # noqa: B010 - as transformers does
     zeros = torch.zeros(shape)
     theirs = neftune_post_forward_hook(module, None, zeros).numpy()
     ours = np.asarray(Noise(jax.random.key(0), 5.0).added_to(jnp.zeros(shape)))
