@@ -15,6 +15,13 @@ FIGURES = {
     "eval_accuracy": ("token accuracy", "{:.2%}"),
     "eval_tokens": ("tokens", "{:,}"),
 }
+# Those of objectives whose losses are not of single tokens.
+OTHERS = {
+    "eval_loss": ("loss", "{:.4f}"),
+    "eval_accuracy": ("accuracy", "{:.2%}"),
+    "eval_examples": ("examples", "{:,}"),
+    "eval_pairs": ("pairs", "{:,}"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -106,7 +113,8 @@ def lines(result: Mapping[str, float]) -> list[str]:
     Args:
         result: {name: figure}, see `Objective.report`.
     """
-    named = [(*FIGURES.get(n, (n.removeprefix("eval_"), "{:.4f}")), n) for n in result]
+    known = FIGURES if "eval_tokens" in result else OTHERS
+    named = [(*known.get(n, (n.removeprefix("eval_"), "{:.4f}")), n) for n in result]
     width = max(len(name) for name, _, _ in named)
     return [
         f"{name:<{width}}  {pattern.format(result[n])}" for name, pattern, n in named
