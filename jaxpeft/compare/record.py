@@ -86,6 +86,7 @@ def read(directory: Path, name: str, status: str = "") -> Record:
         summary = {}
     try:
         training, evaluation = read_metrics(directory / METRICS)
+        _check_numbers(training + evaluation)
         figures = _figures(summary, training, evaluation)
     except InputError as error:
         wrong += error.problems
@@ -103,6 +104,14 @@ def read(directory: Path, name: str, status: str = "") -> Record:
         training,
         evaluation,
     )
+
+
+def _check_numbers(lines: list[dict]) -> None:
+    """Raises ValueError where a line holds anything else than numbers."""
+    for line in lines:
+        for name, value in line.items():
+            if not isinstance(value, int | float):
+                raise ValueError(f"step {line['step']}: {name} is {value!r}, no number")
 
 
 def _points(directory: Path) -> list[Record]:
