@@ -46,6 +46,7 @@ COMMANDS: dict[str, str] = {
     "compare": "runs side by side: settings that differ, losses, scores, speed, memory",
     "combine": "the weighted sum of several adapters as a single one",
     "convert_config": "translate a configuration of LLaMA-Factory or transformers",
+    "cache": "what is kept between commands: tokenized examples, compiled programs",
     "doctor": "whether this machine can train, and what to do if not",
 }
 
@@ -68,6 +69,7 @@ PAGES: dict[str, str] = {
     "compare": "docs/reports.md",
     "combine": "docs/export.md",
     "convert_config": "docs/migrating.md",
+    "cache": "docs/data.md",
     "doctor": "README.md",
 }
 KEYS = "All keys: docs/configuration.md. To try it: --config jaxpeft:quickstart.yaml"

@@ -130,26 +130,44 @@ class Work:
         what: it is, such as "loading weights".
         total: how many parts it has.
         put: takes each line in place of standard error.
+        rated: say how many parts are done a second.
     """
 
-    def __init__(self, what: str, total: int, put: Callable[[str], None] | None = None):
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        put: Callable[[str], None] | None = None,
+        *,
+        rated: bool = False,
+    ):
         self._what, self._total, self._put = what, total, put
+        self._rated = rated
         self._changes = put is None and sys.stderr.isatty()
         self._start = time.monotonic()
         self._next = self._start + LONG
         self._done, self._lock = 0, threading.Lock()
 
-    def advance(self, parts: int = 1) -> None:
-        """Counts parts that are done; any thread may call it."""
+    def advance(self, parts: int = 1, total: int | None = None) -> None:
+        """Counts parts that are done; any thread may call it.
+
+        Args:
+            parts: that are done now.
+            total: how many there seem to be by now; None: as many as before.
+        """
         with self._lock:
             self._done += parts
+            self._total = self._total if total is None else total
             now = time.monotonic()
             if now < self._next or self._done >= self._total:
                 return
             self._next = now + (OFTEN if self._changes else EVERY)
-            left = (now - self._start) / self._done * (self._total - self._done)
+            each = (now - self._start) / self._done
+            left = each * (self._total - self._done)
+            rate = f"{1 / each:,.0f} a second, " if self._rated else ""
             self._show(
-                f"{self._what}: {self._done:,} of {self._total:,}, {clock(left)} left"
+                f"{self._what}: {self._done:,} of {self._total:,}, {rate}{clock(left)} "
+                "left"
             )
 
     def close(self) -> None:

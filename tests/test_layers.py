@@ -14,14 +14,15 @@ PACKAGE = Path(__file__).parent.parent / "jaxpeft"
 # own) imports from the storeys below its own alone, never from its neighbours.
 STOREYS = (
     # foundations, used everywhere
-    ("errors", "console", "tree", "hardware"),
+    ("errors", "console", "caches", "tree", "hardware"),
     ("kernel", "replacing", "config", "devices"),
     # libraries
     ("adapters", "models", "quant", "data", "rundir", "metrics", "cli"),
     ("hf", "optim", "objectives"),
     ("flax", "assembly"),
     # commands
-    ("lr_find", "plan", "diagnose", "generate", "export", "convert_config", "doctor"),
+    ("lr_find", "plan", "diagnose", "generate", "export", "convert_config", "cache")
+    + ("doctor",),
     ("report", "chat", "combine", "evaluate"),
     ("train", "look", "compare"),
     ("sweep", "__main__"),

@@ -120,6 +120,18 @@ class DataSection(Section):
         "them, or leave them out and say how many",
         json_schema_extra=keys.CONTENT,
     )
+    num_workers: Count | None = Field(
+        default=None,
+        description="processes that read and tokenize; null: one a core, at most 8; "
+        "small files need none",
+        json_schema_extra=keys.NEVER,
+    )
+    cache_dir: Text | None = Field(
+        default=None,
+        description="the folder where tokenized examples are kept; null: in the user's "
+        "cache folder, see JAXPEFT_CACHE_DIR",
+        json_schema_extra=keys.NEVER,
+    )
     eval_batch_size: Count | None = Field(
         default=None,
         description="null: as many as a step of training holds at a time",

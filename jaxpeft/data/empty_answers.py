@@ -1,37 +1,40 @@
 """Answers and documents without text, of which only the end is learned."""
 
-from collections.abc import Sequence
-
 from jaxpeft.data.conversation import Conversation, Message, Sample, is_learned
-from jaxpeft.data.sources import Row
 
 # What a message may have beside its text without saying anything.
 _SILENT = frozenset({"role", "content", "weight", "name"})
 
 
 def remark(
-    path: str, parsed: Sequence[tuple[Row, Sample]], *, held_out: bool
+    path: str, empty: int, records: int, first: str, *, is_text: bool, held_out: bool
 ) -> list[str]:
     """A line where learned answers, or documents, are empty or blank.
 
     Args:
         path: the source.
-        parsed: its records, and what each becomes.
+        empty: how many of its records have one.
+        records: how many it has.
+        first: where the first of the empty ones stands.
+        is_text: whether records are documents.
         held_out: whether they are evaluated on, and not trained on.
     """
-    empty = [row for row, sample in parsed if any(map(is_empty, sample.items))]
     if not empty:
         return []
-    is_text = isinstance(parsed[0][1].items[0], str)
     said = "documents" if is_text else "answers"
     ending = "the text" if is_text else "its turn"
     effect = "is measured by how it ends" if held_out else "learns to end"
-    which = "that row" if len(empty) == 1 else "those rows"
+    which = "that row" if empty == 1 else "those rows"
     return [
-        f"{path}: {len(empty):,} of {len(parsed):,} {said} "
-        f"{'is' if len(empty) == 1 else 'are'} empty: the model {effect} {ending} at "
-        f"once; delete {which}, the first being {empty[0].place}"
+        f"{path}: {empty:,} of {records:,} {said} {'is' if empty == 1 else 'are'} "
+        f"empty: the model {effect} {ending} at once; delete {which}, the first being "
+        f"{first}"
     ]
+
+
+def has_empty(sample: Sample) -> bool:
+    """Whether one of a sample's documents or conversations says nothing."""
+    return any(map(is_empty, sample.items))
 
 
 def is_empty(item: Conversation | str) -> bool:

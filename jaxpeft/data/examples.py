@@ -1,16 +1,21 @@
-"""All examples of a data set in three flat arrays, and what is said of them."""
+"""All examples of a data set in flat arrays, and what is said of them."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Int32, Int64
 
+from jaxpeft.data.blocks import Joined, Ones
 from jaxpeft.data.formats import SFT
 from jaxpeft.data.kinds import Kind
-from jaxpeft.data.rejects import Skipped
+from jaxpeft.data.making import Made, arrays_of
+from jaxpeft.data.rejects import Rejects, Skipped
 from jaxpeft.data.render import Example
+from jaxpeft.data.store import Stored, Writer
 
 
 @dataclass(frozen=True)
@@ -75,26 +80,33 @@ class Examples:
     `supervised` and `weights`.
 
     Attributes:
-        tokens: the token ids of all examples.
-        supervised: whether a token is itself a target that counts in the loss.
+        tokens: (total,) int32, the token ids of all examples. As `supervised` and
+            `weights` it may be a `blocks.Joined`, of which slices are read.
+        supervised: (total,) bool, whether a token is itself a target that counts in the
+            loss.
         starts: where each example begins.
         lengths: the number of tokens in each.
         left_out: the tokens that each example had more before it was cut at max_length.
         sources: what each source contributed, in the order of the examples.
         columns: (examples,) values of each of the kind's columns.
-        weights: what each token counts in the loss; None: 1 where it is supervised.
+        weights: (total,) float32, what each token counts in the loss where it is
+            supervised; None: 1.
         together: how many examples are a record's, which are always drawn together.
+        largest: the largest token id of the sources; -1: it is not known.
+        digest: a hash of all that the examples are.
     """
 
-    tokens: Int32[np.ndarray, " total"]
-    supervised: Bool[np.ndarray, " total"]
+    tokens: Any
+    supervised: Any
     starts: Int64[np.ndarray, " examples"]
     lengths: Int64[np.ndarray, " examples"]
     left_out: Int32[np.ndarray, " examples"]
     sources: tuple[SourceSummary, ...]
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
-    weights: Float32[np.ndarray, " total"] | None = None
+    weights: Any = None
     together: int = 1
+    largest: int = -1
+    digest: str = ""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -148,8 +160,8 @@ class Examples:
         """
         return Summary(
             examples=len(self),
-            tokens=len(self.tokens),
-            supervised=int(self.supervised.sum()),
+            tokens=sum(source.tokens for source in self.sources),
+            supervised=sum(source.supervised for source in self.sources),
             truncated=sum(source.truncated for source in self.sources),
             without_target=sum(source.without_target for source in self.sources),
             lengths=tuple(lengths),
@@ -158,58 +170,124 @@ class Examples:
         )
 
 
-def gather(
-    sources: Sequence[tuple[str, float, Sequence[Example]]],
-    remarks: Sequence[Sequence[str]] = (),
-    kind: Kind = SFT,
-    skipped: Sequence[tuple[Skipped, ...]] = (),
-) -> Examples:
+class Share(NamedTuple):
+    """What of a source's examples a data set has.
+
+    Attributes:
+        path: the source.
+        weight: its share in the mixture, relative to the other sources' weights.
+        stored: all its examples.
+        chosen: (records,) bool, those that the data set has; None: all.
+        remarks: what a user should know besides.
+        skipped: the rows that were left out, since they cannot be used.
+    """
+
+    path: str
+    weight: float
+    stored: Stored
+    chosen: np.ndarray | None = None
+    remarks: Sequence[str] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    def of_examples(self, name: str) -> np.ndarray:
+        """A value of each example: an array that the store has one of.
+
+        Args:
+            name: of the array.
+        """
+        values = np.asarray(self.stored.arrays[name])
+        if self.chosen is None:
+            return values
+        return values[np.repeat(self.chosen, self.stored.arrays["counts"])]
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where each example begins in the store."""
+        lengths = self.stored.arrays["lengths"]
+        starts = np.cumsum(lengths) - lengths
+        if self.chosen is None:
+            return starts
+        return starts[np.repeat(self.chosen, self.stored.arrays["counts"])]
+
+    def summary(self) -> SourceSummary:
+        """What the source contributes, in numbers."""
+        learned = self.of_examples("learned")
+        return SourceSummary(
+            path=self.path,
+            weight=self.weight,
+            examples=len(learned),
+            tokens=int(self.of_examples("lengths").sum()),
+            supervised=int(learned.sum()),
+            truncated=int((self.of_examples("left_out") > 0).sum()),
+            without_target=int((learned == 0).sum()),
+            remarks=tuple(self.remarks),
+            skipped=self.skipped,
+        )
+
+
+def joined(shares: Sequence[Share], kind: Kind = SFT) -> Examples:
     """The examples of all sources together, one source after another.
 
     Args:
-        sources: (path, weight, examples) of each source.
-        remarks: on each source, see `SourceSummary`; empty: there are none.
+        shares: of each source.
         kind: names the columns, and how many examples are drawn together.
-        skipped: the rows of each source that were left out; empty: there are none.
     """
-    left_out = skipped or [()] * len(sources)
-    said = remarks or [()] * len(sources)
-    examples = [example for _, _, own in sources for example in own]
-    lengths = np.array([len(example.tokens) for example in examples], np.int64)
+    stores = [share.stored.arrays for share in shares]
+    sizes = [len(store["tokens"]) for store in stores]
+    before = np.cumsum([0, *sizes[:-1]])
+
+    def together(name: str) -> np.ndarray:
+        return np.concatenate([share.of_examples(name) for share in shares])
+
     weights = None
-    if any(example.weights is not None for example in examples):
-        weights = np.concatenate(
-            [
-                e.supervised.astype("f4") if e.weights is None else e.weights
-                for e in examples
-            ]
+    if any("weights" in store for store in stores):
+        weights = Joined(
+            [s.get("weights", Ones(n)) for s, n in zip(stores, sizes, strict=True)]
         )
+    digest = hashlib.blake2b(digest_size=16)
+    for share in shares:
+        digest.update(share.stored.digest.encode())
+        digest.update(b"" if share.chosen is None else share.chosen.tobytes())
     return Examples(
-        tokens=np.concatenate([example.tokens for example in examples]),
-        supervised=np.concatenate([example.supervised for example in examples]),
-        starts=np.cumsum([0, *lengths[:-1]], dtype=np.int64),
-        lengths=lengths,
-        left_out=np.array([example.left_out for example in examples], np.int32),
-        sources=tuple(
-            SourceSummary(
-                path=path,
-                weight=weight,
-                examples=len(own),
-                tokens=sum(len(e.tokens) for e in own),
-                supervised=sum(int(e.supervised.sum()) for e in own),
-                truncated=sum(e.truncated for e in own),
-                without_target=sum(not e.supervised.any() for e in own),
-                remarks=tuple(own_remarks),
-                skipped=own_skipped,
-            )
-            for (path, weight, own), own_remarks, own_skipped in zip(
-                sources, said, left_out, strict=True
-            )
+        tokens=Joined([store["tokens"] for store in stores]),
+        supervised=Joined([store["supervised"] for store in stores]),
+        starts=np.concatenate(
+            [share.starts + first for share, first in zip(shares, before, strict=True)]
         ),
-        columns={
-            name: np.array([example.columns[name] for example in examples], dtype)
-            for name, dtype in kind.columns.items()
-        },
+        lengths=together("lengths"),
+        left_out=together("left_out"),
+        sources=tuple(share.summary() for share in shares),
+        columns={name: together(name) for name in kind.columns},
         weights=weights,
         together=kind.together,
+        largest=max(share.stored.about.largest for share in shares),
+        digest=digest.hexdigest(),
     )
+
+
+def gather(
+    sources: Sequence[tuple[str, float, Sequence[Example]]], kind: Kind = SFT
+) -> Examples:
+    """The data set of examples that are in memory, one source after another.
+
+    Args:
+        sources: (path, weight, examples) of each source.
+        kind: names the columns, and how many examples are drawn together.
+    """
+    shares = []
+    for path, weight, examples in sources:
+        records = len(examples) // kind.together
+        writer = Writer(path, kind.columns, None)
+        writer.append(
+            Made(
+                arrays={
+                    **arrays_of(examples, kind.columns),
+                    "counts": np.full(records, kind.together, np.int32),
+                    "hashes": np.zeros(records, "V32"),
+                    "empty": np.zeros(records, bool),
+                },
+                rejects=Rejects(path),
+            )
+        )
+        shares.append(Share(path, weight, writer.in_memory()))
+    return joined(shares, kind)

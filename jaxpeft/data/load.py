@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxpeft import console
-from jaxpeft.data import empty_answers, formats, sources
+from jaxpeft.data import empty_answers
 from jaxpeft.data.batches import Batches, EvalBatches
-from jaxpeft.data.examples import Examples, gather
+from jaxpeft.data.examples import Examples, Share, joined
 from jaxpeft.data.formats import SFT
-from jaxpeft.data.held_out import divided, remark
-from jaxpeft.data.kinds import Kind
-from jaxpeft.data.rejects import Rejects, Skipped
-from jaxpeft.data.render import Example, render, special_ids
+from jaxpeft.data.held_out import held_out as sides
+from jaxpeft.data.held_out import remark
+from jaxpeft.data.kinds import Kind, unchecked
+from jaxpeft.data.making import Recipe
+from jaxpeft.data.rejects import Rejects
+from jaxpeft.data.stored_source import of_source
 from jaxpeft.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,99 +141,82 @@ def _examples(
     split: bool,
     held_out: bool,
 ) -> Examples:
-    loaded: list[tuple[str, float, list[Example]]] = []
+    shares: list[Share] = []
     problems: list[str] = []
-    remarks: list[list[str]] = []
-    skipped: list[tuple[Skipped, ...]] = []
     for source in wanted:
         try:
-            rendered, said, rejects = _load(
-                source, section, tokenizer, kind, split, held_out
-            )
+            shares.append(_share(source, section, tokenizer, kind, split, held_out))
         except InputError as error:
             problems += error.problems
-        else:
-            loaded.append((source.path, source.weight, rendered))
-            remarks.append(said)
-            skipped.append(rejects.skipped())
     if problems:
         raise InputError(*dict.fromkeys(problems))
-    examples = gather(loaded, remarks, kind, skipped)
-    if not examples.supervised.any():
+    examples = joined(shares, kind)
+    if not any(source.supervised for source in examples.sources):
         raise InputError(
             f"{key}: none of the {len(examples)} examples has a token left to learn "
             f"({sum(s.truncated for s in examples.sources)} were cut at "
             f"data.max_length {section.max_length}); raise max_length so that the "
             "answers fit, or look at the answers in the data"
         )
-    largest = int(examples.tokens.max())
-    if vocab_size is not None and largest >= vocab_size:
+    if vocab_size is not None and examples.largest >= vocab_size:
         raise InputError(
-            f"{tokenizer.name_or_path}: the tokenizer gives token id {largest}, but "
-            f"the model's embedding has {vocab_size} rows; use the tokenizer that "
-            "belongs to this model"
+            f"{tokenizer.name_or_path}: the tokenizer gives token id "
+            f"{examples.largest}, but the model's embedding has {vocab_size} rows; "
+            "use the tokenizer that belongs to this model"
         )
     return examples
 
 
-def _load(
+def _share(
     source: "SourceSection",
     section: "DataSection",
     tokenizer: "PreTrainedTokenizerBase",
     kind: Kind,
     split: bool,
     held_out: bool,
-) -> tuple[list[Example], list[str], Rejects]:
-    origin = sources.source_of(source)
-    rejects = Rejects(str(origin), skip=section.on_error == "skip")
-    with console.waiting(f"reading {origin}"):
-        rows = sources.read(origin, source.max_samples, rejects)
-        parsed = formats.readable(rows, source.format, source.fields, rejects, kind)
-    rejects.settle(len(parsed) + rejects.count)
-    remarks = []
-    if share := section.eval_split:
-        sides = divided(parsed, share)
-        if held_out:
-            remarks = remark(source.path, len(sides[1]), len(parsed), share)
-        parsed = sides[held_out]
-    remarks += empty_answers.remark(source.path, parsed, held_out=held_out)
+) -> Share:
+    """What a source gives to train on, or to evaluate on."""
     train_on = kind.train_on or section.train_on
-    examples = render(
-        [sample for _, sample in parsed],
-        [row.place for row, _ in parsed],
-        tokenizer,
+    recipe = Recipe(
+        format=source.format,
+        fields=source.fields,
+        kind=kind,
         max_length=section.max_length,
         train_on=train_on,
-        split=split,
-        rejects=rejects,
-        kind=kind,
+        split=split and source.format == "text",
     )
-    if not examples:
-        rejects.settle(rejects.count)
-    if train_on == "assistant" and _is_endless(examples, tokenizer):
+    stored = of_source(source, section, recipe, tokenizer)
+    about, arrays = stored.about, stored.arrays
+    remarks, chosen, records = [], None, len(arrays["counts"])
+    if share := section.eval_split:
+        held = sides(np.asarray(arrays["hashes"]), share)
+        chosen = held if held_out else ~held
+        if held_out:
+            remarks = remark(source.path, int(held.sum()), records, share)
+    empty = np.asarray(arrays["empty"]) & (True if chosen is None else chosen)
+    if empty.any():
+        first = int(np.flatnonzero(empty)[0])
+        remarks += empty_answers.remark(
+            source.path,
+            int(empty.sum()),
+            records if chosen is None else int(chosen.sum()),
+            about.places.get(first, f"record {first + 1}"),
+            is_text=about.is_text,
+            held_out=held_out,
+        )
+    if train_on == "assistant" and about.is_whole and not about.ends:
         remarks.append(
             f"{source.path}: no special token ends an answer in the chat template of "
             f"{tokenizer.name_or_path}, and the model is not taught to stop; write "
             "eos_token after the answers in its chat_template.jinja"
         )
-    remarks += kind.check(source.path, gather([("", 1.0, examples)], kind=kind))
-    return examples, remarks + rejects.remark(len(examples)), rejects
-
-
-def _is_endless(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
-) -> bool:
-    """Whether no example that is whole is learned to a token that can end a turn."""
-    special = set(special_ids(tokenizer).tolist())
-    whole = False
-    for example in examples:
-        learned = np.flatnonzero(example.supervised)
-        if example.truncated or not len(learned):
-            continue
-        if int(example.tokens[learned[-1]]) in special:
-            return False  # the first example, where the template is an ordinary one
-        whole = True
-    return whole
+    own = Share(source.path, source.weight, stored, chosen)
+    if kind.check is not unchecked:
+        remarks += kind.check(source.path, joined([own], kind))
+    rejects = Rejects(source.path)
+    rejects.take(about.rejects)
+    remarks += rejects.remark(len(own.of_examples("lengths")))
+    return own._replace(remarks=remarks, skipped=rejects.skipped())
 
 
 def _pad_id(tokenizer: "PreTrainedTokenizerBase", vocab_size: int | None) -> int:

@@ -48,7 +48,7 @@ def mask_turns(
         offsets: (length, 2) int64, the first character that each token covers, and one
             past the last.
         turns: where the learned turns stand in the text.
-        special: the ids of the tokens that can end a turn.
+        special: (tokenizer's ids,) bool, those of the tokens that can end a turn.
 
     Returns:
         (length,) float32, the weight of its turn for each token, 0 outside of them;
@@ -60,7 +60,7 @@ def mask_turns(
     ends = np.maximum.accumulate(offsets[:, 1])
     # Some tokenizers leave a token's leading space out of its offsets.
     starts = np.minimum(offsets[:, 0], np.append(offsets[0, 0], ends[:-1]))
-    of_text = _Tokens(text, starts, ends, np.isin(tokens, special))
+    of_text = _Tokens(text, starts, ends, special[tokens])
     for turn in turns:
         first = int(np.searchsorted(ends, turn.start, "right"))
         before = text[starts[first] : turn.start] if first < len(tokens) else ""

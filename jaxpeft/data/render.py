@@ -3,14 +3,14 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
-from jaxpeft import console
 from jaxpeft.data.conversation import Conversation, Message, Sample
 from jaxpeft.data.documents import encode as documents_ids
+from jaxpeft.data.encoder import Encoder
 from jaxpeft.data.formats import SFT
 from jaxpeft.data.kinds import Kind
 from jaxpeft.data.masks import mask_turns
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 # offsets of one chunk (Python tuples) stay small.
 _CHUNK = 2048
 
-T = TypeVar("T")
 _Encoded = tuple[np.ndarray, np.ndarray]  # tokens, what each counts; uncut
 
 
@@ -93,91 +92,131 @@ def render(
             one that the template refuses, or in which the assistant's turns cannot be
             found.
     """
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"{tokenizer.name_or_path}: this tokenizer has no tokenizer.json, which "
-            "is needed to know where each token stands; convert it with transformers"
-        )
-    samples = [Sample.of(item) for item in items]
-    examples: list[Example] = []
-    if samples and isinstance(samples[0].items[0], str):  # a format gives but these
-        with console.Work("tokenizing documents", len(samples)) as work:
-            for chunk in _chunks(samples):
-                documents = [str(item) for sample in chunk for item in sample.items]
-                encoded = _encode_documents(documents, tokenizer, kind)
-                examples += _examples(chunk, encoded, kind, max_length, split)
-                work.advance(len(chunk))
-        return examples
-    template = ChatTemplate(tokenizer)
-    collected = rejects or Rejects(template.name)
-    samples = _prepared(samples, template)
-    seen = 0
-    with console.Work("tokenizing conversations", len(samples)) as work:
-        for chunk, rows in zip(_chunks(samples), _chunks(places)):
-            for usable, encoded in _encode_usable(
-                chunk, rows, template, train_on, collected
-            ):
-                examples += _examples(usable, encoded, kind, max_length, split=False)
-            seen += len(chunk)
-            if not collected.skip:
-                collected.settle(seen)
-            work.advance(len(chunk))
+    renderer = Renderer(
+        tokenizer, max_length=max_length, train_on=train_on, split=split, kind=kind
+    )
+    collected = rejects or Rejects(tokenizer.name_or_path)
+    made = renderer.render([Sample.of(item) for item in items], places, collected)
+    examples = [example for _, own in made for example in own]
+    if not collected.skip:
+        collected.settle(len(items))
     return examples
 
 
-def _prepared(samples: Sequence[Sample], template: ChatTemplate) -> list[Sample]:
-    talks = template.prepare([talk for sample in samples for talk in _talks(sample)])
-    prepared = iter(talks)
-    return [
-        replace(sample, items=tuple(next(prepared) for _ in sample.items))
-        for sample in samples
-    ]
+class Renderer:
+    """What makes examples of conversations and documents, as `render` says.
 
+    Args:
+        tokenizer: as for `render`.
+        max_length: as for `render`.
+        train_on: as for `render`.
+        split: as for `render`.
+        kind: as for `render`.
 
-def _talks(sample: Sample) -> list[Conversation]:
-    return [item for item in sample.items if isinstance(item, Conversation)]
+    Raises:
+        InputError: there is no fast tokenizer.
+    """
 
-
-def _encode_usable(
-    samples: Sequence[Sample],
-    places: Sequence[str],
-    template: ChatTemplate,
-    train_on: str,
-    rejects: Rejects,
-) -> Iterator[tuple[Sequence[Sample], list[_Encoded]]]:
-    """Those samples that can be encoded; the others are looked for by halving."""
-    try:
-        talks = [talk for sample in samples for talk in _talks(sample)]
-        of_talks = [p for p, s in zip(places, samples, strict=True) for _ in s.items]
-        yield samples, _encode_conversations(talks, of_talks, template, train_on)
-    except InputError as error:
-        if len(samples) == 1:
-            rejects.add(error)
-            return
-        half = len(samples) // 2
-        for part in (slice(half), slice(half, None)):
-            yield from _encode_usable(
-                samples[part], places[part], template, train_on, rejects
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        max_length: int,
+        train_on: str,
+        split: bool,
+        kind: Kind,
+    ):
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"{tokenizer.name_or_path}: this tokenizer has no tokenizer.json, "
+                "which is needed to know where each token stands; convert it with "
+                "transformers"
             )
+        self._tokenizer, self._kind, self._train_on = tokenizer, kind, train_on
+        self._max_length, self._split = max_length, split
+        self._encoder = Encoder(tokenizer)
+        self._template: ChatTemplate | None = None
+
+    def render(
+        self, samples: Sequence[Sample], places: Sequence[str], rejects: Rejects
+    ) -> Iterator[tuple[int, list[Example]]]:
+        """The examples of samples.
+
+        Args:
+            samples: conversations, or documents; a format gives either.
+            places: where each stands, for messages.
+            rejects: is given those that cannot be rendered.
+
+        Yields:
+            The number of each other sample, and its examples.
+
+        Raises:
+            InputError: there is no chat template, or none that can be used.
+        """
+        if not samples:
+            return
+        is_text = isinstance(samples[0].items[0], str)
+        if not is_text:
+            samples = self._prepared(samples)
+        for first in range(0, len(samples), _CHUNK):
+            numbers = range(first, min(first + _CHUNK, len(samples)))
+            if is_text:
+                texts = [str(item) for n in numbers for item in samples[n].items]
+                encoded = _encode_documents(texts, self._tokenizer, self._kind)
+                yield from self._examples(samples, numbers, encoded)
+            else:
+                yield from self._usable(samples, places, numbers, rejects)
+
+    def _prepared(self, samples: Sequence[Sample]) -> list[Sample]:
+        if self._template is None:
+            self._template = ChatTemplate(self._tokenizer)
+        prepared = iter(self._template.prepare(_talks(samples)))
+        return [
+            replace(sample, items=tuple(next(prepared) for _ in sample.items))
+            for sample in samples
+        ]
+
+    def _usable(
+        self,
+        samples: Sequence[Sample],
+        places: Sequence[str],
+        numbers: range,
+        rejects: Rejects,
+    ) -> Iterator[tuple[int, list[Example]]]:
+        """Those samples that can be encoded; the others are looked for by halving."""
+        assert self._template is not None
+        chunk = [samples[n] for n in numbers]
+        of_talks = [places[n] for n in numbers for _ in samples[n].items]
+        try:
+            encoded = _encode_conversations(
+                _talks(chunk), of_talks, self._template, self._encoder, self._train_on
+            )
+        except InputError as error:
+            if len(numbers) == 1:
+                rejects.add(error)
+                return
+            half = len(numbers) // 2
+            for part in (numbers[:half], numbers[half:]):
+                yield from self._usable(samples, places, part, rejects)
+        else:
+            yield from self._examples(samples, numbers, encoded)
+
+    def _examples(
+        self, samples: Sequence[Sample], numbers: range, encoded: Sequence[_Encoded]
+    ) -> Iterator[tuple[int, list[Example]]]:
+        """The examples of each sample, cut at `max_length` or split there."""
+        following = iter(encoded)
+        split = self._split and isinstance(samples[numbers[0]].items[0], str)
+        for number in numbers:
+            sample = samples[number]
+            own = [next(following) for _ in sample.items]
+            pieces = _pieces(own, self._kind, self._max_length, split)
+            yield number, [_example(piece, left, sample) for piece, left in pieces]
 
 
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[at : at + _CHUNK] for at in range(0, len(items), _CHUNK))
-
-
-def _examples(
-    samples: Sequence[Sample],
-    encoded: Sequence[_Encoded],
-    kind: Kind,
-    max_length: int,
-    split: bool,
-) -> Iterator[Example]:
-    """The examples of each sample, cut at `max_length` or split there."""
-    following = iter(encoded)
-    for sample in samples:
-        own = [next(following) for _ in sample.items]
-        for piece, left_out in _pieces(own, kind, max_length, split):
-            yield _example(piece, left_out, sample)
+def _talks(samples: Sequence[Sample]) -> list[Conversation]:
+    items = (item for sample in samples for item in sample.items)
+    return [item for item in items if isinstance(item, Conversation)]
 
 
 def _pieces(
@@ -236,29 +275,23 @@ def _encode_conversations(
     talks: Sequence[Conversation],
     places: Sequence[str],
     template: ChatTemplate,
+    encoder: Encoder,
     train_on: str,
 ) -> list[_Encoded]:
     texts = template.render(talks, places)
-    encoded: Any = template.tokenizer(
-        texts,
-        add_special_tokens=False,
-        return_offsets_mapping=train_on == "assistant",
-        return_attention_mask=False,
-        verbose=False,
-    )
-    tokens = [np.array(ids, np.int32) for ids in encoded["input_ids"]]
+    encoded = encoder.encode(texts, offsets=train_on == "assistant")
     if train_on == "all":
-        return [(ids, np.ones(len(ids), np.float32)) for ids in tokens]
+        return [(one.tokens, np.ones(len(one.tokens), np.float32)) for one in encoded]
 
-    special = special_ids(template.tokenizer)
+    special = _can_end(template.tokenizer)
     turns_of_each = _learned_turns(talks, texts, places, template)
     weighed = []
     for i, turns in enumerate(turns_of_each):
-        offsets = np.array(encoded["offset_mapping"][i], np.int64)
+        tokens, offsets = encoded[i]
         weights = (
             None
-            if turns is None
-            else mask_turns(texts[i], tokens[i], offsets, turns, special)
+            if turns is None or offsets is None
+            else mask_turns(texts[i], tokens, offsets, turns, special)
         )
         if weights is None:
             raise InputError(
@@ -267,8 +300,8 @@ def _encode_conversations(
                 "rewrites earlier turns); mark them with {% generation %} in the "
                 "template, or set data.train_on: all"
             )
-        weighed.append(weights)
-    return list(zip(tokens, weighed, strict=True))
+        weighed.append((tokens, weights))
+    return weighed
 
 
 def _learned_turns(
@@ -296,6 +329,14 @@ def _learned_turns(
 
 def _has_weight(message: Message) -> bool:
     return "weight" in message or "loss_weight" in message
+
+
+def _can_end(tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
+    """`special_ids` as a table: (ids,) bool."""
+    ids = special_ids(tokenizer)
+    table = np.zeros(max(len(tokenizer), int(ids.max(initial=0)) + 1), bool)
+    table[ids] = True
+    return table
 
 
 def special_ids(tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:

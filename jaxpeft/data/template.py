@@ -60,12 +60,14 @@ class ChatTemplate:
         except ValueError as error:
             raise InputError(f"{self.name}: {error}") from error
         self.marks_generation = bool(_GENERATION.search(self.source))
+        self._checked = 0  # characters in the largest conversation that ended well
 
     def prepare(self, conversations: Sequence[Conversation]) -> list[Conversation]:
         """The conversations in the roles and keys that this template can express.
 
         Before the template is run here, it has to end well in a child process with the
-        first and the largest of them, if only by refusing them.
+        first and the largest of them, if only by refusing them; and again before
+        conversations of more than twice that size.
 
         Args:
             conversations: what is to be rendered.
@@ -74,23 +76,34 @@ class ChatTemplate:
             InputError: the template is broken, hangs or explodes; with the tokenizer's
                 folder.
         """
-        knows_calls = knows_answers = False
-        if any(map(needs_probing, conversations)):
-            self._check([*CALL_PROBES, *ANSWER_PROBES])
-            knows_calls = any(map(self._writes, CALL_PROBES))
-            knows_answers = any(map(self._writes, ANSWER_PROBES))
-        adapted = [
-            adapt(
-                conversation,
-                knows_tools=bool(re.search(r"\btools\b", self.source)),
-                knows_calls=knows_calls,
-                knows_answers=knows_answers,
-            )
-            for conversation in conversations
-        ]
-        largest = max(range(len(adapted)), key=lambda i: _size(adapted[i]))
-        self._check([adapted[i] for i in dict.fromkeys((0, largest))])
+        adapted = [self._adapted(conversation) for conversation in conversations]
+        sizes = [_size(conversation) for conversation in adapted]
+        largest = max(range(len(adapted)), key=sizes.__getitem__)
+        if not self._checked or sizes[largest] > 2 * self._checked:
+            self._check([adapted[i] for i in dict.fromkeys((0, largest))])
+            self._checked = sizes[largest]
         return adapted
+
+    def _adapted(self, conversation: Conversation) -> Conversation:
+        probes = needs_probing(conversation)
+        if not probes and not conversation.tools:
+            return conversation
+        knows_calls, knows_answers = self._knows if probes else (False, False)
+        return adapt(
+            conversation,
+            knows_tools=bool(re.search(r"\btools\b", self.source)),
+            knows_calls=knows_calls,
+            knows_answers=knows_answers,
+        )
+
+    @functools.cached_property
+    def _knows(self) -> tuple[bool, bool]:
+        """Whether the template writes calls, and answers to them."""
+        self._check([*CALL_PROBES, *ANSWER_PROBES])
+        calls, answers = (
+            any(map(self._writes, probes)) for probes in (CALL_PROBES, ANSWER_PROBES)
+        )
+        return calls, answers
 
     def _check(self, conversations: Sequence[Conversation]) -> None:
         problem = check_template(
@@ -186,6 +199,10 @@ class ChatTemplate:
     ) -> list[str]:
         if not turns:
             return []
+        if tools is None and self._straight and all(map(_is_plain, turns)):
+            given = {"tools": None, "documents": None, "add_generation_prompt": prompt}
+            given |= self._variables
+            return [self._straight.render(messages=own, **given) for own in turns]
         texts: Any = self.tokenizer.apply_chat_template(
             turns,
             tools=tools,
@@ -195,6 +212,25 @@ class ChatTemplate:
             **_FIXED,
         )
         return texts
+
+    @functools.cached_property
+    def _straight(self) -> Any:
+        """The template as transformers compiles it, for what it needs not look over.
+
+        It copies and checks every message, which takes three times as long as to
+        render it, and leaves plain texts as they are. None: it is not to be had.
+        """
+        from transformers.utils import chat_template_utils
+
+        compiled: Any = getattr(chat_template_utils, "_compile_jinja_template", None)
+        try:
+            return None if compiled is None else compiled(self._used(None))
+        except _faults():
+            return None  # which the other way says
+
+    @functools.cached_property
+    def _variables(self) -> dict[str, Any]:
+        return {**self.tokenizer.special_tokens_map, **_FIXED}
 
     def _used(self, tools: list | None) -> str:
         """The template that is run: of several, the one for tools where they are."""
@@ -228,6 +264,21 @@ class ChatTemplate:
 def until(conversation: Conversation, turn: int) -> Conversation:
     """The part of a conversation before message number `turn`, counted from 0."""
     return replace(conversation, messages=conversation.messages[:turn])
+
+
+def _is_plain(messages: Sequence[Message]) -> bool:
+    """Whether transformers would give a template these very messages."""
+    return bool(messages) and all(
+        type(message["role"]) is type(message["content"]) is str
+        and (len(message) == 2 or not message.keys() - _PLAIN)
+        and type(message.get("weight", 0)) in _NUMBERS
+        and type(message.get("loss_weight", 0)) in _NUMBERS
+        for message in messages
+    )
+
+
+_PLAIN = frozenset({"role", "content", "weight", "loss_weight"})
+_NUMBERS = (int, float)
 
 
 def _is_answered(conversation: Conversation) -> bool:

@@ -16,6 +16,9 @@ from jaxpeft.data.conversation import Conversation, Message, is_learned, weight_
 from jaxpeft.data.template import ChatTemplate, until
 from jaxpeft.errors import InputError
 
+# Learned turns up to which each is found by rendering the conversation up to it.
+MANY = 8
+
 
 class Turn(NamedTuple):
     """Where one assistant turn stands, in characters of the rendered text.
@@ -62,36 +65,118 @@ def find_turns(
         InputError: the template refuses the beginning of a conversation, or leaves out
             a function call.
     """
-    wanted = [(c, i) for c, v in enumerate(conversations) for i in _assistants(v)]
-    heads = template.render(
-        [until(conversations[c], i) for c, i in wanted],
-        [places[c] for c, _ in wanted],
-        prompt=True,
-    )
-    inner = [(c, i) for c, i in wanted if i + 1 < len(conversations[c].messages)]
-    wholes = template.render(
-        [until(conversations[c], i + 1) for c, i in inner],
-        [places[c] for c, _ in inner],
-    )
-    head_of, whole_of = dict(zip(wanted, heads)), dict(zip(inner, wholes))
+    learned_of = [_assistants(conversation) for conversation in conversations]
+    prefixes = _prefixes(template, conversations, places, learned_of)
 
     turns_of_each = []
     for c, conversation in enumerate(conversations):
-        learned = _assistants(conversation)
-        turns = by_prefix(
-            template,
-            conversation,
-            texts[c],
-            places[c],
-            [head_of[c, i] for i in learned],
-            [whole_of.get((c, i), texts[c]) for i in learned],
-        )
+        if len(learned_of[c]) > MANY:
+            heads, wholes = many_prefixes(
+                template, conversation, texts[c], places[c], learned_of[c]
+            )
+        else:
+            heads = [prefixes[c, i, True] for i in learned_of[c]]
+            wholes = [prefixes.get((c, i, False), texts[c]) for i in learned_of[c]]
+        turns = by_prefix(template, conversation, texts[c], places[c], heads, wholes)
         if turns is None:
             turns = by_placeholders(template, conversation, texts[c], places[c])
         if turns is not None:
             _require_calls(template, conversation, texts[c], places[c], turns)
         turns_of_each.append(turns)
     return turns_of_each
+
+
+def _prefixes(
+    template: ChatTemplate,
+    conversations: Sequence[Conversation],
+    places: Sequence[str],
+    learned_of: Sequence[Sequence[int]],
+) -> dict[tuple[int, int, bool], str]:
+    """(conversation, learned message, whether before it) -> the text up to there."""
+    found = {}
+    for before in (True, False):
+        wanted = [
+            (c, i)
+            for c, learned in enumerate(learned_of)
+            if len(learned) <= MANY
+            for i in learned
+            if before or i + 1 < len(conversations[c].messages)
+        ]
+        texts = template.render(
+            [until(conversations[c], i + (not before)) for c, i in wanted],
+            [places[c] for c, _ in wanted],
+            prompt=before,
+        )
+        found |= {(c, i, before): text for (c, i), text in zip(wanted, texts)}
+    return found
+
+
+def many_prefixes(
+    template: ChatTemplate,
+    conversation: Conversation,
+    text: str,
+    place: str,
+    learned: Sequence[int],
+) -> tuple[list[str], list[str]]:
+    """The texts up to each of many learned messages, and through it, as `by_prefix`
+    takes them.
+
+    To render the conversation up to each would cost the square of its length. The
+    template's own text before a content, from the content before it on, says where the
+    prompt ends in it: that is found by rendering once for each text that occurs, and
+    for the first and the last few messages in any case.
+
+    Args:
+        template: the chat template.
+        conversation: the conversation, prepared by `ChatTemplate.prepare`.
+        text: what the template makes of it.
+        place: where the conversation stands, for messages.
+        learned: the numbers of its learned messages.
+    """
+    last = len(conversation.messages) - 1
+    sure = {*learned[: MANY // 2], *learned[-MANY // 2 :]}
+    found = layout(template, conversation, text, place)
+    at = {number: n for n, number in enumerate(found.order)} if found else {}
+    known: dict[tuple[bool, str] | None, int | None] = {}
+
+    def up_to(number: int, before: bool) -> str:
+        if not before and number == last:
+            return text
+        # A message that stands twice has no place of its own.
+        n = at.get(number) if found and found.order.count(number) == 1 else None
+        gap, start = None, 0
+        if found and n is not None and not (before and n == 0):
+            start = found.spans[n - before][1]
+            gap = before, found.gaps[n + (not before)]
+        if number not in sure and gap in known:
+            size = known[gap]
+            return "" if size is None else text[: start + size]
+        (made,) = template.render(
+            [until(conversation, number + (not before))], [place], prompt=before
+        )
+        if gap is not None:
+            # None: what comes later changes what came before.
+            size = len(made) - start if text.startswith(made) else None
+            if known.setdefault(gap, size) != size:
+                raise _Unlike
+        return made
+
+    try:
+        return [up_to(i, True) for i in learned], [up_to(i, False) for i in learned]
+    except _Unlike:  # what stands between contents does not say where a prompt ends
+        prompts, wholes = (
+            template.render(
+                [until(conversation, i + after) for i in learned],
+                [place] * len(learned),
+                prompt=not after,
+            )
+            for after in (0, 1)
+        )
+        return prompts, [*wholes[:-1], text if learned[-1] == last else wholes[-1]]
+
+
+class _Unlike(Exception):
+    """Two prompts end at unlike places of the same text."""
 
 
 def _assistants(conversation: Conversation) -> list[int]:

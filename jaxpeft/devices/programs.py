@@ -22,9 +22,9 @@ import filelock
 import jax
 from jax import monitoring
 
-from jaxpeft import console
+from jaxpeft import caches, console
+from jaxpeft.caches import OFF, SETTING
 
-SETTING, OFF = "JAXPEFT_CACHE_DIR", "off"
 SIZE = 2 * 2**30  # bytes in a folder, beyond which the least recently used ones go
 SECONDS = 0.1  # what compiles faster is not worth a file
 UNUSED = 90 * 24 * 3600  # seconds after which another processor's folder goes
@@ -79,9 +79,8 @@ def folder() -> Path | None:
         return Path(own)
     if not jax.config.values["jax_enable_compilation_cache"]:
         return None
-    if os.environ.get(SETTING, "").strip() == OFF:
-        return None
-    return _root() / "programs" / _processor()
+    root = caches.root()
+    return root and root / caches.PROGRAMS / _processor()
 
 
 def beside(name: str) -> Path | None:
@@ -92,9 +91,8 @@ def beside(name: str) -> Path | None:
     Args:
         name: of the folder.
     """
-    if os.environ.get(SETTING, "").strip() == OFF:
-        return None
-    return _root() / "programs" / name
+    root = caches.root()
+    return root and root / caches.PROGRAMS / name
 
 
 @contextlib.contextmanager
@@ -116,15 +114,6 @@ def watch() -> Iterator[Callable[[], bool]]:
         yield lambda: newest == TAKEN
     finally:
         monitoring.unregister_event_listener(note)
-
-
-def _root() -> Path:
-    """The folder of everything that is kept between commands."""
-    if chosen := os.environ.get(SETTING, "").strip():
-        return Path(chosen).expanduser().absolute()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # A relative one is to be ignored, says the specification of these folders.
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "jaxpeft"
 
 
 def _processor() -> str:

@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from jaxpeft.data.conversation import Sample
-from jaxpeft.data.held_out import _hash, divided, remark
+from jaxpeft.data.held_out import _hash, hashed, held_out, remark
 from jaxpeft.data.sources import Row
 from jaxpeft.errors import InputError
 
@@ -17,6 +18,12 @@ def record(n, **more):
 
 
 ROWS = [record(n) for n in range(1000)]
+
+
+def divided(rows, share):
+    """The records to train on and those held out, each in their order."""
+    sides = held_out(np.array([hashed(*one) for one in rows], "V32"), share)
+    return [[one for one, own in zip(rows, sides) if own == side] for side in (0, 1)]
 
 
 def values(rows):

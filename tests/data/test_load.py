@@ -1,7 +1,7 @@
 """From a data section to batches: real files, whole sections, refusals."""
 
 import json
-import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,17 +43,20 @@ ALPACA = [{"instruction": f"q{i}", "input": "", "output": f"a{i}"} for i in rang
 
 
 def test_reading_that_takes_long_is_told(write, tokenizer, monkeypatch, capsys):
-    read = sources.read
+    parts = sources.parts
 
-    def slowly(*arguments):
-        time.sleep(0.2)
-        return read(*arguments)
+    def two(*arguments):
+        for part in parts(*arguments):
+            yield replace(part.first(2), done=0.4)
+            yield part.first(3)
 
-    monkeypatch.setattr(console, "LONG", 0.01)
-    monkeypatch.setattr(sources, "read", slowly)
+    monkeypatch.setattr(console, "LONG", 0.0)
+    monkeypatch.setattr(sources, "parts", two)
     path = write("data.json", json.dumps(ALPACA))
     load(source(path), tokenizer=tokenizer)
-    assert f"reading {path} (0:00:00 so far)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"reading and tokenizing {path}, records: 2 of 5, " in told
+    assert " a second, " in told
 
 
 def test_step_k_trains_on_the_file_in_order(write, tokenizer):
@@ -243,9 +246,10 @@ def test_rows_that_cannot_be_used_end_the_reading_or_are_left_out(
     assert [line.split(": ")[0][-15:] for line in caught.value.problems] == [
         "jsonl:1 (row 1)",
         "jsonl:5 (row 5)",
+        "jsonl:3 (row 3)",
         path[-15:],
     ]
-    assert "2 of 5 rows cannot be used; correct them, or" in caught.value.problems[-1]
+    assert "3 of 5 rows cannot be used; correct them, or" in caught.value.problems[-1]
     batches = load(source(path, "messages"), tokenizer=tokenizer, on_error="skip")
     summary = batches.summary()
     assert (summary.examples, summary.supervised) == (2, 4)

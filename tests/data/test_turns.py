@@ -3,9 +3,11 @@
 import pytest
 from tokenizers import AddedToken
 
+from jaxpeft.data import turns
 from jaxpeft.data.fixed_date import DATE, with_fixed_date
 from jaxpeft.data.formats import Conversation
 from jaxpeft.data.render import render
+from jaxpeft.data.template import ChatTemplate
 from jaxpeft.errors import InputError
 
 from .conftest import learned, learned_each, load_tokenizer, one, talk
@@ -320,3 +322,52 @@ def test_special_tokens_that_take_white_space_with_them(sides):
         if spans[first][0] >= begin:  # what is not learned is what it is asked with
             prompt = tokenizer(text[:begin], add_special_tokens=False)
             assert ids[:first] == prompt["input_ids"]
+
+
+THINKS = (
+    "{% for m in messages %}{% set c = m['content'] %}"
+    "{% if '</think>' in c and not loop.last %}"
+    "{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + c + '<|im_end|>\n' }}{% endfor %}" + PROMPT
+)
+NUMBERED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}"
+    "{% if loop.index0 == 10 %}{{ ' of many' }}{% endif %}"
+    "{{ '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}" + PROMPT
+)
+
+
+@pytest.mark.parametrize(
+    "template", [chatml(BLOCKS["none"]), STRIPPED, THINKS, NUMBERED]
+)
+def test_many_turns_are_found_as_few_are(tokenizer_with, monkeypatch, template):
+    """By rendering a few beginnings in place of all of them."""
+    tokenizer = tokenizer_with(template, "<file_sep>")
+    said = [a for n, answer in enumerate(ANSWERS) for a in (f"question {n}", answer)]
+    long = talk(
+        *said, *(a for n in range(9) for a in (f"q{n}", f"<think>t</think>\na{n}"))
+    )
+    long.messages[7]["weight"] = 0
+    found = []
+    for many in (4, 10**9):
+        monkeypatch.setattr(turns, "MANY", many)
+        found.append(one(long, tokenizer))
+    assert found[0].tokens.tolist() == found[1].tokens.tolist()
+    assert found[0].supervised.tolist() == found[1].supervised.tolist()
+    assert found[0].supervised.any()
+
+
+def test_a_long_conversation_takes_time_for_its_length_alone(tokenizer, monkeypatch):
+    """400 turns are rendered a few times, not 400 times."""
+    rendered = []
+    render = ChatTemplate.render
+
+    def counted(self, conversations, places, **settings):
+        rendered.extend(len(c.messages) for c in conversations)
+        return render(self, conversations, places, **settings)
+
+    monkeypatch.setattr(ChatTemplate, "render", counted)
+    long = talk(*(f"text {n}" for n in range(800)))
+    example = one(long, tokenizer, max_length=10**6)
+    assert sum(rendered) < 16 * 800
+    assert example.supervised.sum() > 400

@@ -13,9 +13,11 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxpeft import hf
+from jaxpeft.data import turns
 from jaxpeft.data.conversation import Conversation
 from jaxpeft.data.render import render
 from jaxpeft.data.template import ChatTemplate
@@ -175,3 +177,19 @@ def test_a_tokenizer_s_settings(name, plain, asset_model, tmp_path):
     text = "Hello there<|im_end|> in Rome"
     assert tokenizer(text)["input_ids"] == plain(text)["input_ids"]
     assert hf.stop_ids(tmp_path, tokenizer) == [plain.eos_token_id]
+
+
+def test_many_turns_are_found_as_few_are(chat, monkeypatch):
+    """By rendering a few beginnings in place of all of them."""
+    _, _, tokenizer = chat
+    said = [f"{'question' if n % 2 == 0 else 'answer'} {n}" for n in range(26)]
+    roles = ["user", "assistant"] * 13
+    messages = [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)]
+    found = []
+    for many in (4, 10**9):
+        monkeypatch.setattr(turns, "MANY", many)
+        (example,) = render([Conversation(messages)], ["r"], tokenizer, max_length=9999)
+        found.append(example)
+    assert found[0].supervised.any()
+    for one, other in zip(found[0][:2], found[1][:2], strict=True):
+        np.testing.assert_array_equal(one, other)
