@@ -42,6 +42,12 @@ def of_run(run: Run, also: Sequence[str] = ()) -> "Scoring | None":
         return None
     if run.evaluation is None:
         raise InputError(f"{metrics.OPTION}: needs evaluation data; set data.eval")
+    if run.objective.predictions is not None:
+        raise InputError(
+            f"{KEY}: found {', '.join(made)} with objective.name "
+            f"{run.cfg.objective.name!r}, which gives scores and writes no text; leave "
+            "metrics out"
+        )
     if run.objective.head is not None:
         raise InputError(
             f"{metrics.OPTION}: found metrics of answers with objective.name "

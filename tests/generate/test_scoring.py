@@ -4,8 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+
+from jaxpeft.config.evaluation import EvaluationSection
+from jaxpeft.errors import InputError
+from jaxpeft.generate import scoring
 
 CHILD = """
 import json
@@ -51,3 +57,17 @@ def test_a_mesh_answers_as_one_device_does_and_compiles_once():
     one, *others = json.loads(done.stdout)
     assert len(one[1]) == 6 and 0 < one[0]["eval_rouge_l"] < 1
     assert others == [one, one]
+
+
+def test_what_writes_no_text_is_not_asked():
+    cfg = SimpleNamespace(
+        evaluation=EvaluationSection(), objective=SimpleNamespace(name="reward")
+    )
+    objective = SimpleNamespace(predictions=print)
+    run: Any = SimpleNamespace(cfg=cfg, evaluation=[1], objective=objective)
+    assert scoring.of_run(run) is None
+    with pytest.raises(InputError, match="rouge_l with objective.name 'reward', which"):
+        scoring.of_run(run, ["rouge_l"])
+    run.evaluation = None
+    with pytest.raises(InputError, match="--metric: needs evaluation data"):
+        scoring.of_run(run, ["rouge_l"])
