@@ -86,9 +86,11 @@ def data_lines(kind: str, summary: Summary) -> list[str]:
     """
     lengths = ", ".join(map(str, summary.lengths))
     rows = f" in {summary.rows:,} packed rows" if summary.rows is not None else ""
+    begins = "streamed; the first records are " if summary.sampled else ""
     lines = [
-        f"{kind} data: {summary.examples:,} examples{rows}, {summary.tokens:,} tokens, "
-        f"{summary.supervised:,} of them supervised; padded to {lengths}"
+        f"{kind} data: {begins}{summary.examples:,} examples{rows}, "
+        f"{summary.tokens:,} tokens, {summary.supervised:,} of them supervised; "
+        f"padded to {lengths}"
     ]
     if summary.truncated:
         lines.append(
@@ -113,6 +115,8 @@ def data_warnings(kind: str, summary: Summary) -> list[str]:
 
 def _often(summary: Summary) -> list[str]:
     """What equal weights do to sources of unlike size."""
+    if summary.sampled:
+        return []  # nobody knows the sizes
     weights = {one.weight for one in summary.sources}
     fewest = min(summary.sources, key=lambda one: one.examples)
     most = max(summary.sources, key=lambda one: one.examples)

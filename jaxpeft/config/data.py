@@ -132,6 +132,18 @@ class DataSection(Section):
         "cache folder, see JAXPEFT_CACHE_DIR",
         json_schema_extra=keys.NEVER,
     )
+    streaming: bool = Field(
+        default=False,
+        description="draw records while they are read, for data too large to store; "
+        "needs training.max_steps",
+        json_schema_extra=keys.IF_SET,
+    )
+    shuffle_buffer: Count = Field(
+        default=10_000,
+        description="with streaming, the records that wait in memory to be drawn at "
+        "random",
+        json_schema_extra=keys.CONTENT,
+    )
     eval_batch_size: Count | None = Field(
         default=None,
         description="null: as many as a step of training holds at a time",
@@ -148,5 +160,19 @@ class DataSection(Section):
         if self.eval is not None and self.eval_split is not None:
             raise ValueError(
                 f"eval_split: found {self.eval_split:g} beside data.eval; give only one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_streamed(self) -> "DataSection":
+        if self.streaming and self.packing:
+            raise ValueError(
+                "packing: found true beside data.streaming, which gives every record a "
+                "row of its own; set one of the two to false"
+            )
+        if self.streaming and self.eval_split is not None:
+            raise ValueError(
+                f"eval_split: found {self.eval_split:g} beside data.streaming, which "
+                "never has all records to divide; give data.eval in its place"
             )
         return self

@@ -298,6 +298,11 @@ def _conflicts(mapping: Mapping[str, Any], tables: Mapping[str, Table]) -> list[
             f"{shown(training['metric_for_best_model'])}; needs evaluation data: give "
             "data.eval or data.eval_split, or remove it"
         )
+    if data.get("streaming") is True and type(steps) is not int:
+        problems.append(
+            "training.max_steps: is missing; with data.streaming nobody knows how many "
+            "records an epoch has: give training.max_steps in place of num_epochs"
+        )
     scaling = training.get("lr_scaling", "none")
     if scaling != "none" and (why := _rate_of_its_own(optimizer, tables)):
         problems.append(

@@ -6,6 +6,7 @@ from jaxpeft.data.examples import Examples, SourceSummary, Summary
 from jaxpeft.data.formats import FORMATS
 from jaxpeft.data.load import load_eval, load_train
 from jaxpeft.data.render import Example
+from jaxpeft.data.streamed import StreamBatches
 
 __all__ = [
     "FORMATS",
@@ -16,6 +17,7 @@ __all__ = [
     "Example",
     "Examples",
     "SourceSummary",
+    "StreamBatches",
     "Summary",
     "collate",
     "load_eval",

@@ -22,15 +22,11 @@ from jaxpeft.data.packing import PackedRows
 
 Batch = dict[str, np.ndarray]
 
-_PREFETCH = 8
+PREFETCH = 8  # batches that are made ahead
 
 
 def collate(
-    examples: Examples,
-    rows: Sequence[np.ndarray],
-    length: int,
-    pad_id: int,
-    wanted: np.ndarray | None = None,
+    examples: Examples, rows: Sequence[np.ndarray], length: int, pad_id: int
 ) -> Batch:
     """The batch that holds the given examples in its rows.
 
@@ -40,9 +36,6 @@ def collate(
             all padding. Where examples have columns, it holds one at most.
         length: tokens in a row; the examples of a row fit in it.
         pad_id: the token that fills rows up.
-        wanted: (rows,) bool, of which rows this process needs the tokens; of the others
-            nothing is read, and only `positions` and `segments` say how long they are.
-            None: of all.
 
     Returns:
         The batch, as in the module's text.
@@ -59,12 +52,9 @@ def collate(
             first = int(examples.starts[number])
             last = first + int(examples.lengths[number])
             stop = at + last - first
+            tokens[r, at:stop] = examples.tokens[first:last]
             positions[r, at:stop] = np.arange(stop - at)
             segments[r, at:stop] = segment
-            if wanted is not None and not wanted[r]:
-                at = stop
-                continue
-            tokens[r, at:stop] = examples.tokens[first:last]
             if stop > at:
                 targets[r, at : stop - 1] = examples.tokens[first + 1 : last]
                 supervised[r, at : stop - 1] = examples.supervised[first + 1 : last]
@@ -90,10 +80,26 @@ def _rows_of(records: Any, together: int) -> np.ndarray:
     return (first + np.arange(together)).reshape(-1, 1)
 
 
-def _bucket_lengths(
-    examples: Examples, batch_size: int, shuffle: bool, buckets: int, limit: int
+def bucket_lengths(
+    examples: Examples,
+    batch_size: int,
+    shuffle: bool,
+    buckets: int,
+    limit: int,
+    *,
+    longest: int | None = None,
 ) -> tuple[int, ...]:
-    """The row lengths that batches are padded to, chosen by how long they come."""
+    """The row lengths that batches are padded to, chosen by how long they come.
+
+    Args:
+        examples: the data.
+        batch_size: rows in a batch.
+        shuffle: whether examples are drawn in another order than theirs.
+        buckets: how many lengths there may be.
+        limit: the most tokens that a row may have.
+        longest: the tokens of the longest row that may come; None: of the longest
+            example.
+    """
     weights = [source.weight for source in examples.sources]
     bounds = zip(examples.record_starts[:-1], examples.record_starts[1:])
     maxima, often = batch_maxima(
@@ -102,11 +108,17 @@ def _bucket_lengths(
         batch_size=batch_size // examples.together,
         shuffle=shuffle,
     )
-    longest = int(examples.lengths.max())
+    longest = longest or int(examples.lengths.max())
     return choose_lengths(maxima, often, buckets=buckets, longest=longest, limit=limit)
 
 
-def _fitting(lengths: Sequence[int], needed: int) -> int:
+def fitting(lengths: Sequence[int], needed: int) -> int:
+    """The shortest of some row lengths that has room.
+
+    Args:
+        lengths: the row lengths, ascending, the last of which has room.
+        needed: tokens.
+    """
     return next(length for length in lengths if length >= needed)
 
 
@@ -134,8 +146,6 @@ class Batches:
         examples: the data, example by example.
         lengths: all row lengths that occur, ascending.
         fingerprint: changes with the data or anything that orders it.
-        wanted: (batch_size,) bool, the rows whose tokens this process needs, see
-            `collate`; None: all.
     """
 
     def __init__(
@@ -160,7 +170,6 @@ class Batches:
         }
         self.batch_size = batch_size
         self.examples, self._pad_id = examples, pad_id
-        self.wanted: np.ndarray | None = None
         weights = [source.weight for source in examples.sources]
         order = DrawOrder(examples.record_starts, weights, seed=seed, shuffle=shuffle)
         records = batch_size // examples.together
@@ -174,7 +183,7 @@ class Batches:
             )
             self._stream = grain.MapDataset.source(self._rows)
         else:
-            self.lengths = _bucket_lengths(
+            self.lengths = bucket_lengths(
                 examples, batch_size, shuffle, length_buckets, max_length
             )
             self._stream = order.dataset
@@ -209,16 +218,14 @@ class Batches:
         """
         import grain
 
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
         ahead = iter(self._batches[start_step:].to_iter_dataset(options))
         with closing(ahead):
             yield from ahead
 
     def reseeded(self, seed: int) -> "Batches":
         """The batches of the same data in the order of another seed."""
-        batches = Batches(self.examples, seed=seed, **self._settings)
-        batches.wanted = self.wanted
-        return batches
+        return Batches(self.examples, seed=seed, **self._settings)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -243,8 +250,8 @@ class Batches:
         else:
             rows = [np.atleast_1d(element) for element in elements]
         needed = max(int(self.examples.lengths[row].sum()) for row in rows)
-        length = _fitting(self.lengths, needed)
-        return collate(self.examples, rows, length, self._pad_id, self.wanted)
+        length = fitting(self.lengths, needed)
+        return collate(self.examples, rows, length, self._pad_id)
 
 
 class EvalBatches:
@@ -267,7 +274,6 @@ class EvalBatches:
         numbers: those of the examples that are used, ascending.
         lengths: all row lengths that occur, ascending.
         fingerprint: changes with the data that are used or the batch size.
-        wanted: as of `Batches`.
     """
 
     def __init__(
@@ -288,7 +294,6 @@ class EvalBatches:
         }
         self.batch_size = batch_size
         self.examples, self._pad_id = examples, pad_id
-        self.wanted: np.ndarray | None = None
         records = examples.record_starts[-1]
         count = min(records, at_most or records)
         drawn = np.arange(count) * records // count
@@ -311,9 +316,7 @@ class EvalBatches:
 
     def at_most(self, count: int | None) -> "EvalBatches":
         """Batches of so many of the records, spread evenly; None: of all."""
-        batches = EvalBatches(self.examples, at_most=count, **self._settings)
-        batches.wanted = self.wanted
-        return batches
+        return EvalBatches(self.examples, at_most=count, **self._settings)
 
     def share(self) -> str:
         """What part of the data is used, in words; empty: all of them."""
@@ -328,10 +331,10 @@ class EvalBatches:
             raise IndexError(f"there is no batch {number} among {len(self)}")
         first = number * self.batch_size
         used = self.numbers[first : first + self.batch_size]
-        length = _fitting(self.lengths, int(self.examples.lengths[used].max()))
+        length = fitting(self.lengths, int(self.examples.lengths[used].max()))
         empty = [np.array([], np.int64)] * (self.batch_size - len(used))
         rows = [*used.reshape(-1, 1), *empty]
-        return collate(self.examples, rows, length, self._pad_id, self.wanted)
+        return collate(self.examples, rows, length, self._pad_id)
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[number] for number in range(len(self)))

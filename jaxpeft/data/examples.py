@@ -60,6 +60,7 @@ class Summary:
         lengths: the row lengths that batches have; each is compiled once.
         rows: the packed rows in the first epoch; None without packing.
         sources: the numbers of each source.
+        sampled: whether they are those of the first records alone.
     """
 
     examples: int
@@ -70,6 +71,7 @@ class Summary:
     lengths: tuple[int, ...]
     rows: int | None
     sources: tuple[SourceSummary, ...]
+    sampled: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,16 @@ from jaxpeft.data.kinds import Kind, unchecked
 from jaxpeft.data.making import Recipe
 from jaxpeft.data.rejects import Rejects
 from jaxpeft.data.stored_source import of_source
+from jaxpeft.data.streamed import StreamBatches
 from jaxpeft.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from jaxpeft.config import DataSection, SourceSection
+
+# So many records of a source that is streamed say what the others are like.
+_SAMPLE = 1024
 
 
 def load_train(
@@ -31,7 +35,7 @@ def load_train(
     seed: int,
     vocab_size: int | None = None,
     kind: Kind = SFT,
-) -> Batches:
+) -> Batches | StreamBatches:
     """The training data of a configuration, read, rendered, and ready to be drawn from.
 
     Args:
@@ -56,7 +60,7 @@ def load_train(
     _check_size("training.batch_size", batch_size, kind)
     examples = _examples(
         "data.train",
-        section.train,
+        _beginnings(section.train) if section.streaming else section.train,
         section,
         tokenizer,
         vocab_size,
@@ -64,6 +68,17 @@ def load_train(
         split=section.packing,
         held_out=False,
     )
+    if section.streaming:
+        return StreamBatches(
+            examples,
+            section,
+            tokenizer,
+            batch_size=batch_size,
+            seed=seed,
+            pad_id=_pad_id(tokenizer, vocab_size),
+            vocab_size=vocab_size,
+            kind=kind,
+        )
     return Batches(
         examples,
         batch_size=batch_size,
@@ -120,6 +135,16 @@ def load_eval(
         pad_id=_pad_id(tokenizer, vocab_size),
         length_buckets=section.length_buckets,
     )
+
+
+def _beginnings(wanted: "Sequence[SourceSection]") -> "Sequence[SourceSection]":
+    """The sources with their first records alone."""
+    return [
+        source.model_copy(
+            update={"max_samples": min(source.max_samples or _SAMPLE, _SAMPLE)}
+        )
+        for source in wanted
+    ]
 
 
 def _check_size(key: str, batch_size: int, kind: Kind) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxpeft.assembly.summary import data_lines, data_warnings
-from jaxpeft.data import Batches, EvalBatches, Examples
+from jaxpeft.data import Batches, EvalBatches, Examples, StreamBatches
 from jaxpeft.data.render import end_of_turn, special_ids
 from jaxpeft.look.histogram import Bar, histogram
 from jaxpeft.look.statistics import (
@@ -47,7 +47,7 @@ class Facts:
 
 
 def facts(
-    batches: Batches,
+    batches: Batches | StreamBatches,
     evaluation: EvalBatches | None,
     tokenizer: Any,
     max_length: int,

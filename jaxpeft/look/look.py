@@ -7,7 +7,7 @@ from jaxpeft import console, hf, models
 from jaxpeft.assembly import configuration
 from jaxpeft.assembly.base import Base, check_length
 from jaxpeft.config import RunConfig
-from jaxpeft.data import Batches, EvalBatches
+from jaxpeft.data import Batches, EvalBatches, StreamBatches
 from jaxpeft.look import page, terminal
 from jaxpeft.look.facts import facts
 from jaxpeft.look.first import first
@@ -46,7 +46,7 @@ def look(cfg: RunConfig, show: int, html: Path | None = None) -> None:
         console.say(f"\nwrote {html}")
 
 
-def opened(cfg: RunConfig) -> tuple[Any, Batches, EvalBatches | None]:
+def opened(cfg: RunConfig) -> tuple[Any, Batches | StreamBatches, EvalBatches | None]:
     """The tokenizer, the training data and the evaluation data of a configuration.
 
     Args:

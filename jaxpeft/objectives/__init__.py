@@ -9,7 +9,6 @@ from jaxpeft.objectives.cpo import cpo, simpo
 from jaxpeft.objectives.dpo import dpo
 from jaxpeft.objectives.objective import Head, Loss, Objective
 from jaxpeft.objectives.orpo import orpo
-from jaxpeft.objectives.reward import reward
 from jaxpeft.objectives.sft import sft
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "cpo",
     "dpo",
     "orpo",
-    "reward",
     "sft",
     "simpo",
 ]
@@ -48,7 +46,6 @@ OBJECTIVES = Table(
         "orpo": Line(orpo),
         "simpo": Line(simpo),
         "cpo": Line(cpo),
-        "reward": Line(reward),
         "classification": Line(classification, settled=labels_of),
     },
     given=("continues", "base_trains"),

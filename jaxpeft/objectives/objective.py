@@ -147,7 +147,7 @@ class Objective:
     head: Head | None = None
     predictions: Predictions | None = None
     held: Callable[[Any], Any] = nothing
-    load_train: Callable[..., data.Batches] = data.load_train
+    load_train: Callable[..., data.Batches | data.StreamBatches] = data.load_train
     load_eval: Callable[..., data.EvalBatches | None] = data.load_eval
     of_step: Callable[[Micro], dict[str, Array]] = alone
     batch_shapes: Callable[[Shape, bool], dict[str, jax.ShapeDtypeStruct]] = row_shapes

@@ -38,6 +38,15 @@ def write_json(path: Path, content: Any) -> None:
     replacing.write_text(path, text + "\n")
 
 
+def read_lines(path: Path) -> list[Any]:
+    """The values of a file that `write_lines` wrote; none where it is absent."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n") if line]
+    except (OSError, ValueError):
+        return []
+
+
 def write_lines(path: Path, lines: Sequence[Any]) -> None:
     """Writes JSON, a value a line, moved into place; no file where there are none.
 

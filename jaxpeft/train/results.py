@@ -22,6 +22,7 @@ from jaxpeft.rundir.files import (
     PLOT,
     PREDICTIONS,
     SKIPPED,
+    read_lines,
     write_lines,
 )
 from jaxpeft.rundir.metrics import MetricsFile
@@ -36,7 +37,7 @@ def begin(run: Run, first: int, fingerprint: Mapping[str, str]) -> None:
         fingerprint: see `Run.fingerprint`.
     """
     (run.output / CONFIG).write_text(config.to_yaml(run.cfg))
-    write_lines(run.output / SKIPPED, skipped(run))
+    write_skipped(run, anew=not first)
     for path in (run.output / PREDICTIONS).glob("*.jsonl"):
         if path.stem.isdigit() and int(path.stem) > first:
             path.unlink()  # of steps that are to come
@@ -49,20 +50,25 @@ def begin(run: Run, first: int, fingerprint: Mapping[str, str]) -> None:
         environment.record(run.output / environment.ENVIRONMENT, surroundings, first)
 
 
-def skipped(run: Run) -> list[dict[str, str]]:
-    """The rows of a run's data that were left out, each once: source, place, reason.
+def write_skipped(run: Run, *, anew: bool) -> None:
+    """Writes the rows of a run's data that were left out: source, place and reason.
 
     Args:
         run: the run.
+        anew: whether nothing is known that an earlier start met in streamed data.
     """
+    path = run.output / SKIPPED
+    known = read_lines(path) if run.cfg.data.streaming and not anew else []
     data = [run.batches, *([run.evaluation] if run.evaluation else [])]
-    rows = {
-        (source.path, *row): {"source": source.path, **row._asdict()}
+    rows = [
+        {"source": source.path, **row._asdict()}
         for one in data
-        for source in one.examples.sources
+        for source in one.summary().sources
         for row in source.skipped
-    }
-    return list(rows.values())
+    ]
+    # Training and evaluation data may be of the same file.
+    once = {tuple(row.values()): row for row in (*known, *rows)}
+    write_lines(path, list(once.values()))
 
 
 def open_metrics(
@@ -138,6 +144,8 @@ def conclude(
     Returns:
         Remarks about the run, the most important first.
     """
+    if run.cfg.data.streaming:
+        write_skipped(run, anew=False)
     metrics = run.output / METRICS
     plots.plot_losses(metrics, run.output / PLOT, str(run.output))
     parameters, trainable = summary.parameter_counts(

@@ -121,6 +121,23 @@ def test_a_killed_run_continues_bitwise(stopped, trained, changes, straight, sam
     same_end(done, stopped, straight)
 
 
+@pytest.mark.slow
+def test_a_killed_run_over_a_stream_continues_bitwise(
+    trained, changes, signalled, same_end, tmp_path
+):
+    """In the second epoch, with records waiting in the buffer that were read before."""
+    streamed = changes | {"data.packing": False, "data.streaming": True}
+    streamed |= {"data.shuffle_buffer": 7, "data.on_error": "skip"}
+    straight = trained("straight", **streamed)
+    assert straight.code == 0, straight.err
+    assert "training data: streamed; the first records are 48 exa" in straight.out
+    shutil.copy(tmp_path / "straight.yaml", tmp_path / "killed.yaml")
+    assert signalled(signal.SIGKILL, "killed").returncode == -signal.SIGKILL
+    done = trained("killed", **streamed)
+    assert "continuing after step 10" in done.out
+    same_end(done, "killed", straight)
+
+
 def test_a_damaged_newest_checkpoint_costs_only_its_steps(
     stopped, trained, changes, straight, same_end, tmp_path
 ):

@@ -6,7 +6,6 @@ from typing import Any
 
 from jaxpeft.data.rejects import Rejects, Skipped
 from jaxpeft.errors import InputError
-from jaxpeft.rundir.files import write_lines
 from jaxpeft.train import results
 
 
@@ -72,19 +71,30 @@ def test_very_many_are_counted_without_being_listed(monkeypatch):
 
 def test_the_run_lists_each_row_once(tmp_path):
     """Those of an evaluation that is split from the training data are the same."""
-    skipped = filled().skipped()
-    source = SimpleNamespace(path="d.jsonl", skipped=skipped)
-    data = SimpleNamespace(examples=SimpleNamespace(sources=[source]))
-    run: Any = SimpleNamespace(batches=data, evaluation=data)
+    source = SimpleNamespace(path="d.jsonl", skipped=filled().skipped())
+    data = SimpleNamespace(summary=lambda: SimpleNamespace(sources=[source]))
+    cfg = SimpleNamespace(data=SimpleNamespace(streaming=False))
+    run: Any = SimpleNamespace(batches=data, evaluation=data, output=tmp_path, cfg=cfg)
     path = tmp_path / "skipped.jsonl"
-    write_lines(path, results.skipped(run))
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def written(anew):
+        results.write_skipped(run, anew=anew)
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    lines = written(anew=True)
     assert len(lines) == 9
     assert lines[8] == {
         "source": "d.jsonl",
         "place": "d.jsonl:10 (row 10)",
         "reason": "one; two",
     }
+    # Of a stream a later start sees other rows.
+    cfg.data.streaming = True
+    source.skipped = (*source.skipped[:1], Skipped("d.jsonl:99 (row 99)", "bad"))
+    assert written(anew=False) == [
+        *lines,
+        {"source": "d.jsonl", "place": "d.jsonl:99 (row 99)", "reason": "bad"},
+    ]
     source.skipped = ()
-    write_lines(path, results.skipped(run))
+    results.write_skipped(run, anew=True)
     assert not path.exists()

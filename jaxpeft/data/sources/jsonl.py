@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from jaxpeft.data.json_text import after_blank, line_value, raw_value
 from jaxpeft.data.rejects import Rejects
 from jaxpeft.data.sources.opened import decoded, opened
-from jaxpeft.data.sources.part import SIZE, Row, row
+from jaxpeft.data.sources.part import SIZE, Row, row, usable
 from jaxpeft.errors import InputError
 
 _BOM = b"\xef\xbb\xbf"
@@ -38,12 +38,21 @@ class Lines:
         Raises:
             InputError: they are not UTF-8, or the file is JSON of another layout.
         """
-        rows, number = [], self.number
+        return [item for item in self.each(rejects) if item is not None]
+
+    def each(self, rejects: Rejects) -> list[Row | None]:
+        """The rows, None for the lines that are no records.
+
+        Raises:
+            InputError: as of `rows`.
+        """
+        rows: list[Row | None] = []
         text = decoded(self.block, self.path, self.line)
         # Not splitlines(): U+2028 and its like stand inside strings.
         for line, content in enumerate(text.split("\n"), self.line):
             if not content.strip():
                 continue
+            number = self.number + len(rows)
             try:
                 value = line_value(content, self.path, line)
             except InputError as error:
@@ -52,14 +61,10 @@ class Lines:
                         f"{self.path}:{line}: a record has to stand on one line here; "
                         "write each on a line of its own, or name the file .json"
                     ) from error
-                rejects.add(error)
+                item: Row | InputError = error
             else:
                 item = row(f"{self.path}:{line} (row {number})", value)
-                if isinstance(item, InputError):
-                    rejects.add(item)
-                else:
-                    rows.append(item)
-            number += 1
+            rows.append(usable(item, rejects))
         return rows
 
     def first(self, count: int) -> "Lines":

@@ -49,6 +49,10 @@ class Part(Protocol):
         """
         ...
 
+    def each(self, rejects: Rejects) -> list[Row | None]:
+        """Likewise, with None in the place of those that cannot be read: `count`."""
+        ...
+
     def first(self, count: int) -> "Part":
         """The part that has its first `count` records alone."""
         ...
@@ -67,6 +71,19 @@ def row(place: str, value: Any) -> Row | InputError:
         f"{place}: a record has to be an object with named columns; this is "
         f"{type(value).__name__} {str(value)[:40]!r}"
     )
+
+
+def usable(item: Row | InputError, rejects: Rejects) -> Row | None:
+    """A row, or None for one that cannot be used.
+
+    Args:
+        item: the row, or what is wrong with it.
+        rejects: is given what is wrong.
+    """
+    if isinstance(item, InputError):
+        rejects.add(item)
+        return None
+    return item
 
 
 @dataclass(frozen=True)
@@ -88,13 +105,11 @@ class Records:
 
     def rows(self, rejects: Rejects) -> list[Row]:
         """The rows; `rejects` is given those that cannot be read."""
-        good = []
-        for item in self.items:
-            if isinstance(item, InputError):
-                rejects.add(item)
-            else:
-                good.append(item)
-        return good
+        return [item for item in self.each(rejects) if item is not None]
+
+    def each(self, rejects: Rejects) -> list[Row | None]:
+        """The rows, None for those that cannot be read."""
+        return [usable(item, rejects) for item in self.items]
 
     def first(self, count: int) -> "Records":
         """The part that has the first `count` records alone."""

@@ -48,6 +48,10 @@ class Table:
             for number, value in enumerate(values, self.number)
         ]
 
+    def each(self, rejects: Rejects) -> list[Row | None]:
+        """Likewise, since all can be read."""
+        return [*self.rows(rejects)]
+
     def first(self, count: int) -> "Table":
         """The part that has the first `count` rows alone."""
         return replace(self, count=count)
