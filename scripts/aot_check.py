@@ -42,8 +42,10 @@ QLORA = ("configs/llama-3.1-8b_qlora.yaml", (f"{SHAPES}Llama-3.1-8B",))
 FULL = ("configs/llama-3.1-8b_full_adamw_8bit.yaml", (f"{SHAPES}Llama-3.1-8B",))
 LONG = ("data.max_length=8192", "training.batch_size=1")
 LONG += ("training.gradient_accumulation_steps=1",)
+ONE_BY_ONE = "training.gradient_accumulation_steps=16"
 ROWS = {
     "1B LoRA, v5e": Row("v5e-1", *B1),
+    "1B LoRA, v5e, one by one": Row("v5e-1", B1[0], (*B1[1], ONE_BY_ONE)),
     "1B LoRA, v5e-8, fsdp 8": Row("v5e-8", B8[0], (f"{SHAPES}Llama-3.2-1B",)),
     "8B LoRA, v5e-16, fsdp 16": Row("v5e-16", *B8),
     "8B LoRA, v5p:2x2x2, fsdp 8": Row("v5p:2x2x2", *B8),
