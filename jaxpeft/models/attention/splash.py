@@ -5,11 +5,9 @@ is made while the program runs, from each query's `first_keys`: blocks of anothe
 example, or beyond the window of this layer, are neither fetched nor multiplied.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
@@ -49,9 +47,10 @@ def attend(
     Returns:
         q's shape and dtype.
     """
-    seq = q.shape[1]
+    batch, seq, heads, width = q.shape
     block = _block(q, scores)
     short = -seq % block
+    row = seq + short
     # The kernels know no scale.
     q = (q * jnp.asarray(scores.scale, jnp.float32)).astype(q.dtype)
     q, k, v = (
@@ -60,19 +59,21 @@ def attend(
     )
     if segments is not None:
         segments = jnp.pad(segments, ((0, 0), (0, short)))
-    first = first_keys(segments, scores.window, seq + short)
-    of_row = functools.partial(_of_row, scores=scores, block=block, interpret=interpret)
-    if segments is None:
-        axes = (0, 0, 0, None, None)
-        out = jax.vmap(of_row, axes)(q, k, v, None, first[0])
-    else:
-        out = jax.vmap(of_row)(q, k, v, segments, first)
-    return out.transpose(0, 2, 1, 3)[:, :seq]
+    # End to end the sequences are one: each begins with a block, and no query reads a
+    # block before its own sequence. Side by side they would be a loop over kernels.
+    starts = jnp.arange(batch, dtype=jnp.int32)[:, None] * row
+    first = (first_keys(segments, scores.window, row) + starts).reshape(-1)
+    ids = None
+    if segments is not None:
+        ids = splash.SegmentIds(segments.reshape(-1), segments.reshape(-1))
+    out = _kernel(first, row, scores, block, interpret)(q, k, v, ids)
+    return out.reshape(heads, batch, -1, width).transpose(1, 2, 0, 3)[:, :seq]
 
 
 def _heads_first(x: Array, short: int) -> Array:
-    """(batch, seq, heads, dim) -> (batch, heads, seq + short, dim)."""
-    return jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, short), (0, 0)))
+    """(batch, seq, heads, dim) -> (heads, batch * (seq + short), dim)."""
+    x = jnp.pad(x.transpose(2, 0, 1, 3), ((0, 0), (0, 0), (0, short), (0, 0)))
+    return x.reshape(len(x), -1, x.shape[-1])
 
 
 def _block(q: Array, scores: Scores) -> int:
@@ -88,28 +89,18 @@ def _block(q: Array, scores: Scores) -> int:
     return LANES
 
 
-def _of_row(
-    q: Array,
-    k: Array,
-    v: Array,
-    segments: Array | None,
-    first: Array,
-    *,
-    scores: Scores,
-    block: int,
-    interpret: bool,
-) -> Array:
-    """One sequence: q (heads, seq, dim), k and v (kv_heads, seq, dim)."""
-    seq = q.shape[1]
+def _kernel(first: Array, row: int, scores: Scores, block: int, interpret: bool) -> Any:
+    """The kernel for sequences of `row` places, end to end."""
+    place = jnp.arange(len(first), dtype=jnp.int32)
     several = scores.windows if _is_array(scores.window) else ()
-    place = jnp.arange(seq, dtype=jnp.int32)
     if several:
         number = jnp.sum(jnp.asarray(several) < scores.window, dtype=jnp.int32)
         place = place + number * LONGEST
     windows = several or (() if scores.window is None else (int(scores.window),))
-    of_queries, of_keys = _blocks(first, seq, block, _reach(scores, seq), place)
+    most = min(row // block, (_reach(scores, row) + block - 2) // block + 2)
+    of_queries, of_keys = _blocks(first, block, most, place)
     compute = min(block, 512)
-    kernel = splash.SplashAttentionKernel(
+    return splash.SplashAttentionKernel(
         of_queries,
         of_queries,
         of_keys,
@@ -131,9 +122,6 @@ def _of_row(
         mask_function=_Seen(windows),
         interpret=interpret,
     )
-    ids = None if segments is None else splash.SegmentIds(segments, segments)
-    out: Any = kernel(q, k, v, ids)
-    return out
 
 
 def _is_array(window: object) -> bool:
@@ -146,17 +134,16 @@ def _reach(scores: Scores, seq: int) -> int:
 
 
 def _blocks(
-    first: Array, seq: int, block: int, reach: int, place: Any
+    first: Array, block: int, most: int, place: Any
 ) -> tuple[info.MaskInfo, info.MaskInfo]:
     """Which blocks of keys each block of queries reads, and the other way round.
 
-    Both are ranges. Where one is shorter than what the kernel counts through, its last
-    block is named again, which fetches nothing, and marked as one to pass over.
+    Both are ranges of at most `most`. Where one is shorter than what the kernel counts
+    through, its last block is named again, which fetches nothing, and marked as one to
+    pass over.
     """
-    count = seq // block
-    width = min(count, (reach + block - 2) // block + 2)
-    number = jnp.arange(count, dtype=jnp.int32)
-    turn = jnp.arange(width, dtype=jnp.int32)
+    number = jnp.arange(len(first) // block, dtype=jnp.int32)
+    turn = jnp.arange(most, dtype=jnp.int32)
 
     def listed(low: Array, high: Array) -> tuple[Array, Array]:
         at = low[:, None] + turn
