@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -171,7 +171,7 @@ def split_looked_up(x: jax.Array) -> jax.Array:
     Args:
         x: (batch, seq, hidden).
     """
-    width = "fsdp" if x.shape[-1] % _sizes().get("fsdp", 1) == 0 else None
+    width = "fsdp" if x.shape[-1] % axis_sizes().get("fsdp", 1) == 0 else None
     return split_batch(_constrained(x, "data", None, width))
 
 
@@ -186,7 +186,7 @@ def gathered(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         x: a weight of one layer.
         axes: the logical axis of each of its dimensions.
     """
-    sizes = _sizes()
+    sizes = axis_sizes()
     if sizes.get("fsdp", 1) == 1:
         return x
     split = _parts(sizes, axes, x.shape)
@@ -212,106 +212,9 @@ _brought.defvjp(
 )
 
 
-def on_each_part(
-    function: Callable[[Any, Any], tuple[Any, Any]], rows: Any, whole: Any
-) -> tuple[Any, Any]:
-    """The value of `function(rows, whole)`, computed on each device for its sequences.
-
-    Without a mesh, or where it does not divide the batch, the function is called once
-    for all sequences.
-
-    Args:
-        function: gives (what adds up over the sequences, what there is of each).
-        rows: arrays split like a batch.
-        whole: what every device needs all of, brought together once, however often
-            `function` uses it; sums of its kind are added up once.
-
-    Returns:
-        (the sums over all sequences, the rows of all).
-    """
-    sizes, batch = _sizes(), jax.tree.leaves(rows)[0].shape[0]
-    parts = math.prod(sizes.get(axis, 1) for axis in BATCH)
-    if parts == 1 or batch % parts:
-        return function(rows, whole)
-
-    def local(rows: Any, whole: Any) -> tuple[Any, Any]:
-        sums, own = function(rows, whole)
-        return jax.tree.map(add_up, sums), own
-
-    def scattered(x: Any) -> bool:
-        return x.ndim > 1 and sizes["fsdp"] > 1 and x.shape[0] % sizes["fsdp"] == 0
-
-    def add_up(x: jax.Array) -> jax.Array:
-        if not scattered(x):
-            return jax.lax.psum(x, BATCH)
-        # Each device goes on with its part of the width alone.
-        x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True)
-        return jax.lax.psum(x, "data")
-
-    sums, _ = jax.eval_shape(function, rows, whole)
-    specs = jax.tree.map(
-        lambda x: PartitionSpec("fsdp") if scattered(x) else PartitionSpec(), sums
-    )
-    return jax.shard_map(
-        local,
-        in_specs=(PartitionSpec(BATCH), PartitionSpec()),
-        out_specs=(specs, PartitionSpec(BATCH)),
-        axis_names=set(BATCH),
-        check_vma=False,
-    )(rows, whole)
-
-
-def divides(sequences: int) -> bool:
-    """Whether the mesh that is set, if any, splits that many sequences evenly.
-
-    Args:
-        sequences: how many there are at a time.
-    """
-    return not sequences % math.prod(_sizes().get(axis, 1) for axis in BATCH)
-
-
-def on_each_head(
-    function: Callable[..., jax.Array],
-    heads: tuple[jax.Array, jax.Array, jax.Array],
-    rows: Any,
-    whole: Any,
-) -> jax.Array:
-    """`function(*heads, rows, whole)`, on each device for its sequences and heads.
-
-    It is for what the compiler cannot split by itself. Where the axis "tensor" does not
-    divide the heads of keys, they are repeated as often as it takes; where it does not
-    divide those of queries, each device computes all of them.
-
-    Args:
-        function: gives an array shaped like the queries it is given.
-        heads: queries (batch, seq, heads, dim), keys and values (batch, seq, kv_heads,
-            dim). The mesh divides the batch.
-        rows: arrays split like a batch.
-        whole: what every device needs all of.
-
-    Returns:
-        (batch, seq, heads, dim).
-    """
-    sizes, (q, k, v) = _sizes(), heads
-    if not sizes:
-        return function(q, k, v, rows, whole)
-    parts, split = math.lcm(k.shape[2], sizes["tensor"]), None
-    if q.shape[2] % parts == 0:
-        split = "tensor"
-        if parts > k.shape[2]:
-            k, v = (x.repeat(parts // x.shape[2], axis=2) for x in (k, v))
-    spec = PartitionSpec(BATCH, None, split, None)
-    return jax.shard_map(
-        function,
-        in_specs=(spec, spec, spec, PartitionSpec(BATCH), PartitionSpec()),
-        out_specs=spec,
-        check_vma=False,
-    )(q, k, v, rows, whole)
-
-
 def _constrained(x: jax.Array, *axes: Any) -> jax.Array:
     """`x` with its leading axes split over these mesh axes, where a mesh is set."""
-    sizes = _sizes()
+    sizes = axis_sizes()
     lead = (axes[0],) if isinstance(axes[0], str) else axes[0]
     if not sizes or x.shape[0] % math.prod(sizes[axis] for axis in lead):
         return x
@@ -319,7 +222,7 @@ def _constrained(x: jax.Array, *axes: Any) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def _sizes() -> dict[str, int]:
+def axis_sizes() -> dict[str, int]:
     """The axes of the mesh that is set; nothing where there is one device or none."""
     mesh = jax.sharding.get_abstract_mesh()
     return {} if mesh.empty or mesh.size == 1 else dict(mesh.shape)

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from jaxpeft import kernel
-from jaxpeft.devices import sharding
+from jaxpeft.devices import per_device
 from jaxpeft.models import experts, rope
 from jaxpeft.models.rope import Angles
 from jaxpeft.models.spec import NORMS, ModelConfig
@@ -163,7 +163,7 @@ def _mixture(x: Array, weights: Params, cfg: ModelConfig) -> Array:
     def of_rows(x: Array, weights: Params) -> tuple[tuple, Array]:
         return (), _routed(x.reshape(-1, x.shape[-1]), weights, cfg).reshape(x.shape)
 
-    return sharding.on_each_part(of_rows, x, weights)[1]
+    return per_device.on_each_part(of_rows, x, weights)[1]
 
 
 def _routed(x: Array, weights: Params, cfg: ModelConfig) -> Array:

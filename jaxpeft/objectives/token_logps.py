@@ -8,7 +8,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool, Float, Float32, Int32
 
-from jaxpeft.devices import sharding
+from jaxpeft.devices import per_device
 from jaxpeft.objectives import chunks
 from jaxpeft.objectives.token_loss import LIFT, nll_and_slope
 
@@ -54,7 +54,7 @@ def token_logps(
         return (), chunks.joined(jax.lax.map(one, parts), order)
 
     rows = (hidden, targets, supervised)
-    return sharding.on_each_part(values, rows, head)[1]
+    return per_device.on_each_part(values, rows, head)[1]
 
 
 def _forward(hidden: Any, head: Any, targets: Any, supervised: Any) -> tuple:
@@ -65,7 +65,7 @@ def _forward(hidden: Any, head: Any, targets: Any, supervised: Any) -> tuple:
     rows = (hidden.value, targets.value, supervised.value)
     if any(wanted):
         return token_logps(rows[0], head, *rows[1:]), (rows, head, _Wanted(wanted))
-    logps, dh = sharding.on_each_part(_values_and_slopes, rows, head)[1]
+    logps, dh = per_device.on_each_part(_values_and_slopes, rows, head)[1]
     return logps, (dh, treedef.unflatten([None] * len(leaves)), None)
 
 
@@ -134,7 +134,7 @@ def _backward(residuals: tuple, slope: Any) -> tuple:
         total, dh = jax.lax.scan(add, zero, parts)
         return total, chunks.joined(dh, order)
 
-    own, dh = sharding.on_each_part(gradients, (*kept, slope), leaves)
+    own, dh = per_device.on_each_part(gradients, (*kept, slope), leaves)
     pairs = zip(own, (x for x, w in zip(leaves, wanted, strict=True) if w), strict=True)
     found = iter([g.astype(x.dtype) for g, x in pairs])
     return (

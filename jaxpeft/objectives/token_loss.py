@@ -11,7 +11,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool, Float, Float32, Int32
 
-from jaxpeft.devices import sharding
+from jaxpeft.devices import per_device
 from jaxpeft.objectives import chunks
 
 # In float16 a slope of the loss below 6e-8 would be 0: multiplied by this it is not,
@@ -89,7 +89,7 @@ def token_sums(
         return jax.lax.scan(body, zero, parts)[0]
 
     rows = (hidden, targets, supervised, *_given(weights))
-    return sharding.on_each_part(lambda *args: (sums(*args), ()), rows, head)[0]
+    return per_device.on_each_part(lambda *args: (sums(*args), ()), rows, head)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -160,7 +160,7 @@ def _nll_forward(
     rows = (hidden, targets, supervised, *_given(weights))
     rows = tuple(row.value for row in rows)
     values = [leaf.value for leaf in leaves]
-    (nll, dhead), dh = sharding.on_each_part(gradients, rows, values)
+    (nll, dhead), dh = per_device.on_each_part(gradients, rows, values)
     trained = [x for x, w in zip(values, wanted, strict=True) if w]
     dtrained = iter(g.astype(x.dtype) for g, x in zip(dhead, trained, strict=True))
     dhead = rebuild([next(dtrained) if w else None for w in wanted])

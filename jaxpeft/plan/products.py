@@ -159,12 +159,19 @@ def _custom_call(one: Operation, operands: list[Array]) -> float:
         return float(note.get("flops", 0))
     if count := _scoped(one):
         # Queries (batch, queries, heads, head_dim) or (heads, queries, head_dim), of
-        # which each sees half the keys: rows of several sequences, and windows, have
-        # less to do.
+        # which each sees half the keys of its row: rows that are packed, and windows,
+        # have less to do.
         queries = next(
             x.shape for x in operands if len(x.shape) > 2 and x.dtype[0] in "bf"
         )
-        return 2.0 * count * math.prod(queries) * (queries[1] + 1) / 2
+        row = queries[1]
+        if lists := [
+            x.shape for x in operands if x.dtype == "s32" and len(x.shape) == 3
+        ]:
+            # Splash attention's rows are end to end: for each block (1, blocks, most),
+            # or the other way round, the most that it reads.
+            row *= min(lists[0][1:]) / max(lists[0][1:])
+        return 2.0 * count * math.prod(queries) * (row + 1) / 2
     target = one.attributes.get("custom_call_target", "").strip('"')
     kernel = _KERNELS.get(target)
     return kernel(one, operands) if kernel else 0.0

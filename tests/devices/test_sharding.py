@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from jaxpeft import models, optim
-from jaxpeft.devices import sharding
+from jaxpeft.devices import per_device, sharding
 from jaxpeft.errors import InputError
 
 
@@ -150,7 +150,7 @@ def test_each_device_has_whole_heads_and_the_keys_that_they_share(tensor, heads,
         return q
 
     def attended(q, k, rows, whole):
-        return sharding.on_each_head(function, (q, k, k), rows, whole)
+        return per_device.on_each_head(function, (q, k, k), rows, whole)
 
     rows, whole = (jax.ShapeDtypeStruct(n, "int32") for n in ((4, 3), ()))
     with jax.sharding.use_abstract_mesh(mesh_of(data=2, tensor=tensor)):

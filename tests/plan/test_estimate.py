@@ -110,6 +110,25 @@ def test_kernels_of_attention_are_known_by_their_scopes():
         assert cost_of(text, H100).unknown == ()
 
 
+SPLASH = """HloModule m
+
+ENTRY %main (b: s32[1,8,2], q: bf16[6,64,32], k: bf16[2,64,32]) -> bf16[6,64,32] {
+  %b = s32[1,8,2] parameter(0)
+  %q = bf16[6,64,32] parameter(1)
+  %k = bf16[2,64,32] parameter(2)
+  ROOT %a = bf16[6,64,32] custom-call(%b, %q, %k, %k), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/splash_mha_fwd_segmented/pallas_call"}
+}
+"""  # noqa: E501
+
+
+def test_rows_that_lie_end_to_end_are_told_by_the_blocks_they_read():
+    """Eight blocks of 8 places, each reading 2 at most: four rows of 16 places."""
+    rows = 2 * 2 * 6 * 64 * (17 / 2) * 32
+    assert arithmetic(SPLASH) == rows
+    assert arithmetic(SPLASH.replace("s32[1,8,2]", "s32[1,2,8]")) == rows
+    assert arithmetic(SPLASH.replace("s32[1,8,2]", "s32[1,8,8]")) == rows * 65 / 17
+
+
 LAYERS = """HloModule m, is_scheduled=true
 
 FileNames

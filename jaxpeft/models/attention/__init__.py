@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from jaxpeft import hardware
-from jaxpeft.devices import determinism, sharding
+from jaxpeft.devices import determinism, per_device
 from jaxpeft.models.attention import blockwise, cudnn
 from jaxpeft.models.attention.cached import attend_cached
 from jaxpeft.models.attention.scores import EVERYTHING, Scores
@@ -127,7 +127,7 @@ def attend(
     scores = scores or Scores(q.shape[-1] ** -0.5)
     target = hardware.current()
     case = _Case(target, q.dtype, q.shape[-1], segments is not None, scores)
-    if q.shape[1] == k.shape[1] and sharding.divides(q.shape[0]):
+    if q.shape[1] == k.shape[1] and per_device.divides(q.shape[0]):
         for implementation in IMPLEMENTATIONS.get(target.platform, ()):
             if implementation.can(case):
                 return _on_each_part(implementation, q, k, v, segments, scores)
@@ -150,4 +150,4 @@ def _on_each_part(
 
     traced = isinstance(scores.window, jax.Array)
     window = scores.window if traced else None
-    return sharding.on_each_head(local, (q, k, v), segments, window)
+    return per_device.on_each_head(local, (q, k, v), segments, window)
