@@ -55,7 +55,7 @@ def opened(cfg: RunConfig) -> tuple[Any, Batches | StreamBatches, EvalBatches | 
     Raises:
         InputError: something is wrong with the tokenizer or the data.
     """
-    objective = configuration.objective(cfg)
+    objective = configuration.objective(configuration.settled(cfg))
     directory = hf.resolve(cfg.model.path)
     model = models.config(directory)
     tokenizer = hf.load_tokenizer(directory)
