@@ -125,6 +125,10 @@ class Run:
             batch_size=cfg.data.eval_batch_size or micro,
             vocab_size=vocabulary,
         )
+        own = sharding.own_rows
+        self.batches.wanted = own(self.mesh, cfg.training.batch_size, self.parts)
+        if self.evaluation is not None:
+            self.evaluation.wanted = own(self.mesh, self.evaluation.batch_size)
         if self.evaluation is not None and cfg.training.eval_max_examples is not None:
             most = cfg.training.eval_max_examples
             self.evaluation = self.evaluation.at_most(most)

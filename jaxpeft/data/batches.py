@@ -26,7 +26,11 @@ PREFETCH = 8  # batches that are made ahead
 
 
 def collate(
-    examples: Examples, rows: Sequence[np.ndarray], length: int, pad_id: int
+    examples: Examples,
+    rows: Sequence[np.ndarray],
+    length: int,
+    pad_id: int,
+    wanted: np.ndarray | None = None,
 ) -> Batch:
     """The batch that holds the given examples in its rows.
 
@@ -36,6 +40,9 @@ def collate(
             all padding. Where examples have columns, it holds one at most.
         length: tokens in a row; the examples of a row fit in it.
         pad_id: the token that fills rows up.
+        wanted: (rows,) bool, of which rows this process needs the tokens; of the others
+            nothing is read, and only `positions` and `segments` say how long they are.
+            None: of all.
 
     Returns:
         The batch, as in the module's text.
@@ -52,9 +59,12 @@ def collate(
             first = int(examples.starts[number])
             last = first + int(examples.lengths[number])
             stop = at + last - first
-            tokens[r, at:stop] = examples.tokens[first:last]
             positions[r, at:stop] = np.arange(stop - at)
             segments[r, at:stop] = segment
+            if wanted is not None and not wanted[r]:
+                at = stop
+                continue
+            tokens[r, at:stop] = examples.tokens[first:last]
             if stop > at:
                 targets[r, at : stop - 1] = examples.tokens[first + 1 : last]
                 supervised[r, at : stop - 1] = examples.supervised[first + 1 : last]
@@ -146,6 +156,8 @@ class Batches:
         examples: the data, example by example.
         lengths: all row lengths that occur, ascending.
         fingerprint: changes with the data or anything that orders it.
+        wanted: (batch_size,) bool, the rows whose tokens this process needs, see
+            `collate`; None: all.
     """
 
     def __init__(
@@ -170,6 +182,7 @@ class Batches:
         }
         self.batch_size = batch_size
         self.examples, self._pad_id = examples, pad_id
+        self.wanted: np.ndarray | None = None
         weights = [source.weight for source in examples.sources]
         order = DrawOrder(examples.record_starts, weights, seed=seed, shuffle=shuffle)
         records = batch_size // examples.together
@@ -225,7 +238,9 @@ class Batches:
 
     def reseeded(self, seed: int) -> "Batches":
         """The batches of the same data in the order of another seed."""
-        return Batches(self.examples, seed=seed, **self._settings)
+        batches = Batches(self.examples, seed=seed, **self._settings)
+        batches.wanted = self.wanted
+        return batches
 
     @property
     def steps_per_epoch(self) -> float:
@@ -251,7 +266,7 @@ class Batches:
             rows = [np.atleast_1d(element) for element in elements]
         needed = max(int(self.examples.lengths[row].sum()) for row in rows)
         length = fitting(self.lengths, needed)
-        return collate(self.examples, rows, length, self._pad_id)
+        return collate(self.examples, rows, length, self._pad_id, self.wanted)
 
 
 class EvalBatches:
@@ -274,6 +289,7 @@ class EvalBatches:
         numbers: those of the examples that are used, ascending.
         lengths: all row lengths that occur, ascending.
         fingerprint: changes with the data that are used or the batch size.
+        wanted: as of `Batches`.
     """
 
     def __init__(
@@ -294,6 +310,7 @@ class EvalBatches:
         }
         self.batch_size = batch_size
         self.examples, self._pad_id = examples, pad_id
+        self.wanted: np.ndarray | None = None
         records = examples.record_starts[-1]
         count = min(records, at_most or records)
         drawn = np.arange(count) * records // count
@@ -316,7 +333,9 @@ class EvalBatches:
 
     def at_most(self, count: int | None) -> "EvalBatches":
         """Batches of so many of the records, spread evenly; None: of all."""
-        return EvalBatches(self.examples, at_most=count, **self._settings)
+        batches = EvalBatches(self.examples, at_most=count, **self._settings)
+        batches.wanted = self.wanted
+        return batches
 
     def share(self) -> str:
         """What part of the data is used, in words; empty: all of them."""
@@ -334,7 +353,7 @@ class EvalBatches:
         length = fitting(self.lengths, int(self.examples.lengths[used].max()))
         empty = [np.array([], np.int64)] * (self.batch_size - len(used))
         rows = [*used.reshape(-1, 1), *empty]
-        return collate(self.examples, rows, length, self._pad_id)
+        return collate(self.examples, rows, length, self._pad_id, self.wanted)
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[number] for number in range(len(self)))

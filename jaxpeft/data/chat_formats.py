@@ -7,7 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxpeft.data.calls import after_thought, calls_of, parse_calls
-from jaxpeft.data.columns import Fields, Record, column_of, list_of, string, value_of
+from jaxpeft.data.columns import (
+    Fields,
+    Record,
+    column_of,
+    factor,
+    list_of,
+    string,
+    value_of,
+)
 from jaxpeft.data.conversation import Conversation, Message, checked
 from jaxpeft.data.json_text import parse_value
 from jaxpeft.errors import InputError, suggest
@@ -88,7 +96,8 @@ def messages(record: Record, fields: Fields) -> Conversation:
     Its columns are `messages`, a list of {"role", "content"}, and optionally `system`
     and `tools`. Content may be text or a list of text parts. An assistant's message may
     have `tool_calls` (or the older `function_call`) beside content or in place of it,
-    and `weight: 0` so that it is not learned.
+    and `weight: 0` so that it is not learned; its `loss_weight` is what each of its
+    tokens counts in the loss.
 
     Args:
         record: the record, column by column.
@@ -142,7 +151,7 @@ def _openai_turn(message: Record, fields: Fields) -> Message:
     if role not in _OPENAI_ROLES:
         raise InputError(f"role {role!r} is unknown{suggest(role, _OPENAI_ROLES)}")
     names = (column_of(fields, "role"), column_of(fields, "content"))
-    aside = {*names, "tool_calls", "function_call", "weight"}
+    aside = {*names, "tool_calls", "function_call", "weight", "loss_weight"}
     turn = {k: v for k, v in message.items() if k not in aside and v is not None}
     role = _OPENAI_ROLES[role]
     calls = calls_of(dict(message))
@@ -170,17 +179,21 @@ def _text_part(part: Any) -> str:
     return text
 
 
-def _weight(turn: Record, role: str) -> dict[str, int]:
-    """{"weight": 0} for an assistant's turn that is not learned, else nothing."""
-    weight = turn.get("weight")
-    if weight is None or role != "assistant":
+def _weight(turn: Record, role: str) -> dict[str, float]:
+    """An assistant's `loss_weight`, and `weight` where that is 0: not learned."""
+    if role != "assistant":
         return {}
+    share = turn.get("loss_weight")
+    said = {} if share is None else {"loss_weight": factor(share, "loss_weight")}
+    weight = turn.get("weight")
+    if weight is None:
+        return said
     if not isinstance(weight, int | float) or weight not in (0, 1):
         raise InputError(
             f"weight has to be the number 1, or 0 for an answer that is not learned; "
-            f"it is {weight!r}"
+            f"it is {weight!r}; fractions are loss_weight's"
         )
-    return {} if weight else {"weight": 0}
+    return said if weight else {"weight": 0}
 
 
 def system_of(record: Record, fields: Fields) -> str:

@@ -1,5 +1,6 @@
 """A record's columns by name and type, under the user's own names for them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,6 +111,48 @@ def list_of(record: Record, fields: Fields, name: str, *, required=True) -> list
         expected = "a list, or the JSON text of one"
         raise _mistyped(fields, name, expected, found, not required)
     return value
+
+
+def weight(record: Record, fields: Fields) -> float:
+    """What a record counts in the loss, its column `weight`; 1 where it has none.
+
+    Args:
+        record: the record, column by column.
+        fields: the format's name for a column -> the file's.
+
+    Raises:
+        InputError: the value is no number from 0.
+    """
+    value = value_of(record, fields, "weight", required=False)
+    if value is None or value == "":
+        return 1.0
+    return factor(value, f"column {column_of(fields, 'weight')!r}", _UNREAD)
+
+
+_UNREAD = "; to leave it unread, fields: {weight: null}"
+
+
+def factor(value: Any, place: str, remedy: str = "") -> float:
+    """A number that something counts in the loss by.
+
+    Args:
+        value: as the file has it, in csv as text.
+        place: where it stands, for the message.
+        remedy: how the message ends.
+
+    Raises:
+        InputError: the value is no number from 0.
+    """
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise InputError(
+            f"{place} says what this counts in the loss, and has to be a number from "
+            f"0; it is {type(value).__name__} {str(value)[:40]!r}{remedy}"
+        )
+    return number
 
 
 def _mistyped(

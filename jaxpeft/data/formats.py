@@ -4,7 +4,8 @@ A user's own column names come in as `fields`, {the format's name: the file's na
 Those that hold lists of turns are in `chat_formats`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from jaxpeft.data.chat_formats import (
     messages,
@@ -13,7 +14,7 @@ from jaxpeft.data.chat_formats import (
     system_of,
     tools_of,
 )
-from jaxpeft.data.columns import Fields, Record, list_of, string, value_of
+from jaxpeft.data.columns import Fields, Record, list_of, string, value_of, weight
 from jaxpeft.data.conversation import Conversation, Message, Sample, checked
 from jaxpeft.data.kinds import Kind
 from jaxpeft.data.rejects import Rejects
@@ -71,6 +72,7 @@ def readable(
             f"data format {format!r} is unknown{suggest(format, kind.readers)}"
         )
     fields, known = fields or {}, kind.fields[format]
+    known = (*known, "weight") if kind.weighs else known
     unknown = [name for name in fields if name not in known]
     if unknown:
         raise InputError(
@@ -87,10 +89,13 @@ def readable(
                 item: Sample | Conversation | str = _document(row.value, format, kind)
             else:
                 item = read(row.value, fields)
+            sample = Sample.of(item)
+            if kind.weighs and isinstance(row.value, Mapping):
+                sample = replace(sample, weight=weight(row.value, fields))
         except InputError as error:
             rejects.add(InputError(*(f"{row.place}: {p}" for p in error.problems)))
         else:
-            parsed.append((row, Sample.of(item)))
+            parsed.append((row, sample))
     return parsed
 
 
@@ -232,4 +237,4 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 # What `objective: sft` makes of records: one example of each.
-SFT = Kind("sft", FORMATS, COLUMNS)
+SFT = Kind("sft", FORMATS, COLUMNS, weighs=True)

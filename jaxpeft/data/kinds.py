@@ -43,6 +43,7 @@ class Kind:
         cuts: where an example over max_length is cut: at its "end", or in the "prompt",
             whose beginning is left out so that the answer stays. Half of max_length is
             the prompt's in any case, and examples of a record are cut alike.
+        weighs: whether records may have a column `weight`, what they count in the loss.
         train_on: which turns count, whatever data.train_on says; None: as that says.
         ends_documents: whether a document is ended with the tokenizer's eos.
         check: (path, `data.Examples` of a source) -> what a user should know of them;
@@ -55,6 +56,7 @@ class Kind:
     columns: Mapping[str, str] = field(default_factory=dict)
     together: int = 1
     cuts: Literal["end", "prompt"] = "end"
+    weighs: bool = False
     train_on: Literal["assistant", "all"] | None = None
     ends_documents: bool = True
     check: Callable[[str, Any], list[str]] = unchecked

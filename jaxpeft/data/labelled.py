@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxpeft.data import sources
 from jaxpeft.data.chat_formats import openai_turns, system_of, tools_of
-from jaxpeft.data.columns import Fields, Record, column_of, value_of
+from jaxpeft.data.columns import Fields, Record, column_of, value_of, weight
 from jaxpeft.data.conversation import Conversation, Sample
 from jaxpeft.data.formats import COLUMNS, FORMATS
 from jaxpeft.data.kinds import Kind
@@ -49,7 +49,7 @@ def kind(labels: Labels) -> Kind:
             format: functools.partial(_read, of=format, labels=labels)
             for format in FORMATS
         },
-        fields={format: (*names, LABEL) for format, names in COLUMNS.items()},
+        fields={format: (*names, LABEL, WEIGHT) for format, names in COLUMNS.items()},
         columns={LABEL: "int32", WEIGHT: "float32"},
         train_on="all",
         ends_documents=False,
@@ -58,13 +58,15 @@ def kind(labels: Labels) -> Kind:
 
 
 def _read(record: Record, fields: Fields, *, of: str, labels: Labels) -> Sample:
-    own = {name: column for name, column in fields.items() if name != LABEL}
+    own = {
+        name: column for name, column in fields.items() if name not in (LABEL, WEIGHT)
+    }
     item = _talk(record, own) if of == "messages" else FORMATS[of](record, own)
     if isinstance(item, str) and not item.strip():
         raise InputError(f"column {column_of(fields, 'text')!r} is empty")
     value = value_of(record, fields, LABEL, required=True)
     number = number_of(value, labels, column_of(fields, LABEL))
-    return Sample((item,), {LABEL: number, WEIGHT: 1.0})
+    return Sample((item,), {LABEL: number, WEIGHT: weight(record, fields)})
 
 
 def _talk(record: Record, fields: Fields) -> Conversation:

@@ -58,6 +58,8 @@ class StreamBatches:
         examples: the sample.
         lengths: all row lengths that occur, ascending.
         fingerprint: changes with the data or anything that orders it.
+        wanted: (batch_size,) bool, the rows whose tokens this process needs, see
+            `collate`; None: all.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class StreamBatches:
             "kind": kind,
         }
         self.batch_size, self.examples = batch_size, sample
+        self.wanted: np.ndarray | None = None
         self._section, self._tokenizer, self._kind = section, tokenizer, kind
         self._vocab_size, self._pad_id = vocab_size, pad_id
         self._records = batch_size // kind.together
@@ -136,9 +139,11 @@ class StreamBatches:
 
     def reseeded(self, seed: int) -> "StreamBatches":
         """The batches of the same data in the order of another seed."""
-        return StreamBatches(
+        batches = StreamBatches(
             self.examples, self._section, self._tokenizer, seed=seed, **self._settings
         )
+        batches.wanted = self.wanted
+        return batches
 
     @cached_property
     def steps_per_epoch(self) -> float:
@@ -233,7 +238,8 @@ class StreamBatches:
             examples += own
         some = self._gathered(examples)
         needed = max((len(example.tokens) for example in examples), default=1)
-        return collate(some, rows, fitting(self.lengths, needed), self._pad_id)
+        length = fitting(self.lengths, needed)
+        return collate(some, rows, length, self._pad_id, self.wanted)
 
     def _gathered(self, examples: Sequence[Example]) -> Examples:
         """The examples of a batch, in flat arrays."""

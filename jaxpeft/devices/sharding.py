@@ -291,6 +291,28 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
+def own_rows(mesh: Mesh, rows: int, parts: int = 1) -> np.ndarray | None:
+    """Which rows of a batch the devices of this process take.
+
+    Args:
+        mesh: the device mesh.
+        rows: of the batch.
+        parts: into which it is cut for accumulation, one after another; each is split
+            over the devices.
+
+    Returns:
+        (rows,) bool; None where they take all.
+    """
+    place = of_batch(mesh, 2)
+    if place.is_fully_addressable:
+        return None
+    own = np.zeros(rows // parts, bool)
+    for index in place.addressable_devices_indices_map((rows // parts, 1)).values():
+        if index is not None:
+            own[index[0]] = True
+    return np.tile(own, parts)
+
+
 def check_batch(sequences: int, mesh: Mesh, key: str) -> None:
     """Checks that the mesh divides a batch.
 

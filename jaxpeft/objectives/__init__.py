@@ -9,6 +9,7 @@ from jaxpeft.objectives.cpo import cpo, simpo
 from jaxpeft.objectives.dpo import dpo
 from jaxpeft.objectives.objective import Head, Loss, Objective
 from jaxpeft.objectives.orpo import orpo
+from jaxpeft.objectives.reward import reward
 from jaxpeft.objectives.sft import sft
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "cpo",
     "dpo",
     "orpo",
+    "reward",
     "sft",
     "simpo",
 ]
@@ -46,6 +48,7 @@ OBJECTIVES = Table(
         "orpo": Line(orpo),
         "simpo": Line(simpo),
         "cpo": Line(cpo),
+        "reward": Line(reward),
         "classification": Line(classification, settled=labels_of),
     },
     given=("continues", "base_trains"),

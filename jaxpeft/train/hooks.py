@@ -26,6 +26,7 @@ from jaxpeft.train.standing import (
     positions,
 )
 from jaxpeft.train.utilisation import mfu_per_speed
+from jaxpeft.train.waits import Waits
 from jaxpeft.train.watchdog import Watchdog
 
 SAVE_GRACE = 600.0  # seconds that a compilation or a save may take before it is a hang
@@ -61,6 +62,7 @@ class Log:
         self._window = [0] * len(standings)
         self._mfu = [mfu_per_speed(one.run) for one in standings]
         self._told = False  # that a step had nothing to learn
+        self._waits = Waits(progress.note)
         self.restart()
 
     @property
@@ -70,7 +72,7 @@ class Log:
 
     def restart(self) -> None:
         """Begins the measured time anew: all of it up to now was no training."""
-        self._since, self._paused = time.monotonic(), 0.0
+        self._since, self._paused, self._waited = time.monotonic(), 0.0, 0.0
 
     def paused(self, seconds: float) -> None:
         """Takes off time that was no training, such as compiling or evaluating.
@@ -82,6 +84,7 @@ class Log:
 
     def __call__(self, moment: Moment) -> None:
         self.paused(moment.compiling)
+        self._waited += moment.waited
         for number, standing in enumerate(self._standings):
             if standing.runs:
                 standing.tokens += moment.tokens[number]
@@ -99,6 +102,7 @@ class Log:
             if standing.runs:
                 standing.file.write(line)
         self._progress.log(moment.step, lines)
+        self._waits.see(self._waited, elapsed)
         if not self._told and np.any(np.asarray(values["weight"]) == 0):
             self._told = True
             self._progress.note(
@@ -124,6 +128,7 @@ class Log:
             **{name: own[name] for name in own if name not in OF_EVERY_STEP},
             "tokens": standing.tokens,
             "tokens_per_second": round(speed, 1),
+            "data_wait": round(min(1.0, self._waited / max(elapsed, 1e-9)), 4),
             **({} if unit is None else {"mfu": round(speed * unit, 4)}),
             "epoch": round(standing.run.batches.epoch(step), 4),
         }

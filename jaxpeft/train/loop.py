@@ -1,8 +1,9 @@
 """The training loop: draw batches, take a step, tell the hooks."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +22,14 @@ class Moment:
         metrics: of the step, () or (runs,), still on the device.
         tokens: in the batch of each run, padding left out.
         compiling: seconds that the step took if it had to be compiled first, else 0.
+        waited: seconds that the step waited for its batch; 0 of the first one.
     """
 
     step: int
     metrics: Metrics
     tokens: Sequence[int]
     compiling: float = 0.0
+    waited: float = 0.0
 
 
 # Returns whether the course should end after this step.
@@ -53,7 +56,8 @@ def fit(
         before_compiling: called before a step that will take longer.
     """
     first = program.done
-    for done, batches in enumerate(program.iterate(first), first + 1):
+    timed = _timed(program.iterate(first))
+    for done, (batches, waited) in enumerate(timed, first + 1):
         if done > last or not active(standings).any():
             break
         arrays = program.on_devices(batches)
@@ -67,10 +71,23 @@ def fit(
             metrics,
             _tokens(batches, len(standings)),
             time.monotonic() - start if compiles else 0.0,
+            waited if done > first + 1 else 0.0,
         )
         ends = [hook(moment) for hook in hooks]  # all of them, also after a True
         if any(ends):
             break
+
+
+def _timed(batches: Iterable[Any]) -> Iterator[tuple[Any, float]]:
+    """Each item, and the seconds that it was waited for."""
+    drawn = iter(batches)
+    while True:
+        start = time.monotonic()
+        try:
+            batch = next(drawn)
+        except StopIteration:
+            return
+        yield batch, time.monotonic() - start
 
 
 def _tokens(batches: Sequence[data.Batch], runs: int) -> list[int]:

@@ -201,3 +201,62 @@ def test_eight_devices_take_the_step_of_one(
     assert done.returncode == 0, done.stderr
     losses = [[m["loss"] for m in metrics(tmp_path / n)[0]] for n in ("one", "eight")]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_ten_steps_are_those_of_torch_and_peft(
+    trained, labelled, metrics, tiny, tmp_path
+):
+    import peft
+    from safetensors.numpy import load_file
+
+    torch.manual_seed(0)
+    tokenizer, rate = AutoTokenizer.from_pretrained(tiny), 3e-3
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tiny, num_labels=2, pad_token_id=tokenizer.pad_token_id
+    )
+    lora = peft.LoraConfig(
+        task_type="SEQ_CLS", r=4, lora_alpha=8, target_modules="all-linear"
+    )
+    model = peft.get_peft_model(base, lora).train()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.02)
+    model.save_pretrained(tmp_path / "start")
+    trains = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trains, lr=rate, weight_decay=0.0)
+    theirs = []
+    for step in range(10):
+        own = [record(n % 24) for n in range(4 * step, 4 * step + 4)]
+        batch = tokenizer([r["text"] for r in own], padding=True, return_tensors="pt")
+        labels = torch.tensor([int(r["label"] == "good") for r in own])
+        loss = model(**batch, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        theirs.append(loss.item())
+    model.save_pretrained(tmp_path / "end")
+
+    settings = {
+        "training.max_steps": 10,
+        "training.batch_size": 4,
+        "data.shuffle": False,
+        "adapter": {"init_from": str(tmp_path / "start")},
+        "optimizer": {
+            "learning_rate": rate,
+            "weight_decay": 0.0,
+            "max_grad_norm": None,
+        },
+    }
+    done = trained("run", **{**labelled, **settings})
+    assert done.code == 0, done.err
+    losses = [line["loss"] for line in metrics(tmp_path / "run")[0]]
+    np.testing.assert_allclose(losses, theirs, rtol=1e-3)
+    start, end, ours = (
+        load_file(tmp_path / name / "adapter_model.safetensors")
+        for name in ("start", "end", "run/adapter")
+    )
+    assert set(ours) == set(end)
+    moved = sum(float(((end[n] - start[n]) ** 2).sum()) for n in end) ** 0.5
+    apart = sum(float(((end[n] - ours[n]) ** 2).sum()) for n in end) ** 0.5
+    assert apart < 2e-2 * moved

@@ -1,5 +1,6 @@
 """Batches: what they hold, their order, and that it depends on the step alone."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -247,3 +248,32 @@ def test_evaluation_of_some_examples_spreads_them_evenly():
     assert some.fingerprint != every.fingerprint
     for count in (None, 10, 99):
         assert every.at_most(count).fingerprint == every.fingerprint
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_process_reads_the_rows_of_its_devices_alone(settings):
+    class Counted:
+        def __init__(self, values):
+            self.values, self.read, self.dtype = values, 0, values.dtype
+
+        def __getitem__(self, wanted):
+            self.read += wanted.stop - wanted.start
+            return self.values[wanted]
+
+    whole = batches_of(make_examples(30), **settings)
+    counted = dataclasses.replace(
+        whole.examples, tokens=Counted(np.asarray(whole.examples.tokens))
+    )
+    own = Batches(counted, seed=3, batch_size=4, max_length=64, pad_id=PAD, **settings)
+    for mine in ([True, False, False, True], [False, True, True, False]):
+        own.wanted = np.array(mine)
+        counted.tokens.read = 0
+        for step in range(4):
+            mixed, batch = own[step], whole[step]
+            for name in batch:
+                np.testing.assert_array_equal(mixed[name][mine], batch[name][mine])
+            # How long each row is, all processes know.
+            np.testing.assert_array_equal(mixed["segments"], batch["segments"])
+            assert not mixed["supervised"][~own.wanted].any()
+        used = sum((whole[step]["segments"][mine] > 0).sum() for step in range(4))
+        assert counted.tokens.read < 2 * used  # once as tokens, once as targets
