@@ -47,6 +47,8 @@ class Method:
         gives_model: the base itself trains, and the result is a whole model: there is
             no adapter to continue from, to merge or to leave out.
         flax: the modules of Flax can have it (see `jaxpeft.flax`).
+        factors: what trains is the a and the b of products that are added to kernels,
+            as optimizers made for LoRA take it.
         random: its start is drawn with the key that it is given; false: nothing in it
             is random, or it has a seed among its own keys.
         node: the class that it puts around a kernel, of a method that PEFT does not
@@ -60,6 +62,7 @@ class Method:
     embedding: Callable[..., Any] | None = None
     gives_model: bool = False
     flax: bool = False
+    factors: bool = False
     random: bool = True
     node: type | None = None
 
@@ -72,7 +75,9 @@ TABLE = Table(
         "bottleneck": Method(bottleneck, targets=_DOWN),
         "dora": Method(dora, heeds=COMMON),
         "ia3": Method(ia3, targets=_IA3, random=False),
-        "lora": Method(lora, heeds=COMMON, embedding=lora_embedding, flax=True),
+        "lora": Method(
+            lora, heeds=COMMON, embedding=lora_embedding, flax=True, factors=True
+        ),
         "lora_fa": Method(lora_fa, heeds=COMMON, flax=True),
         "vera": Method(vera, random=False),
         "prefix_tuning": Method(prefix_tuning, wraps=False, heeds=()),

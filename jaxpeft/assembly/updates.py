@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxpeft import optim
+from jaxpeft import adapters, optim
 from jaxpeft.assembly import adapter, configuration
 from jaxpeft.assembly.fused import make_fused_train_step
 from jaxpeft.assembly.step import (
@@ -109,6 +109,7 @@ def updates(cfg: RunConfig, steps: int, rate: optax.Schedule | None = None) -> U
     Raises:
         InputError: where optimizer, schedule and method do not go together.
     """
+    _check_factors(cfg)
     fused = fused_backward(cfg)
     optimizer = {**cfg.optimizer.model_dump(), "learning_rate": learning_rate(cfg)}
     parts = optim.make_parts(optimizer, _schedule(cfg), steps, rate)
@@ -136,6 +137,17 @@ def _schedule(cfg: RunConfig) -> dict[str, Any]:
             "which the higher is the better one; leave it out"
         )
     return {**keys, "mode": "max"}
+
+
+def _check_factors(cfg: RunConfig) -> None:
+    """Raises InputError for an optimizer made for LoRA where no LoRA trains."""
+    name, method = cfg.optimizer.name, cfg.adapter.method
+    if optim.OPTIMIZERS[name].factors and not adapters.TABLE[method].factors:
+        raise InputError(
+            f"optimizer.name: found {name!r} with adapter.method {method!r}; it "
+            "updates the a and b of a LoRA together, and there are none: use method "
+            "lora, or another optimizer, such as adamw"
+        )
 
 
 def learning_rate(cfg: RunConfig) -> float:

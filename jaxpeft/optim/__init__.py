@@ -18,11 +18,14 @@ from jaxpeft.optim.layout import Group, Layout
 from jaxpeft.optim.lion import lion
 from jaxpeft.optim.lion_8bit import lion_8bit
 from jaxpeft.optim.lomo import lomo
+from jaxpeft.optim.lora_muon import lora_muon
 from jaxpeft.optim.lora_plus import lora_plus
+from jaxpeft.optim.lora_rite import lora_rite
 from jaxpeft.optim.make import Parts, leafwise, make, make_parts
 from jaxpeft.optim.muon import muon
 from jaxpeft.optim.prodigy import prodigy
 from jaxpeft.optim.quantize_state import quantize_state
+from jaxpeft.optim.riemannian_adamw import riemannian_adamw
 from jaxpeft.optim.rmsprop import rmsprop
 from jaxpeft.optim.rule import Rule, transformation
 from jaxpeft.optim.schedule_free import (
@@ -71,7 +74,9 @@ __all__ = [
     "lion",
     "lion_8bit",
     "lomo",
+    "lora_muon",
     "lora_plus",
+    "lora_rite",
     "make",
     "make_parts",
     "make_schedule",
@@ -81,6 +86,7 @@ __all__ = [
     "prodigy",
     "quantize_state",
     "rate_factor",
+    "riemannian_adamw",
     "rmsprop",
     "scale_by_greedy",
     "scale_by_plateau",

@@ -177,7 +177,7 @@ def leafwise(parts: Parts, name: str) -> Leafwise:
         InputError: where the optimizer needs all gradients at once, and where the
             schedule needs the whole update.
     """
-    if parts.leafwise is None:
+    if parts.leafwise is None or parts.leafwise.rule.pair is not None:
         raise InputError(
             f"optimizer.name: found {name!r}; it takes all gradients at once, and "
             "training.fused_backward never has them; set fused_backward: false"

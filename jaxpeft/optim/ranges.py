@@ -51,7 +51,10 @@ _WEIGHTS = (
     *("alpha", "dampening", "lamb", "grokking_signal_decay_rate", "gradient_clipping"),
     *("adam_learning_rate_factor", "r", "weight_lr_power"),
 )
-_SIZES = ("clip_threshold", "clip_value", "d0", "d_coef", "max_lr", "scale", "ratio")
+_SIZES = (
+    *("clip_threshold", "clip_value", "d0", "d_coef", "max_lr", "scale", "ratio"),
+    *("clip_unmagnified_grad", "skip_unmagnified_rms", "reg"),
+)
 _COUNTS = (
     *("head_dim", "ns_steps", "rank", "t_alpha", "t_beta3", "update_proj_gap"),
     "min_quantized_size",

@@ -20,9 +20,11 @@ from jax import Array
 
 from jaxpeft import tree
 from jaxpeft.errors import InputError
+from jaxpeft.optim import pairs
 from jaxpeft.optim.explicit import beside, placed
 from jaxpeft.optim.layout import Group, Layout
 from jaxpeft.optim.leaves import boxed, check_real, decaying, without_boxes
+from jaxpeft.optim.pairs import PairRule
 from jaxpeft.optim.ranges import is_zero, problems_of
 
 
@@ -89,6 +91,8 @@ class Rule(NamedTuple):
         chunked: the rule goes through a tensor in parts, so as never to hold a second
             one; it is given arrays in their own dtype, stacked layers in one piece, and
             returns the change of the tensor, float32, instead of the new tensor.
+        pair: the mathematics of the two factors of an adapter, where there are such, in
+            place of that for one tensor; None: each tensor is by itself.
     """
 
     init: Callable[[Array, Place], Any]
@@ -96,6 +100,7 @@ class Rule(NamedTuple):
     shared: Any = ()
     advance: Callable[[Any, Array, Array, Mapping[str, Any]], Any] | None = None
     chunked: bool = False
+    pair: PairRule | None = None
 
 
 class RuleState(NamedTuple):
@@ -198,8 +203,8 @@ class Leafwise:
             self.layout.check([t.place.name for t in tensors])
             self._check(leaves, tensors)
         states = [
-            boxed(beside(partial(self._init_leaf, tensor=t), p), box)
-            for p, t, box in zip(leaves, tensors, boxes, strict=True)
+            boxed(state, box)
+            for state, box in zip(self._init_all(leaves, tensors), boxes, strict=True)
         ]
         # Arrays of their own: a buffer cannot be donated twice.
         shared = jax.tree.map(lambda x: jnp.array(x, copy=True), self.rule.shared)
@@ -249,14 +254,15 @@ class Leafwise:
         boxes, treedef = jax.tree.flatten(params, is_leaf=tree.is_box)
         gradients = treedef.flatten_up_to(updates)
         states = treedef.flatten_up_to(state.leaves)
-        common = self.begin(state, extra)
+        common, tensors = self.begin(state, extra), self.tensors(params)
+        opened = [
+            (tree.opened(g), without_boxes(s), tree.opened(p))
+            for g, s, p in zip(gradients, states, boxes, strict=True)
+        ]
+        paired = pairs.update_all(self.rule.pair, opened, tensors, common, self.context)
         results = [
-            self._update_leaf(
-                tree.opened(g), without_boxes(s), tree.opened(p), tensor, common
-            )
-            for g, s, p, tensor in zip(
-                gradients, states, boxes, self.tensors(params), strict=True
-            )
+            paired[i] if i in paired else self._update_leaf(*leaf, tensor, common)
+            for i, (leaf, tensor) in enumerate(zip(opened, tensors, strict=True))
         ]
         done = [
             (tree.boxed(change, box), boxed(new, box))
@@ -274,6 +280,13 @@ class Leafwise:
         }
         if problems := self.problems(shapes):
             raise InputError(*problems)
+
+    def _init_all(self, leaves: list[Array], tensors: list[Tensor]) -> list[Any]:
+        states = pairs.init_all(self.rule.pair, leaves, tensors)
+        return [
+            states[i] if i in states else beside(partial(self._init_leaf, tensor=t), p)
+            for i, (p, t) in enumerate(zip(leaves, tensors, strict=True))
+        ]
 
     def _init_leaf(self, p: Array, tensor: Tensor) -> Any:
         if not p.size:
@@ -305,8 +318,7 @@ class Leafwise:
 
             return jax.vmap(layer)(g, state, p, tensor.index + jnp.arange(p.shape[0]))
 
-        decay = tensor.weight_decay
-        traced = decay if isinstance(decay, jax.Array) else None
+        (traced,) = pairs.traced_decays([tensor])
         arrays = (common.t, common.learning_rate, common.shared, traced)
         return placed(leaf, lambda: (p, state), g, state, p, arrays)
 
@@ -356,6 +368,21 @@ def transformation(
         rule, learning_rate, weight_decay, mask, layout or Layout(), problems
     )
     return leafwise.transformation()
+
+
+def at_factor(rule: Rule, factor: float | Array) -> Rule:
+    """A rule with its own learning rate, in multiples of everybody's.
+
+    Args:
+        rule: of tensors that another optimizer leaves to it.
+        factor: its rate over the common one.
+    """
+
+    def update(g: Array, state: Any, p: Array, ctx: Context) -> tuple[Array, Any]:
+        own = ctx._replace(learning_rate=ctx.learning_rate * factor)
+        return rule.update(g, state, p, own)
+
+    return rule._replace(update=update)
 
 
 def debias(beta: float | Array, t: Array) -> Array:

@@ -24,8 +24,11 @@ from jaxpeft.optim.grokadamw import grokadamw
 from jaxpeft.optim.lion import lion
 from jaxpeft.optim.lion_8bit import lion_8bit
 from jaxpeft.optim.lomo import lomo
+from jaxpeft.optim.lora_muon import lora_muon
+from jaxpeft.optim.lora_rite import lora_rite
 from jaxpeft.optim.muon import muon
 from jaxpeft.optim.prodigy import prodigy
+from jaxpeft.optim.riemannian_adamw import riemannian_adamw
 from jaxpeft.optim.rmsprop import rmsprop
 from jaxpeft.optim.schedule_free import (
     schedule_free_adamw,
@@ -50,6 +53,7 @@ class Optimizer:
         averages: it averages its parameters instead of lowering the rate: its schedule
             is constant, and it is the averages that are evaluated and kept.
         finds_rate: its `learning_rate` is a factor on a rate that it finds itself.
+        factors: it is made for the two factors of LoRA, and says nothing of others.
         lighter: the name of one to advise where its state takes too much memory.
         defaults: key of the section -> its default with this one.
     """
@@ -59,6 +63,7 @@ class Optimizer:
     fused: bool = False
     averages: bool = False
     finds_rate: bool = False
+    factors: bool = False
     lighter: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -98,10 +103,13 @@ OPTIMIZERS = config.Table(
         "lion": Optimizer(lion),
         "lion_8bit": Optimizer(lion_8bit),
         "lomo": Optimizer(lomo, fused=True),
+        "lora_muon": Optimizer(lora_muon, factors=True),
+        "lora_rite": Optimizer(lora_rite, factors=True),
         "muon": Optimizer(muon),
         "prodigy": Optimizer(
             prodigy, finds_rate=True, leafwise=False, defaults={"learning_rate": 1.0}
         ),
+        "riemannian_adamw": Optimizer(riemannian_adamw, factors=True),
         "rmsprop": Optimizer(rmsprop),
         "schedule_free_adamw": Optimizer(schedule_free_adamw, averages=True),
         "schedule_free_radam": Optimizer(schedule_free_radam, averages=True),
