@@ -63,7 +63,12 @@ def train_on(devices, config):
 
 @pytest.mark.parametrize(
     "name",
-    ["adamw_8bit", "adalomo", pytest.param("optax.lamb", marks=pytest.mark.slow)],
+    [
+        *("adamw_8bit", "adalomo"),
+        pytest.param("optax.lamb", marks=pytest.mark.slow),
+        pytest.param("lora_rite", marks=pytest.mark.slow),
+        pytest.param("lora_muon", marks=pytest.mark.slow),
+    ],
 )
 def test_a_state_split_over_devices_takes_the_same_steps(
     name, command, settings, changes, metrics, tmp_path
@@ -130,6 +135,23 @@ def test_averaged_parameters_are_evaluated_and_kept(resumed, changes, command, m
     assert losses[-1] < losses[0]
     # The adapter that was written is the one that was evaluated.
     assert evaluated(command, run) == pytest.approx(losses[-1], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lora_rite", "lora_muon", "riemannian_adamw"])
+def test_those_made_for_lora_learn_and_resume(name, resumed, changes, metrics):
+    rate = {"lora_rite": 0.02, "lora_muon": 0.1, "riemannian_adamw": 1e-2}[name]
+    run = resumed(
+        **changes,
+        **{
+            "optimizer": {"name": name, "learning_rate": rate, "max_grad_norm": None},
+            "model.quantization": "int8",
+            "adapter.use_rslora": True,
+            "training.gradient_accumulation_steps": 2,
+        },
+    )
+    losses = [line["eval_loss"] for line in metrics(run)[1]]
+    assert losses[-1] < 0.97 * losses[0]
 
 
 @pytest.mark.slow
