@@ -31,11 +31,15 @@ PUBLISHED = {
 def test_every_model_is_there_in_every_way():
     ways = {"lora", "qlora", "full_adamw_8bit", "full_adalomo"}
     small = {"llama-3.2-1b", "qwen2.5-0.5b"}  # they fit as they are
+    preferences = {"llama-3.1-8b", "qwen3-8b"}
     for model in plan_recipes.SHAPES:
         found = {
             n.partition("_")[2] for n in RECIPES if plan_recipes.model_of(n) == model
         }
-        assert found == (ways - {"qlora"} if model in small else ways), model
+        expected = ways - {"qlora"} if model in small else ways
+        if model in preferences:
+            expected = expected | {"dpo_lora", "dpo_qlora"}
+        assert found == expected, model
 
 
 @pytest.mark.parametrize("shape", PUBLISHED)

@@ -33,10 +33,21 @@ COLUMNS = {
     "messages": {"messages": "messages", "system": "system", "tools": "tools"},
     "text": {"prompt": "text"},
 }
+# In the place of the answer, of pairs and of answers with a label.
+PAIR = {"chosen": "chosen", "rejected": "rejected"}
+LABEL = {"kto_tag": "label"}
 # What is read there where the description has no `columns`.
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
 CONVERSATIONS = {"messages": "conversations"}
-REQUIRED = ("instruction", "output", "conversations", "messages", "text")
+REQUIRED = (
+    "instruction",
+    "output",
+    "conversations",
+    "messages",
+    "text",
+    *PAIR,
+    "label",
+)
 PREFERRED = ("chosen", "rejected")  # columns of preference data, else not looked at
 # The values of a turn's role that we read, by the tag that names another one.
 ROLES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -62,7 +73,7 @@ def layout(
     place: str,
     entry: Draft,
     present: Collection[str] | None,
-    pretraining: bool,
+    kind: str,
 ) -> dict[str, Any]:
     """The keys `format` and `fields` of a source, by the description of its data set.
 
@@ -71,13 +82,13 @@ def layout(
         place: names the data set in their file, for those lines.
         entry: the description of the data set; what cannot be trained is refused in it.
         present: the columns that the file has; None: the file is not here.
-        pretraining: whether the text itself is learned, not an answer.
+        kind: what the records are, see `datasets.KINDS`.
 
     Returns:
         The two keys; `fields` is left out where every column has its usual name.
     """
-    kind = entry.choice("formatting", "alpaca", FORMATTINGS)
-    usual = ALPACA if kind == "alpaca" else CONVERSATIONS
+    formatting = entry.choice("formatting", "alpaca", FORMATTINGS)
+    usual = ALPACA if formatting == "alpaca" else CONVERSATIONS
     read = files.inner({"columns": usual} | entry.keys, "columns")
     tags = files.inner(entry.keys, "tags")
     if not all(isinstance(name, str | None) for name in read.values()):
@@ -86,8 +97,8 @@ def layout(
     for medium in MEDIA:
         if read.get(medium):
             entry.refuse("columns", f"has {medium}; {TEXT_ONLY}")
-    format_ = "text" if pretraining else _format(kind, tags)
-    known = COLUMNS[format_]
+    format_ = "text" if kind == "text" else _format(formatting, tags)
+    known = _known(format_, kind)
     fields = {ours: read.get(theirs) for theirs, ours in known.items()}
     if format_ == "alpaca" and not fields["instruction"]:
         fields |= {"instruction": fields["input"], "input": None}
@@ -96,7 +107,7 @@ def layout(
     if needed:
         draft.lack(f"{place}: columns", f"names none for {' and '.join(needed)}")
     # The answer is not read in pretraining, there as here.
-    beside = {*known, *PREFERRED, *MEDIA} | ({"response"} if pretraining else set())
+    beside = {*known, *PREFERRED, *MEDIA} | ({"response"} if kind == "text" else set())
     for theirs in sorted(set(read) - beside):
         if read[theirs] and (present is None or read[theirs] in present):
             draft.lack(f"{place}: {theirs}", f"format {format_} reads no such column")
@@ -108,6 +119,14 @@ def layout(
         if name not in needed
     }
     return {"format": format_} | ({"fields": named} if named else {})
+
+
+def _known(format_: str, kind: str) -> dict[str, str]:
+    """Their columns of a record and the names that they have in our format."""
+    if kind == "pairs":
+        known = {k: v for k, v in COLUMNS[format_].items() if v != "output"}
+        return known | PAIR
+    return COLUMNS[format_] | (LABEL if kind == "labelled" else {})
 
 
 def _format(kind: str, tags: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxpeft.convert_config import files
 from jaxpeft.convert_config.columns import layout
 from jaxpeft.convert_config.draft import Draft, names
 from jaxpeft.data import sources
@@ -22,13 +23,17 @@ OTHER = {"subset", "folder", "load_from", *ELSEWHERE}
 STRATEGIES = ("concat", "interleave_under", "interleave_over", "interleave_once")
 
 
-def read_sources(draft: Draft, key: str, pretraining: bool) -> list[dict[str, Any]]:
+# What records are: texts, conversations, pairs of answers, and answers with a label.
+KINDS = ("text", "answers", "pairs", "labelled")
+
+
+def read_sources(draft: Draft, key: str, kind: str) -> list[dict[str, Any]]:
     """Our sources for the data sets that a key of theirs names, with their weights.
 
     Args:
         draft: gives their keys, and is told what has no equivalent.
         key: `dataset` or `eval_dataset`.
-        pretraining: whether the text itself is learned, not an answer.
+        kind: what the stage wants the records to be, of `KINDS`.
 
     Returns:
         The entries of `data.train` or `data.eval`, in their order.
@@ -44,7 +49,7 @@ def read_sources(draft: Draft, key: str, pretraining: bool) -> list[dict[str, An
     info = _info(draft, folder)
     translated = []
     for name in wanted:
-        source = _source(draft, key, name, folder, info, pretraining)
+        source = _source(draft, key, name, folder, info, kind)
         drawn = source.get("num_samples", 0)
         if drawn:
             draft.remark(OURS[key], _DRAWN)
@@ -88,13 +93,13 @@ def _source(
     name: str,
     folder: str,
     info: Mapping[str, Any] | None,
-    pretraining: bool,
+    kind: str,
 ) -> dict[str, Any]:
     """One data set as our source, with what weighs it beside: `_ASIDE`."""
     place = f"{key}: {name}"
     guess = {
         "path": _guess(folder, name),
-        "format": "text" if pretraining else "alpaca",
+        "format": "text" if kind == "text" else "alpaca",
     }
     if info is None:
         draft.lack(
@@ -108,17 +113,20 @@ def _source(
         draft.refuse(key, f"{name!r} is not in {folder}/{INFO}{suggest(name, info)}")
         return guess
     entry = Draft(described)
-    if entry.flag("ranking"):
-        draft.refuse(key, f"{name!r} holds preferences; {PREFERENCES}")
+    if problem := _unlike(entry, kind):
+        draft.refuse(key, f"{name!r} {problem}")
     unknown = sorted(set(described) - SAID - OTHER)
     if unknown:
         draft.lack(f"{place}: {', '.join(unknown)}", "is not a key that is known")
-    if entry.take("split", "train") != "train":
-        draft.lack(f"{place}: split", "the whole file is read; cut it to that part")
-    path = _path(draft, place, name, folder, entry)
-    source: dict[str, Any] = {"path": path}
-    present, source["size"] = _content(path)
-    source |= layout(draft, place, entry, present, pretraining)
+    source = _of_the_hub(draft, place, entry)
+    present, path = None, source.get("path", "")
+    if not source:
+        if entry.take("split", "train") != "train":
+            draft.lack(f"{place}: split", "the whole file is read; cut it to that part")
+        path = _path(draft, place, name, folder, entry)
+        present, size = _content(path)
+        source = {"path": path, "size": size}
+    source |= layout(draft, place, entry, present, kind)
     if path.endswith(".txt"):
         source.pop("fields", None)  # it has lines, no columns
     source["num_samples"] = entry.whole("num_samples", 0)
@@ -126,10 +134,35 @@ def _source(
     return source
 
 
-PREFERENCES = (
-    "preferences are not learned here; train on the chosen answers, as an ordinary "
-    "data set with stage: sft"
-)
+# Their keys of a data set of the hub: ours.
+HUB = {"hf_hub_url": "path", "subset": "name", "split": "split"}
+
+
+def _of_the_hub(draft: Draft, place: str, entry: Draft) -> dict[str, Any]:
+    """Where a data set of the hub is, in our keys; {} where it is no such set."""
+    if not entry.keys.get("hf_hub_url"):
+        return {}
+    if entry.keys.get("folder"):
+        draft.lack(f"{place}: folder", "the whole data set is read; name its files")
+    return {ours: entry.take(key) for key, ours in HUB.items() if entry.given(key)}
+
+
+def _unlike(entry: Draft, kind: str) -> str:
+    """Why a stage cannot learn from a data set; "" where it can."""
+    ranked = entry.flag("ranking")
+    if ranked and kind != "pairs":
+        return (
+            "holds pairs of answers (ranking: true); learn them with stage: dpo, or "
+            "describe the chosen ones as an ordinary data set"
+        )
+    if kind == "pairs" and not ranked:
+        return (
+            "is not described as pairs of answers; name one with ranking: true and "
+            "the columns chosen and rejected"
+        )
+    if kind == "labelled" and not files.inner(entry.keys, "columns").get("kto_tag"):
+        return "names no kto_tag among its columns, which says what answers are wanted"
+    return ""
 
 
 def _guess(folder: str, name: str) -> str:

@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from jaxpeft.assembly.configuration import TABLES
-from jaxpeft.convert_config import trainer
+from jaxpeft.convert_config import preferences, trainer
 from jaxpeft.convert_config.columns import TEXT_ONLY
-from jaxpeft.convert_config.datasets import PREFERENCES, read_sources
+from jaxpeft.convert_config.datasets import read_sources
 from jaxpeft.convert_config.draft import Draft, names
 from jaxpeft.convert_config.llamafactory_rows import ROWS
 from jaxpeft.convert_config.optimizers import ADAM, ONE_SIDE, OPTIMIZERS, Optimizer
+from jaxpeft.convert_config.preferences import OF_SFT, ONLINE
 
-# Stage: whether it can be trained here, or why not.
-STAGES: dict[str, str | None] = {
-    "sft": None,
-    "pt": None,
-    "rm": PREFERENCES,
-    "dpo": PREFERENCES,
-    "kto": PREFERENCES,
-    "ppo": PREFERENCES,
+# Stage: what its records are.
+STAGES = {
+    "sft": "answers",
+    "pt": "text",
+    "dpo": "pairs",
+    "kto": "labelled",
+    "rm": "pairs",
+    "ppo": "answers",
 }
 METHODS, FREEZE = ("lora", "full"), "freeze"
 # Kinds of checkpoints in few bits, which show in the name alone.
@@ -39,29 +40,31 @@ def from_llamafactory(keys: Mapping[str, Any], devices: int | None = None) -> Dr
             says, or one.
 
     Raises:
-        InputError: all problems at once, for what cannot be trained here: stages other
-            than `sft` and `pt`, methods other than LoRA, its kinds, full fine-tuning
-            and freezing layers, images.
+        InputError: all problems at once, for what cannot be trained here: stage `ppo`,
+            methods other than LoRA, its kinds, full fine-tuning and freezing layers,
+            images.
     """
     draft = Draft(keys)
     stage = _stage(draft)
+    kind = STAGES[stage]
     method = _method(draft)
     _model(draft, method)
     if method == "lora":
         _lora(draft)
-    _data(draft, pretraining=stage == "pt")
+    _data(draft, kind)
     workers = draft.whole("ray_num_workers", 1)
-    trainer.translate(draft, devices or workers, _switched(draft))
+    rows = 2 if kind == "pairs" else 1
+    trainer.translate(draft, devices or workers, _switched(draft), rows)
     _projections(draft)
-    draft.apply(ROWS)
+    preferences.objective(draft, stage)
+    draft.apply(ROWS if kind in ("text", "answers") else {**ROWS, **OF_SFT})
     return draft
 
 
 def _stage(draft: Draft) -> str:
     stage = draft.choice("stage", "sft", STAGES)
-    reason = STAGES[stage]
-    if reason:
-        draft.refuse("stage", reason)
+    if stage == "ppo":
+        draft.refuse("stage", ONLINE)
     if draft.flag("do_predict") and not draft.flag("do_train"):
         draft.refuse(
             "do_predict",
@@ -204,32 +207,43 @@ def _lora_plus(draft: Draft) -> None:
         draft.set("optimizer.lora_plus_ratio", float(ratio))
 
 
-def _data(draft: Draft, pretraining: bool) -> None:
+def _data(draft: Draft, kind: str) -> None:
+    pretraining = kind == "text"
     if not draft.given("dataset"):
         draft.refuse("dataset", "name a data set")
     _template(draft, pretraining)
     draft.set(
         "data.max_length",
         draft.whole("cutoff_len", 2048),
-        ""
-        if pretraining
-        else "what is longer loses its end here; there question and "
-        "answer are shortened by their shares",
+        CUTS[kind],
     )
-    train = read_sources(draft, "dataset", pretraining)
-    held_out = read_sources(draft, "eval_dataset", pretraining)
+    train = read_sources(draft, "dataset", kind)
+    held_out = read_sources(draft, "eval_dataset", kind)
     draft.set("data.train", train[0] if len(train) == 1 else train)
     if held_out:
         draft.set("data.eval", held_out[0] if len(held_out) == 1 else held_out)
     _held_out(draft, bool(held_out))
     neat = draft.flag("neat_packing")
-    if draft.flag("packing", pretraining) or neat:
+    if kind in ("pairs", "labelled"):
+        draft.skip("packing", "preferences are never packed, there either")
+    elif draft.flag("packing", pretraining) or neat:
         remark = "examples share a row and never see each other" * (not neat)
         draft.set("data.packing", True, remark)
     if draft.flag("train_on_prompt"):
         draft.set("data.train_on", "all")
     if draft.flag("disable_shuffling"):
         draft.set("data.shuffle", False)
+
+
+_SHARES = "there question and answer are shortened by their shares"
+_OF_PREFERENCES = f"what is longer loses the beginning of its prompt here; {_SHARES}"
+# What happens to records that are too long, by what they are.
+CUTS = {
+    "text": "",
+    "answers": f"what is longer loses its end here; {_SHARES}",
+    "pairs": _OF_PREFERENCES,
+    "labelled": _OF_PREFERENCES,
+}
 
 
 def _held_out(draft: Draft, evaluated: bool) -> None:

@@ -23,7 +23,7 @@ _BENCHMARK = (
 )
 _VISION = Refused(TEXT_ONLY, off=(None,))
 _SWANLAB = "curves go to metrics.jsonl, loss.png and training.report_to"
-_PREFERENCE = Idle("of preference training, which stage sft is not")
+_PREFERENCE = Idle("of another stage, or of a loss that is not chosen")
 _LORA = Idle("of finetuning_type lora")
 
 ROWS: dict[str, Row] = {

@@ -154,26 +154,29 @@ _SINKS = ("tensorboard", "wandb", "trackio")
 _EVERY = {"logging": 500, "save": 500}  # steps, by the Trainer's defaults
 
 
-def translate(draft: Draft, devices: int, instead: Optimizer | None = None) -> None:
+def translate(
+    draft: Draft, devices: int, instead: Optimizer | None = None, rows: int = 1
+) -> None:
     """Translates all that the Trainer reads, but for precision, which needs the method.
 
     Args:
         draft: gives their keys and takes ours; its `adapter.method` is set.
         devices: over how many the batch was spread.
         instead: the optimizer that stands in the place of that of `optim`.
+        rows: how many sequences a record is, 2 for a pair: theirs count records.
 
     Raises:
         InputError: text in `optim_args` or `lr_scheduler_kwargs` cannot be read.
     """
     length(draft)
-    batch(draft, devices)
+    batch(draft, devices, rows)
     optimizer(draft, instead)
     schedule(draft)
     for kind in _EVERY:
         every(draft, kind)
     limit = draft.whole("save_total_limit", 0)
     draft.set("training.save_total_limit", limit if limit > 0 else None)
-    evaluation(draft, devices)
+    evaluation(draft, devices, rows)
     order(draft)
     sinks(draft)
     spread(draft)
@@ -239,22 +242,23 @@ def length(draft: Draft) -> None:
         draft.set("training.num_epochs", float(epochs))
 
 
-def batch(draft: Draft, devices: int) -> None:
+def batch(draft: Draft, devices: int, rows: int = 1) -> None:
     """Sets our batch, which is that of a step: over all devices and parts together.
 
     Args:
         draft: gives their keys and takes ours.
         devices: over how many the batch was spread.
+        rows: how many sequences a record is.
     """
     size = draft.whole("per_device_train_batch_size", 8)
     parts = draft.whole("gradient_accumulation_steps", 1)
-    total = size * parts * devices
+    total = size * parts * devices * rows
     word = "device" if devices == 1 else "devices"
-    draft.set(
-        "training.batch_size",
-        total,
-        f"of a whole step: {size} a device x {parts} accumulated x {devices} {word}",
+    remark = (
+        f"of a whole step: {size} a device x {parts} accumulated x {devices} {word}"
     )
+    remark += f" x {rows} sequences of a pair" * (rows > 1)
+    draft.set("training.batch_size", total, remark)
     if parts > 1:
         draft.set("training.gradient_accumulation_steps", parts)
 
@@ -304,17 +308,18 @@ def _in_steps(strategy: Any, ours: str) -> str:
     )
 
 
-def evaluation(draft: Draft, devices: int) -> None:
+def evaluation(draft: Draft, devices: int, rows: int = 1) -> None:
     """Sets when to evaluate, in which batches, and when to stop early.
 
     Args:
         draft: gives their keys and takes ours; its data are set.
         devices: over how many a batch was spread.
+        rows: how many sequences a record is.
     """
     strategy = draft.take("eval_strategy", draft.take("evaluation_strategy", "no"))
     logged = draft.settings.get("training.logging_steps", _EVERY["logging"])
     steps = steps_of(draft, "eval_steps", logged)
-    size = draft.whole("per_device_eval_batch_size", 8) * devices
+    size = draft.whole("per_device_eval_batch_size", 8) * devices * rows
     patience = draft.take("early_stopping_steps")
     best = draft.flag("load_best_model_at_end")
     if not {"data.eval", "data.eval_split"} & set(draft.settings):

@@ -1,9 +1,9 @@
-"""From transformers' TrainingArguments as JSON, TRL's SFTConfig, and PEFT's config."""
+"""From transformers' TrainingArguments as JSON, TRL's configs, and PEFT's."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from jaxpeft.convert_config import files, peft_config, trainer
+from jaxpeft.convert_config import files, peft_config, trainer, trl
 from jaxpeft.convert_config.draft import Draft, Idle, Row, To, Without, truth
 
 MODEL, DATA = "MODEL", "train.json"
@@ -74,7 +74,7 @@ def from_training_arguments(
     Raises:
         InputError: all problems at once, for what cannot be trained here.
     """
-    draft = Draft(keys)
+    draft, kind = Draft(keys), trl.trainer_of(keys)
     if adapter is None:
         draft.set("adapter.method", "full", "no --peft was given")
         base = None
@@ -88,19 +88,23 @@ def from_training_arguments(
     trainer.precision(draft, draft.settings["adapter.method"])
     _checkpointing(draft)
     _length(draft, model or base)
+    layout = {} if kind is None else {"format": "messages"}
     if data:
-        draft.set("data.train", {"path": data})
+        draft.set("data.train", {"path": data} | layout)
     else:
         remark = "TODO: your file, and its format if it is not alpaca"
-        draft.set("data.train", {"path": DATA}, remark)
+        draft.set("data.train", {"path": DATA} | layout, remark)
         draft.lack(
             "train_dataset", "is no training argument; give --data, or data.train"
         )
     if eval_data:
-        draft.set("data.eval", {"path": eval_data})
-    trainer.translate(draft, devices)
-    _supervision(draft)
-    draft.apply({**trainer.ROWS, **SFT})
+        draft.set("data.eval", {"path": eval_data} | layout)
+    trainer.translate(draft, devices, rows=2 if kind in trl.PAIRS else 1)
+    if kind is None:
+        _supervision(draft)
+    else:
+        trl.objective(draft, kind)
+    draft.apply({**trainer.ROWS, **SFT, **({} if kind is None else trl.ROWS)})
     return draft
 
 

@@ -200,6 +200,9 @@ def test_sources_are_mixed_by_their_weights(trained, files, records, tmp_path):
     done = trained("run", **{"data.train": sources})
     assert done.code == 0
     assert "training data: 52 examples" in done.out
+    answer = records[0]["output"]
+    (line,) = [s for s in done.out.splitlines() if s.startswith("  the first, ⟦")]
+    assert f"⟦{answer[:40]}" in line and f"{answer[-20:]}<|im_end|>⟧" in line
 
 
 def test_plain_text_is_learned_whole(trained, metrics, records, tiny, tmp_path):

@@ -78,6 +78,13 @@ def data_folder(tmp_path) -> Path:
     (folder / "chat.json").write_text(json.dumps([{"messages": said}]))
     asked = [{"question": "q", "answer": "a"}]
     (folder / "qa.json").write_text(json.dumps(asked))
+    answers = {side: {"from": "gpt", "value": side} for side in ("chosen", "rejected")}
+    pairs = [{"conversations": turns[:1], **answers}]
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+    ranked = [{"question": "q", "good": "yes", "bad": "no"}]
+    (folder / "ranked.json").write_text(json.dumps(ranked))
+    labelled = [{"messages": said, "wanted": label} for label in (True, False)]
+    (folder / "labelled.json").write_text(json.dumps(labelled))
     openai_tags = {
         "role_tag": "role",
         "content_tag": "content",
@@ -105,7 +112,35 @@ def data_folder(tmp_path) -> Path:
             "columns": {"prompt": "question", "response": "answer"},
             "num_samples": 7,
         },
-        "elsewhere": {"hf_hub_url": "someone/something"},
+        "pairs": {
+            "file_name": "pairs.json",
+            "ranking": True,
+            "formatting": "sharegpt",
+            "columns": {
+                "messages": "conversations",
+                "chosen": "chosen",
+                "rejected": "rejected",
+            },
+        },
+        "ranked": {
+            "file_name": "ranked.json",
+            "ranking": True,
+            "columns": {"prompt": "question", "chosen": "good", "rejected": "bad"},
+        },
+        "labelled": {
+            "file_name": "labelled.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages", "kto_tag": "wanted"},
+            "tags": openai_tags,
+        },
+        "of_the_hub": {
+            "hf_hub_url": "org/set",
+            "ms_hub_url": "other/set",
+            "subset": "en",
+            "split": "train_sft",
+            "formatting": "sharegpt",
+        },
+        "elsewhere": {"ms_hub_url": "someone/something"},
         "dpo_en_demo": {"file_name": "dpo.json", "ranking": True},
         "pictures": {"file_name": "p.json", "columns": {"images": "images"}},
     }

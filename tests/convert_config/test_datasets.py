@@ -54,6 +54,15 @@ def test_several_sets_are_drawn_by_their_sizes_as_if_put_together(convert, data_
     assert "there it ends when the first" in convert(keys | mixed).out
 
 
+def test_a_set_of_the_hub_is_one_here(convert, data_folder):
+    keys = {"dataset_dir": str(data_folder), "dataset": "of_the_hub"}
+    done = convert(COMMON | keys | {"max_samples": 9})
+    (source,) = done.cfg.data.train
+    assert (source.path, source.name, source.split) == ("org/set", "en", "train_sft")
+    assert (source.format, source.max_samples) == ("sharegpt", 9)
+    assert "org/set" not in done.out
+
+
 def test_a_set_that_is_elsewhere_is_listed(convert, data_folder):
     keys = {"dataset_dir": str(data_folder), "dataset": "elsewhere"}
     done = convert(COMMON | keys)

@@ -204,10 +204,7 @@ def first_key(text: str) -> str:
 
 # What cannot be trained here, and the word that the message has to say.
 REFUSED = {
-    "dpo": ({"stage": "dpo", "pref_beta": 0.1, "pref_loss": "sigmoid"}, "stage", "sft"),
-    "kto": ({"stage": "kto", "pref_beta": 0.1}, "stage", "sft"),
-    "reward": ({"stage": "rm"}, "stage", "sft"),
-    "ppo": ({"stage": "ppo", "reward_model": "saves/reward"}, "stage", "sft"),
+    "ppo": ({"stage": "ppo", "reward_model": "saves/reward"}, "stage", "dpo"),
     "vision": (
         {"image_max_pixels": 262144, "video_max_pixels": 16384},
         "image_max_pixels",
@@ -265,7 +262,7 @@ def test_what_cannot_be_trained_is_refused(name, convert, data_folder):
 
 
 def test_all_that_is_refused_is_told_at_once(convert, data_folder):
-    keys = COMMON | {"dataset_dir": str(data_folder), "stage": "dpo"}
+    keys = COMMON | {"dataset_dir": str(data_folder), "stage": "ppo"}
     done = convert(keys | {"finetuning_type": "oft", "image_max_pixels": 9})
     assert len(done.err.splitlines()) == 3
 

@@ -8,7 +8,8 @@ import pytest
 from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.config import RunConfig
 from jaxpeft.config.sections import SECTIONS
-from jaxpeft.convert_config import peft_config, trainer
+from jaxpeft.convert_config import peft_config, trainer, trl
+from jaxpeft.convert_config.draft import Draft
 from jaxpeft.convert_config.llamafactory import from_llamafactory
 from jaxpeft.convert_config.llamafactory_rows import ROWS
 
@@ -41,6 +42,12 @@ def theirs(head):
             *("peft_type", "use_dora", "init_lora_weights", "base_model_name_or_path"),
             "target_modules",
         }
+    if head == "TRL":
+        drafts = [Draft({"disable_dropout": False}) for _ in (*trl.PAIRS, "kto")]
+        for draft, trainer_ in zip(drafts, (*trl.PAIRS, "kto")):
+            draft.settings["adapter.method"] = "lora"
+            trl.objective(draft, trainer_)
+        return {*trl.ROWS, *(key for draft in drafts for key in draft.known)}
     known = {"model_name_or_path": "a", "dataset": "b"}
     draft = from_llamafactory(known)
     return {*ROWS, *trainer.ROWS, *draft.known}
@@ -48,7 +55,12 @@ def theirs(head):
 
 @pytest.mark.parametrize(
     ("head", "least"),
-    [("LLaMA-Factory", 20), ("TrainingArguments", 15), ("adapter_config.json", 6)],
+    [
+        ("LLaMA-Factory", 20),
+        ("TrainingArguments", 15),
+        ("TRL", 7),
+        ("adapter_config.json", 6),
+    ],
 )
 def test_every_key_of_the_page_exists(head, least, root):
     table = rows(root, head)
