@@ -1,5 +1,6 @@
 """A part of a source -> the arrays of its examples: what a worker does."""
 
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -52,11 +53,14 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """What changes where records may become other examples; it fits into JSON."""
         kind = self.kind
+        # All that a kind says in words and numbers; its functions go by their modules.
+        said = {f.name: getattr(kind, f.name) for f in dataclasses.fields(kind)}
+        plain = (str, int, bool, type(None))
         return {
             "format": self.format,
             "fields": dict(self.fields or {}),
-            "kind": [kind.name, dict(kind.columns), kind.together, kind.cuts],
-            "ends_documents": kind.ends_documents,
+            "kind": {name: x for name, x in said.items() if isinstance(x, plain)},
+            "columns": dict(kind.columns),
             "max_length": self.max_length,
             "train_on": self.train_on,
             "split": self.split,

@@ -1,5 +1,6 @@
 """Stored examples: the same as fresh ones, and never wrong whatever happens to them."""
 
+import dataclasses
 import errno
 import json
 from pathlib import Path
@@ -11,6 +12,8 @@ from jaxpeft import cache
 from jaxpeft.config.data import DataSection
 from jaxpeft.data import blocks, load_eval, load_train, store, stored_source, workers
 from jaxpeft.data.blocks import BLOCK, Blocks, Joined, Ones, Writing
+from jaxpeft.data.formats import SFT
+from jaxpeft.data.making import Recipe
 from jaxpeft.errors import InputError
 
 RECORDS = [
@@ -247,3 +250,12 @@ def test_the_command_lists_and_clears(load, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("JAXPEFT_CACHE_DIR", "off")
     with pytest.raises(InputError, match="nothing is kept; give --dir"):
         cache.main([])
+
+
+def test_whatever_a_kind_says_tells_stores_apart():
+    said = {"together": 2, "cuts": "prompt", "ends_documents": False, "weighs": False}
+    said |= {"name": "other", "columns": {"margin": "float32"}, "train_on": "all"}
+    kinds = [SFT, *(dataclasses.replace(SFT, **{n: x}) for n, x in said.items())]
+    recipes = [Recipe("alpaca", None, kind, 64, "assistant", False) for kind in kinds]
+    recipes += [dataclasses.replace(recipes[0], fields={"input": None})]
+    assert len({store.key_of(recipe.identity()) for recipe in recipes}) == len(recipes)
