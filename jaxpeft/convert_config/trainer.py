@@ -13,11 +13,14 @@ _SPEED = "how the step is compiled decides this here"
 _LOG = "the log and metrics.jsonl are always written so"
 _SAVED = "checkpoints are always whole, sealed and in the run directory"
 _METRICS = (
-    "the evaluation loss, perplexity and accuracy are what is measured; for others "
-    "score the answers of `python -m jaxpeft.generate --run DIR --prompts FILE`"
+    "evaluations measure loss, perplexity and accuracy, and what evaluation.metrics "
+    "names (docs/evaluation.md); training.metric_for_best_model says which counts"
 )
 _HUB = "nothing is uploaded: `hf upload REPO RUN/adapter` afterwards"
-_GENERATE = "an option of `python -m jaxpeft.generate`"
+_GENERATE = (
+    "an option of `python -m jaxpeft.generate`; evaluations generate where "
+    "evaluation.metrics names any"
+)
 
 ROWS: dict[str, Row] = {
     # where and how long
