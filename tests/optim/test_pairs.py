@@ -1,5 +1,9 @@
 """Optimizers made for LoRA: beside references, and blind to how a product is split."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +11,8 @@ import optax
 import peft
 import pytest
 import torch
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as Spec
 from peft.optimizers.riemannian import create_riemannian_optimizer
 
 from jaxpeft import config, optim
@@ -306,3 +312,47 @@ def test_rates_and_decays_of_a_sweep_share_a_program(name):
             together,
             alone,
         )
+
+
+@pytest.mark.parametrize("injected", [False, True], ids=["plain", "injected"])
+@pytest.mark.parametrize("name", MADE)
+def test_split_factors_on_a_mesh_with_explicit_axes_take_the_same_steps(name, injected):
+    """On the device there is; on eight by the test below."""
+    layout = optim.Layout(stacked=r"layers\..*")
+    make, shape = getattr(optim, name), (jax.device_count() // 2 or 1, 2)
+    if jax.device_count() == 1:
+        shape = (1, 1)
+    static = ("layout", *(["ns_steps"] if name == "lora_muon" else []))
+    maker = optax.inject_hyperparams(make, static) if injected else make
+    mesh = jax.make_mesh(shape, ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    places = {"a": Spec(None, "x", None), "b": Spec(None, None, "y")}
+    places = {"layers": {k: NamedSharding(mesh, v) for k, v in places.items()}}
+    start = {"layers": {"a": normal(2, 16, R), "b": normal(2, R, N)}}
+    grads = jax.tree.map(lambda x: 0.1 * np.cos(x), start)
+
+    def steps(tx, place):
+        params, g = place(start), place(grads)
+        state, update = jax.jit(tx.init)(params), jax.jit(tx.update)
+        for _ in range(2):
+            changes, state = update(g, state, params)
+            params = jax.jit(optax.apply_updates)(params, changes)
+        return jax.device_get(params)
+
+    plain = steps(make(0.02, layout=layout), lambda x: jax.tree.map(jnp.asarray, x))
+    with jax.set_mesh(mesh):
+        tx = maker(learning_rate=0.02, layout=layout)
+        split = steps(tx, lambda x: jax.device_put(x, places))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), split, plain)
+
+
+@pytest.mark.slow
+def test_they_take_the_same_steps_on_eight_devices():
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        [*command, "-k", "explicit_axes"],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
