@@ -295,7 +295,7 @@ class ObjectiveSection(ComponentSection):
 
     name: Text = Field(
         default="sft",
-        description="sft, dpo, orpo, simpo, cpo: docs/objectives.md",
+        description="sft, dpo, orpo, simpo, cpo, kto: docs/objectives.md",
         json_schema_extra=keys.IF_SET,
     )
 

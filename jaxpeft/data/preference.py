@@ -244,24 +244,15 @@ def _tokens(examples: Any, number: int) -> Any:
     return examples.tokens[first : first + examples.lengths[number]]
 
 
-def both_labels(path: str, examples: Any) -> list[str]:
+def counted_labels(path: str, examples: Any) -> list[str]:
     """How many answers are wanted and how many are not.
 
     Args:
         path: the source.
         examples: `data.Examples` of it.
-
-    Raises:
-        InputError: all labels are the same.
     """
     wanted = int(examples.columns["label"].sum())
     others = len(examples) - wanted
-    if not wanted or not others:
-        raise InputError(
-            f"{path}: the label of all {len(examples):,} answers is "
-            f"{'true' if wanted else 'false'}; kto needs answers of both kinds: add "
-            "some, or use sft on those that are wanted"
-        )
     return [f"{path}: {wanted:,} answers are wanted, {others:,} are not"]
 
 
@@ -300,5 +291,5 @@ LABELLED = Kind(
     _fields("output", "completion", "label"),
     columns={"label": "float32"},
     cuts="prompt",
-    check=both_labels,
+    check=counted_labels,
 )

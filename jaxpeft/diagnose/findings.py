@@ -6,21 +6,21 @@ numbers, and the setting to change, with its number. A healthy run gives none.
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from jaxpeft import optim
 from jaxpeft.assembly import configuration
-from jaxpeft.config import OptimizerSection, RunConfig
+from jaxpeft.config import OptimizerSection
+from jaxpeft.diagnose import answers
+from jaxpeft.diagnose.finding import Finding, Line, Settings, number
 from jaxpeft.errors import InputError
 from jaxpeft.rundir.files import CONFIG, METRICS
 from jaxpeft.rundir.metrics import read_lines
 
-Line = Mapping[str, Any]
+__all__ = ["Finding", "Line", "Settings", "diagnose", "of_run"]
 
 FEWEST = 8  # logged steps of which anything is said
 FEWEST_FLAT = 30  # before a loss over batches that differ is called flat
@@ -42,58 +42,6 @@ OF_DIVERGENCE = {
 }
 ASK = "; `jaxpeft lr_find` looks for the best one"
 END = 0.2  # of the highest rate: every schedule that falls ends below it
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a diagnosis must know of the configuration.
-
-    Attributes:
-        max_grad_norm: the global norm that gradients are clipped to; None: no clipping.
-        averages: whether the optimizer averages its parameters, so that its rate need
-            not fall.
-        batch_size: sequences a step.
-        keeps_best: whether the best evaluation's adapter is the one that is written.
-        learning_rate: the schedule's highest rate; None: unknown, or found by itself.
-    """
-
-    max_grad_norm: float | None = None
-    averages: bool = False
-    batch_size: int = 16
-    keeps_best: bool = False
-    learning_rate: float | None = None
-
-    @classmethod
-    def of(cls, cfg: RunConfig) -> "Settings":
-        """The settings that a configuration has."""
-        return cls(
-            cfg.optimizer.max_grad_norm,
-            optim.OPTIMIZERS[cfg.optimizer.name].averages,
-            cfg.training.batch_size,
-            cfg.training.keeps_best,
-            None if cfg.optimizer.is_auto else cfg.optimizer.learning_rate,
-        )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing seen in the metrics of a run.
-
-    Attributes:
-        kind: a word for it.
-        step: where it shows.
-        evidence: what was seen, in numbers.
-        remedy: the setting to change, with its number.
-    """
-
-    kind: str
-    step: int
-    evidence: str
-    remedy: str
-
-    def __str__(self) -> str:
-        """One line for a person."""
-        return f"{self.kind}: {self.evidence}; {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -144,14 +92,14 @@ def diagnose(
     broken = _not_finite(training)
     if not broken and (ended or len(training) >= FEWEST):  # before, it may warm up yet
         broken = _without_rate(training, settings)
-    sound = [line for line in training if _number(line, "loss") is not None]
+    sound = [line for line in training if number(line, "loss") is not None]
     if len(sound) < FEWEST or any(finding.kind == "no rate" for finding in broken):
         return broken
     curves = _curves(sound, lines, settings)
     checks: list[Callable[[_Curves], Finding | None]] = [
         _diverging,
         _overfitting,
-        _oscillating,
+        *([] if answers.are_compared(sound) else [_oscillating]),
         _flat,
         _spikes,
         _clipped,
@@ -159,6 +107,7 @@ def diagnose(
     if ended:
         checks.append(_end_of_schedule)
     noticed = [finding for check in checks if (finding := check(curves)) is not None]
+    noticed += answers.noticed(lines, settings)
     kinds = {finding.kind for finding in [*broken, *noticed]}
     # They are the same trouble seen from another side.
     if "diverging" in kinds:
@@ -169,10 +118,10 @@ def diagnose(
 
 
 def _curves(sound: Sequence[Line], lines: Sequence[Line], given: Settings) -> _Curves:
-    evaluations = [s for s in lines if _number(s, "eval_loss") is not None]
+    evaluations = [s for s in lines if number(s, "eval_loss") is not None]
 
     def column(rows: Sequence[Line], key: str) -> np.ndarray:
-        return np.asarray([_number(row, key) or 0.0 for row in rows], float)
+        return np.asarray([number(row, key) or 0.0 for row in rows], float)
 
     return _Curves(
         steps=column(sound, "step"),
@@ -187,21 +136,21 @@ def _curves(sound: Sequence[Line], lines: Sequence[Line], given: Settings) -> _C
 
 def _overflowed(line: Line) -> bool:
     """Whether only the scale of the loss was too large, which then halves (float16)."""
-    scale = _number(line, "loss_scale")
-    return scale is not None and scale > 1 and _number(line, "loss") is not None
+    scale = number(line, "loss_scale")
+    return scale is not None and scale > 1 and number(line, "loss") is not None
 
 
 def _not_finite(training: Sequence[Line]) -> list[Finding]:
     lost = [
         line
         for line in training
-        if _number(line, "loss") is None or _number(line, "grad_norm") is None
+        if number(line, "loss") is None or number(line, "grad_norm") is None
         # A gradient of 0: no token of the step was learned, so it has no loss.
-        if _number(line, "grad_norm") != 0 and not _overflowed(line)
+        if number(line, "grad_norm") != 0 and not _overflowed(line)
     ]
     if not lost:
         return []
-    step, rates = int(lost[0]["step"]), [_number(s, "learning_rate") for s in training]
+    step, rates = int(lost[0]["step"]), [number(s, "learning_rate") for s in training]
     rate = max(r for r in [*rates, 0.0] if r is not None)
     return [
         Finding(
@@ -217,7 +166,7 @@ def _not_finite(training: Sequence[Line]) -> list[Finding]:
 
 def _without_rate(training: Sequence[Line], settings: Settings) -> list[Finding]:
     """No logged step had a rate above 0: whatever the losses do, nothing trained."""
-    rates = [_number(line, "learning_rate") for line in training]
+    rates = [number(line, "learning_rate") for line in training]
     if any(rate is None or rate > 0 for rate in rates):
         return []
     default = OptimizerSection.model_fields["learning_rate"].default
@@ -382,13 +331,6 @@ def _end_of_schedule(c: _Curves) -> Finding | None:
         f"{third} evaluations brought nothing below {before:.3f}",
         "let the rate fall: schedule.name=cosine",
     )
-
-
-def _number(line: Line, key: str) -> float | None:
-    value = line.get(key)
-    if value is None or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def of_run(directory: Path) -> list[Finding]:

@@ -7,6 +7,7 @@ from jaxpeft.config import DataSection, Table, keys
 from jaxpeft.objectives.classification import classification, labels_of
 from jaxpeft.objectives.cpo import cpo, simpo
 from jaxpeft.objectives.dpo import dpo
+from jaxpeft.objectives.kto import kto
 from jaxpeft.objectives.objective import Head, Loss, Objective
 from jaxpeft.objectives.orpo import orpo
 from jaxpeft.objectives.reward import reward
@@ -21,6 +22,7 @@ __all__ = [
     "classification",
     "cpo",
     "dpo",
+    "kto",
     "orpo",
     "reward",
     "sft",
@@ -48,6 +50,7 @@ OBJECTIVES = Table(
         "orpo": Line(orpo),
         "simpo": Line(simpo),
         "cpo": Line(cpo),
+        "kto": Line(kto),
         "reward": Line(reward),
         "classification": Line(classification, settled=labels_of),
     },
@@ -58,5 +61,7 @@ OBJECTIVES = Table(
         "sft_weight": keys.NUMBER,
         "gamma": keys.NUMBER,
         "cpo_alpha": keys.NUMBER,
+        "desirable_weight": keys.NUMBER,
+        "undesirable_weight": keys.NUMBER,
     },
 )

@@ -4,7 +4,6 @@ Rows 2i and 2i + 1 of a batch are the chosen and the rejected answer of pair i. 
 without supervised tokens is padding, and so is its pair.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,9 +12,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float32
 
-from jaxpeft import data, kernel, models
+from jaxpeft import kernel, models
 from jaxpeft.data.preference import PAIRS
 from jaxpeft.models import ModelConfig
+from jaxpeft.objectives.answers import loads
 from jaxpeft.objectives.objective import Loss, Micro, Objective
 from jaxpeft.objectives.sft import last_hidden
 from jaxpeft.objectives.token_logps import token_logps
@@ -153,6 +153,7 @@ def objective(
             "reference": held(params),
         }
 
+    load_train, load_eval = loads(PAIRS)
     return Objective(
         loss=loss,
         sums=sums,
@@ -161,8 +162,8 @@ def objective(
         from_hidden=from_hidden if reference is None else None,
         held=keep,
         of_step=of_step(whole),
-        load_train=functools.partial(data.load_train, kind=PAIRS),
-        load_eval=functools.partial(data.load_eval, kind=PAIRS),
+        load_train=load_train,
+        load_eval=load_eval,
     )
 
 

@@ -73,6 +73,26 @@ class Chart:
         }
 
 
+# Figures of objectives that compare answers: title, axis, names.
+GROUPS = (
+    (
+        "Preferred answers",
+        "share of pairs (0 to 1)",
+        ("rewards/accuracies",),
+    ),
+    (
+        "Rewards",
+        "beta times log-ratio (no unit)",
+        ("rewards/chosen", "rewards/rejected", "rewards/margins"),
+    ),
+    (
+        "Log-probabilities of answers",
+        "nats",
+        ("logps/chosen", "logps/rejected"),
+    ),
+)
+
+
 def run_charts(training: list[dict], evaluation: list[dict]) -> list[Chart]:
     """The charts of a run, without those that would be empty.
 
@@ -99,6 +119,7 @@ def run_charts(training: list[dict], evaluation: list[dict]) -> list[Chart]:
             "score (as the metric has it)",
             _curves(evaluation, **_others(evaluation)),
         ),
+        *_groups(training, evaluation),
         Chart(
             "Speed", "tokens per second", _curves(training, tokens_per_second="speed")
         ),
@@ -109,7 +130,20 @@ def run_charts(training: list[dict], evaluation: list[dict]) -> list[Chart]:
 def _others(evaluation: list[dict]) -> dict[str, str]:
     """{key: name} of what evaluations give besides what every one of them does."""
     names = dict.fromkeys(name for line in evaluation for name in line)
-    return {n: n.removeprefix("eval_") for n in names if n not in USUAL}
+    return {
+        n: n.removeprefix("eval_") for n in names if n not in USUAL and "/" not in n
+    }
+
+
+def _groups(training: list[dict], evaluation: list[dict]) -> list[Chart]:
+    """A chart of the figures of each group, such as `rewards/chosen` and its like."""
+    charts = []
+    for title, label, names in GROUPS:
+        trained = {name: f"{name} in training" for name in names}
+        held_out = {f"eval_{name}": f"{name} in evaluations" for name in names}
+        series = [*_curves(training, **trained), *_curves(evaluation, **held_out)]
+        charts.append(Chart(title, label, series))
+    return charts
 
 
 def _losses(training: list[dict], evaluation: list[dict]) -> list[Series]:

@@ -13,6 +13,8 @@ from jaxpeft.rundir.metrics import best_evaluation, read_metrics, values
 from jaxpeft.rundir.sweep_files import PointRecord, SweepRecord
 
 LOSS, STEP, RATE = "loss (nats per token)", "step (updates)", "rate (per update)"
+OF_ANSWERS = "loss (mean over pairs or answers)"
+MARGIN, ACCURACY = "rewards/margins", "rewards/accuracies"
 FACTOR = 5.0  # values that span it are drawn on a logarithmic axis
 SEED = "seed"
 
@@ -20,7 +22,8 @@ SEED = "seed"
 def plot_losses(metrics: Path, target: Path, title: str) -> None:
     """Draws `metrics.jsonl` to a PNG: both losses above, the learning rate below.
 
-    The best evaluation is marked.
+    The best evaluation is marked. Where answers have rewards, their margin and the
+    share of pairs in which the chosen one's is the higher stand between the two.
 
     Args:
         metrics: the `metrics.jsonl`.
@@ -29,9 +32,17 @@ def plot_losses(metrics: Path, target: Path, title: str) -> None:
     """
     pyplot = _pyplot()
     training, evaluation = read_metrics(metrics)
-    figure, (top, bottom) = pyplot.subplots(
-        2, 1, sharex=True, figsize=(8, 6), height_ratios=(3, 1), layout="constrained"
+    has_rewards = any(MARGIN in line for line in training)
+    heights = (3, 2, 1) if has_rewards else (3, 1)
+    figure, (top, *middle, bottom) = pyplot.subplots(
+        *(len(heights), 1),
+        sharex=True,
+        figsize=(8, 2 + 2 * len(heights)),
+        height_ratios=heights,
+        layout="constrained",
     )
+    for axes in middle:
+        _plot_rewards(axes, training, evaluation)
     steps, losses = values(training, "step"), values(training, "loss")
     if len(steps):
         top.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1)
@@ -39,7 +50,7 @@ def plot_losses(metrics: Path, target: Path, title: str) -> None:
     if evaluation:
         _plot_evaluations(top, evaluation)
     top.set_title(_literal(title))
-    top.set_ylabel(LOSS)
+    top.set_ylabel(OF_ANSWERS if has_rewards else LOSS)
     top.grid(alpha=0.3)
     if len(steps) or evaluation:
         top.legend()
@@ -49,6 +60,24 @@ def plot_losses(metrics: Path, target: Path, title: str) -> None:
     bottom.grid(alpha=0.3)
     figure.savefig(target, dpi=120)
     pyplot.close(figure)
+
+
+def _plot_rewards(axes: Any, training: list[dict], evaluation: list[dict]) -> None:
+    """The margin of rewards, and on an axis of its own the share of pairs."""
+    steps, margins = values(training, "step"), values(training, MARGIN)
+    axes.plot(steps, margins, color="tab:blue", alpha=0.3, linewidth=1)
+    axes.plot(steps, smoothed(margins), color="tab:blue", label="training, smoothed")
+    at, shares = values(evaluation, "step"), values(evaluation, f"eval_{ACCURACY}")
+    held_out = values(evaluation, f"eval_{MARGIN}")
+    axes.plot(at, held_out, color="tab:orange", marker="o", ms=4, label="evaluation")
+    axes.set_ylabel("margin of rewards")
+    axes.grid(alpha=0.3)
+    if np.isfinite(shares).any():
+        right = axes.twinx()
+        right.plot(at, shares, color="tab:purple", marker="s", ms=3, linestyle=":")
+        right.set_ylabel("chosen preferred (share)", color="tab:purple")
+        right.set_ylim(-0.02, 1.02)
+    axes.legend(loc="upper left")
 
 
 def _plot_evaluations(axes: Any, lines: list[dict]) -> None:

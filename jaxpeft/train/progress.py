@@ -68,6 +68,7 @@ class PlainProgress:
                 f"  grad {line['grad_norm']:.2f}"
                 f"  {line['tokens_per_second']:,.0f} tok/s"
             )
+            shown += _preferred(line)
             if "loss_scale" in line:
                 shown += f"  scale {line['loss_scale']:g}"
             if "mfu" in line:
@@ -130,7 +131,7 @@ class BarProgress:
         (line,) = lines
         text = (
             f"loss {_loss(line)}  lr {line['learning_rate']:.2e}"
-            f"  {line['tokens_per_second']:,.0f} tok/s"
+            f"{_preferred(line)}  {line['tokens_per_second']:,.0f} tok/s"
         )
         self._bar.update(self._task, description=text)
 
@@ -154,6 +155,15 @@ class BarProgress:
 
 
 Progress = PlainProgress | BarProgress
+
+
+def _preferred(line: Mapping[str, Any]) -> str:
+    """How a step judges answers, in a few words; empty where it judges none."""
+    if "rewards/margins" not in line:
+        return ""
+    share = line.get("rewards/accuracies")
+    said = "" if share is None else f"  accuracy {share:.0%}"
+    return f"{said}  margin {line['rewards/margins']:.3f}"
 
 
 def make_progress(total: int, done: int) -> Progress:

@@ -24,6 +24,7 @@ NOT_IDENTITY_SECTIONS = ("data", "evaluation", "mesh", "cluster")
 # These one program takes as arrays, or never sees.
 OWN = {"output_dir", "seed", "adapter.lora_alpha", "optimizer.weight_decay"}
 OWN |= {f"objective.{n}" for n in ("beta", "gamma", "sft_weight", "cpo_alpha")}
+OWN |= {f"objective.{n}" for n in ("desirable_weight", "undesirable_weight")}
 RATE, COURSE = "optimizer.learning_rate", "schedule"
 OTHER = "another value"
 

@@ -26,6 +26,7 @@ from jaxpeft.assembly.step import Frozen, TrainState, make_train_step
 pytestmark = pytest.mark.slow
 LOG = logging.getLogger(__name__)
 STEPS, PAIRS, RATE, LENGTH = 10, 2, 1e-3, 96
+FIGURES = ("nll_loss", "kl")  # besides those with a / in their names
 
 
 class Course(NamedTuple):
@@ -102,11 +103,11 @@ def records(assets):
 def there(folder, tokenizer, records, tmp_path_factory):
     """(trainer's class, its settings) -> a `Course`."""
 
-    def follow(trainer, settings, **keys):
+    def follow(trainer, settings, rows=records, **keys):
         out = tmp_path_factory.mktemp("out")
+        keys = {"per_device_train_batch_size": PAIRS} | keys
         args = settings(
             output_dir=str(out),
-            per_device_train_batch_size=PAIRS,
             max_steps=STEPS,
             max_length=LENGTH,
             learning_rate=RATE,
@@ -123,7 +124,7 @@ def there(folder, tokenizer, records, tmp_path_factory):
         made = trainer(
             model=model,
             args=args,
-            train_dataset=datasets.Dataset.from_list(records),
+            train_dataset=datasets.Dataset.from_list(rows),
             processing_class=tokenizer,
         )
         batches, losses, compute = [], [], made.compute_loss
@@ -138,7 +139,7 @@ def there(folder, tokenizer, records, tmp_path_factory):
         made.train()
         made.model.save_pretrained(out / "end", selected_adapters=["default"])
         lines = [line for line in made.state.log_history if "loss" in line]
-        names = [name for name in lines[0] if "/" in name or name == "nll_loss"]
+        names = [name for name in lines[0] if "/" in name or name in FIGURES]
         logged = {name: np.array([line[name] for line in lines]) for name in names}
         return Course(batches, {"loss": np.array(losses), **logged}, str(out / "end"))
 
@@ -146,7 +147,14 @@ def there(folder, tokenizer, records, tmp_path_factory):
 
 
 def rows_of(inputs):
-    """A batch of TRL's as one of ours: chosen and rejected in turns."""
+    """A batch of TRL's as one of ours: chosen and rejected in turns, or as they are."""
+    if "label" in inputs:  # wide enough for a prompt with another's answer
+        width = max(inputs[n].shape[1] for n in ("input_ids", "KL_input_ids"))
+        names = ("input_ids", "attention_mask", "completion_mask")
+        parts = (inputs[name].numpy() for name in names)
+        wide = [np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in parts]
+        labels = torch.as_tensor(inputs["label"]).float().numpy()
+        return batch_of(*wide) | {"label": labels}
     if "completion_mask" in inputs:  # the chosen ones, then the rejected ones
         names = ("input_ids", "attention_mask", "completion_mask")
         halves = [[*inputs[name].numpy().reshape(2, PAIRS, -1)] for name in names]
@@ -163,7 +171,11 @@ def rows_of(inputs):
                 ]
             )
         halves[2] = [x != -100 for x in halves[2]]
-    tokens, inside, answer = (np.stack(x, 1).reshape(2 * PAIRS, -1) for x in halves)
+    return batch_of(*(np.stack(x, 1).reshape(2 * PAIRS, -1) for x in halves))
+
+
+def batch_of(tokens, inside, answer):
+    """The arrays of our batches: of tokens, where there are some, and those learned."""
 
     def shift(x):
         return np.concatenate([x[:, 1:], np.zeros_like(x[:, :1])], axis=1)
@@ -194,6 +206,8 @@ def here(folder, objective, batches):
     for batch in batches:
         wide = {
             name: np.pad(x, ((0, 0), (0, width - x.shape[1])))[None]
+            if x.ndim > 1
+            else x[None]
             for name, x in batch.items()
         }
         state, metrics = step(state, Frozen(frozen, held), wide)
@@ -284,3 +298,17 @@ def test_simpo(folder, there, experimental):
     course = there(*experimental["cpo"], **keys)
     course.logged.pop("nll_loss")  # 0 where it is not used
     compare(folder, course, made("simpo"))
+
+
+def test_kto(folder, there, records):
+    """Wanted and unwanted answers in turns, the latter weighed more."""
+    rows = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in records
+        for side in ("chosen", "rejected")
+    ]
+    keys = {"beta": 0.3, "undesirable_weight": 1.3}
+    size = {"per_device_train_batch_size": 2 * PAIRS}
+    course = there(trl.KTOTrainer, trl.KTOConfig, rows=rows, **keys, **size)
+    assert course.logged["kl"].max() > 0.01
+    compare(folder, course, made("kto", continues=True, **keys))
