@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def loads(
     kind: Kind, checked: Callable[[data.Examples], None] = lambda examples: None
-) -> tuple[Callable[..., data.Batches], Callable[..., data.EvalBatches | None]]:
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`load_train` and `load_eval` of an objective that weighs answers.
 
     Args:
@@ -21,10 +21,11 @@ def loads(
         checked: of all examples to train on; it may raise InputError.
     """
 
-    def load_train(section: "DataSection", *args: Any, **keys: Any) -> data.Batches:
+    def load_train(section: "DataSection", *args: Any, **keys: Any) -> Any:
         _answers_alone(section)
         batches = data.load_train(section, *args, **keys, kind=kind)
-        checked(batches.examples)
+        if isinstance(batches, data.Batches):  # of a stream the rest is not yet known
+            checked(batches.examples)
         return batches
 
     def load_eval(
