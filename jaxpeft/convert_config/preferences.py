@@ -25,8 +25,6 @@ OF_SFT: dict[str, Row] = {
     "use_dft_loss": Without(_OF_SFT),
 }
 
-NAMES = {"kto": "kto", "rm": "reward"}  # stage: objective
-
 
 def objective(draft: Draft, stage: str) -> None:
     """Sets the section `objective` by the stage and the keys that belong to it.
@@ -35,9 +33,6 @@ def objective(draft: Draft, stage: str) -> None:
         draft: gives their keys and takes ours; its model and adapter are set.
         stage: theirs; `sft` and `pt` have no keys of their own.
     """
-    if NAMES.get(stage, "sft") not in TABLES["objective"]:
-        draft.refuse("stage", f"the objective {NAMES[stage]} is not built yet")
-        return
     of_stage = {"dpo": _pairs, "kto": _labelled, "rm": _reward}
     if stage in of_stage:
         of_stage[stage](draft)

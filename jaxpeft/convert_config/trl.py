@@ -91,9 +91,6 @@ def objective(draft: Draft, trainer: str) -> None:
         key = next(key for key in TRAINERS[trainer] if key in draft.keys)
         draft.refuse(key, ONLINE if trainer == "online" else "is not built; use kto")
         return
-    if trainer not in TABLES["objective"]:
-        draft.refuse(TRAINERS[trainer][0], f"the objective {trainer} is not built yet")
-        return
     if draft.flag("disable_dropout", True):
         without_dropout(draft)
     {"dpo": _dpo, "kto": _kto, "orpo": _orpo, "cpo": _cpo, "reward": _reward}[trainer](

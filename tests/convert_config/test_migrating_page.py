@@ -58,7 +58,7 @@ def theirs(head):
     [
         ("LLaMA-Factory", 20),
         ("TrainingArguments", 15),
-        ("TRL", 7),
+        ("TRL", 9),
         ("adapter_config.json", 6),
     ],
 )

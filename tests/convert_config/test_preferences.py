@@ -88,6 +88,16 @@ def test_a_stage_is_an_objective(name, own):
     assert done.cfg.data.train[0].format == "sharegpt"
 
 
+def test_labelled_answers(own):
+    done = own(KTO)
+    section = done.cfg.objective.model_dump()
+    assert (section["name"], section["desirable_weight"]) == ("kto", 1.5)
+    assert (section["undesirable_weight"], section["reference"]) == (1.0, "adapter_off")
+    assert done.cfg.training.batch_size == 8
+    (source,) = done.cfg.data.train
+    assert (source.format, source.fields) == ("messages", {"label": "wanted"})
+
+
 def test_a_reward_model(own):
     done = own(COMMON | {"stage": "rm", "dataset": "pairs"})
     assert done.cfg.objective.name == "reward" and done.cfg.training.batch_size == 16

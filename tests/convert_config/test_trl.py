@@ -87,6 +87,10 @@ CASES = [
         {"name": "simpo", "beta": 2.0, "gamma": 1.0, "sft_weight": 1.0},
     ),
     (
+        ("kto", {"desirable_weight": 1.3}),
+        {"desirable_weight": 1.3, "undesirable_weight": 1.0},
+    ),
+    (
         ("reward", {"center_rewards_coefficient": 0.01}),
         {"center_rewards_coefficient": 0.01},
     ),
@@ -102,7 +106,7 @@ def test_a_configuration_is_an_objective(given, expected, converted):
     expected = {"name": name} | expected
     assert {key: section[key] for key in expected} == expected
     assert done.cfg.data.train[0].format == "messages"
-    assert done.cfg.training.batch_size == 16
+    assert done.cfg.training.batch_size == (8 if name == "kto" else 16)
     assert done.cfg.optimizer.learning_rate == (1e-4 if name == "reward" else 1e-6)
     assert "adapter.lora_dropout" not in done.text
     assert "is not a key that is known" not in done.out
@@ -113,6 +117,7 @@ def test_a_configuration_is_an_objective(given, expected, converted):
     [
         ("dpo", {"loss_type": ["exo_pair"]}, "loss_type: found"),
         ("dpo", {"loss_type": ["sigmoid", "hinge"]}, "loss_type: found"),
+        ("kto", {"loss_type": "apo_zero_unpaired"}, "loss_type: found"),
         ("online", {}, "num_generations: found 8; no answers are written"),
     ],
 )
