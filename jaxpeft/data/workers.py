@@ -90,7 +90,7 @@ def _by_workers(
             workers, multiprocessing.get_context("spawn"), _begin, given
         )
     waiting: collections.deque[tuple[Part, Any]] = collections.deque()
-    renders = True
+    renders, ended = True, False
     try:
         while True:
             while len(waiting) < workers * (1 + _AHEAD):
@@ -100,6 +100,7 @@ def _by_workers(
                 with _environment():  # processes start as they are wanted
                     waiting.append((part, pool.submit(_make, part, path, renders)))
             if not waiting:
+                ended = True
                 break
             part, future = waiting.popleft()
             made = future.result()
@@ -111,15 +112,14 @@ def _by_workers(
             "data.num_workers to a smaller number, or to 1 to do without"
         ) from error
     finally:
-        _end(pool)
+        _end(pool, ended)
 
 
-def _end(pool: futures.ProcessPoolExecutor) -> None:
-    """Ends the workers, whatever they are at."""
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
+def _end(pool: futures.ProcessPoolExecutor, ended: bool) -> None:
+    """Ends the workers, whatever they are at if the work has not come to its end."""
+    for process in [] if ended else list((pool._processes or {}).values()):
         process.terminate()
+    pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
