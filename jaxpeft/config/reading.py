@@ -7,12 +7,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from jaxpeft import console
-from jaxpeft.config import evaluation, paths, strict_yaml
+from jaxpeft.config import conflicts, evaluation, paths, strict_yaml
 from jaxpeft.config.base import ComponentSection
 from jaxpeft.config.components import Table, check_call
 from jaxpeft.config.data import SourceSection
-from jaxpeft.config.sections import SECTIONS, RunConfig
-from jaxpeft.config.training import LOSS
+from jaxpeft.config.sections import SECTIONS, RunConfig, chosen, component_class
 from jaxpeft.config.wording import meant, shown, wanted
 from jaxpeft.errors import InputError
 
@@ -113,7 +112,7 @@ def parse(
         problems += evaluation.problems(
             "evaluation.metrics", mapping.get("evaluation"), metrics
         )
-    problems += _conflicts(mapping, tables)
+    problems += conflicts.found(mapping, tables)
     if problems:
         raise InputError(*problems)
     return config
@@ -170,7 +169,7 @@ def _named(section: str, keys: Any, tables: Mapping[str, Table]) -> Any:
     """
     if section not in tables or not isinstance(keys, Mapping):
         return keys
-    selector = _component_class(section).selector
+    selector = component_class(section).selector
     name = keys.get(selector)
     if not isinstance(name, str):
         return keys
@@ -179,24 +178,10 @@ def _named(section: str, keys: Any, tables: Mapping[str, Table]) -> Any:
     return {**defaults, **keys, selector: tables[section].resolve(name)}
 
 
-def _component_class(section: str) -> type[ComponentSection]:
-    cls = SECTIONS[section]
-    assert issubclass(cls, ComponentSection), section
-    return cls
-
-
-def _chosen(section: str, keys: Any) -> str:
-    """The name of the component that the section chooses; "" if it is not text."""
-    cls = _component_class(section)
-    default = cls.model_fields[cls.selector].default
-    name = keys.get(cls.selector, default) if isinstance(keys, Mapping) else default
-    return name if isinstance(name, str) else ""
-
-
 def _known_keys(mapping: Mapping[str, Any], tables: Mapping[str, Table]) -> Keys:
     known = {section: list(cls.model_fields) for section, cls in SECTIONS.items()}
     for section, table in tables.items():
-        known[section] += table.keys(_chosen(section, mapping.get(section)))
+        known[section] += table.keys(chosen(section, mapping.get(section)))
     source = list(SourceSection.model_fields)
     return {"": list(RunConfig.model_fields), **known, "data.train": source}
 
@@ -204,17 +189,17 @@ def _known_keys(mapping: Mapping[str, Any], tables: Mapping[str, Table]) -> Keys
 def _component_problems(
     section: str, keys: Any, table: Table, known: Keys
 ) -> list[str]:
-    name = _chosen(section, keys)
+    name = chosen(section, keys)
     keys = {} if keys is None else keys
     if not name or not isinstance(keys, Mapping):
         return []
-    declared = _component_class(section).model_fields
+    declared = component_class(section).model_fields
     options = {key: value for key, value in keys.items() if key not in declared}
 
     def tail(key: str, _: list[str]) -> str:
         return meant(section, key, known)
 
-    selector = _component_class(section).selector
+    selector = component_class(section).selector
     return check_call(section, name, table, options, tail, selector)
 
 
@@ -257,71 +242,6 @@ def _dotted(location: Sequence[str | int], mapping: Any) -> str:
             text += f"[{part}]"
             mapping = mapping[part]
     return text
-
-
-def _conflicts(mapping: Mapping[str, Any], tables: Mapping[str, Table]) -> list[str]:
-    """What one section asks for and another makes impossible.
-
-    Looks at the mapping, not at the validated sections, so that these problems are
-    told together with any others, and only about what the user wrote.
-    """
-    data, optimizer, schedule, training = (
-        section if isinstance(section, Mapping) else {}
-        for section in map(mapping.get, ("data", "optimizer", "schedule", "training"))
-    )
-    problems = []
-    warmup, steps = schedule.get("warmup_steps"), training.get("max_steps")
-    if type(warmup) is int and type(steps) is int and warmup > steps > 0:
-        problems.append(
-            f"schedule.warmup_steps: found {warmup}; must be at most "
-            f"training.max_steps, which is {steps}"
-        )
-    evaluates = any(data.get(key) is not None for key in ("eval", "eval_split"))
-    for key in ("eval_steps", "early_stopping_patience", "load_best_model_at_end"):
-        if training.get(key) not in (None, False) and not evaluates:
-            problems.append(
-                f"training.{key}: found {shown(training[key])}; needs evaluation data: "
-                f"give data.eval or data.eval_split, or set training.{key} to null"
-            )
-    if named := evaluation.entries(mapping.get("evaluation")):
-        if not evaluates:
-            problems.append(
-                f"evaluation.metrics: found {shown(named[0][1]['name'])}; needs "
-                "evaluation data: give data.eval or data.eval_split, or remove it"
-            )
-    elif (
-        training.get("metric_for_best_model", LOSS) not in (LOSS, "loss")
-        and not evaluates
-    ):
-        problems.append(
-            "training.metric_for_best_model: found "
-            f"{shown(training['metric_for_best_model'])}; needs evaluation data: give "
-            "data.eval or data.eval_split, or remove it"
-        )
-    if data.get("streaming") is True and type(steps) is not int:
-        problems.append(
-            "training.max_steps: is missing; with data.streaming nobody knows how many "
-            "records an epoch has: give training.max_steps in place of num_epochs"
-        )
-    scaling = training.get("lr_scaling", "none")
-    if scaling != "none" and (why := _rate_of_its_own(optimizer, tables)):
-        problems.append(
-            f"training.lr_scaling: found {shown(scaling)}; {why}: set it to none"
-        )
-    return problems
-
-
-def _rate_of_its_own(optimizer: Mapping[str, Any], tables: Mapping[str, Table]) -> str:
-    """Why a rate is none that was found at another batch size; empty if it may be."""
-    name = _chosen("optimizer", optimizer)
-    row = tables["optimizer"].found(name) if "optimizer" in tables else None
-    if getattr(row, "finds_rate", False):
-        return f"{name!r} finds the rate by itself"
-    if optimizer.get("relative_step") is True:
-        return "optimizer.relative_step takes the rate from the step alone"
-    if optimizer.get("learning_rate") == "auto":
-        return "optimizer.learning_rate auto is found at this batch size already"
-    return ""
 
 
 def _read(overrides: Sequence[str]) -> tuple[list[Given], list[str]]:

@@ -362,3 +362,27 @@ SECTIONS: dict[str, type[Section]] = {
     "mesh": MeshSection,
     "cluster": ClusterSection,
 }
+
+
+def component_class(section: str) -> type[ComponentSection]:
+    """The class of a section that chooses a component.
+
+    Args:
+        section: its name.
+    """
+    cls = SECTIONS[section]
+    assert issubclass(cls, ComponentSection), section
+    return cls
+
+
+def chosen(section: str, keys: Any) -> str:
+    """The name of the component that the section chooses; "" if it is not text.
+
+    Args:
+        section: its name.
+        keys: what it holds.
+    """
+    cls = component_class(section)
+    default = cls.model_fields[cls.selector].default
+    name = keys.get(cls.selector, default) if isinstance(keys, Mapping) else default
+    return name if isinstance(name, str) else ""

@@ -42,7 +42,7 @@ class Writing:
             OSError: the file cannot be written.
         """
         whole = np.ascontiguousarray(values, self._dtype).reshape(-1)
-        data = memoryview(whole).cast("B")
+        data = whole.data.cast("B")
         self.size += len(whole)
         if self._file is None:
             self._pieces.append(whole)

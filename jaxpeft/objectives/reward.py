@@ -176,7 +176,8 @@ def lines(scores: np.ndarray, batch: Any) -> list[dict[str, float]]:
         batch: `supervised` (rows, seq); pairs without any are padding.
     """
     pairs = np.asarray(scores).reshape(-1, 2)
-    real = np.asarray(batch["supervised"]).any(axis=1).reshape(-1, 2).all(axis=1)
+    learned = np.asarray(batch["supervised"]).any(axis=1)
+    real = np.all(learned.reshape(-1, 2), axis=1).tolist()
     return [
         {"chosen": float(chosen), "rejected": float(rejected)}
         for (chosen, rejected), counts in zip(pairs, real, strict=True)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from jaxpeft import replacing
-from jaxpeft.errors import NumericsError
+from jaxpeft.errors import InputError, NumericsError
 from jaxpeft.hf import layout, safetensors_file
 from jaxpeft.hf.peft import adapter_config
+from jaxpeft.hf.safetensors_file import SafetensorsFile
 
 
 @contextmanager
@@ -48,3 +49,25 @@ def writing(
         text = json.dumps(config, indent=2) + "\n"
         (partial / adapter_config.CONFIG).write_text(text, encoding="utf-8")
         yield partial
+
+
+def opened(directory: Path) -> SafetensorsFile:
+    """The file of weights in an adapter's folder.
+
+    Args:
+        directory: The adapter's folder.
+
+    Raises:
+        InputError: Where there is none, or one that could run code.
+    """
+    path = directory / adapter_config.WEIGHTS
+    if path.is_file():
+        return SafetensorsFile(path)
+    if (directory / "adapter_model.bin").exists():
+        raise InputError(
+            f"{directory}: holds 'adapter_model.bin' and no safetensors; files of that "
+            "kind can run code and are never opened. Convert the adapter once with "
+            "peft: PeftModel.from_pretrained(model, path)"
+            ".save_pretrained(new_path, safe_serialization=True)"
+        )
+    raise InputError(f"{path}: missing; download or export the adapter again")

@@ -28,17 +28,17 @@ from jaxpeft.hf.peft import (
     adapter_config,
     other_adapters,
     saved_weights,
+    score_head,
     virtual_tokens,
     vocabulary,
 )
 from jaxpeft.hf.peft.adapter_config import AdapterConfig
+from jaxpeft.hf.peft.folder import opened
 from jaxpeft.hf.peft.modules import PREFIX, Module, beside, lora_modules, places
 from jaxpeft.hf.safetensors_file import FLOATS, SafetensorsFile
-from jaxpeft.models.scores import SCORE
 from jaxpeft.models.spec import ModelConfig
 
 MOST_PROBLEMS = 10
-SCORE_KEY = f"{PREFIX}{SCORE}.weight"
 
 
 def keys(place: str, dora: bool = False, embedding: bool = False) -> tuple[str, ...]:
@@ -82,14 +82,14 @@ def load_adapter(
     """
     directory = Path(directory)
     content = adapter_config.content(directory)
-    params = _with_score(params, directory, cfg)
+    params = score_head.with_score(params, directory, cfg)
     if content.get("peft_type") in other_adapters.TYPES:
         return other_adapters.load(params, directory, cfg, content)
     if content.get("peft_type") in virtual_tokens.TYPES:
         return virtual_tokens.load(params, directory, cfg, content)
     if content.get("peft_type") == saved_weights.BITFIT:
         return saved_weights.load_biases(params, directory, cfg)
-    config, file = adapter_config.read(directory), _open(directory)
+    config, file = adapter_config.read(directory), opened(directory)
     modules = lora_modules(cfg)
     _check_parameters(config, modules, directory / adapter_config.CONFIG)
     own = dict(tree.walk(params))
@@ -132,59 +132,6 @@ def load_adapter(
         tied=cfg.tie_word_embeddings,
         one=config.ensure_weight_tying,
     )
-
-
-def adapter_labels(directory: str | Path) -> int | None:
-    """How many scores a sequence gets by an adapter; None: it has no such head.
-
-    Args:
-        directory: The adapter's folder.
-
-    Raises:
-        InputError: Where it is damaged.
-    """
-    directory = Path(directory)
-    if adapter_config.content(directory).get("task_type") != adapter_config.SCORES:
-        return None
-    file = _open(directory)
-    if SCORE_KEY not in file.tensors:
-        raise InputError(
-            f"{file.path}: {SCORE_KEY!r} is missing, though {adapter_config.CONFIG} "
-            f"says task_type {adapter_config.SCORES}; save the adapter with its head "
-            "(modules_to_save: [score])"
-        )
-    return file.tensors[SCORE_KEY].shape[0]
-
-
-def _with_score(
-    params: Mapping[str, Any], directory: Path, cfg: ModelConfig
-) -> Mapping[str, Any]:
-    """The params with a place for the head of scores that the adapter holds."""
-    if not cfg.num_labels or SCORE in params:
-        return params
-    count = adapter_labels(directory)
-    if count != cfg.num_labels:
-        own = "no head of scores" if count is None else f"{count} labels"
-        raise InputError(
-            f"{directory}: the adapter has {own}, and the model {cfg.num_labels}; use "
-            "the adapter of a run with the same objective and labels"
-        )
-    zeros = jnp.zeros((cfg.hidden_size, cfg.num_labels))
-    return {**params, SCORE: {"kernel": zeros}}
-
-
-def _open(directory: Path) -> SafetensorsFile:
-    path = directory / adapter_config.WEIGHTS
-    if path.is_file():
-        return SafetensorsFile(path)
-    if (directory / "adapter_model.bin").exists():
-        raise InputError(
-            f"{directory}: holds 'adapter_model.bin' and no safetensors; files of that "
-            "kind can run code and are never opened. Convert the adapter once with "
-            "peft: PeftModel.from_pretrained(model, path)"
-            ".save_pretrained(new_path, safe_serialization=True)"
-        )
-    raise InputError(f"{path}: missing; download or export the adapter again")
 
 
 def _check_parameters(
