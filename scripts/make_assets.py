@@ -209,12 +209,14 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def main() -> None:
-    """Write the four files into the directory asked for."""
-    default = Path(__file__).parent.parent / "jaxpeft" / "assets" / "weather"
+    """Write the four files, in two folders of the directory asked for."""
+    default = Path(__file__).parent.parent / "jaxpeft" / "assets"
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=default, help="output directory")
     out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
+    out, of_pairs = out / "weather", out / "weather_pairs"
+    for folder in (out, of_pairs):
+        folder.mkdir(parents=True, exist_ok=True)
 
     rng = random.Random(SEED)
     held_out = held_out_pairs(rng)
@@ -223,8 +225,8 @@ def main() -> None:
     evaluation = records(held_out, EVAL_RECORDS, rng)
     write(out / "train.json", train)
     write(out / "eval.json", evaluation)
-    write(out / "pairs.json", pairs_of(train, TRAIN_PAIRS, rng))
-    write(out / "pairs_eval.json", pairs_of(evaluation, EVAL_PAIRS, rng))
+    write(of_pairs / "train.json", pairs_of(train, TRAIN_PAIRS, rng))
+    write(of_pairs / "eval.json", pairs_of(evaluation, EVAL_PAIRS, rng))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 ASSETS = ROOT / "jaxpeft" / "assets"
 MODEL = ASSETS / "tiny-llama"
 WEATHER = ASSETS / "weather"
+PAIRS = WEATHER.parent / "weather_pairs"
 
 
 def facts(row: dict[str, str]) -> dict[str, str]:
@@ -28,8 +29,10 @@ def test_the_generator_writes_the_committed_files(tmp_path, monkeypatch):
     script = ROOT / "scripts" / "make_assets.py"
     monkeypatch.setattr(sys, "argv", [str(script), "--out", str(tmp_path)])
     runpy.run_path(str(script), run_name="__main__")
-    for name in ("train.json", "eval.json", "pairs.json", "pairs_eval.json"):
-        assert (tmp_path / name).read_bytes() == (WEATHER / name).read_bytes()
+    for folder in (WEATHER, PAIRS):
+        for name in ("train.json", "eval.json"):
+            made = tmp_path / folder.name / name
+            assert made.read_bytes() == (folder / name).read_bytes()
 
 
 def test_evaluation_facts_are_unseen_in_training():
@@ -70,7 +73,7 @@ def test_reports_tell_the_given_facts_and_no_others(name):
 @pytest.mark.parametrize("name", ["train", "eval"])
 def test_a_rejected_report_tells_one_fact_wrongly(name):
     reports = {row["input"]: row["output"] for row in rows(f"{name}.json")}
-    pairs = rows("pairs.json" if name == "train" else "pairs_eval.json")
+    pairs = json.loads((PAIRS / f"{name}.json").read_text())
     skies = "clear|sun|cloud|light rain|little wet|heavy rain|very wet|snow|fog|storm"
     told_wrongly = set()
     for pair in pairs:

@@ -136,7 +136,7 @@ class DataSection(Section):
         default=False,
         description="draw records while they are read, for data too large to store; "
         "needs training.max_steps",
-        json_schema_extra=keys.IF_SET,
+        json_schema_extra=keys.CONTENT,
     )
     shuffle_buffer: Count = Field(
         default=10_000,

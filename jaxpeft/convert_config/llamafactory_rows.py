@@ -11,7 +11,7 @@ _GENERATE = "an option of `python -m jaxpeft.generate`"
 _EXPORT = "an option of `python -m jaxpeft.export`"
 _SERVING = "serving is left to vLLM and others, which read the adapter"
 _SPEED = "how the step is compiled decides this here"
-_CACHE = "nothing tokenized is kept: it is done again in seconds"
+_CACHE = "what is tokenized is kept by what it is made of; see data.num_workers"
 _RAY = "start the processes with scripts/slurm.sbatch or scripts/launch_local.sh"
 _KT = "nothing runs on the CPU beside a GPU here; `plan` says what fits"
 _VOCABULARY = "add them to the tokenizer first, then jaxpeft export --tokenizer"
@@ -163,8 +163,11 @@ ROWS: dict[str, Row] = {
         "every answer of a conversation is learned; in format messages give those that "
         "are not `weight: 0`"
     ),
-    "streaming": Without("data are read whole, which keeps every step repeatable"),
-    "buffer_size": Idle("data are read whole"),
+    "streaming": Without(
+        "set data.streaming to true yourself; it needs training.max_steps, and refuses "
+        "packing and eval_split"
+    ),
+    "buffer_size": Idle("see data.shuffle_buffer"),
     "data_shared_file_system": Idle("every process reads the same files"),
     "overwrite_cache": Idle(_CACHE),
     "preprocessing_batch_size": Idle(_CACHE),
