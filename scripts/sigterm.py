@@ -55,7 +55,7 @@ class Place(NamedTuple):
 
 PLACES = {
     "reading data": Place("jaxpeft.data.sources:read"),
-    "tokenizing": Place("jaxpeft.data.load:render"),
+    "tokenizing": Place("jaxpeft.data.render:Renderer.render"),
     "loading weights": Place("jaxpeft.hf.load:_read", 3),
     "compiling the step": Place("jax.stages:Lowered.compile", 1),
     "a step": Place("jaxpeft.train.program:Alone.take", 2, 8.0),

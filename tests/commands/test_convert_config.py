@@ -11,7 +11,7 @@ THEIRS = {
     "model_name_or_path": "org/model",
     "dataset": "mine",
     "output_dir": "runs/theirs",
-    "neftune_noise_alpha": 5,
+    "use_badam": True,
     "use_unsloth": True,
 }
 
@@ -30,7 +30,7 @@ def test_without_a_file_the_yaml_goes_to_standard_output(command, theirs, tmp_pa
     (tmp_path / "ours.yaml").write_text(done.out)
     assert configuration.open_config(tmp_path / "ours.yaml").output_dir == "runs/theirs"
     # What has no equivalent is told apart from it.
-    assert "warning: neftune_noise_alpha: " in done.err
+    assert "warning: use_badam: " in done.err
     assert "warning: use_unsloth: says nothing here: how the step" in done.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ours.yaml", "theirs.yaml"]
 

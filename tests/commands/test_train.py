@@ -83,6 +83,7 @@ def test_the_metrics_are_a_line_a_step(finished, metrics, files):
             "update_norm",
             "tokens",
             "tokens_per_second",
+            "data_wait",
             "epoch",
         }
         assert all(math.isfinite(value) for value in line.values())

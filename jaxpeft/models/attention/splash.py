@@ -8,6 +8,7 @@ example, or beyond the window of this layer, are neither fetched nor multiplied.
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
@@ -66,7 +67,12 @@ def attend(
     ids = None
     if segments is not None:
         ids = splash.SegmentIds(segments.reshape(-1), segments.reshape(-1))
-    out = _kernel(first, row, scores, block, interpret)(q, k, v, ids)
+    kernel = _kernel(first, row, scores, block, interpret)
+    if batch == 1:  # with that axis, compilers for TPUs make a copy less of 8192 tokens
+        several = jax.tree.map(lambda x: x[None], (q, k, v, ids))
+        out: Any = jax.vmap(kernel)(*several)[0]
+    else:
+        out = kernel(q, k, v, ids)
     return out.reshape(heads, batch, -1, width).transpose(1, 2, 0, 3)[:, :seq]
 
 
