@@ -7,6 +7,7 @@ from typing import Any
 from jaxpeft import adapters, config, metrics, objectives, optim
 from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.config import ModelSection, RunConfig
+from jaxpeft.data import by_name
 from jaxpeft.errors import InputError
 from jaxpeft.objectives import Objective
 from jaxpeft.rundir.files import ADAPTER, CONFIG, MODEL
@@ -97,18 +98,35 @@ def objective(cfg: RunConfig) -> Objective:
     return config.build(table, cfg.objective, **own)
 
 
-def settled(cfg: RunConfig) -> RunConfig:
-    """The configuration with what its objective takes from the data, such as labels.
+def named(cfg: RunConfig) -> RunConfig:
+    """The configuration with what describes data sets that it names.
 
     Args:
         cfg: the configuration.
 
     Raises:
-        InputError: where the data cannot be read for that.
+        InputError: where a data set is not described, or cannot be used by that.
     """
+    records = objectives.OBJECTIVES[cfg.objective.name].records
+    return cfg.model_copy(update={"data": by_name.looked_up(cfg.data, records)})
+
+
+def settled(cfg: RunConfig) -> RunConfig:
+    """The configuration with what files say of it that are not its own.
+
+    Those are descriptions of data sets, and what the objective takes from the data,
+    such as labels.
+
+    Args:
+        cfg: the configuration.
+
+    Raises:
+        InputError: as of `named`, or the data cannot be read.
+    """
+    cfg = named(cfg)
     complete = objectives.OBJECTIVES[cfg.objective.name].settled
     if complete is None:
         return cfg
     found = complete(cfg.objective.options, cfg.data)
-    section = cfg.objective.model_copy(update=found)
-    return cfg.model_copy(update={"objective": section})
+    objective = cfg.objective.model_copy(update=found)
+    return cfg.model_copy(update={"objective": objective})

@@ -16,12 +16,13 @@ class SourceSection(Section):
     path: Place = Field(
         description="a json, jsonl, csv, parquet or txt file, also .gz and .zst, a "
         "folder of them, a pattern such as data/*.jsonl, an address such as s3://..., "
-        "or the hub id of a data set",
+        "the hub id of a data set, or a folder with LLaMA-Factory's dataset_info.json",
         json_schema_extra=keys.CONTENT,
     )
     name: Text | None = Field(
         default=None,
-        description="which configuration of a data set; null: the only one",
+        description="which configuration of a data set, null: the only one; or its "
+        "name in dataset_info.json",
         json_schema_extra=keys.CONTENT,
     )
     split: Text | None = Field(
@@ -37,7 +38,7 @@ class SourceSection(Section):
     format: Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"] = (
         Field(
             default="alpaca",
-            description="how a record is laid out",
+            description="how a record is laid out, unless dataset_info.json says it",
             json_schema_extra=keys.CONTENT,
         )
     )

@@ -3,28 +3,18 @@
 The format of that file: https://github.com/hiyouga/LLaMA-Factory/tree/main/data
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.convert_config import files
-from jaxpeft.convert_config.columns import layout
 from jaxpeft.convert_config.draft import Draft, names
-from jaxpeft.data import sources
+from jaxpeft.data import dataset_info, sources
+from jaxpeft.data.dataset_info import INFO
+from jaxpeft.data.sources import remote
 from jaxpeft.errors import InputError, suggest
 
-INFO = "dataset_info.json"
-ELSEWHERE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
-# Keys of a data set's description that are looked at; others are listed.
-SAID = {"file_name", "formatting", "columns", "tags", "num_samples", "ranking", "split"}
-OTHER = {"subset", "folder", "load_from", *ELSEWHERE}
 STRATEGIES = ("concat", "interleave_under", "interleave_over", "interleave_once")
-
-
-# What records are: texts, conversations, pairs of answers, and answers with a label.
-KINDS = ("text", "answers", "pairs", "labelled")
 
 
 def read_sources(draft: Draft, key: str, kind: str) -> list[dict[str, Any]]:
@@ -33,7 +23,7 @@ def read_sources(draft: Draft, key: str, kind: str) -> list[dict[str, Any]]:
     Args:
         draft: gives their keys, and is told what has no equivalent.
         key: `dataset` or `eval_dataset`.
-        kind: what the stage wants the records to be, of `KINDS`.
+        kind: what the stage wants the records to be, of `dataset_info.KINDS`.
 
     Returns:
         The entries of `data.train` or `data.eval`, in their order.
@@ -46,7 +36,7 @@ def read_sources(draft: Draft, key: str, kind: str) -> list[dict[str, Any]]:
     most = draft.whole("max_samples", 0)
     if draft.given("max_samples") and most < 1:
         draft.refuse("max_samples", "must be 1 or more")
-    info = _info(draft, folder)
+    info = _info(folder)
     translated = []
     for name in wanted:
         source = _source(draft, key, name, folder, info, kind)
@@ -71,20 +61,10 @@ _DRAWN = (
 )
 
 
-def _info(draft: Draft, folder: str) -> Mapping[str, Any] | None:
+def _info(folder: str) -> Mapping[str, Any] | None:
     """The content of `dataset_info.json`; None where there is none."""
     path = Path(folder) / INFO
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, Mapping):
-            raise ValueError("holds no JSON object")
-    except ValueError as error:
-        raise InputError(
-            f"{path}: is not valid JSON ({error}); mend the file"
-        ) from None
-    return content
+    return dataset_info.read(path) if path.is_file() else None
 
 
 def _source(
@@ -108,61 +88,25 @@ def _source(
             "guess: correct path and format, or give dataset_dir",
         )
         return guess
-    described = info.get(name)
-    if not isinstance(described, Mapping):
+    entry = info.get(name)
+    if not isinstance(entry, Mapping):
         draft.refuse(key, f"{name!r} is not in {folder}/{INFO}{suggest(name, info)}")
         return guess
-    entry = Draft(described)
-    if problem := _unlike(entry, kind):
-        draft.refuse(key, f"{name!r} {problem}")
-    unknown = sorted(set(described) - SAID - OTHER)
-    if unknown:
-        draft.lack(f"{place}: {', '.join(unknown)}", "is not a key that is known")
-    source = _of_the_hub(draft, place, entry)
-    present, path = None, source.get("path", "")
-    if not source:
-        if entry.take("split", "train") != "train":
-            draft.lack(f"{place}: split", "the whole file is read; cut it to that part")
-        path = _path(draft, place, name, folder, entry)
-        present, size = _content(path)
-        source = {"path": path, "size": size}
-    source |= layout(draft, place, entry, present, kind)
-    if path.endswith(".txt"):
-        source.pop("fields", None)  # it has lines, no columns
-    source["num_samples"] = entry.whole("num_samples", 0)
-    draft.refused += [f"{place}: {problem}" for problem in entry.refused]
-    return source
-
-
-# Their keys of a data set of the hub: ours.
-HUB = {"hf_hub_url": "path", "subset": "name", "split": "split"}
-
-
-def _of_the_hub(draft: Draft, place: str, entry: Draft) -> dict[str, Any]:
-    """Where a data set of the hub is, in our keys; {} where it is no such set."""
-    if not entry.keys.get("hf_hub_url"):
-        return {}
-    if entry.keys.get("folder"):
-        draft.lack(f"{place}: folder", "the whole data set is read; name its files")
-    return {ours: entry.take(key) for key, ours in HUB.items() if entry.given(key)}
-
-
-def _unlike(entry: Draft, kind: str) -> str:
-    """Why a stage cannot learn from a data set; "" where it can."""
-    ranked = entry.flag("ranking")
-    if ranked and kind != "pairs":
-        return (
-            "holds pairs of answers (ranking: true); learn them with stage: dpo, or "
-            "describe the chosen ones as an ordinary data set"
-        )
-    if kind == "pairs" and not ranked:
-        return (
-            "is not described as pairs of answers; name one with ranking: true and "
-            "the columns chosen and rejected"
-        )
-    if kind == "labelled" and not files.inner(entry.keys, "columns").get("kto_tag"):
-        return "names no kto_tag among its columns, which says what answers are wanted"
-    return ""
+    found = dataset_info.described(entry, name, folder, kind)
+    source, path = {}, found.keys["path"]
+    if not (entry.get("hf_hub_url") or remote.is_remote(path)):
+        present, source["size"] = _content(path)
+        found = dataset_info.described(entry, name, folder, kind, present)
+    if found.unlike:
+        draft.refuse(key, f"{name!r} {found.unlike}")
+    draft.refused += [f"{place}: {problem}" for problem in found.refused]
+    if found.unknown:
+        draft.lack(f"{place}: {', '.join(found.unknown)}", "is not a key that is known")
+    if found.absent:
+        draft.lack(place, found.absent)
+    for theirs, why in found.unread.items():
+        draft.lack(f"{place}: {theirs}", why)
+    return found.keys | source | {"num_samples": found.num_samples}
 
 
 def _guess(folder: str, name: str) -> str:
@@ -178,25 +122,6 @@ def _content(path: str) -> tuple[set[str] | None, int]:
     except InputError:
         return None, 0
     return {name for row in rows if isinstance(row, dict) for name in row}, len(rows)
-
-
-def _path(draft: Draft, place: str, name: str, folder: str, entry: Draft) -> str:
-    remote = [key for key in ELSEWHERE if entry.keys.get(key)]
-    file = entry.take("file_name", name)
-    if not isinstance(file, str):
-        entry.refuse("file_name", "name one file, or a folder of them")
-        file = name
-    path = str(Path(folder) / file)
-    if entry.given("file_name") and not remote:
-        return path
-    where = f"{remote[0]} {entry.keys[remote[0]]}" if remote else "no file_name"
-    draft.lack(
-        place,
-        f"is not on this machine ({where}); fetch it, for instance with `hf download "
-        f"--repo-type dataset`, put a json, jsonl, csv or parquet file or a folder of "
-        f"them at {path!r}, or correct the path",
-    )
-    return path
 
 
 def _weigh(draft: Draft, found: list[dict[str, Any]]) -> None:

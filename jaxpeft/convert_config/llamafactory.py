@@ -10,12 +10,12 @@ from typing import Any
 
 from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.convert_config import preferences, trainer
-from jaxpeft.convert_config.columns import TEXT_ONLY
 from jaxpeft.convert_config.datasets import read_sources
 from jaxpeft.convert_config.draft import Draft, names
 from jaxpeft.convert_config.llamafactory_rows import ROWS
 from jaxpeft.convert_config.optimizers import ADAM, ONE_SIDE, OPTIMIZERS, Optimizer
 from jaxpeft.convert_config.preferences import OF_SFT, ONLINE
+from jaxpeft.data.layouts import TEXT_ONLY
 
 # Stage: what its records are.
 STAGES = {

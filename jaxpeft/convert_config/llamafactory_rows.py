@@ -4,8 +4,8 @@ https://github.com/hiyouga/LLaMA-Factory/tree/main/src/llamafactory/hparams
 """
 
 from jaxpeft.convert_config import trainer
-from jaxpeft.convert_config.columns import TEXT_ONLY
 from jaxpeft.convert_config.draft import Idle, Refused, Row, To, Without
+from jaxpeft.data.layouts import TEXT_ONLY
 
 _GENERATE = "an option of `python -m jaxpeft.generate`"
 _EXPORT = "an option of `python -m jaxpeft.export`"

@@ -55,7 +55,8 @@ def opened(cfg: RunConfig) -> tuple[Any, Batches | StreamBatches, EvalBatches | 
     Raises:
         InputError: something is wrong with the tokenizer or the data.
     """
-    objective = configuration.objective(configuration.settled(cfg))
+    cfg = configuration.settled(cfg)
+    objective = configuration.objective(cfg)
     directory = hf.resolve(cfg.model.path)
     model = models.config(directory)
     tokenizer = hf.load_tokenizer(directory)

@@ -37,21 +37,24 @@ class Line(NamedTuple):
         make: the function whose keywords are the section's keys.
         settled: (the section's keys, the section `data`) -> the keys that the data
             themselves say; None: there are none.
+        records: what records of a data set that is described elsewhere have to be, see
+            `data.dataset_info.KINDS`.
     """
 
     make: Callable[..., Objective]
     settled: Callable[[dict[str, Any], DataSection], dict[str, Any]] | None = None
+    records: str = "answers"
 
 
 OBJECTIVES = Table(
     rows={
         "sft": Line(sft),
-        "dpo": Line(dpo),
-        "orpo": Line(orpo),
-        "simpo": Line(simpo),
-        "cpo": Line(cpo),
-        "kto": Line(kto),
-        "reward": Line(reward),
+        "dpo": Line(dpo, records="pairs"),
+        "orpo": Line(orpo, records="pairs"),
+        "simpo": Line(simpo, records="pairs"),
+        "cpo": Line(cpo, records="pairs"),
+        "kto": Line(kto, records="labelled"),
+        "reward": Line(reward, records="pairs"),
         "classification": Line(classification, settled=labels_of),
     },
     given=("continues", "base_trains"),

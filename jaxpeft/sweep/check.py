@@ -80,10 +80,13 @@ def complaints(cfg: RunConfig, seen: Seen) -> Iterator[str]:
     cfg = precision.settled(cfg, hardware.current())
     whole, model = cfg.model_dump_json(), cfg.model.model_dump_json()
     yield from attempt(("run", whole), lambda: _check_settings(cfg))[1]
+    key = ("named", cfg.objective.name, cfg.data.model_dump_json())
+    data, problems = attempt(key, lambda: configuration.named(cfg).data)
+    yield from problems
     base, problems = attempt(("model", model), lambda: open_base(cfg.model))
     yield from problems
     objective = cfg.objective.model_dump_json()
-    if base is not None:
+    if base is not None and data is not None:
         key = ("head", model, objective)
         base, problems = attempt(key, lambda base=base: _fitted(base, cfg))
         yield from problems
@@ -95,7 +98,7 @@ def complaints(cfg: RunConfig, seen: Seen) -> Iterator[str]:
     start = cfg.adapter.init_from
     if start is not None:
         yield from attempt(("start", start), lambda: hf.resolve(start))[1]
-    for one in (*cfg.data.train, *(cfg.data.eval or ())):
+    for one in () if data is None else (*data.train, *(data.eval or ())):
         source = sources.source_of(one)
         yield from attempt(
             ("data", repr(source)), lambda one=source: sources.found(one)

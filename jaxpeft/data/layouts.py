@@ -6,10 +6,10 @@ conversations are.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxpeft.convert_config import files
-from jaxpeft.convert_config.draft import Draft
+from jaxpeft.config.wording import shown
+from jaxpeft.errors import suggest
 
 TEXT_ONLY = (
     "models here read text alone; take the text part of the data and a text model"
@@ -68,49 +68,59 @@ ROLES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
+class Layout(NamedTuple):
+    """How the records of a data set are laid out, in our keys.
+
+    Attributes:
+        keys: `format` and `fields`; the latter is left out where every column has its
+            usual name.
+        unread: {what of theirs: why it is not read here, and what to do}.
+        refused: why the records cannot be learned from, a problem each.
+    """
+
+    keys: dict[str, Any]
+    unread: dict[str, str]
+    refused: list[str]
+
+
 def layout(
-    draft: Draft,
-    place: str,
-    entry: Draft,
-    present: Collection[str] | None,
-    kind: str,
-) -> dict[str, Any]:
-    """The keys `format` and `fields` of a source, by the description of its data set.
+    entry: Mapping[str, Any], present: Collection[str] | None, kind: str
+) -> Layout:
+    """The layout of a data set's records, by its description.
 
     Args:
-        draft: lists what has no equivalent.
-        place: names the data set in their file, for those lines.
-        entry: the description of the data set; what cannot be trained is refused in it.
-        present: the columns that the file has; None: the file is not here.
-        kind: what the records are, see `datasets.KINDS`.
-
-    Returns:
-        The two keys; `fields` is left out where every column has its usual name.
+        entry: the description.
+        present: the columns that the file has; None: that is not known.
+        kind: what the records are, see `dataset_info.KINDS`.
     """
-    formatting = entry.choice("formatting", "alpaca", FORMATTINGS)
+    unread: dict[str, str] = {}
+    refused = []
+    formatting = entry.get("formatting") or "alpaca"
+    if formatting not in FORMATTINGS:
+        tail = suggest(str(formatting), FORMATTINGS)
+        refused.append(f"formatting: found {shown(formatting)}; is not known{tail}")
+        formatting = "alpaca"
     usual = ALPACA if formatting == "alpaca" else CONVERSATIONS
-    read = files.inner({"columns": usual} | entry.keys, "columns")
-    tags = files.inner(entry.keys, "tags")
+    read, tags = inner({"columns": usual} | {**entry}, "columns"), inner(entry, "tags")
+    found = f"columns: found {shown(entry.get('columns'))}"
     if not all(isinstance(name, str | None) for name in read.values()):
-        entry.refuse("columns", "must name columns of the file")
+        refused.append(f"{found}; must name columns of the file")
         read = usual
-    for medium in MEDIA:
-        if read.get(medium):
-            entry.refuse("columns", f"has {medium}; {TEXT_ONLY}")
+    refused += [f"{found}; has {m}; {TEXT_ONLY}" for m in MEDIA if read.get(m)]
     format_ = "text" if kind == "text" else _format(formatting, tags)
     known = _known(format_, kind)
     fields = {ours: read.get(theirs) for theirs, ours in known.items()}
     if format_ == "alpaca" and not fields["instruction"]:
         fields |= {"instruction": fields["input"], "input": None}
-    fields |= _turns(draft, place, format_, tags)
+    fields |= _turns(unread, format_, tags)
     needed = [name for name in REQUIRED if name in fields and not fields[name]]
     if needed:
-        draft.lack(f"{place}: columns", f"names none for {' and '.join(needed)}")
+        unread["columns"] = f"names none for {' and '.join(needed)}"
     # The answer is not read in pretraining, there as here.
     beside = {*known, *PREFERRED, *MEDIA} | ({"response"} if kind == "text" else set())
     for theirs in sorted(set(read) - beside):
         if read[theirs] and (present is None or read[theirs] in present):
-            draft.lack(f"{place}: {theirs}", f"format {format_} reads no such column")
+            unread[theirs] = f"format {format_} reads no such column"
     named = {
         name: column
         for name, column in fields.items()
@@ -118,7 +128,19 @@ def layout(
         if column != name and (column or present is None or name in present)
         if name not in needed
     }
-    return {"format": format_} | ({"fields": named} if named else {})
+    keys = {"format": format_} | ({"fields": named} if named else {})
+    return Layout(keys, unread, refused)
+
+
+def inner(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The mapping under a key; {} where there is none.
+
+    Args:
+        content: what has the key.
+        key: the key.
+    """
+    value = content.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _known(format_: str, kind: str) -> dict[str, str]:
@@ -140,7 +162,7 @@ def _format(kind: str, tags: Mapping[str, Any]) -> str:
 
 
 def _turns(
-    draft: Draft, place: str, format_: str, tags: Mapping[str, Any]
+    unread: dict[str, str], format_: str, tags: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The columns of a turn; lists the roles that are not read by their name there."""
     if format_ not in ROLES:
@@ -148,9 +170,8 @@ def _turns(
     for tag, known in ROLES[format_].items():
         value = tags.get(tag)
         if value is not None and value not in known:
-            draft.lack(
-                f"{place}: {tag}",
-                f"a role {value!r} is not read; call it {known[0]!r} in the file",
+            unread[tag] = f"a role {value!r} is not read" + (
+                f"; call it {known[0]!r} in the file" if known else ""
             )
     if format_ == "messages":
         return {}
