@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxpeft.data.spelling import SPELLINGS, Spelling
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBES = 8  # texts by which it is seen that the short way gives the same
+_MANY = 256  # texts that are worth a table of the vocabulary's bytes
 
 
 class Encoded(NamedTuple):
@@ -40,6 +43,8 @@ class Encoder:
         self._tokenizer: Any = tokenizer
         self._behind: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._is_proven = False
+        self._spelling: Spelling | None = None
+        self._is_spelled = False  # whether it is known if the vocabulary has one
 
     def encode(self, texts: Sequence[str], *, offsets: bool) -> list[Encoded]:
         """The tokens of texts.
@@ -52,24 +57,58 @@ class Encoder:
             self._prove(texts[:_PROBES])
         if self._behind is None:
             return self._encode_whole(texts, offsets)
-        encodings = self._behind.encode_batch(list(texts), add_special_tokens=False)
-        return [_read(encoding, offsets) for encoding in encodings]
+        if not self._is_spelled and len(texts) >= _MANY:
+            self._spelling, self._is_spelled = self._spell(texts[:_PROBES]), True
+        if self._spelling is None:
+            return self._encode_placed(texts, offsets)
+        made = self._behind.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [
+            self._spelled(text, encoding.ids, offsets)
+            for text, encoding in zip(texts, made, strict=True)
+        ]
 
     def _prove(self, texts: Sequence[str]) -> None:
         """Takes the short way only where it gives the same for some texts."""
         self._is_proven = True
         # It also makes the tokenizer forget a truncation or padding of its file.
         known = self._encode_whole(texts, True)
-        behind, self._behind = self._behind, None
-        if behind is None:
-            return
-        made = behind.encode_batch(list(texts), add_special_tokens=False)
-        for one, encoding in zip(known, made, strict=True):
-            again = _read(encoding, True)
-            is_alike = np.array_equal(one.tokens, again.tokens)
-            if not is_alike or not np.array_equal(_places(one), _places(again)):
-                return
-        self._behind = behind
+        if self._behind is not None:
+            again = self._encode_placed(texts, True)
+            if not all(map(_are_alike, known, again)):
+                self._behind = None
+
+    def _spell(self, texts: Sequence[str]) -> Spelling | None:
+        """A table of bytes that gives the same tokens and places for some texts."""
+        known = self._encode_placed(texts, True)
+        made = self._behind.encode_batch_fast(list(texts), add_special_tokens=False)
+        vocabulary = self._behind.get_vocab(with_added_tokens=True)
+        for spell in SPELLINGS.values():
+            spelling = Spelling(vocabulary, spell)
+            pairs = []
+            for text, one, encoding in zip(texts, known, made, strict=True):
+                tokens = np.array(encoding.ids, np.int32)
+                places = spelling.places(text, encoding.ids, tokens)
+                if places is not None:
+                    pairs.append((one, Encoded(tokens, places)))
+            # Others are encoded again: that has to be the exception.
+            if 2 * len(pairs) > len(texts) and all(_are_alike(*two) for two in pairs):
+                return spelling
+        return None
+
+    def _spelled(self, text: str, ids: list[int], offsets: bool) -> Encoded:
+        tokens = np.array(ids, np.int32)
+        if not offsets:
+            return Encoded(tokens, None)
+        assert self._spelling is not None
+        places = self._spelling.places(text, ids, tokens)
+        if places is None:  # the tokenizer has changed this text before cutting it
+            (placed,) = self._encode_placed([text], offsets)
+            return placed
+        return Encoded(tokens, places)
+
+    def _encode_placed(self, texts: Sequence[str], offsets: bool) -> list[Encoded]:
+        made = self._behind.encode_batch(list(texts), add_special_tokens=False)
+        return [_read(encoding, offsets) for encoding in made]
 
     def _encode_whole(self, texts: Sequence[str], offsets: bool) -> list[Encoded]:
         encoded: Any = self._tokenizer(
@@ -89,8 +128,31 @@ class Encoder:
         return [Encoded(*one) for one in zip(tokens, places, strict=True)]
 
 
-def _places(one: Encoded) -> np.ndarray:
-    return np.zeros((0, 2), np.int64) if one.offsets is None else one.offsets
+def whole_places(offsets: np.ndarray) -> np.ndarray:
+    """The characters of each token, spaces before it among them.
+
+    Args:
+        offsets: (length, 2) int64, the first character that each token covers, and one
+            past the last, as a tokenizer has them: some leave a token's leading space
+            out.
+
+    Returns:
+        (length, 2) int64, both ascending.
+    """
+    ends = np.maximum.accumulate(offsets[:, 1])
+    starts = np.minimum(offsets[:, 0], np.append(offsets[:1, 0], ends[:-1]))
+    return np.stack([starts, ends], axis=1)
+
+
+def _are_alike(one: Encoded, other: Encoded) -> bool:
+    """Whether tokens and places are equal."""
+    is_same = np.array_equal(one.tokens, other.tokens)
+    return is_same and np.array_equal(_whole(one), _whole(other))
+
+
+def _whole(one: Encoded) -> np.ndarray:
+    offsets = np.zeros((0, 2), np.int64) if one.offsets is None else one.offsets
+    return whole_places(offsets)
 
 
 def _read(encoding: Any, offsets: bool) -> Encoded:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxpeft.data.encoder import whole_places
 from jaxpeft.data.turns import Turn
 
 
@@ -57,9 +58,7 @@ def mask_turns(
     weights = np.zeros(len(tokens), np.float32)
     if not len(tokens):
         return weights
-    ends = np.maximum.accumulate(offsets[:, 1])
-    # Some tokenizers leave a token's leading space out of its offsets.
-    starts = np.minimum(offsets[:, 0], np.append(offsets[0, 0], ends[:-1]))
+    starts, ends = whole_places(offsets).T
     of_text = _Tokens(text, starts, ends, special[tokens])
     for turn in turns:
         first = int(np.searchsorted(ends, turn.start, "right"))

@@ -229,13 +229,16 @@ def _pieces(
                 stop = at + max_length
                 yield (tokens[at:stop], weights[at:stop]), 0
         return
+    is_over = any(len(tokens) > max_length for tokens, _ in own)
+    if not is_over:
+        yield from ((one, 0) for one in own)
+        return
     prompts = [_prompt(weights) for _, weights in own]
     answers = [len(tokens) - p for (tokens, _), p in zip(own, prompts, strict=True)]
     # Alike for all of them: an answer is weighed against another of the same prompt.
     room = max(max_length - max(answers, default=0), max_length // 2)
-    is_over = any(len(tokens) > max_length for tokens, _ in own)
     for (tokens, weights), prompt in zip(own, prompts, strict=True):
-        first = max(prompt - room, 0) if is_over and kind.cuts == "prompt" else 0
+        first = max(prompt - room, 0) if kind.cuts == "prompt" else 0
         kept = tokens[first : first + max_length]
         left_out = len(tokens) - len(kept)
         yield (kept, weights[first : first + max_length]), left_out
