@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxpeft import config, data, hardware, hf, optim, tree
-from jaxpeft.assembly import configuration, heads, precision, updates
+from jaxpeft.assembly import configuration, heads, precision, precomputed, updates
 from jaxpeft.assembly.adapter import add_adapter, check_adapter
 from jaxpeft.assembly.base import check_length, open_base
 from jaxpeft.assembly.configuration import TABLES
@@ -74,6 +74,7 @@ class Run:
         micro = cfg.training.batch_size // self.parts
         check_batches(cfg, self.mesh)
         self.objective = configuration.objective(cfg)
+        precomputed.check(cfg, self.objective.precomputed)
         updates.fused_backward(cfg)  # its complaints need neither model nor data
         self._open(micro) if like is None else self._take_over(like)
         check_adapter(self.base, cfg.adapter)
@@ -99,6 +100,10 @@ class Run:
         scales = self.base.scales_loss
         self.places = make_places(params, self.base.cfg, self.mesh, self.tx, scales)
         params = sharding.put(params, self.places.params)
+        if like is None and (wanted := self.objective.precomputed) is not None:
+            given = precomputed.Given(cfg, self.base, self.mesh, wanted, params)
+            self.batches = given.of_training(self.batches)
+            self.evaluation = given.of_evaluation(self.evaluation)
         self.held = sharding.with_numbers(self.objective.held(params), self.mesh)
         self.trainable, self.frozen = tree.partition(params, self.places.mask)
 

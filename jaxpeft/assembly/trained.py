@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxpeft import adapters, console, data, hardware, hf, models, tree
-from jaxpeft.assembly import configuration, heads, precision
+from jaxpeft.assembly import configuration, heads, precision, precomputed
 from jaxpeft.assembly.adapter import add_adapter, gives_a_model
 from jaxpeft.assembly.base import Base, open_base
 from jaxpeft.assembly.step import Frozen, make_eval_step
@@ -134,6 +134,7 @@ def to_evaluate(
         )
     mesh = sharding.make_mesh(**cfg.mesh.model_dump())
     cfg = configuration.settled(precision.settled(cfg, hardware.of_mesh(mesh)))
+    cfg = precomputed.in_step(cfg)  # what is used once is worth no store
     objective = configuration.objective(cfg)
     base = heads.fitted(open_base(cfg.model), objective.head)
     size = cfg.training.batch_size // cfg.training.gradient_accumulation_steps

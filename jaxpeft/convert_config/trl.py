@@ -39,7 +39,6 @@ _CUT = (
 ROWS: dict[str, Row] = {
     **OF_SFT,
     "disable_dropout": Idle("say it with adapter.lora_dropout"),
-    "precompute_ref_log_probs": Idle(_REFERENCE),
     "precompute_ref_batch_size": Idle(_REFERENCE),
     "force_use_ref_model": Idle(_REFERENCE),
     "model_adapter_name": Idle(_REFERENCE),
@@ -151,6 +150,9 @@ def _reference(draft: Draft) -> None:
     if truth(draft.take("reference_free", False)) is True:
         kind = "none"
     draft.set("objective.reference", kind)
+    before = truth(draft.take("precompute_ref_log_probs", False)) is True
+    if before and kind != "none":
+        draft.set("objective.precompute_reference", True)
 
 
 def _kto(draft: Draft) -> None:

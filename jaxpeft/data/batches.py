@@ -180,7 +180,7 @@ class Batches:
             "packing": packing,
             "length_buckets": length_buckets,
         }
-        self.batch_size = batch_size
+        self.batch_size, self._seed = batch_size, seed
         self.examples, self._pad_id = examples, pad_id
         self.wanted: np.ndarray | None = None
         weights = [source.weight for source in examples.sources]
@@ -238,9 +238,26 @@ class Batches:
 
     def reseeded(self, seed: int) -> "Batches":
         """The batches of the same data in the order of another seed."""
-        batches = Batches(self.examples, seed=seed, **self._settings)
+        return self._made(self.examples, seed)
+
+    def over(self, examples: Examples) -> "Batches":
+        """The same batches of examples that have more columns."""
+        return self._made(examples, self._seed)
+
+    def _made(self, examples: Examples, seed: int) -> "Batches":
+        batches = Batches(examples, seed=seed, **self._settings)
         batches.wanted = self.wanted
         return batches
+
+    def in_order(self, batch_size: int) -> "EvalBatches":
+        """Batches of every example once, unpacked.
+
+        Args:
+            batch_size: rows in a batch.
+        """
+        names = ("max_length", "pad_id", "length_buckets")
+        settings = {name: self._settings[name] for name in names}
+        return EvalBatches(self.examples, batch_size=batch_size, **settings)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -333,7 +350,14 @@ class EvalBatches:
 
     def at_most(self, count: int | None) -> "EvalBatches":
         """Batches of so many of the records, spread evenly; None: of all."""
-        batches = EvalBatches(self.examples, at_most=count, **self._settings)
+        return self._made(self.examples, count)
+
+    def over(self, examples: Examples) -> "EvalBatches":
+        """The same batches of examples that have more columns."""
+        return self._made(examples, len(self.numbers) // examples.together)
+
+    def _made(self, examples: Examples, at_most: int | None) -> "EvalBatches":
+        batches = EvalBatches(examples, at_most=at_most, **self._settings)
         batches.wanted = self.wanted
         return batches
 

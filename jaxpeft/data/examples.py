@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -132,6 +132,15 @@ class Examples:
     def longest(self) -> Int64[np.ndarray, " records"]:
         """The tokens in the longest example of each record."""
         return self.lengths.reshape(-1, self.together).max(axis=1)
+
+    def with_column(self, name: str, values: np.ndarray) -> "Examples":
+        """The same examples with one more value each, or another one.
+
+        Args:
+            name: of the column.
+            values: (examples,).
+        """
+        return replace(self, columns={**self.columns, name: values})
 
     def question(self, index: int) -> tuple[list[int], list[int]]:
         """The prompt and the answer that an example ends with.

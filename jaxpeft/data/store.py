@@ -257,7 +257,22 @@ def write(
     except BaseException:
         writer.abandon()
         raise
-    meta = {"arrays": arrays, "digest": digest, "about": vars(writer.about)}
+    finish(folder, arrays, digest, writer.about)
+
+
+def finish(folder: Path, arrays: Any, digest: str, about: About) -> None:
+    """Writes what is to be known of a store whose arrays are written, its last file.
+
+    Args:
+        folder: of the store.
+        arrays: {name: what `Writing.finish` said of it}.
+        digest: a hash of all arrays.
+        about: what is to be said of the source.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    meta = {"arrays": arrays, "digest": digest, "about": vars(about)}
     meta = json.loads(json.dumps(meta))  # as it is read back
     meta["seal"] = _seal(meta)
     (folder / META).write_text(json.dumps(meta))
@@ -321,7 +336,7 @@ class Kept(NamedTuple):
     Attributes:
         path: the source.
         examples: how many it has.
-        tokens: the tokens in them.
+        tokens: the tokens in them; 0 of values of examples that are kept elsewhere.
         size: bytes.
         used: when it was last opened, in seconds since 1970.
     """
@@ -347,8 +362,8 @@ def kept(root: Path) -> list[Kept]:
             found.append(
                 Kept(
                     meta["about"]["path"],
-                    sizes["lengths"],
-                    sizes["tokens"],
+                    sizes.get("lengths", max(sizes.values())),
+                    sizes.get("tokens", 0),
                     caches.size(file.parent),
                     file.stat().st_mtime,
                 )

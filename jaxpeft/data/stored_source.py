@@ -54,7 +54,7 @@ def of_source(
     def parts() -> Iterator[Made]:
         return _parts(origin, source.max_samples, section, recipe, tokenizer, count)
 
-    root = _root(section)
+    root = root_of(section)
     if _is_small(origin):
         writer = store.Writer(str(origin), columns, None)
         for made in parts():
@@ -118,8 +118,12 @@ def _parts(
     rejects.settle(records)
 
 
-def _root(section: "DataSection") -> Path | None:
-    """The folder of all stores."""
+def root_of(section: "DataSection") -> Path | None:
+    """The folder of all stores; None: nothing is kept.
+
+    Args:
+        section: the configuration's section `data`.
+    """
     if section.cache_dir is not None:
         return Path(section.cache_dir).expanduser().absolute()
     root = caches.root()

@@ -168,6 +168,17 @@ def require_same(values: Mapping[str, Any], remedy: str) -> None:
         raise InputError(*problems)
 
 
+def all_say(yes: bool) -> bool:
+    """Whether every process says yes; all ask in the same places.
+
+    Args:
+        yes: what this one says.
+    """
+    if not is_shared():
+        return yes
+    return bool(np.all(multihost_utils.process_allgather(np.int32(yes))))
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

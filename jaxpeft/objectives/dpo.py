@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxpeft import models
 from jaxpeft.models import ModelConfig
 from jaxpeft.objectives import pairs, ranges
 from jaxpeft.objectives import reference as references
 from jaxpeft.objectives.objective import Micro, Objective
 from jaxpeft.objectives.pairs import Answers, Numbers, Terms
 from jaxpeft.objectives.reference import Reference, Wanted
-from jaxpeft.objectives.sft import last_hidden
 
 Kind = Literal["sigmoid", "hinge", "ipo", "robust"]
 SMOOTHED = ("sigmoid", "robust")
@@ -27,6 +25,7 @@ def dpo(
     label_smoothing: float = 0.0,
     sft_weight: float = 0.0,
     reference: Wanted = "auto",
+    precompute_reference: bool = False,
     continues: bool = False,
     base_trains: bool = False,
 ) -> Objective:
@@ -48,6 +47,8 @@ def dpo(
         reference: adapter_off, the base; start, the model before the first step, such
             as the adapter of `adapter.init_from`; none, for which log q is 0; auto,
             start where there is such an adapter or the base trains, else adapter_off.
+        precompute_reference: whether the reference's log-probabilities are computed
+            once, before the first step, and kept for later starts.
         continues: whether an adapter is trained further.
         base_trains: whether the weights of the base train.
 
@@ -59,6 +60,9 @@ def dpo(
     ranges.smoothing(label_smoothing, loss_type, SMOOTHED)
     kind = references.chosen(reference, continues=continues, base_trains=base_trains)
 
+    before = references.before_training(kind, precompute_reference)
+    in_step = kind != "none" and before is None
+
     def rule(answers: Answers, against: Array, numbers: Numbers) -> Terms:
         ratios = answers.logps - against
         losses = loss(
@@ -69,8 +73,9 @@ def dpo(
     return pairs.objective(
         rule,
         {"beta": beta, "sft_weight": sft_weight},
-        reference=None if kind == "none" else functools.partial(logps_of, kind),
-        held=functools.partial(references.held, kind),
+        reference=functools.partial(logps_of, kind) if in_step else None,
+        held=functools.partial(references.held, kind if in_step else "none"),
+        precomputed=before,
     )
 
 
@@ -115,6 +120,5 @@ def logps_of(
         micro: the batch.
         model: the hyperparameters.
     """
-    params = references.model(kind, params, held)
-    hidden = last_hidden(params, micro, model)
-    return pairs.answers_of(hidden, models.head(params, model), micro).logps
+    own = references.model(kind, params, held)
+    return references.logps(own, micro, model).reshape(-1, 2)

@@ -10,16 +10,20 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float32
 
-from jaxpeft import kernel, models
+from jaxpeft import kernel
 from jaxpeft.data.preference import LABELLED
 from jaxpeft.errors import InputError
 from jaxpeft.models import ModelConfig
 from jaxpeft.objectives import answers, ranges
 from jaxpeft.objectives import reference as references
-from jaxpeft.objectives.objective import Loss, Micro, Objective, row_shapes
-from jaxpeft.objectives.reference import Reference, Wanted
-from jaxpeft.objectives.sft import last_hidden
-from jaxpeft.objectives.token_logps import token_logps
+from jaxpeft.objectives.objective import (
+    REFERENCE,
+    Loss,
+    Micro,
+    Objective,
+    row_shapes,
+)
+from jaxpeft.objectives.reference import Reference, Wanted, logps
 
 
 class Scores(NamedTuple):
@@ -48,6 +52,7 @@ def kto(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
     reference: Wanted = "auto",
+    precompute_reference: bool = False,
     continues: bool = False,
     base_trains: bool = False,
 ) -> Objective:
@@ -67,6 +72,8 @@ def kto(
         desirable_weight: of answers that are wanted.
         undesirable_weight: of the others.
         reference: see `dpo`.
+        precompute_reference: see `dpo`; z, which each batch mixes anew, is still
+            computed in the step.
         continues: whether an adapter is trained further.
         base_trains: whether the weights of the base train.
 
@@ -79,6 +86,10 @@ def kto(
         undesirable_weight=undesirable_weight,
     )
     kind = references.chosen(reference, continues=continues, base_trains=base_trains)
+    before = references.before_training(kind, precompute_reference)
+    columns = dict(LABELLED.columns)
+    if before is not None:
+        columns[REFERENCE] = "float32"
     numbers = {
         "beta": np.float32(beta),
         "desirable_weight": np.float32(desirable_weight),
@@ -89,13 +100,13 @@ def kto(
         params: Any, held: Any, micro: Micro, model: ModelConfig, key: Array
     ) -> Loss:
         against, own_kl = _without_gradient(kind, params, held, micro, model)
-        logps = _logps(kernel.with_dropout(params, key), micro, model)
-        return _summed(_scores(logps, against, own_kl, micro, held["numbers"]))
+        own = logps(kernel.with_dropout(params, key), micro, model)
+        return _summed(_scores(own, against, own_kl, micro, held["numbers"]))
 
     def sums(params: Any, held: Any, batch: Micro, model: ModelConfig) -> Any:
         against, kl = _without_gradient(kind, params, held, batch, model)
-        logps = _logps(params, batch, model)
-        return _totals(_scores(logps, against, kl, batch, held["numbers"]))
+        own = logps(params, batch, model)
+        return _totals(_scores(own, against, kl, batch, held["numbers"]))
 
     def keep(params: Any) -> Any:
         return {"numbers": numbers, "reference": references.held(kind, params)}
@@ -106,19 +117,12 @@ def kto(
         sums=sums,
         report=report,
         in_words=in_words,
+        precomputed=before,
         held=keep,
         load_train=load_train,
         load_eval=load_eval,
-        batch_shapes=functools.partial(row_shapes, columns=LABELLED.columns),
+        batch_shapes=functools.partial(row_shapes, columns=columns),
     )
-
-
-def _logps(params: Any, rows: Micro, model: ModelConfig) -> Array:
-    """The summed log-probabilities of answers, (rows,)."""
-    hidden = last_hidden(params, rows, model)
-    head = models.head(params, model)
-    each = token_logps(hidden, head, rows["targets"], rows["supervised"])
-    return jnp.sum(each, axis=1)
 
 
 def _without_gradient(
@@ -128,13 +132,16 @@ def _without_gradient(
     real = jnp.any(micro["supervised"], axis=1)
     others = mismatched(micro)
     fixed = jax.lax.stop_gradient(params)
-    of_model = _logps(fixed, others, model)
+    of_model = logps(fixed, others, model)
     if kind == "none":
         against, of_reference = jnp.zeros_like(of_model), jnp.zeros_like(of_model)
     else:
         own = references.model(kind, params, held["reference"])
-        both = {n: jnp.concatenate([micro[n], others[n]]) for n in others}
-        against, of_reference = jnp.split(_logps(own, both, model), 2)
+        if REFERENCE in micro:
+            against, of_reference = micro[REFERENCE], logps(own, others, model)
+        else:
+            both = {n: jnp.concatenate([micro[n], others[n]]) for n in others}
+            against, of_reference = jnp.split(logps(own, both, model), 2)
     apart = jnp.sum(jnp.where(real, of_model - of_reference, 0.0))
     return against, jnp.maximum(apart / jnp.maximum(jnp.sum(real), 1), 0.0)
 

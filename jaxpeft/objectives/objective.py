@@ -48,6 +48,23 @@ class Head(NamedTuple):
     names: tuple[str, ...] = ()
 
 
+REFERENCE = "reference_logps"  # of each row, in nats: what `Precomputed` has said
+
+
+class Precomputed(NamedTuple):
+    """What an objective wants computed of every example once, before the first step.
+
+    It comes in a batch as the column `REFERENCE`.
+
+    Attributes:
+        kind: which reference it is of.
+        logps: (params before the first step, batch, model) -> (rows,) float32.
+    """
+
+    kind: str
+    logps: Callable[[Any, Micro, ModelConfig], Array]
+
+
 class Predictions(NamedTuple):
     """What an objective says of single records.
 
@@ -126,6 +143,7 @@ class Objective:
             adds to the embeddings in training; None: none.
         head: the head of scores that it trains; None: it reads that of tokens.
         predictions: what it says of single records; None: nothing.
+        precomputed: what batches are to bring along of the reference; None: nothing.
         held: params -> what it keeps frozen besides the base, such as a reference; made
             before the first step, and given to `loss` and `sums`. Copies (`jnp.copy`)
             of what trains: the steps overwrite that in place.
@@ -146,6 +164,7 @@ class Objective:
     embedding_noise: float | None = None
     head: Head | None = None
     predictions: Predictions | None = None
+    precomputed: Precomputed | None = None
     held: Callable[[Any], Any] = nothing
     load_train: Callable[..., data.Batches | data.StreamBatches] = data.load_train
     load_eval: Callable[..., data.EvalBatches | None] = data.load_eval

@@ -4,6 +4,7 @@ Rows 2i and 2i + 1 of a batch are the chosen and the rejected answer of pair i. 
 without supervised tokens is padding, and so is its pair.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,14 @@ from jaxpeft import kernel, models
 from jaxpeft.data.preference import PAIRS
 from jaxpeft.models import ModelConfig
 from jaxpeft.objectives.answers import loads
-from jaxpeft.objectives.objective import Loss, Micro, Objective
+from jaxpeft.objectives.objective import (
+    REFERENCE,
+    Loss,
+    Micro,
+    Objective,
+    Precomputed,
+    row_shapes,
+)
 from jaxpeft.objectives.sft import last_hidden
 from jaxpeft.objectives.token_logps import token_logps
 
@@ -103,6 +111,7 @@ def objective(
     *,
     reference: Callable[[Any, Any, Micro, ModelConfig], Array] | None = None,
     held: Callable[[Any], Any] = lambda params: {},
+    precomputed: Precomputed | None = None,
     whole: bool = False,
 ) -> Objective:
     """The objective that a rule for pairs makes.
@@ -113,8 +122,9 @@ def objective(
         numbers: {name: value} that the rule reads and that may differ between runs of
             one program.
         reference: (params, what `held` keeps, batch, model) -> the reference's (pairs,
-            2), without a gradient; None: zeros.
+            2), without a gradient; None: what was computed before, or zeros.
         held: params -> what the reference keeps of them.
+        precomputed: what batches bring along of the reference; None: nothing.
         whole: whether the rule reads `Answers.whole`.
     """
 
@@ -122,13 +132,16 @@ def objective(
         none = jnp.zeros_like(answers.logps)
         return rule(answers, none if of_reference is None else of_reference, numbers)
 
+    def brought(micro: Micro) -> Array | None:
+        return micro[REFERENCE].reshape(-1, 2) if precomputed is not None else None
+
     def passed(params: Any, micro: Micro, model: ModelConfig) -> Answers:
         hidden = last_hidden(params, micro, model)
         return answers_of(hidden, models.head(params, model), micro, whole)
 
     def weighed(params: Any, held: Any, micro: Micro, model: ModelConfig) -> Any:
         if reference is None:
-            return None
+            return brought(micro)
         return reference(params, held["reference"], micro, model)
 
     def loss(
@@ -140,7 +153,7 @@ def objective(
 
     def from_hidden(hidden: Array, head: Any, micro: Micro) -> Loss:
         answers = answers_of(hidden, head, micro, whole)
-        return summed(answers, terms(answers, None, numbers), micro)
+        return summed(answers, terms(answers, brought(micro), numbers), micro)
 
     def sums(params: Any, held: Any, batch: Micro, model: ModelConfig) -> Any:
         against = weighed(params, held, batch, model)
@@ -154,6 +167,9 @@ def objective(
         }
 
     load_train, load_eval = loads(PAIRS)
+    columns = dict(PAIRS.columns)
+    if precomputed is not None:
+        columns[REFERENCE] = "float32"
     return Objective(
         loss=loss,
         sums=sums,
@@ -164,6 +180,8 @@ def objective(
         of_step=of_step(whole),
         load_train=load_train,
         load_eval=load_eval,
+        precomputed=precomputed,
+        batch_shapes=functools.partial(row_shapes, columns=columns),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxpeft import config, optim
+from jaxpeft.assembly import precomputed
 from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.config import RunConfig, strict_yaml
@@ -133,4 +134,5 @@ def _can_share(cfg: RunConfig, devices: int) -> bool:
         fused = gives_a_model(cfg.adapter) and traits.fused
     whole = cfg.optimizer.quantize_state or not traits.leafwise
     known = not whole and not cfg.optimizer.is_auto
-    return devices == 1 and not fused and known
+    alike = not precomputed.is_of_new_adapter(cfg)
+    return devices == 1 and not fused and known and alike

@@ -69,6 +69,7 @@ CASES = [
         {"beta": 0.3, "loss_type": "sigmoid", "reference": "adapter_off"},
     ),
     (("dpo", {"loss_type": ["ipo"], "peft": False}), {"reference": "start"}),
+    (("dpo", {"precompute_ref_log_probs": True}), {"precompute_reference": True}),
     (
         ("dpo", {"loss_type": ["robust"], "label_smoothing": 0.2}),
         {"loss_type": "robust", "label_smoothing": 0.2},
