@@ -11,6 +11,7 @@ SHARE = 5  # an average is taken over a fifth of the lines, and over 3 at least
 FELL = 0.1  # of an answer's log-probability: less is what better answers may cost
 STANDS = 0.01  # a share of pairs that moves by less stands
 GREW = 1.5  # the margin, from the middle of the evaluations on
+LONGER = 0.15  # of pairs, by which the longer answer is rewarded more often than right
 FAR = 10.0  # nats from the reference: answers of another model
 
 
@@ -34,7 +35,12 @@ def noticed(lines: Sequence[Line], settings: Settings) -> list[Finding]:
     if len(training) < FEWEST or not are_compared(training):
         return []
     rate = max(number(line, "learning_rate") or 0.0 for line in training)
-    found = (_both_fall(training, rate), _margin_alone(lines, rate), _far(training))
+    found = (
+        _both_fall(training, rate),
+        _margin_alone(lines, rate),
+        _longer(training, settings),
+        _far(training),
+    )
     return [finding for finding in found if finding is not None]
 
 
@@ -85,6 +91,27 @@ def _margin_alone(lines: Sequence[Line], rate: float) -> Finding | None:
         f"rightly went from {best:.0%} to {shares[-1]:.0%}",
         f"stop at step {step}: training.early_stopping_patience=2, or lower "
         f"optimizer.learning_rate to {rate / 3:.0e}",
+    )
+
+
+def _longer(training: Sequence[Line], settings: Settings) -> Finding | None:
+    """More and more the longer answer is rewarded, not the one that was chosen."""
+    ends, data = (_ends(training, f"longer/{x}") for x in ("rewarded", "chosen"))
+    if ends is None or data is None:
+        return None
+    (first, last), chosen = ends, data[1]
+    pairs = max(3, len(training) // SHARE) * settings.batch_size / 2
+    # Three standard errors of a difference of two shares of so many pairs.
+    enough = max(LONGER, 3 * (0.5 / pairs) ** 0.5)
+    if last < chosen + enough or last < first + enough:
+        return None
+    return Finding(
+        "longer answers preferred",
+        int(training[-1]["step"]),
+        f"the longer answer of a pair is rewarded more in {last:.0%} of pairs, at "
+        f"first in {first:.0%}, and is the chosen one in {chosen:.0%}",
+        "weigh means a token (objective.name=simpo, or loss_type=ipo of dpo), or add "
+        "pairs whose better answer is the shorter one",
     )
 
 

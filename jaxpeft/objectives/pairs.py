@@ -287,8 +287,20 @@ def _figures(answers: Answers, terms: Terms) -> dict[str, Array]:
         "rewards/margins": chosen - rejected,
         "logps/chosen": logps[:, 0],
         "logps/rejected": logps[:, 1],
+        "longer/rewarded": _longer_share(answers.lengths, chosen - rejected),
+        "longer/chosen": _longer_share(answers.lengths, jnp.ones_like(chosen)),
         **terms.figures,
     }
+
+
+def _longer_share(lengths: Array, ahead: Array) -> Array:
+    """Whether the longer answer is ahead: 1 or 0, and a half where there is none.
+
+    Args:
+        lengths: tokens in each answer, (pairs, 2), the chosen one first.
+        ahead: by how much the chosen one is ahead, (pairs,).
+    """
+    return (1 + jnp.sign(lengths[:, 0] - lengths[:, 1]) * jnp.sign(ahead)) / 2
 
 
 def _sum(x: Array, real: Array) -> Array:

@@ -78,7 +78,7 @@ GROUPS = (
     (
         "Preferred answers",
         "share of pairs (0 to 1)",
-        ("rewards/accuracies",),
+        ("rewards/accuracies", "longer/rewarded", "longer/chosen"),
     ),
     (
         "Rewards",

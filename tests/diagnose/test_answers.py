@@ -9,7 +9,7 @@ STEPS = np.arange(1, 41)
 SHRINKS = np.linspace(0, 1, len(STEPS))
 
 
-def run(chosen=-100 - 2 * SHRINKS, margins=None, shares=None, kl=None):
+def run(chosen=-100 - 2 * SHRINKS, margins=None, shares=None, kl=None, longer=None):
     """The lines of a run whose rejected answers become less likely."""
     noise = np.random.default_rng(0).normal(0, 0.3, len(STEPS))
     lines = []
@@ -23,7 +23,13 @@ def run(chosen=-100 - 2 * SHRINKS, margins=None, shares=None, kl=None):
             "logps/chosen": float(chosen[i]),
             "logps/rejected": float(-120 - 40 * SHRINKS[i]),
         }
-        lines.append(line if kl is None else line | {"kl": float(kl[i])})
+        line |= {} if kl is None else {"kl": float(kl[i])}
+        if longer is not None:
+            rewarded, better = longer
+            swing = float(noise[i]) / 3  # batches differ
+            line["longer/rewarded"] = float(rewarded[i]) + swing
+            line["longer/chosen"] = better - swing
+        lines.append(line)
     margins = [0.1, 0.3, 0.5, 0.6, 0.65, 0.7] if margins is None else margins
     shares = [0.5, 0.6, 0.7, 0.72, 0.75, 0.76] if shares is None else shares
     for n, (margin, share) in enumerate(zip(margins, shares, strict=True)):
@@ -43,6 +49,18 @@ def test_a_healthy_run_gives_none():
 
 
 @pytest.mark.parametrize(
+    "rewarded, chosen",
+    [
+        (0.5 + 0.4 * SHRINKS, 0.85),  # as often as it is the better one
+        (0.9 + 0 * SHRINKS, 0.55),  # from the start on, by a model that is not at fault
+        (0.5 + 0.1 * SHRINKS, 0.5),  # within what so few pairs say
+    ],
+)
+def test_longer_answers_that_are_the_better_ones_are_no_finding(rewarded, chosen):
+    assert kinds(run(longer=(rewarded, chosen))) == []
+
+
+@pytest.mark.parametrize(
     "kind, changes, said",
     [
         ("both answers less likely", {"chosen": -100 - 50 * SHRINKS}, "sft_weight=0.2"),
@@ -53,6 +71,11 @@ def test_a_healthy_run_gives_none():
                 "shares": [0.5, 0.6, 0.7, 0.7, 0.69, 0.7],
             },
             "early_stopping_patience",
+        ),
+        (
+            "longer answers preferred",
+            {"longer": (0.5 + 0.4 * SHRINKS, 0.55)},
+            "objective.name=simpo",
         ),
         ("far from the reference", {"kl": 30 * SHRINKS}, "double objective.beta"),
     ],

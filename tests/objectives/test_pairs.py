@@ -111,7 +111,16 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+SLOW = {"ipo", "orpo", "cpo"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+        for name in OBJECTIVES
+    ],
+)
 def test_a_step_is_the_same_however_it_is_cut_for_accumulation(name, llama, batch):
     objective = OBJECTIVES[name]
     params = adapted(llama.params)
@@ -131,7 +140,7 @@ def test_a_step_is_the_same_however_it_is_cut_for_accumulation(name, llama, batc
     leaves = (jax.tree.leaves(end) for end in ends)
     for one, other in zip(*leaves, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
-    evaluate = make_eval_step(llama.cfg, objective)
+    evaluate = jax.jit(make_eval_step(llama.cfg, objective))
     whole = {n: x[0] for n, x in batch.items()}
     sums = jax.tree.map(float, evaluate(trains, Frozen(frozen, held), whole))
     told = objective.report(sums)
@@ -157,6 +166,18 @@ def test_dropout_is_the_trained_model_s_alone(llama, batch):
         params, objective.held(params), micro, llama.cfg, jax.random.key(0)
     )
     assert abs(float(fresh.metrics["rewards/chosen"][0])) < 1e-4
+
+
+def test_how_often_the_longer_answer_is_ahead():
+    lengths = jnp.array([[3.0, 2.0], [2.0, 3.0], [4.0, 4.0], [5.0, 1.0]])
+    answers = pairs.Answers(
+        jnp.zeros((4, 2)), lengths, jnp.zeros((4, 2)), lengths, jnp.ones(4, bool)
+    )
+    rewards = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.5, 0.5]])
+    sums = pairs.totals(answers, pairs.Terms(jnp.zeros(4), rewards))
+    told = pairs.report(jax.tree.map(float, sums))
+    assert told["eval_longer/rewarded"] == (1 + 0 + 0.5 + 0.5) / 4
+    assert told["eval_longer/chosen"] == (1 + 0 + 0.5 + 1) / 4
 
 
 @pytest.mark.parametrize(
