@@ -96,6 +96,30 @@ def files(tmp_path_factory, records) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def pairs(tmp_path_factory, asset_model):
+    """{objective's name: the sections `data.train` and `data.eval`}, of few records."""
+    folder = tmp_path_factory.mktemp("preferences")
+    path = asset_model.parent / "weather_pairs" / "train.json"
+    records = json.loads(path.read_text(encoding="utf-8"))[:22]
+
+    def labelled(number, record):
+        wanted = number % 3 != 0
+        answer = record["chosen" if wanted else "rejected"]
+        kept = {key: record[key] for key in ("instruction", "input")}
+        return {**kept, "output": answer, "label": wanted}
+
+    kinds = {"dpo": records, "kto": [labelled(*one) for one in enumerate(records)]}
+    found = {}
+    for name, own in kinds.items():
+        found[name] = {}
+        for side, part in (("train", own[:16]), ("eval", own[16:])):
+            (folder / f"{name}-{side}.json").write_text(json.dumps(part))
+            source = {"path": str(folder / f"{name}-{side}.json"), "format": "alpaca"}
+            found[name][f"data.{side}"] = source
+    return found
+
+
+@pytest.fixture(scope="session")
 def settings(tiny, files) -> Callable[..., dict[str, Any]]:
     """settings(**{"section.key": value}): a configuration without its output_dir."""
 

@@ -138,6 +138,34 @@ def test_a_killed_run_over_a_stream_continues_bitwise(
     same_end(done, "killed", straight)
 
 
+DPO = {"name": "dpo", "sft_weight": 0.1}
+COMPARE = {
+    "dpo": DPO,
+    "dpo, computed before": {**DPO, "precompute_reference": True},
+    "kto": {"name": "kto"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPARE)
+def test_a_killed_run_that_compares_answers_continues_bitwise(
+    name, trained, changes, pairs, signalled, same_end, tmp_path
+):
+    objective = COMPARE[name]
+    before, folder = "precompute_reference" in objective, tmp_path / "kept"
+    compared = {**changes, "data.packing": False, "objective": objective}
+    compared |= {**pairs[objective["name"]], "data.cache_dir": str(folder)}
+    straight = trained("straight", **compared)
+    assert straight.code == 0, straight.err
+    shutil.copy(tmp_path / "straight.yaml", tmp_path / "killed.yaml")
+    assert signalled(signal.SIGKILL, "killed").returncode == -signal.SIGKILL
+    done = trained("killed", **compared)
+    assert "continuing after step 10" in done.out
+    assert ("log-probabilities of the reference" in done.out) == before
+    assert done.out.count("read back") == 2 * before
+    same_end(done, "killed", straight)
+
+
 def test_a_damaged_newest_checkpoint_costs_only_its_steps(
     stopped, trained, changes, straight, same_end, tmp_path
 ):
