@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FEW = 8192  # records that are made sooner than a process has started
 _AHEAD = 2  # parts that wait for each worker
+_LOOK = 1.0  # seconds between two looks at whether workers live
+_PATIENCE = 5.0  # seconds for the pool to see it by itself
 # So that a worker takes no device, nor more than a core.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -103,22 +105,60 @@ def _by_workers(
                 ended = True
                 break
             part, future = waiting.popleft()
-            made = future.result()
+            made = _result(future, pool)
             renders = renders and not (stops and made.rejects.count)
             yield part, made
     except BrokenProcessPool as error:
         raise InputError(
-            f"{path}: a worker that reads it has died, as where memory is short; set "
-            "data.num_workers to a smaller number, or to 1 to do without"
+            f"{path}: {_death(pool)} while the data were read; set data.num_workers "
+            f"below {workers} (1 does without such processes), or give the job more "
+            "memory. Nothing half-made is kept: the same command begins anew"
         ) from error
     finally:
         _end(pool, ended)
 
 
+def _result(future: Any, pool: futures.ProcessPoolExecutor) -> Made:
+    """What a worker has made.
+
+    Raises:
+        BrokenProcessPool: a worker has died.
+    """
+    while not futures.wait([future], _LOOK).done:
+        # The pool sees it, but for one that died in the middle of what it sent: of that
+        # the pool would wait for the rest.
+        if _dead(pool) and not futures.wait([future], _PATIENCE).done:
+            raise BrokenProcessPool("a worker died while it sent a result")
+    return future.result()
+
+
+def _dead(pool: futures.ProcessPoolExecutor) -> list[int]:
+    """The exit codes of those workers that have ended."""
+    codes = [process.exitcode for process in list((pool._processes or {}).values())]
+    return [code for code in codes if code is not None]
+
+
+def _death(pool: futures.ProcessPoolExecutor) -> str:
+    """How the first worker has died; the pool has asked the others to end since."""
+    codes = sorted(_dead(pool), key=lambda code: code == -signal.SIGTERM)
+    if codes and codes[0] == -signal.SIGKILL:
+        return (
+            "a worker process was killed (SIGKILL), as the system does where memory "
+            "runs out,"
+        )
+    return "a worker process ended" + (f" (exit code {codes[0]})" if codes else "")
+
+
 def _end(pool: futures.ProcessPoolExecutor, ended: bool) -> None:
     """Ends the workers, whatever they are at if the work has not come to its end."""
-    for process in [] if ended else list((pool._processes or {}).values()):
-        process.terminate()
+    if not ended:
+        processes = list((pool._processes or {}).values())
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+        # Else the pool would wait for the rest of what one of them was sending.
+        pool._result_queue._writer.close()  # pyright: ignore[reportAttributeAccessIssue]
     pool.shutdown(wait=True, cancel_futures=True)
 
 

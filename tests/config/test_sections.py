@@ -119,6 +119,7 @@ def test_a_configuration_survives_being_written_and_read(
         ("training.max_steps=true", "found true; must be a whole number"),
         ("training.max_steps=1.5", "found 1.5; must be a whole number"),
         ("training.max_steps=-1", "found -1; must be at least 1"),
+        ("data.num_workers=0", "found 0; must be at least 1"),
         ("training.max_steps='10'", "found '10'; must be a whole number, written"),
         ("training.max_steps=10000000000000", "must be less than 2147483648"),
         ("optimizer.learning_rate=.nan", "found nan; must be finite"),

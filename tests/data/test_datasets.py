@@ -118,6 +118,18 @@ def test_a_folder_laid_out_like_a_data_set(hub):
         sources.found(Source(folder, revision="v1"))
 
 
+def test_files_of_a_folder_that_do_not_go_together(hub, caplog):
+    first, second = (f"train-0000{n}-of-00002.parquet" for n in (0, 1))
+    folder = hub({f"data/{first}": TEXTS})
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(pyarrow.table({"b": [1]}), folder / "data" / second)
+    with pytest.raises(InputError, match=r"cannot be unpacked .*; check the network"):
+        sources.read(Source(str(folder), split="train"))
+    assert not caplog.records  # the library logs what it raises
+
+
 def test_a_folder_that_save_to_disk_wrote(write, tmp_path):
     write("some/state.json", {})
     with pytest.raises(InputError, match="save_to_disk .* to_parquet"):

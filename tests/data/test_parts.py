@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 import sys
 import tracemalloc
 from copy import deepcopy
@@ -10,7 +11,7 @@ from copy import deepcopy
 import pytest
 import zstandard
 
-from jaxpeft.data import sources
+from jaxpeft.data import formats, sources
 from jaxpeft.data.rejects import Rejects
 from jaxpeft.data.sources import json_file, jsonl, part
 from jaxpeft.errors import InputError
@@ -139,6 +140,31 @@ def test_parquet_is_read_by_row_groups(tmp_path, monkeypatch):
     (tmp_path / "d.parquet").write_bytes(data)
     with pytest.raises(InputError, match=r"d\.parquet, row group 2: not a valid"):
         read(path)
+
+
+def test_a_column_that_a_row_group_or_a_file_lacks(tmp_path):
+    """In a parquet file such a column is null; of a folder one file may lack it."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    rows = [{"text": None if n // 10 == 6 else f"{n}"} for n in range(90)]
+    table = pyarrow.Table.from_pylist(rows)
+    parquet.write_table(table, tmp_path / "d.parquet", row_group_size=10)
+    (tmp_path / "some").mkdir()
+    for number in range(9):
+        name = "texts" if number == 6 else "text"
+        table = pyarrow.table({name: ["x"] * 10})
+        parquet.write_table(table, tmp_path / "some" / f"{number + 1}.parquet")
+    lacks = {
+        "d.parquet": ("d.parquet (row 61)", "column 'text' is null in this row"),
+        "some": ("some/7.parquet (row 1)", "column 'text' is missing.* 'texts'"),
+    }
+    for name, (place, words) in lacks.items():
+        with pytest.raises(InputError) as caught:
+            formats.parse(sources.read(str(tmp_path / name)), "text")
+        first, *_, last = caught.value.problems
+        assert first.startswith(f"{tmp_path}/{place}: ") and re.search(words, first)
+        assert "10 of 90 rows cannot be used" in last
 
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.csv", "d.txt"])

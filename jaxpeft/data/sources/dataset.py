@@ -114,7 +114,7 @@ def _quiet(source: Source) -> Iterator[None]:
         ) from error
     logging = datasets.utils.logging
     level, shows = logging.get_verbosity(), datasets.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)  # it logs what it raises, too
     datasets.disable_progress_bars()
     try:
         yield
