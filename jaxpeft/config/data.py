@@ -35,6 +35,11 @@ class SourceSection(Section):
         description="commit, tag or branch of a data set of the hub; null: the newest",
         json_schema_extra=keys.CONTENT,
     )
+    data_dir: Text | None = Field(
+        default=None,
+        description="the folder of a data set to read alone; null: all of it",
+        json_schema_extra=keys.CONTENT,
+    )
     format: Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"] = (
         Field(
             default="alpaca",

@@ -8,7 +8,7 @@ from jaxpeft import console
 from jaxpeft.config import paths
 from jaxpeft.data import dataset_info
 from jaxpeft.data.dataset_info import INFO, Described
-from jaxpeft.data.sources import Source, found, remote
+from jaxpeft.data.sources import found, remote, source_of
 from jaxpeft.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,14 +69,10 @@ def _looked_up(source: "SourceSection", kind: str) -> "SourceSection":
     keys = _keys(source, entry, path, place, kind)
     looked_up = source.model_copy(update=keys)
     try:
-        found(Source(looked_up.path, *_of_the_hub(looked_up)))
+        found(source_of(looked_up))
     except InputError as error:
         raise InputError(*(f"{place}: {p}" for p in error.problems)) from error
     return looked_up
-
-
-def _of_the_hub(source: "SourceSection") -> tuple[str | None, ...]:
-    return source.name, source.split, source.revision
 
 
 def _info(source: "SourceSection") -> tuple[Path, Mapping[str, Any]] | None:
@@ -135,6 +131,7 @@ def _keys(
         "name": own.get("name"),
         "split": source.split or own.get("split"),
         "revision": source.revision or own.get("revision"),
+        "data_dir": source.data_dir or own.get("data_dir"),
         "format": own["format"],
         "fields": fields or None,
         "max_samples": min(most, default=None),

@@ -18,11 +18,17 @@ INFO = "dataset_info.json"
 # What records are: texts, conversations, pairs of answers, and answers with a label.
 KINDS = ("text", "answers", "pairs", "labelled")
 # Their keys of a data set of the hub: ours.
-HUB = {"hf_hub_url": "path", "subset": "name", "split": "split", "revision": "revision"}
+HUB = {
+    "hf_hub_url": "path",
+    "subset": "name",
+    "split": "split",
+    "revision": "revision",
+    "folder": "data_dir",
+}
 _OTHER_HUBS = ("ms_hub_url", "om_hub_url")
 # Where a data set may be; the first that is given counts.
 PLACES = ("hf_hub_url", *_OTHER_HUBS, "script_url", "cloud_file_name", "file_name")
-_KNOWN = ("formatting", "ranking", "columns", "tags", "num_samples", "folder")
+_KNOWN = ("formatting", "ranking", "columns", "tags", "num_samples")
 KNOWN = (*dict.fromkeys((*PLACES, *HUB, *_KNOWN, "load_from")),)
 _ANSWERS = ("response", "messages", "chosen", "rejected")
 _MOST_NAMES = 10
@@ -33,8 +39,8 @@ class Described:
     """A data set of theirs, as a source of ours.
 
     Attributes:
-        keys: `path`, `format`, and where they say something `fields`, `name`, `split`
-            and `revision`.
+        keys: `path`, `format`, and where they say something `fields`, `name`, `split`,
+            `revision` and `data_dir`.
         num_samples: so many are drawn at random there; 0: all.
         absent: why the data are not at `path`, and what to do; "": they may be.
         unread: {what of theirs: why it is not read here, and what to do}.
@@ -167,7 +173,7 @@ def _place(entry: Mapping[str, Any], name: str, folder: str) -> Described:
         )
     if where == "hf_hub_url":
         given = {ours: entry[key] for key, ours in HUB.items() if entry.get(key)}
-        return Described(given, unread=_folder(entry, value))
+        return Described(given)
     if where == "cloud_file_name":
         return Described({"path": value}, unread=_part(entry))
     if where == "file_name":
@@ -176,13 +182,6 @@ def _place(entry: Mapping[str, Any], name: str, folder: str) -> Described:
     return Described(
         {"path": path}, absent=_absent(where, value, path), unread=_part(entry)
     )
-
-
-def _folder(entry: Mapping[str, Any], repository: str) -> dict[str, str]:
-    if not (folder := entry.get("folder")):
-        return {}
-    address = f"hf://datasets/{repository}/{folder}"
-    return {"folder": f"a data set is read as a whole; give {address} as a path"}
 
 
 def _part(entry: Mapping[str, Any]) -> dict[str, str]:

@@ -119,7 +119,7 @@ def test_a_name_is_a_source(name, kind, expected, folder):
     assert said == looked_up(f"{folder}/dataset_info.json", name, kind).model_dump()
     fields = {k: v for k, v in (said["fields"] or {}).items() if v is not None}
     plain = {"format": "alpaca", "fields": {}, "max_samples": None, "weight": 1.0}
-    plain |= {"name": None, "split": None, "revision": None}
+    plain |= {"name": None, "split": None, "revision": None, "data_dir": None}
     expected = expected | {"path": f"{folder}/{expected['path']}"}
     assert said | {"fields": fields} == plain | expected
 
@@ -132,6 +132,8 @@ def test_a_name_may_be_of_the_hub_or_of_a_bucket(folder):
     pairs = looked_up(folder, "dpo_mix_en", "pairs", split="train[:5%]")
     assert (pairs.path, pairs.name) == ("llamafactory/DPO-En-Zh-20k", "en")
     assert (pairs.format, pairs.split) == ("sharegpt", "train[:5%]")
+    code = looked_up(folder, "starcoder")
+    assert (code.path, code.data_dir) == ("big/starcoder", "python")
     import fsspec
 
     fsspec.filesystem("memory").pipe("/bucket/train.jsonl", b"{}")
@@ -165,7 +167,6 @@ WRONG = {
     "program": "script_url make.py), which is never run here; write what it gives",
     "elsewhere": "ms_hub_url someone/something); fetch it",
     "half": "split: the whole file is read; cut it",
-    "starcoder": "give hf://datasets/big/starcoder/python as a path",
     "calls": "tools: format alpaca reads no such column",
     "dpo_en_demo": "holds pairs of answers .* objective.name: dpo",
     "note": "describes no data set 'note'",

@@ -118,6 +118,18 @@ def test_a_folder_laid_out_like_a_data_set(hub):
         sources.found(Source(folder, revision="v1"))
 
 
+def test_a_folder_of_a_data_set_is_read_alone(hub):
+    snapshot = hub({"en/train.parquet": ["yes"], "de/train.parquet": ["ja"]})
+    for path in ("org/name", str(snapshot)):
+        for folder, word in (("en", "yes"), ("de", "ja")):
+            source = Source(path, data_dir=folder)
+            assert [row.value for row in sources.read(source)] == [{"a": word}]
+    both = [sources.identity(Source("org/name", data_dir=x)) for x in ("en", "de")]
+    assert len({*both, sources.identity("org/name")}) == 3
+    with pytest.raises(InputError, match=r"org/name: is no data set"):
+        sources.read(Source("org/name", data_dir="fr"))
+
+
 def test_files_of_a_folder_that_do_not_go_together(hub, caplog):
     first, second = (f"train-0000{n}-of-00002.parquet" for n in (0, 1))
     folder = hub({f"data/{first}": TEXTS})
@@ -136,7 +148,7 @@ def test_a_folder_that_save_to_disk_wrote(write, tmp_path):
         sources.found(Source(str(tmp_path / "some")))
 
 
-@pytest.mark.parametrize("key", ["name", "split", "revision"])
+@pytest.mark.parametrize("key", ["name", "split", "revision", "data_dir"])
 def test_keys_of_data_sets_do_not_go_with_files(write, key):
     path = write("d.json", [{"a": 1}])
     with pytest.raises(InputError, match=rf"d\.json: {key} 'x' goes with a data set"):

@@ -128,7 +128,9 @@ def _local(source: Source, folder: Path) -> Any:
     import datasets  # pyright: ignore[reportMissingImports]
 
     try:
-        return datasets.load_dataset_builder(str(folder.resolve()), source.name)
+        return datasets.load_dataset_builder(
+            str(folder.resolve()), source.name, data_dir=source.data_dir
+        )
     except Exception as error:
         raise InputError(
             f"{source.path}: is no data set that `datasets` can read "
@@ -150,7 +152,9 @@ def _of_the_hub(source: Source) -> Any:
 
     name, revision = source.name, source.revision
     try:
-        builder = datasets.load_dataset_builder(source.path, name, revision=revision)
+        builder = datasets.load_dataset_builder(
+            source.path, name, revision=revision, data_dir=source.data_dir
+        )
         # Offline the library takes the newest that it has unpacked, of any revision.
         if not (revision and datasets.config.HF_HUB_OFFLINE):
             return builder

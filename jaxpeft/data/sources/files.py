@@ -76,7 +76,7 @@ def found(source: Source) -> Found:
 
 def _check_keys(source: Source) -> None:
     """Refuses what goes with data sets alone."""
-    for key in ("name", "split", "revision"):
+    for key in ("name", "split", "revision", "data_dir"):
         if value := getattr(source, key):
             raise InputError(
                 f"{source.path}: {key} {value!r} goes with a data set of the hub or a "
@@ -123,7 +123,7 @@ def _in_folder(source: Source, folder: Path) -> Found:
                 "its rows with to_parquet or to_json, and name that file"
             )
     files = _inside(folder)
-    if files and not (source.name or source.split):
+    if files and not (source.name or source.split or source.data_dir):
         return Found(files)
     if files or any(kind(file.name) for file in folder.rglob("*")):
         return Found(is_dataset=True, folder=folder)

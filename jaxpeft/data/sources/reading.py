@@ -111,6 +111,7 @@ def identity(source: str | Source) -> str:
         version = where.folder is None and dataset.commit(source)
         known = [version] if version else dataset.files(source, where.folder)
         about = [source.path, source.name, source.split or "train", known]
+        about += [source.data_dir] if source.data_dir else []
         digest.update(json.dumps(about).encode())
     return digest.hexdigest()
 

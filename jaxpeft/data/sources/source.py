@@ -20,16 +20,19 @@ class Source(NamedTuple):
         name: which of the data set's configurations; None: the only one.
         split: the rows of the data set, such as `train[:5%]`; None: `train`.
         revision: a commit, tag or branch of the hub's; None: the newest.
+        data_dir: the folder of the data set that is read alone; None: all of it.
     """
 
     path: str
     name: str | None = None
     split: str | None = None
     revision: str | None = None
+    data_dir: str | None = None
 
     def __str__(self) -> str:
         """The source as messages name it."""
-        given = [("name", self.name), ("split", self.split)]
+        given = [("name", self.name), ("data_dir", self.data_dir)]
+        given.append(("split", self.split))
         return self.path + "".join(f", {key} {value}" for key, value in given if value)
 
 
@@ -39,7 +42,8 @@ def source_of(section: "SourceSection") -> Source:
     Args:
         section: an entry of `data.train` or `data.eval`.
     """
-    return Source(section.path, section.name, section.split, section.revision)
+    keys = (section.name, section.split, section.revision, section.data_dir)
+    return Source(section.path, *keys)
 
 
 def may_be_hub_id(path: str) -> bool:
