@@ -136,6 +136,19 @@ def test_several_processes_train_as_one_does(case, together, trained, tmp_path):
     assert done.out.count("step 8/8") == 1 and done.out.count("state after") == 1
 
 
+@pytest.mark.slow
+def test_several_processes_share_what_was_computed_before(together, pairs, tmp_path):
+    """Each row has its own: a fresh adapter is where its reference is."""
+    objective = {"name": "dpo", "precompute_reference": True}
+    changes = {"objective": objective, "data.cache_dir": str(tmp_path / "kept")}
+    changes |= {**pairs["dpo"], "training.max_steps": 1}
+    for name, words in (("first", " computed\n"), ("second", " read back\n")):
+        done = together(2, name, mesh={"fsdp": 2, "data": 1}, **changes).end()
+        assert done.code == 0, done.out
+        assert done.out.count(words) == 2, done.out  # of both sides, by process 0
+        assert losses(tmp_path / name)[1] == pytest.approx(np.log(2), abs=1e-5)
+
+
 def test_what_two_saved_one_continues_bit_for_bit(together, trained, tmp_path):
     changes = {"training.max_steps": 5, "adapter": {"method": "full"}}
     changes |= {"mesh": {"data": 1, "fsdp": 2}, "optimizer.learning_rate": 1e-3}
