@@ -87,7 +87,14 @@ def began(directory: str | Path) -> ModelSection | None:
 
 
 def objective(cfg: RunConfig) -> Objective:
-    """The objective that a run minimises, as its section `objective` says."""
+    """The objective that a run minimises, as its section `objective` says.
+
+    Args:
+        cfg: the configuration.
+
+    Raises:
+        InputError: a number is out of its range, or what it asks for cannot be.
+    """
     table = objectives.OBJECTIVES
     given = {
         "continues": cfg.adapter.init_from is not None,
@@ -95,7 +102,14 @@ def objective(cfg: RunConfig) -> Objective:
     }
     wanted = table.parameters(cfg.objective.choice)
     own = {name: value for name, value in given.items() if name in wanted}
-    return config.build(table, cfg.objective, **own)
+    made = config.build(table, cfg.objective, **own)
+    if made.precomputed is not None and cfg.data.streaming:
+        raise InputError(
+            "objective.precompute_reference: found true with data.streaming, where "
+            "nobody has seen all examples before the first step; set one of the two "
+            "to false"
+        )
+    return made
 
 
 def named(cfg: RunConfig) -> RunConfig:

@@ -12,30 +12,11 @@ from jaxpeft.config import RunConfig
 from jaxpeft.data import computed, store
 from jaxpeft.devices import cluster, sharding
 from jaxpeft.devices.compiled import Compiled
-from jaxpeft.errors import InputError
 from jaxpeft.objectives import evaluation
 from jaxpeft.objectives.objective import REFERENCE, Precomputed
 
 WAY = 1  # another one where the same settings give other numbers
 NOT_KEYS = {"path", "remat"}  # of the section `model`, that decide none of them
-
-
-def check(cfg: RunConfig, wanted: Precomputed | None) -> None:
-    """Checks that what an objective wants computed before can be.
-
-    Args:
-        cfg: the configuration.
-        wanted: see `Objective.precomputed`.
-
-    Raises:
-        InputError: records are streamed.
-    """
-    if wanted is not None and cfg.data.streaming:
-        raise InputError(
-            "objective.precompute_reference: found true with data.streaming, where "
-            "nobody has seen all examples before the first step; set one of the two "
-            "to false"
-        )
 
 
 def in_step(cfg: RunConfig) -> RunConfig:
@@ -87,7 +68,7 @@ class Given(NamedTuple):
         Args:
             batches: of all examples.
         """
-        assert isinstance(batches, data.Batches)  # as `check` has seen to
+        assert isinstance(batches, data.Batches)  # as the objective was checked for
         training = self.cfg.training
         micro = training.batch_size // training.gradient_accumulation_steps
         ordered = batches.in_order(self.cfg.data.eval_batch_size or micro)

@@ -74,7 +74,6 @@ class Run:
         micro = cfg.training.batch_size // self.parts
         check_batches(cfg, self.mesh)
         self.objective = configuration.objective(cfg)
-        precomputed.check(cfg, self.objective.precomputed)
         updates.fused_backward(cfg)  # its complaints need neither model nor data
         self._open(micro) if like is None else self._take_over(like)
         check_adapter(self.base, cfg.adapter)

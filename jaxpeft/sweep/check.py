@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxpeft import hardware, hf
-from jaxpeft.assembly import configuration, heads, precision, precomputed, updates
+from jaxpeft.assembly import configuration, heads, precision, updates
 from jaxpeft.assembly.adapter import check_adapter
 from jaxpeft.assembly.base import Base, check_length, open_base
 from jaxpeft.assembly.places import check_batches
@@ -114,5 +114,5 @@ def _fitted(base: Base, cfg: RunConfig) -> Base:
 def _check_settings(cfg: RunConfig) -> None:
     """Checks what needs neither model nor data."""
     check_batches(cfg, sharding.make_mesh(**cfg.mesh.model_dump()))
-    precomputed.check(cfg, configuration.objective(cfg).precomputed)
+    configuration.objective(cfg)
     updates.fused_backward(cfg)

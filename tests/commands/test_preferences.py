@@ -12,6 +12,7 @@ import pytest
 
 from jaxpeft.assembly import configuration
 from jaxpeft.assembly.run import Run
+from jaxpeft.data import store
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
 from jaxpeft.lr_find import ramp
@@ -113,6 +114,9 @@ def test_what_was_computed_before_is_read_at_the_next_start(opened, tmp_path, ca
 
     told, first = column()
     assert told == "computed" and np.all(first < -1) and len(first) == 32
+    listed = store.kept(tmp_path / "kept")
+    assert sorted(one.examples for one in listed) == [12, 32]
+    assert all("of the reference" in one.path for one in listed)
     told, again = column()
     assert told == "back"
     np.testing.assert_array_equal(again, first)
