@@ -12,12 +12,14 @@ import pytest
 
 from jaxpeft.assembly import configuration
 from jaxpeft.assembly.run import Run
+from jaxpeft.config.sections import ObjectiveSection
 from jaxpeft.data import store
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
 from jaxpeft.lr_find import ramp
 from jaxpeft.objectives.objective import REFERENCE
 from jaxpeft.plan.step import Step
+from jaxpeft.sweep import grid
 
 from .conftest import write_config
 from .test_sweep import is_the_same
@@ -189,6 +191,28 @@ def test_a_plan_is_of_the_batches_that_a_run_has(objective, opened):
         [x.shape for x in jax.tree.leaves(y)] for y in (run.held, planned.frozen.held)
     ]
     assert shapes[0] == shapes[1]
+
+
+def test_points_whose_references_differ_have_programs_of_their_own(opened):
+    """A new adapter, drawn by each point's seed, may be a reference."""
+    for reference, programs in (("start", [[0], [1]]), ("adapter_off", [[0, 1]])):
+        objective = {**BEFORE, "reference": reference}
+        points = [opened(objective, seed=seed) for seed in (1, 2)]
+        assert grid.together(points, 1, None) == programs
+
+
+def test_a_step_holds_no_second_copy_of_the_base(opened, asset_model):
+    """By the compiler, beside a step of sft over as many rows."""
+    more = {"model": {"path": str(asset_model), "dtype": "float32"}}
+    more |= {"data.max_length": 64}
+    cfg = opened(DPO, **more)
+    sft = cfg.model_copy(update={"objective": ObjectiveSection(name="sft")})
+    used, base = [], 0
+    for one in (sft, cfg, opened(KTO, **more)):
+        step = Step(one, sharding.make_mesh(), widened=False)
+        memory, base = step.build()[1].memory_analysis(), 4 * step.base
+        used.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+    assert max(used) < used[0] + base / 8, (used, base)
 
 
 def test_a_range_test_steps_as_the_run_would(opened):
