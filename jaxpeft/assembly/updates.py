@@ -205,6 +205,7 @@ def fused_backward(cfg: RunConfig) -> bool:
     if not wanted:
         return False
     parts = cfg.training.gradient_accumulation_steps
+    before = ", or set objective.precompute_reference: true"
     problems = []
     if adapter.gives_a_model(cfg.adapter) and not full:
         problems.append(
@@ -221,7 +222,7 @@ def fused_backward(cfg: RunConfig) -> bool:
         problems.append(
             "training.fused_backward: found true with objective.name "
             f"{cfg.objective.name!r}, which needs more than one pass through the "
-            "model: remove it"
+            f"model: remove it{before * (cfg.objective.name == 'dpo')}"
         )
     if parts > 1:
         problems.append(

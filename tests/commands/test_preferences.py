@@ -215,11 +215,15 @@ def test_a_step_holds_no_second_copy_of_the_base(opened, asset_model):
     assert max(used) < used[0] + base / 8, (used, base)
 
 
-def test_a_range_test_steps_as_the_run_would(opened):
-    cfg = opened({**DPO, "sft_weight": 0})
-    curve = ramp.range_test(ramp.prepare(cfg), steps=10, start=1e-6, stop=1e-2)
-    assert curve.losses[0] == pytest.approx(math.log(2), abs=1e-5)
-    assert curve.losses[-1] < curve.losses[0]
+@pytest.mark.parametrize("objective", [DPO, KTO], ids=["dpo", "kto"])
+def test_a_range_test_steps_as_the_run_would(objective, opened):
+    """From where the model is its reference; of kto half of the labels' weights."""
+    own = {**DPO, "sft_weight": 0} if objective is DPO else KTO
+    most = math.log(2) if objective is DPO else 0.5
+    least = most if objective is DPO else 0.4
+    curve = ramp.range_test(ramp.prepare(opened(own)), steps=10, start=1e-6, stop=1e-2)
+    assert least - 1e-5 < curve.losses[0] < most + 1e-5
+    assert np.ptp(curve.losses) > 1e-3
 
 
 def test_layers_updated_in_the_backward_pass(opened):
@@ -227,8 +231,9 @@ def test_layers_updated_in_the_backward_pass(opened):
     whole = {"adapter": {"method": "full"}, "optimizer": {"name": "adalomo"}}
     fused = {**whole, "training.fused_backward": True}
     for objective in (DPO, KTO, KTO_BEFORE):
-        with pytest.raises(InputError, match="more than one pass through the model"):
+        with pytest.raises(InputError, match="more than one pass") as refused:
             Run(opened(objective, **fused))
+        assert ("precompute_reference" in str(refused.value)) == (objective is DPO)
     losses = []
     for more in (fused, {**whole, "training.fused_backward": False}):
         run = Run(opened(BEFORE, **more))
