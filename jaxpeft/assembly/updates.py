@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxpeft import adapters, optim
+from jaxpeft import adapters, objectives, optim
 from jaxpeft.assembly import adapter, configuration
 from jaxpeft.assembly.fused import make_fused_train_step
 from jaxpeft.assembly.step import (
@@ -205,7 +205,6 @@ def fused_backward(cfg: RunConfig) -> bool:
     if not wanted:
         return False
     parts = cfg.training.gradient_accumulation_steps
-    before = ", or set objective.precompute_reference: true"
     problems = []
     if adapter.gives_a_model(cfg.adapter) and not full:
         problems.append(
@@ -219,10 +218,11 @@ def fused_backward(cfg: RunConfig) -> bool:
             "use method full"
         )
     if not of_hidden:
+        way = ", or set objective.precompute_reference: true"
         problems.append(
             "training.fused_backward: found true with objective.name "
             f"{cfg.objective.name!r}, which needs more than one pass through the "
-            f"model: remove it{before * (cfg.objective.name == 'dpo')}"
+            f"model: remove it{way * _one_pass_is_enough(cfg)}"
         )
     if parts > 1:
         problems.append(
@@ -233,3 +233,16 @@ def fused_backward(cfg: RunConfig) -> bool:
     if problems:
         raise InputError(*problems)
     return True
+
+
+def _one_pass_is_enough(cfg: RunConfig) -> bool:
+    """Whether a step needs one pass alone once its reference is computed before."""
+    key, section = "precompute_reference", cfg.objective
+    if key not in objectives.OBJECTIVES.parameters(section.choice):
+        return False
+    section = section.model_copy(update={key: True})
+    try:
+        made = configuration.objective(cfg.model_copy(update={"objective": section}))
+    except InputError:  # there is no reference, or nothing can be computed before
+        return False
+    return made.from_hidden is not None
