@@ -4,16 +4,20 @@
     python scripts/benchmark_preference.py --model MODEL --pairs 4 --length 512
 
 Both train LoRA in float32 on the same made-up pairs, all of one length, half of it the
-prompt's. Torch has the threads of OMP_NUM_THREADS, XLA all cores: `taskset` makes them
-the same.
+prompt's; a process of each tells its own peak, above what its imports take. Torch has
+the threads of OMP_NUM_THREADS, XLA all cores: `taskset` makes them the same.
 """
 
 import argparse
+import importlib
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from importlib import resources
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -123,6 +127,30 @@ class Theirs:
         trainer.optimizer.zero_grad()
 
 
+SIDES = {"jaxpeft": Ours, "trl": Theirs}
+IMPORTS = {"jaxpeft": (), "trl": ("datasets", "peft", "torch", "transformers", "trl")}
+
+
+def resident(key: str) -> float:
+    """What this process holds (VmRSS) or has held at the most (VmHWM), in MiB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{key}:"))
+    return int(line.split()[1]) / 1024
+
+
+def peak(name: str, folder: str, batch: dict[str, np.ndarray], steps: int) -> None:
+    """Prints the peak of a side above its imports, in this process."""
+    for module in IMPORTS[name]:
+        importlib.import_module(module)
+    jax.devices()
+    before = resident("VmRSS")
+    side = SIDES[name](folder, batch)
+    for _ in range(steps):
+        side.step()
+    above = resident("VmHWM") - before
+    print(json.dumps({"peak of": name, "MiB above imports": round(above)}))
+
+
 def main() -> None:
     """Prints one line of JSON for each figure."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -132,10 +160,16 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--peak", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     vocabulary = models.config(args.model).vocab_size
     batch = made(args.pairs, args.length, vocabulary)
-    sides = {"jaxpeft": Ours(args.model, batch), "trl": Theirs(args.model, batch)}
+    if args.peak:
+        peak(args.peak, args.model, batch, args.steps)
+        return
+    for name in SIDES:
+        subprocess.run([sys.executable, *sys.argv, "--peak", name], check=True)
+    sides = {name: side(args.model, batch) for name, side in SIDES.items()}
     memory = {"dpo": sides["jaxpeft"].memory()}
     memory["sft, as many rows"] = Ours(args.model, batch, "sft").memory()
     twice = made(2 * args.pairs, args.length, vocabulary)
