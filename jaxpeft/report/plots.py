@@ -55,7 +55,7 @@ def plot_losses(metrics: Path, target: Path, title: str) -> None:
     if len(steps) or evaluation:
         top.legend()
     bottom.plot(steps, values(training, "learning_rate"), color="tab:green")
-    bottom.set_ylabel(f"learning {RATE}")
+    bottom.set_ylabel("learning rate\n(per update)")
     bottom.set_xlabel(STEP)
     bottom.grid(alpha=0.3)
     figure.savefig(target, dpi=120)
