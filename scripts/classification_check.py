@@ -36,14 +36,15 @@ def records(path: Path) -> list[dict[str, str]]:
     return made
 
 
-def ours(folder: Path, args: argparse.Namespace, model: str) -> float:
+def ours(folder: Path, args: argparse.Namespace, model: str, seed: int) -> float:
     """The accuracy of a run of the command."""
     sources = {
         name: {"path": str(folder / f"{name}.jsonl"), "format": "text"}
         for name in ("train", "eval")
     }
     config = {
-        "output_dir": str(folder / "run"),
+        "output_dir": str(folder / f"run{seed}"),
+        "seed": seed,
         "model": {"path": model, "dtype": "float32"},
         "adapter": {"method": "lora", "r": 8, "lora_alpha": 16},
         "objective": {"name": "classification", "labels": list(LABELS)},
@@ -60,17 +61,17 @@ def ours(folder: Path, args: argparse.Namespace, model: str) -> float:
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "jaxpeft.train", "--config", str(path)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / f"run{seed}" / "metrics.jsonl").read_text().splitlines()
     return [json.loads(x) for x in lines if "eval_accuracy" in x][-1]["eval_accuracy"]
 
 
-def theirs(folder: Path, args: argparse.Namespace, model: str) -> float:
+def theirs(folder: Path, args: argparse.Namespace, model: str, seed: int) -> float:
     """The accuracy of torch and peft."""
     import peft
     import torch
     import transformers
 
-    torch.manual_seed(42)
+    torch.manual_seed(seed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     base = transformers.AutoModelForSequenceClassification.from_pretrained(
         model, num_labels=len(LABELS), pad_token_id=tokenizer.pad_token_id
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     model = str(resources.files("jaxpeft") / "assets" / "tiny-llama")
     with tempfile.TemporaryDirectory() as name:
@@ -124,10 +126,13 @@ def main() -> None:
         labels = [record["label"] for record in records(args.data / "eval.json")]
         most = max(labels.count(label) for label in LABELS) / len(labels)
         print(f"the most frequent label alone: {most:.1%}")
-        for who, train in (("jaxpeft", ours), ("torch + peft", theirs)):
-            began = time.monotonic()
-            accuracy = train(folder, args, model)
-            print(f"{who}: {accuracy:.1%} in {time.monotonic() - began:.0f} s")
+        for seed in args.seeds:
+            for who, train in (("jaxpeft", ours), ("torch + peft", theirs)):
+                began = time.monotonic()
+                accuracy = train(folder, args, model, seed)
+                seconds = time.monotonic() - began
+                told = f"{who}, seed {seed}: {accuracy:.1%} in {seconds:.0f} s"
+                print(told, flush=True)
 
 
 if __name__ == "__main__":
