@@ -50,7 +50,11 @@ def main(argv: Sequence[str]) -> int:
             "text; leave metrics out"
         )
     if args.predictions and not made and not says:
-        raise InputError("--predictions: nothing is answered; name a --metric")
+        raise InputError(
+            f"--predictions: {cfg.objective.name} says nothing of single records by "
+            "itself; have them answered for a --metric: "
+            f"{', '.join(metrics.METRICS)}"
+        )
     programs.keep()
     model = trained.to_evaluate(cfg, adapter, first)
     scoring = None

@@ -109,7 +109,29 @@ def objective(cfg: RunConfig) -> Objective:
             "nobody has seen all examples before the first step; set one of the two "
             "to false"
         )
+    _check_rows(cfg, made.least_rows)
     return made
+
+
+def _check_rows(cfg: RunConfig, least: int) -> None:
+    """Refuses batches with fewer sequences than an objective weighs together."""
+    training = cfg.training
+    micro = training.batch_size // training.gradient_accumulation_steps
+    rows = {
+        "training.batch_size": (
+            micro,
+            " or more for each of the gradient_accumulation_steps",
+        ),
+        "data.eval_batch_size": (cfg.data.eval_batch_size or least, " or more"),
+    }
+    problems = [
+        f"{key}: a micro-batch has {count} row; {cfg.objective.name} weighs answers "
+        f"against those of other prompts beside them: give {least}{more}"
+        for key, (count, more) in rows.items()
+        if count < least
+    ]
+    if problems:
+        raise InputError(*problems)
 
 
 def named(cfg: RunConfig) -> RunConfig:

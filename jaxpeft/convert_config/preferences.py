@@ -48,6 +48,24 @@ def without_dropout(draft: Draft) -> None:
         draft.remark("objective.name", NO_DROPOUT)
 
 
+def in_twos(draft: Draft) -> None:
+    """Gives the parts of a batch two answers at least, which kto weighs together.
+
+    Args:
+        draft: whose batch is set.
+    """
+    said = draft.settings
+    size = max(2, said["training.batch_size"])
+    parts = said.get("training.gradient_accumulation_steps", 1)
+    if size // parts < 2:
+        fewer = max(n for n in range(1, size // 2 + 1) if size % n == 0)
+        remark = "a part has two answers or more here: each is weighed by the next"
+        draft.set("training.batch_size", size)
+        draft.set("training.gradient_accumulation_steps", fewer, remark)
+    if said.get("data.eval_batch_size") == 1:
+        draft.set("data.eval_batch_size", 2)
+
+
 def _reward(draft: Draft) -> None:
     remark = "the head is a matrix without a bias, as PEFT saves it: `score`"
     draft.set("objective.name", "reward", remark)
@@ -102,6 +120,7 @@ def _likelihood(draft: Draft) -> None:
 
 def _labelled(draft: Draft) -> None:
     draft.set("objective.name", "kto")
+    in_twos(draft)
     without_dropout(draft)
     _beta(draft)
     for theirs, ours in (("chosen", "desirable"), ("rejected", "undesirable")):

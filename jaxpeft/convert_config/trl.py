@@ -9,7 +9,12 @@ from typing import Any
 
 from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.convert_config.draft import Draft, Idle, Row, Without, truth
-from jaxpeft.convert_config.preferences import OF_SFT, ONLINE, without_dropout
+from jaxpeft.convert_config.preferences import (
+    OF_SFT,
+    ONLINE,
+    in_twos,
+    without_dropout,
+)
 
 # A trainer: keys that its configuration has and those below it here do not.
 TRAINERS: dict[str, tuple[str, ...]] = {
@@ -115,7 +120,9 @@ def _dpo(draft: Draft) -> None:
     draft.set("objective.loss_type", wanted[0])
     smoothing = float(draft.number("label_smoothing", 0.0))
     if smoothing:
-        draft.set("objective.label_smoothing", smoothing)
+        heeds = wanted[0] == "robust"
+        remark = "" if heeds else f"TRL 1.16 heeds it for robust alone, not {wanted[0]}"
+        draft.set("objective.label_smoothing", smoothing, remark)
     own = weights[kinds.index(wanted[0])]
     likelihood = weights[kinds.index(LIKELIHOOD)] if LIKELIHOOD in kinds else 0.0
     likelihood = float(draft.number("rpo_alpha", likelihood))
@@ -157,6 +164,7 @@ def _reference(draft: Draft) -> None:
 
 def _kto(draft: Draft) -> None:
     draft.set("objective.name", "kto")
+    in_twos(draft)
     _number(draft, "beta", 0.1)
     _number(draft, "desirable_weight", 1.0)
     _number(draft, "undesirable_weight", 1.0)

@@ -68,8 +68,12 @@ def readable(
     """
     kind = kind or SFT
     if format not in kind.readers:
+        fits = ", ".join(kind.readers)
         raise InputError(
-            f"data format {format!r} is unknown{suggest(format, kind.readers)}"
+            f"data format {format!r} has not what this objective reads; choose from "
+            f"{fits}"
+            if format in FORMATS
+            else f"data format {format!r} is unknown{suggest(format, kind.readers)}"
         )
     fields, known = fields or {}, kind.fields[format]
     known = (*known, "weight") if kind.weighs else known

@@ -37,8 +37,8 @@ class Labels(NamedTuple):
 def kind(labels: Labels) -> Kind:
     """What records with a label become: one example each, with `label` and `weight`.
 
-    The label is a class's number from 0, or its name. The weight is 1 unless the record
-    has another.
+    The label is a class's name, or its number from 0 where no name is a number. The
+    weight is 1 unless the record has another.
 
     Args:
         labels: the classes.
@@ -90,21 +90,37 @@ def number_of(value: Any, labels: Labels, column: str) -> int:
     Raises:
         InputError: the label is none of them.
     """
-    if isinstance(value, str) and value in labels.names:
-        return labels.names.index(value)
+    called = _called(value)
+    if called in labels.names:
+        return labels.names.index(called)
     number = _number(value)
-    if number is not None and 0 <= number < labels.count:
+    # Beside names that are numbers themselves a number could be meant either way.
+    counts = not any(map(_reads_as_value, labels.names))
+    if counts and number is not None and 0 <= number < labels.count:
         return number
-    if labels.names and isinstance(value, str):
+    if labels.names:
         raise InputError(
             f"column {column!r}: {value!r} is no label"
-            f"{suggest(value, labels.names)}; the labels are those of "
+            f"{suggest(called, labels.names)}; the labels are those of "
             "objective.labels, or of the training data"
         )
     raise InputError(
         f"column {column!r}: found {value!r}; objective.num_labels is {labels.count}, "
         f"so that a label is a whole number from 0 to {labels.count - 1}"
     )
+
+
+def _called(value: Any) -> str:
+    """What a label is called: numbers and truth values as JSON writes them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _reads_as_value(name: str) -> bool:
+    return _number(name) is not None or name.lower() in ("true", "false")
 
 
 def _number(value: Any) -> int | None:
@@ -130,7 +146,7 @@ def found(section: "DataSection") -> Labels:
     Raises:
         InputError: a file cannot be read, or has no column of labels.
     """
-    values: dict[Any, None] = {}
+    values: dict[str, Any] = {}  # by their names: true is not 1
     for source in section.train:
         origin, fields = sources.source_of(source), source.fields or {}
         rejects = Rejects(str(origin), skip=section.on_error == "skip")
@@ -139,17 +155,24 @@ def found(section: "DataSection") -> Labels:
                 continue
             value = row.value.get(column_of(fields, LABEL))
             if isinstance(value, str | bool | int | float):
-                values[value] = None
+                values[_called(value)] = value
     if not values:
         paths = ", ".join(source.path for source in section.train)
         raise InputError(
             f"{paths}: no record has a label; name its column with fields: {{label: "
             "your_column}"
         )
-    numbers = [_number(value) for value in values]
+    numbers = [_number(value) for value in values.values()]
     if None not in numbers:
         return _counted([n for n in numbers if n is not None])
-    names = tuple(sorted(str(value) for value in values))
+    names = tuple(sorted(values))
+    if len(names) < 2:
+        paths = ", ".join(source.path for source in section.train)
+        raise InputError(
+            f"{paths}: all records have the label {''.join(names)!r}; a classifier "
+            "needs two or more: name its column with fields: {label: your_column}, "
+            "or the classes with objective.labels"
+        )
     if len(names) > MOST:
         raise InputError(
             f"objective.labels: the data have {len(names):,} different labels, more "

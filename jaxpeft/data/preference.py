@@ -23,6 +23,8 @@ from jaxpeft.errors import InputError
 
 Turns = Callable[[Record, Fields, str], list[Message]]
 SIDES = ("chosen", "rejected")
+# Numbers of answers times their weights that KTO's authors take: 1:1 to 4:3.
+_UNLIKE = 4 / 3
 
 
 def alpaca(record: Record, fields: Fields) -> Sample:
@@ -245,7 +247,7 @@ def _tokens(examples: Any, number: int) -> Any:
 
 
 def counted_labels(path: str, examples: Any) -> list[str]:
-    """How many answers are wanted and how many are not.
+    """How many answers are wanted and how many are not, where those are unlike.
 
     Args:
         path: the source.
@@ -253,7 +255,13 @@ def counted_labels(path: str, examples: Any) -> list[str]:
     """
     wanted = int(examples.columns["label"].sum())
     others = len(examples) - wanted
-    return [f"{path}: {wanted:,} answers are wanted, {others:,} are not"]
+    few, many = sorted((wanted, others))
+    if many <= _UNLIKE * few:
+        return []
+    return [
+        f"{path}: {wanted:,} answers are wanted, {others:,} are not; make them count "
+        "alike with objective.desirable_weight and objective.undesirable_weight"
+    ]
 
 
 def _fields(*more: str) -> dict[str, tuple[str, ...]]:

@@ -39,23 +39,25 @@ class Line(NamedTuple):
             themselves say; None: there are none.
         records: what records of a data set that is described elsewhere have to be, see
             `data.dataset_info.KINDS`.
+        unit: of its loss, behind a number; empty: it has none.
     """
 
     make: Callable[..., Objective]
     settled: Callable[[dict[str, Any], DataSection], dict[str, Any]] | None = None
     records: str = "answers"
+    unit: str = ""
 
 
 OBJECTIVES = Table(
     rows={
-        "sft": Line(sft),
+        "sft": Line(sft, unit="nats per token"),
         "dpo": Line(dpo, records="pairs"),
         "orpo": Line(orpo, records="pairs"),
         "simpo": Line(simpo, records="pairs"),
         "cpo": Line(cpo, records="pairs"),
         "kto": Line(kto, records="labelled"),
         "reward": Line(reward, records="pairs"),
-        "classification": Line(classification, settled=labels_of),
+        "classification": Line(classification, settled=labels_of, unit="nats per text"),
     },
     given=("continues", "base_trains"),
     all_say=keys.ALWAYS,

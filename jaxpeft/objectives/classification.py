@@ -45,7 +45,7 @@ class Sums(NamedTuple):
 
 
 def classification(
-    num_labels: Several | None = None, labels: tuple[str, ...] | None = None
+    num_labels: Several | None = None, labels: tuple[str | int, ...] | None = None
 ) -> Objective:
     """The cross-entropy in nats of the class of a whole sequence, a mean over them.
 
@@ -59,7 +59,7 @@ def classification(
     Raises:
         InputError: where the two disagree.
     """
-    names = tuple(labels or ())
+    names = tuple(map(str, labels or ()))
     if num_labels is not None and names and num_labels != len(names):
         raise InputError(
             f"objective.num_labels: found {num_labels} beside {len(names)} labels; "

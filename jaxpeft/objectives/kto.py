@@ -121,6 +121,7 @@ def kto(
         held=keep,
         load_train=load_train,
         load_eval=load_eval,
+        least_rows=2,
         batch_shapes=functools.partial(row_shapes, columns=columns),
     )
 
@@ -241,15 +242,16 @@ def report(totals: Mapping[str, Any]) -> dict[str, float]:
         totals: {name: (sum, weight)} over the whole data set.
 
     Returns:
-        `eval_loss`, `eval_kl`, `eval_rewards/...`, `eval_logps/...` and `eval_answers`.
+        `eval_loss`, `eval_kl`, `eval_rewards/...`, `eval_logps/...` and `eval_answers`;
+            of answers of one label alone no figures of the other, and no margin.
     """
-    means = {
-        f"eval_{name}": x / n if n else float("nan") for name, (x, n) in totals.items()
-    }
-    means["eval_rewards/margins"] = (
-        means["eval_rewards/chosen"] - means["eval_rewards/rejected"]
-    )
-    return means | {"eval_answers": int(totals["loss"][1])}
+    means = {f"eval_{name}": x / n for name, (x, n) in totals.items() if n}
+    means.pop("eval_rewards/margins", None)
+    sides = [f"eval_rewards/{name}" for name in ("chosen", "rejected")]
+    if all(side in means for side in sides):
+        chosen, rejected = (means[side] for side in sides)
+        means["eval_rewards/margins"] = chosen - rejected
+    return {**means, "eval_answers": int(totals["loss"][1])}
 
 
 def in_words(report: Mapping[str, float]) -> str:
@@ -258,10 +260,13 @@ def in_words(report: Mapping[str, float]) -> str:
     Args:
         report: what `report` returns.
     """
-    return (
-        f"loss {report['eval_loss']:.4f}, wanted answers rewarded by "
-        f"{report['eval_rewards/margins']:.4f} more than the others"
+    margin = report.get("eval_rewards/margins")
+    beside = (
+        "answers of one label alone"
+        if margin is None
+        else f"wanted answers rewarded by {margin:.4f} more than the others"
     )
+    return f"loss {report['eval_loss']:.4f}, {beside}"
 
 
 def _sum(x: Array, where: Array) -> Array:

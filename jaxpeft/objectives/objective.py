@@ -152,6 +152,8 @@ class Objective:
         load_eval: as `data.load_eval`, likewise.
         of_step: the batch of a step, (accumulation, batch, ...) -> what each of its
             micro-batches is given of the whole besides, (accumulation, ...) arrays.
+        least_rows: how many sequences a micro-batch has at least, which are weighed
+            against each other.
         batch_shapes: (shape, packing) -> the arrays of a batch. Every batch has
             `tokens`, and `segments` while it is still on the host: 0 is padding.
     """
@@ -169,4 +171,5 @@ class Objective:
     load_train: Callable[..., data.Batches | data.StreamBatches] = data.load_train
     load_eval: Callable[..., data.EvalBatches | None] = data.load_eval
     of_step: Callable[[Micro], dict[str, Array]] = alone
+    least_rows: int = 1
     batch_shapes: Callable[[Shape, bool], dict[str, jax.ShapeDtypeStruct]] = row_shapes

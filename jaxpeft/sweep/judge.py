@@ -1,11 +1,13 @@
 """What the points of a sweep are judged by: a loss, or another figure."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from jaxpeft.config import RunConfig
 from jaxpeft.config.training import EVAL, LOSS
+from jaxpeft.objectives import OBJECTIVES
 from jaxpeft.sweep.point import Point
 
 
@@ -40,7 +42,17 @@ class Judge:
     @property
     def unit(self) -> str:
         """What stands behind such a number."""
-        return " nats per token" if self.column.endswith("loss") else ""
+        unit = OBJECTIVES[self.base.objective.name].unit
+        return f" {unit}" if unit and self.column.endswith("loss") else ""
+
+    def incomparable(self, keys: Iterable[str]) -> list[str]:
+        """Those swept keys that change what the figure itself measures.
+
+        Args:
+            keys: those of the sweep.
+        """
+        is_loss = self.column.endswith("loss")
+        return [key for key in keys if is_loss and key.startswith("objective.")]
 
     def score(self, point: Point) -> float:
         """The number that a point is judged by; an infinity, the worst, for none."""

@@ -306,6 +306,12 @@ def advice(sweep: Sweep) -> list[str]:
         f"best: {best.name}, {judge.column} {judge.score(best):.4f}{judge.unit}",
         f"train it again: {_command(sweep, best)}",
     ]
+    if unlike := judge.incomparable(sweep.axes):
+        text.append(
+            f"{', '.join(unlike)}: another value is another loss, so that losses say "
+            "little of which one is better; rank by what they have in common, such as "
+            "training.metric_for_best_model=rewards/accuracies"
+        )
     for key, axis in sweep.axes.items():
         at, ends = best.values[key], _ends(key, axis)
         for end, word in zip(ends, ("smaller", "larger")):

@@ -93,7 +93,8 @@ def test_labelled_answers(own):
     section = done.cfg.objective.model_dump()
     assert (section["name"], section["desirable_weight"]) == ("kto", 1.5)
     assert (section["undesirable_weight"], section["reference"]) == (1.0, "adapter_off")
-    assert done.cfg.training.batch_size == 8
+    training = done.cfg.training
+    assert (training.batch_size, training.gradient_accumulation_steps) == (8, 4)
     (source,) = done.cfg.data.train
     assert (source.format, source.fields) == ("messages", {"label": "wanted"})
 

@@ -161,6 +161,8 @@ def test_equal_pairs_are_counted_after_cutting(write, tokenizer):
 def test_labels_are_counted(write, tokenizer):
     answer = {"instruction": "Which?", "output": "A", "label": True}
     both = [answer, answer | {"label": False}, answer]
+    even = load(write, tokenizer, both[:2], LABELLED).examples.sources[0]
+    assert not any("are wanted" in line for line in even.remarks)
     batches = load(write, tokenizer, both, LABELLED)
     assert sorted(batches.examples.columns["label"]) == [0.0, 1.0, 1.0]
     (source,) = batches.examples.sources

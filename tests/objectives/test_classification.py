@@ -128,6 +128,7 @@ def test_what_the_data_say_becomes_keys(section):
         (("a", "b"), 3, "found 3; the training data have 2 labels: a, b"),
         ((0, -1), None, "have the label -1"),
         ((None, None), None, "no record has a label"),
+        (("good", "good"), None, "all records have the label 'good'"),
     ],
 )
 def test_labels_that_disagree_are_refused(labels, given, problem, section):
@@ -155,12 +156,30 @@ def test_keys_that_disagree_are_refused(options, problem):
 
 
 def test_a_label_is_a_number_or_a_name():
-    labels = Labels(3, ("a", "b", "7"))
-    given = ("b", 1, "7", "2", 2.0, True)
+    labels = Labels(3, ("a", "b", "c"))
+    given = ("b", 1, "c", "2", 2.0, True)
     assert [number_of(x, labels, "label") for x in given] == [1, 1, 2, 2, 2, 1]
-    for wrong, said in (("c", "'c' is no label"), (3, "from 0 to 2"), (0.5, "0.5")):
-        with pytest.raises(InputError, match=said):
+    for wrong in ("d", 3, 0.5):
+        with pytest.raises(InputError, match=f"{wrong!r} is no label"):
             number_of(wrong, labels, "label")
+    with pytest.raises(InputError, match="found 3; .* from 0 to 2"):
+        number_of(3, Labels(3), "label")
+
+
+def test_a_name_that_is_a_number_is_no_place_in_the_list(section):
+    stars = Labels(3, ("3", "2", "1"))
+    given = (1, "1", 1.0, 3)
+    assert [number_of(x, stars, "label") for x in given] == [2, 2, 2, 0]
+    truth = Labels(2, ("true", "false"))
+    assert [number_of(x, truth, "label") for x in (True, "false", False)] == [0, 1, 1]
+    for wrong, labels in ((0, stars), (1, truth), (2, Labels(3, ("a", "b", "7")))):
+        with pytest.raises(InputError, match=f"{wrong!r} is no label"):
+            number_of(wrong, labels, "label")
+    mixed = found(section(texts(1, "2", "good", True)))
+    assert mixed == Labels(4, ("1", "2", "good", "true"))
+    assert [number_of(x, mixed, "label") for x in (1, "2", True)] == [0, 1, 3]
+    classes = classification(labels=(1, 2)).head
+    assert classes is not None and classes.names == ("1", "2")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxpeft.errors import InputError
-from jaxpeft.objectives.kto import mismatched
+from jaxpeft.objectives.kto import in_words, mismatched, report
 
 
 def rows(*examples, seq):
@@ -50,3 +50,17 @@ def test_what_does_not_fit_into_the_row_is_cut_off():
 def test_one_row_is_too_few():
     with pytest.raises(InputError, match="a micro-batch has 1 row"):
         mismatched(rows(([1], [2]), seq=4))
+
+
+def test_answers_of_one_label_have_no_figures_of_the_other():
+    sums = {"loss": (1.5, 3.0), "kl": (0.3, 3.0), "rewards/margins": (0.0, 0.0)}
+    for name, counted in (("chosen", 3.0), ("rejected", 0.0)):
+        sums |= {f"rewards/{name}": (0.6, counted), f"logps/{name}": (-9.0, counted)}
+    one = report(sums)
+    assert set(one) == {
+        *("eval_loss", "eval_kl", "eval_answers"),
+        *("eval_rewards/chosen", "eval_logps/chosen"),
+    }
+    assert in_words(one) == "loss 0.5000, answers of one label alone"
+    both = report(sums | {"rewards/rejected": (-0.4, 2.0), "logps/rejected": (-8, 2.0)})
+    assert both["eval_rewards/margins"] == pytest.approx(0.6 / 3 + 0.4 / 2)

@@ -255,3 +255,17 @@ def test_what_a_search_found_at_the_end_of_its_space_is_told(config, tmp_path):
     assert "0.009, is at the end of what was tried; try larger ones" in told
     made.points[1].eval_loss = 9.0
     assert len(sweeping.advice(made)) == 2
+
+
+def test_losses_of_unlike_objectives_are_said_to_be_unlike(config, tmp_path):
+    axes = grid.axes(["objective.beta=0.1,0.3"])
+    shared = "training.metric_for_best_model=rewards/accuracies"
+    for more, is_told in (([], True), ([shared], False)):
+        own = ["objective.name=dpo", *more]
+        made = sweeping.Sweep(config(), own, tmp_path / "sweep", axes)
+        made.add(grid.points(axes))
+        for point in made.points:
+            point.status, point.eval_loss, point.figure = "done", 0.5, 0.5
+        told = [line for line in sweeping.advice(made) if "another loss" in line]
+        assert bool(told) == is_told
+        assert "nats per token" not in sweeping.advice(made)[0]

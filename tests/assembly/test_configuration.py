@@ -1,4 +1,4 @@
-"""Data sets that a configuration names are looked up by what its objective learns."""
+"""A configuration beside its objective: data sets by name, and rows of a batch."""
 
 import json
 
@@ -45,3 +45,22 @@ def test_an_objective_finds_its_own_kind_of_data_sets(objective, tmp_path):
         # What was found is what the run writes down, and is found again as it is.
         again = cfg.model_copy(update={"data": configuration.named(cfg).data})
         assert configuration.named(again) == again
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        (["training.batch_size=1"], "training.batch_size"),
+        (
+            ["training.batch_size=4", "training.gradient_accumulation_steps=4"],
+            "training.batch_size",
+        ),
+        (["data.eval_batch_size=1"], "data.eval_batch_size"),
+    ],
+)
+def test_an_answer_that_has_none_to_be_weighed_with_is_refused(changes, key):
+    own = ["objective={name: kto}", "training.samples=0", *changes]
+    cfg = configuration.open_config("jaxpeft:quickstart.yaml", own)
+    with pytest.raises(InputError, match=f"^{key}: a micro-batch has 1 row") as error:
+        configuration.objective(cfg)
+    assert len(error.value.problems) == 1
