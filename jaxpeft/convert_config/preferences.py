@@ -55,7 +55,7 @@ def in_twos(draft: Draft) -> None:
         draft: whose batch is set.
     """
     said = draft.settings
-    size = max(2, said["training.batch_size"])
+    size = max(2, said.get("training.batch_size", 2))
     parts = said.get("training.gradient_accumulation_steps", 1)
     if size // parts < 2:
         fewer = max(n for n in range(1, size // 2 + 1) if size % n == 0)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
@@ -140,6 +141,10 @@ def _dead(pool: futures.ProcessPoolExecutor) -> list[int]:
 
 def _death(pool: futures.ProcessPoolExecutor) -> str:
     """How the first worker has died; the pool has asked the others to end since."""
+    # Their codes are known once the pool's own thread has waited for them.
+    until = time.monotonic() + _PATIENCE
+    while len(_dead(pool)) < len(pool._processes or {}) and time.monotonic() < until:
+        time.sleep(0.01)
     codes = sorted(_dead(pool), key=lambda code: code == -signal.SIGTERM)
     if codes and codes[0] == -signal.SIGKILL:
         return (

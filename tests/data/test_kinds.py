@@ -163,7 +163,7 @@ def test_what_cannot_be_is_refused(write, tokenizer):
         load(section(path, packing=True), batch_size=2)
     with pytest.raises(InputError, match="training.batch_size: found 3; 2 examples"):
         load(section(path), batch_size=3)
-    with pytest.raises(InputError, match="format 'sharegpt' is unknown"):
+    with pytest.raises(InputError, match="format 'sharegpt' has not what"):
         settings = section(path)
         (source,) = settings.train
         other = source.model_copy(update={"format": "sharegpt"})

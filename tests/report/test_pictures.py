@@ -30,7 +30,7 @@ def test_the_picture_of_a_run_marks_its_best_evaluation(make_run, drawn):
     assert cli.run(report.main, ["--run", str(run)]) == 0
     top, bottom = drawn[0].axes
     assert top.get_ylabel() == "loss (nats per token)"
-    assert labels(bottom) == ("step (updates)", "learning rate (per update)")
+    assert labels(bottom) == ("step (updates)", "learning rate\n(per update)")
     (best,) = [line for line in top.lines if line.get_marker() == "*"]
     assert [*best.get_xdata(), *best.get_ydata()] == [30, 2.0]
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
