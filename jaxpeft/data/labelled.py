@@ -167,9 +167,10 @@ def found(section: "DataSection") -> Labels:
         return _counted([n for n in numbers if n is not None])
     names = tuple(sorted(values))
     if len(names) < 2:
+        only = next(iter(values))
         paths = ", ".join(source.path for source in section.train)
         raise InputError(
-            f"{paths}: all records have the label {''.join(names)!r}; a classifier "
+            f"{paths}: all records have the label {only!r}; a classifier "
             "needs two or more: name its column with fields: {label: your_column}, "
             "or the classes with objective.labels"
         )

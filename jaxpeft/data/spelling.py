@@ -68,12 +68,15 @@ def _alphabet() -> dict[int, int]:
     return {**{b: b for b in seen}, **{0x100 + n: b for n, b in enumerate(unseen)}}
 
 
-_ALPHABET = _alphabet()
+# What `str.translate` makes Latin-1 of; other characters of Latin-1 become none of it.
+_ALPHABET = dict.fromkeys(range(0x100), 0xFFFF) | _alphabet()
 
 
 def _by_bytes(token: str) -> bytes:
-    numbers = [_ALPHABET.get(ord(character), -1) for character in token]
-    return token.encode("utf-8", "surrogatepass") if -1 in numbers else bytes(numbers)
+    try:
+        return token.translate(_ALPHABET).encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode("utf-8", "surrogatepass")
 
 
 def _by_marks(token: str) -> bytes:

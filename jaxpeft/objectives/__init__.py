@@ -40,23 +40,29 @@ class Line(NamedTuple):
         records: what records of a data set that is described elsewhere have to be, see
             `data.dataset_info.KINDS`.
         unit: of its loss, behind a number; empty: it has none.
+        tells: the figure by which runs whose keys differ can be told apart, since their
+            losses cannot; empty: there is none. None: the loss of an evaluation is the
+            same whatever the keys.
     """
 
     make: Callable[..., Objective]
     settled: Callable[[dict[str, Any], DataSection], dict[str, Any]] | None = None
     records: str = "answers"
     unit: str = ""
+    tells: str | None = None
 
+
+_PREFERRED = "rewards/accuracies"
 
 OBJECTIVES = Table(
     rows={
         "sft": Line(sft, unit="nats per token"),
-        "dpo": Line(dpo, records="pairs"),
-        "orpo": Line(orpo, records="pairs"),
-        "simpo": Line(simpo, records="pairs"),
-        "cpo": Line(cpo, records="pairs"),
-        "kto": Line(kto, records="labelled"),
-        "reward": Line(reward, records="pairs"),
+        "dpo": Line(dpo, records="pairs", tells=_PREFERRED),
+        "orpo": Line(orpo, records="pairs", tells=_PREFERRED),
+        "simpo": Line(simpo, records="pairs", tells=_PREFERRED),
+        "cpo": Line(cpo, records="pairs", tells=_PREFERRED),
+        "kto": Line(kto, records="labelled", tells=""),
+        "reward": Line(reward, records="pairs", tells=_PREFERRED),
         "classification": Line(classification, settled=labels_of, unit="nats per text"),
     },
     given=("continues", "base_trains"),

@@ -51,8 +51,18 @@ class Judge:
         Args:
             keys: those of the sweep.
         """
-        is_loss = self.column.endswith("loss")
-        return [key for key in keys if is_loss and key.startswith("objective.")]
+        alike = OBJECTIVES[self.base.objective.name].tells is None
+        if alike or not self.column.endswith("loss"):
+            return []
+        return [key for key in keys if key.startswith("objective.")]
+
+    @property
+    def way_to_compare(self) -> str:
+        """What to judge points by whose losses cannot be compared."""
+        figure = OBJECTIVES[self.base.objective.name].tells
+        if not figure:
+            return "compare the answers that they give"
+        return f"rank by training.metric_for_best_model={figure}"
 
     def score(self, point: Point) -> float:
         """The number that a point is judged by; an infinity, the worst, for none."""

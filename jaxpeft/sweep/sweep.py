@@ -309,8 +309,7 @@ def advice(sweep: Sweep) -> list[str]:
     if unlike := judge.incomparable(sweep.axes):
         text.append(
             f"{', '.join(unlike)}: another value is another loss, so that losses say "
-            "little of which one is better; rank by what they have in common, such as "
-            "training.metric_for_best_model=rewards/accuracies"
+            f"little of which one is better; {judge.way_to_compare}"
         )
     for key, axis in sweep.axes.items():
         at, ends = best.values[key], _ends(key, axis)

@@ -118,8 +118,8 @@ def test_many_texts_are_encoded_as_the_tokenizer_encodes_each(kind):
     assert [o.tokens.tolist() for o in without] == [o.tokens.tolist() for o in encoded]
 
 
-def test_a_vocabulary_of_bytes_says_itself_where_tokens_stand():
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level())
-    encoder = Encoder(tokenizer)
+@pytest.mark.parametrize("kind", [byte_level, gemma_kind])
+def test_a_vocabulary_of_bytes_says_itself_where_tokens_stand(kind):
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=kind()))
     encoder.encode(["the rain"] * 10 + texts(400), offsets=True)
     assert encoder._spelling is not None

@@ -269,3 +269,22 @@ def test_losses_of_unlike_objectives_are_said_to_be_unlike(config, tmp_path):
         told = [line for line in sweeping.advice(made) if "another loss" in line]
         assert bool(told) == is_told
         assert "nats per token" not in sweeping.advice(made)[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "objective", "way"),
+    [
+        ("label_smoothing", "sft", None),  # evaluations leave it out
+        ("beta", "kto", "compare the answers that they give"),
+        ("beta", "orpo", "metric_for_best_model=rewards/accuracies"),
+    ],
+)
+def test_what_unlike_losses_are_replaced_by(key, objective, way, config, tmp_path):
+    axes = grid.axes([f"objective.{key}=0.1,0.3"])
+    own = [f"objective.name={objective}"]
+    made = sweeping.Sweep(config(), own, tmp_path / "sweep", axes)
+    made.add(grid.points(axes))
+    for point in made.points:
+        point.status, point.eval_loss = "done", 0.5
+    told = [line for line in sweeping.advice(made) if "another loss" in line]
+    assert not told if way is None else told[0].endswith(way)
