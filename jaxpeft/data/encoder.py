@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxpeft.data.spelling import SPELLINGS, Spelling
+from jaxpeft.data.spelling import SPELLINGS, Places, Spelling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,12 +20,13 @@ class Encoded(NamedTuple):
 
     Attributes:
         tokens: (length,) int32, the ids.
-        offsets: (length, 2) int64, the first character that each covers, and one past
-            the last; None where they are not wanted.
+        places: the first character that each covers, spaces before it among them, and
+            one past the last, both (length,) int64 and ascending; None where they are
+            not wanted.
     """
 
     tokens: np.ndarray
-    offsets: np.ndarray | None
+    places: Places
 
 
 class Encoder:
@@ -46,25 +47,31 @@ class Encoder:
         self._spelling: Spelling | None = None
         self._is_spelled = False  # whether it is known if the vocabulary has one
 
-    def encode(self, texts: Sequence[str], *, offsets: bool) -> list[Encoded]:
+    def encode(self, texts: Sequence[str], *, places: bool) -> list[Encoded]:
         """The tokens of texts.
 
         Args:
             texts: what is encoded, special tokens written out.
-            offsets: whether the places of the tokens are wanted.
+            places: whether those of the tokens are wanted.
         """
         if not self._is_proven:
             self._prove(texts[:_PROBES])
         if self._behind is None:
-            return self._encode_whole(texts, offsets)
+            return self._encode_whole(texts, places)
         if not self._is_spelled and len(texts) >= _MANY:
             self._spelling, self._is_spelled = self._spell(texts[:_PROBES]), True
         if self._spelling is None:
-            return self._encode_placed(texts, offsets)
+            return self._encode_placed(texts, places)
         made = self._behind.encode_batch_fast(list(texts), add_special_tokens=False)
+        ids = [encoding.ids for encoding in made]
+        tokens = [np.array(own, np.int32) for own in ids]
+        if not places:
+            return [Encoded(own, None) for own in tokens]
+        known = self._spelling.places(texts, ids)
+        # None: the tokenizer has changed this text before cutting it.
         return [
-            self._spelled(text, encoding.ids, offsets)
-            for text, encoding in zip(texts, made, strict=True)
+            self._encode_placed([text], True)[0] if own is None else Encoded(of, own)
+            for text, of, own in zip(texts, tokens, known, strict=True)
         ]
 
     def _prove(self, texts: Sequence[str]) -> None:
@@ -83,52 +90,44 @@ class Encoder:
         made = self._behind.encode_batch_fast(list(texts), add_special_tokens=False)
         vocabulary = self._behind.get_vocab(with_added_tokens=True)
         for spell in SPELLINGS.values():
+            ids = [encoding.ids for encoding in made]
             spelling = Spelling(vocabulary, spell)
-            pairs = []
-            for text, one, encoding in zip(texts, known, made, strict=True):
-                tokens = np.array(encoding.ids, np.int32)
-                places = spelling.places(text, encoding.ids, tokens)
-                if places is not None:
-                    pairs.append((one, Encoded(tokens, places)))
+            pairs = [
+                (one, Encoded(np.array(own, np.int32), places))
+                for one, own, places in zip(known, ids, spelling.places(texts, ids))
+                if places is not None
+            ]
             # Others are encoded again: that has to be the exception.
             if 2 * len(pairs) > len(texts) and all(_are_alike(*two) for two in pairs):
                 return spelling
         return None
 
-    def _spelled(self, text: str, ids: list[int], offsets: bool) -> Encoded:
-        tokens = np.array(ids, np.int32)
-        if not offsets:
-            return Encoded(tokens, None)
-        assert self._spelling is not None
-        places = self._spelling.places(text, ids, tokens)
-        if places is None:  # the tokenizer has changed this text before cutting it
-            (placed,) = self._encode_placed([text], offsets)
-            return placed
-        return Encoded(tokens, places)
-
-    def _encode_placed(self, texts: Sequence[str], offsets: bool) -> list[Encoded]:
+    def _encode_placed(self, texts: Sequence[str], places: bool) -> list[Encoded]:
         made = self._behind.encode_batch(list(texts), add_special_tokens=False)
-        return [_read(encoding, offsets) for encoding in made]
+        return [_read(encoding, places) for encoding in made]
 
-    def _encode_whole(self, texts: Sequence[str], offsets: bool) -> list[Encoded]:
+    def _encode_whole(self, texts: Sequence[str], places: bool) -> list[Encoded]:
         encoded: Any = self._tokenizer(
             list(texts),
             add_special_tokens=False,
-            return_offsets_mapping=offsets,
+            return_offsets_mapping=places,
             return_attention_mask=False,
             verbose=False,
         )
         tokens = [np.array(ids, np.int32) for ids in encoded["input_ids"]]
-        if not offsets:
+        if not places:
             return [Encoded(ids, None) for ids in tokens]
-        places = [
+        offsets = [
             np.array(pairs, np.int64).reshape(-1, 2)
             for pairs in encoded["offset_mapping"]
         ]
-        return [Encoded(*one) for one in zip(tokens, places, strict=True)]
+        return [
+            Encoded(ids, whole_places(own))
+            for ids, own in zip(tokens, offsets, strict=True)
+        ]
 
 
-def whole_places(offsets: np.ndarray) -> np.ndarray:
+def whole_places(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The characters of each token, spaces before it among them.
 
     Args:
@@ -137,28 +136,25 @@ def whole_places(offsets: np.ndarray) -> np.ndarray:
             out.
 
     Returns:
-        (length, 2) int64, both ascending.
+        The first character of each, and one past its last, both (length,) int64 and
+            ascending.
     """
     ends = np.maximum.accumulate(offsets[:, 1])
-    starts = np.minimum(offsets[:, 0], np.append(offsets[:1, 0], ends[:-1]))
-    return np.stack([starts, ends], axis=1)
+    return np.minimum(offsets[:, 0], np.append(offsets[:1, 0], ends[:-1])), ends
 
 
 def _are_alike(one: Encoded, other: Encoded) -> bool:
     """Whether tokens and places are equal."""
-    is_same = np.array_equal(one.tokens, other.tokens)
-    return is_same and np.array_equal(_whole(one), _whole(other))
+    places = zip(one.places or (), other.places or (), strict=True)
+    return np.array_equal(one.tokens, other.tokens) and all(
+        np.array_equal(*two) for two in places
+    )
 
 
-def _whole(one: Encoded) -> np.ndarray:
-    offsets = np.zeros((0, 2), np.int64) if one.offsets is None else one.offsets
-    return whole_places(offsets)
-
-
-def _read(encoding: Any, offsets: bool) -> Encoded:
+def _read(encoding: Any, places: bool) -> Encoded:
     tokens = np.array(encoding.ids, np.int32)
-    if not offsets:
+    if not places:
         return Encoded(tokens, None)
     flat = itertools.chain.from_iterable(encoding.offsets)
-    places = np.fromiter(flat, np.int64, 2 * len(tokens))
-    return Encoded(tokens, places.reshape(-1, 2))
+    offsets = np.fromiter(flat, np.int64, 2 * len(tokens)).reshape(-1, 2)
+    return Encoded(tokens, whole_places(offsets))

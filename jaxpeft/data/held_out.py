@@ -12,6 +12,7 @@ from jaxpeft.data.conversation import Conversation, Sample
 from jaxpeft.data.sources import Row
 from jaxpeft.errors import InputError
 
+_WRITER = json.JSONEncoder(sort_keys=True, default=str, ensure_ascii=False)
 _NEAR = 0.1  # of what was asked for
 
 
@@ -106,6 +107,6 @@ def _content_of(item: Conversation | str) -> Any:
 
 
 def _hash(value: Any) -> bytes:
-    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+    text = _WRITER.encode(value)
     content = text.encode("utf-8", errors="surrogatepass")
     return hashlib.blake2b(content, digest_size=16).digest()

@@ -140,12 +140,11 @@ class Maker:
                 examples += own
         hashes = np.array([held_out.hashed(*one) for one in parsed], "V32")
         found = np.flatnonzero(empty)[:_PLACES].tolist()
-        whole = [e for e in examples if not e.left_out and e.supervised.any()]
+        arrays = arrays_of(examples, recipe.kind.columns)
+        learned = arrays["learned"].tolist()
+        whole = [e for e, n in zip(examples, learned) if n and not e.left_out]
         return Made(
-            arrays={
-                **arrays_of(examples, recipe.kind.columns),
-                **{"counts": counts, "hashes": hashes, "empty": empty},
-            },
+            arrays={**arrays, "counts": counts, "hashes": hashes, "empty": empty},
             rejects=rejects,
             places={n: parsed[n][0].place for n in found},
             is_text=bool(samples) and isinstance(samples[0].items[0], str),
@@ -176,8 +175,11 @@ def arrays_of(
         "supervised": end_to_end([e.supervised for e in examples], "?"),
         "lengths": np.array([len(e.tokens) for e in examples], np.int64),
         "left_out": np.array([e.left_out for e in examples], np.int32),
-        "learned": np.array([e.supervised.sum() for e in examples], np.int32),
     }
+    before = np.append(0, np.cumsum(made["supervised"]))
+    stops = np.cumsum(made["lengths"])
+    learned = before[stops] - before[stops - made["lengths"]]
+    made["learned"] = learned.astype(np.int32)
     for name, dtype in columns.items():
         made[name] = np.array([e.columns[name] for e in examples], dtype)
     if any(e.weights is not None for e in examples):

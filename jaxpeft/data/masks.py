@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxpeft.data.encoder import whole_places
 from jaxpeft.data.turns import Turn
 
 
@@ -32,7 +31,7 @@ class _Tokens(NamedTuple):
 def mask_turns(
     text: str,
     tokens: np.ndarray,
-    offsets: np.ndarray,
+    places: tuple[np.ndarray, np.ndarray],
     turns: Sequence[Turn],
     special: np.ndarray,
 ) -> np.ndarray | None:
@@ -46,8 +45,8 @@ def mask_turns(
     Args:
         text: the rendered conversation.
         tokens: (length,) int32, its token ids.
-        offsets: (length, 2) int64, the first character that each token covers, and one
-            past the last.
+        places: the first character that each token covers, spaces before it among
+            them, and one past the last, both (length,) int64 and ascending.
         turns: where the learned turns stand in the text.
         special: (tokenizer's ids,) bool, those of the tokens that can end a turn.
 
@@ -58,7 +57,7 @@ def mask_turns(
     weights = np.zeros(len(tokens), np.float32)
     if not len(tokens):
         return weights
-    starts, ends = whole_places(offsets).T
+    starts, ends = places
     of_text = _Tokens(text, starts, ends, special[tokens])
     for turn in turns:
         first = int(np.searchsorted(ends, turn.start, "right"))

@@ -1,6 +1,7 @@
 """Conversations and documents -> tokens, and which of them are learned."""
 
 import contextlib
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -170,9 +171,13 @@ class Renderer:
     def _prepared(self, samples: Sequence[Sample]) -> list[Sample]:
         if self._template is None:
             self._template = ChatTemplate(self._tokenizer)
-        prepared = iter(self._template.prepare(_talks(samples)))
+        talks = _talks(samples)
+        prepared = self._template.prepare(talks)
+        if all(map(operator.is_, talks, prepared)):
+            return list(samples)
+        following = iter(prepared)
         return [
-            replace(sample, items=tuple(next(prepared) for _ in sample.items))
+            replace(sample, items=tuple(next(following) for _ in sample.items))
             for sample in samples
         ]
 
@@ -282,7 +287,7 @@ def _encode_conversations(
     train_on: str,
 ) -> list[_Encoded]:
     texts = template.render(talks, places)
-    encoded = encoder.encode(texts, offsets=train_on == "assistant")
+    encoded = encoder.encode(texts, places=train_on == "assistant")
     if train_on == "all":
         return [(one.tokens, np.ones(len(one.tokens), np.float32)) for one in encoded]
 
@@ -290,11 +295,11 @@ def _encode_conversations(
     turns_of_each = _learned_turns(talks, texts, places, template)
     weighed = []
     for i, turns in enumerate(turns_of_each):
-        tokens, offsets = encoded[i]
+        tokens, of_tokens = encoded[i]
         weights = (
             None
-            if turns is None or offsets is None
-            else mask_turns(texts[i], tokens, offsets, turns, special)
+            if turns is None or of_tokens is None
+            else mask_turns(texts[i], tokens, of_tokens, turns, special)
         )
         if weights is None:
             raise InputError(

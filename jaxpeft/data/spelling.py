@@ -1,8 +1,11 @@
 """Where tokens stand in a text, by what each of them spells."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+
+Places = tuple[np.ndarray, np.ndarray] | None
 
 
 class Spelling:
@@ -27,33 +30,53 @@ class Spelling:
         self._lengths = np.fromiter(map(len, self._bytes), np.int64, count)
 
     def places(
-        self, text: str, ids: Sequence[int], tokens: np.ndarray
-    ) -> np.ndarray | None:
-        """The characters that each token covers; None if it spells another text.
+        self, texts: Sequence[str], ids: Sequence[Sequence[int]]
+    ) -> list[Places]:
+        """The characters that each token covers, for texts of which many are one call.
 
         Args:
-            text: what was encoded.
-            ids: its tokens.
-            tokens: (length,) int32, the same.
+            texts: what was encoded.
+            ids: the tokens of each.
 
         Returns:
-            (length, 2) int64, the first character of each, and one past its last. A
-                character of several tokens belongs to each of them.
+            For each text the first character of each token, and one past its last, both
+                (length,) int64; None if its tokens spell another text. A character of
+                several tokens belongs to each of them.
         """
-        written = text.encode("utf-8", errors="surrogatepass")
-        if b"".join([self._bytes[i] for i in ids]) != written:
-            return None
-        lengths = self._lengths[tokens]
-        if not lengths.all():
-            return None
-        ends = np.cumsum(lengths)
-        places = np.stack([ends - lengths, ends], axis=1)
-        if len(written) == len(text):
-            return places
-        # UTF-8: all but the first byte of a character begin with the bits 10.
-        is_first = np.frombuffer(written, np.uint8) & 0xC0 != 0x80
-        of_byte = np.cumsum(is_first) - 1
-        return np.stack([of_byte[places[:, 0]], of_byte[ends - 1] + 1], axis=1)
+        flat = list(itertools.chain.from_iterable(ids))
+        written = "".join(texts).encode("utf-8", errors="surrogatepass")
+        counts = np.cumsum(list(map(len, ids)))
+        sizes = self._lengths[np.array(flat, np.int64)]
+        ends = np.cumsum(sizes)
+        ends_of = np.append(0, ends)[counts]
+        if (
+            not sizes.all()
+            or not np.array_equal(ends_of, np.cumsum(list(map(_size, texts))))
+            or b"".join(map(self._bytes.__getitem__, flat)) != written
+        ):
+            if len(texts) == 1:
+                return [None]
+            pairs = zip(texts, ids, strict=True)
+            return [self.places([text], [own])[0] for text, own in pairs]
+        starts = ends - sizes
+        if len(written) != sum(map(len, texts)):
+            # UTF-8: all but the first byte of a character begin with the bits 10.
+            is_first = np.frombuffer(written, np.uint8) & 0xC0 != 0x80
+            of_byte = np.cumsum(is_first) - 1
+            starts, ends = of_byte[starts], of_byte[ends - 1] + 1
+        made: list[Places] = []
+        first = before = 0
+        for text, stop in zip(texts, counts.tolist(), strict=True):
+            made.append((starts[first:stop] - before, ends[first:stop] - before))
+            first, before = stop, before + len(text)
+        return made
+
+
+def _size(text: str) -> int:
+    """Bytes of a text."""
+    if text.isascii():
+        return len(text)
+    return len(text.encode("utf-8", errors="surrogatepass"))
 
 
 def _alphabet() -> dict[int, int]:

@@ -7,7 +7,6 @@ seen it finish on a few of the conversations.
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jaxpeft.data.conversation import Conversation, Message
@@ -224,9 +223,14 @@ class ChatTemplate:
 
         compiled: Any = getattr(chat_template_utils, "_compile_jinja_template", None)
         try:
-            return None if compiled is None else compiled(self._used(None))
+            template = None if compiled is None else compiled(self._used(None))
         except _faults():
             return None  # which the other way says
+        if template is not None:
+            # Jinja copies them at each rendering, which with its chain of mappings
+            # takes half as long as a template.
+            template.globals = dict(template.globals)
+        return template
 
     @functools.cached_property
     def _variables(self) -> dict[str, Any]:
@@ -263,7 +267,7 @@ class ChatTemplate:
 
 def until(conversation: Conversation, turn: int) -> Conversation:
     """The part of a conversation before message number `turn`, counted from 0."""
-    return replace(conversation, messages=conversation.messages[:turn])
+    return Conversation(conversation.messages[:turn], conversation.tools)
 
 
 def _is_plain(messages: Sequence[Message]) -> bool:

@@ -107,19 +107,20 @@ def test_many_texts_are_encoded_as_the_tokenizer_encodes_each(kind):
     encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=behind))
     given = texts(400)
     # Of the first texts, by which a way is chosen, none is what it fails at.
-    encoded = encoder.encode(["rain", "the rain"] * 5 + given, offsets=True)[10:]
+    encoded = encoder.encode(["rain", "the rain"] * 5 + given, places=True)[10:]
     for text, one in zip(given, encoded, strict=True):
         known = behind.encode(text, add_special_tokens=False)
         assert one.tokens.tolist() == known.ids
         offsets = np.array(known.offsets, np.int64).reshape(-1, 2)
-        assert one.offsets is not None
-        assert whole_places(one.offsets).tolist() == whole_places(offsets).tolist()
-    without = encoder.encode(given, offsets=False)
+        assert one.places is not None
+        for own, its in zip(one.places, whole_places(offsets), strict=True):
+            assert own.tolist() == its.tolist()
+    without = encoder.encode(given, places=False)
     assert [o.tokens.tolist() for o in without] == [o.tokens.tolist() for o in encoded]
 
 
 @pytest.mark.parametrize("kind", [byte_level, gemma_kind])
 def test_a_vocabulary_of_bytes_says_itself_where_tokens_stand(kind):
     encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=kind()))
-    encoder.encode(["the rain"] * 10 + texts(400), offsets=True)
+    encoder.encode(["the rain"] * 10 + texts(400), places=True)
     assert encoder._spelling is not None
