@@ -51,6 +51,8 @@ class Method:
             as optimizers made for LoRA take it.
         random: its start is drawn with the key that it is given; false: nothing in it
             is random, or it has a seed among its own keys.
+        pads: what it draws for a smaller `r` is, padded with zeros, an adapter of a
+            larger one: it computes the same, and training leaves the zeros alone.
         node: the class that it puts around a kernel, of a method that PEFT does not
             have: it is saved and loaded by its fields (`hf.peft.form`).
     """
@@ -64,6 +66,7 @@ class Method:
     flax: bool = False
     factors: bool = False
     random: bool = True
+    pads: bool = False
     node: type | None = None
 
 
@@ -73,12 +76,17 @@ _IA3 = ("k_proj", "v_proj", "down_proj", "c_attn", "mlp.c_proj")
 TABLE = Table(
     rows={
         "bottleneck": Method(bottleneck, targets=_DOWN),
-        "dora": Method(dora, heeds=COMMON),
+        "dora": Method(dora, heeds=COMMON, pads=True),
         "ia3": Method(ia3, targets=_IA3, random=False),
         "lora": Method(
-            lora, heeds=COMMON, embedding=lora_embedding, flax=True, factors=True
+            lora,
+            heeds=COMMON,
+            embedding=lora_embedding,
+            flax=True,
+            factors=True,
+            pads=True,
         ),
-        "lora_fa": Method(lora_fa, heeds=COMMON, flax=True),
+        "lora_fa": Method(lora_fa, heeds=COMMON, flax=True, pads=True),
         "vera": Method(vera, random=False),
         "prefix_tuning": Method(prefix_tuning, wraps=False, heeds=()),
         "prompt_tuning": Method(prompt_tuning, wraps=False, heeds=()),
@@ -87,7 +95,11 @@ TABLE = Table(
     },
     given={"base", "params", "key", "adapted", "names", "widest", "chosen"},
     all_say=keys.ALWAYS,
-    some_say={"lora_alpha": keys.NUMBER},  # it is in the adapters' scales
+    some_say={
+        # These are in the adapters' scales.
+        **dict.fromkeys(("lora_alpha", "alpha_pattern", "use_rslora"), keys.NUMBER),
+        **dict.fromkeys(("r", "rank_pattern"), keys.RANK),
+    },
 )
 
 # Those that put adapters around kernels.

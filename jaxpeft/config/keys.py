@@ -24,6 +24,8 @@ PROGRAM = {
     "rate": "each point's own, as an array of the rates of all steps; shared where "
     "evaluations steer the rate, which is then among the schedule's settings",
     "course": "likewise; shared also where the optimizer averages and does the warmup",
+    "rank": "each point's own, padded with zeros to the largest; shared where the "
+    "method or the optimizer would not leave the zeros alone",
 }
 
 
@@ -40,4 +42,5 @@ NEVER = _says("never")
 NUMBER = _says("always", "own")  # a program takes it as an array
 PLACE = _says("never", "own")
 RATE = _says("always", "rate")
+RANK = _says("always", "rank")
 COURSE = _says("always", "course")

@@ -54,6 +54,8 @@ class Optimizer:
             is constant, and it is the averages that are evaluated and kept.
         finds_rate: its `learning_rate` is a factor on a rate that it finds itself.
         factors: it is made for the two factors of LoRA, and says nothing of others.
+        elementwise: what becomes of an element depends on no other of its tensor, and
+            one that is 0 and has gradients of 0 stays 0 (with an `eps` above 0).
         lighter: the name of one to advise where its state takes too much memory.
         defaults: key of the section -> its default with this one.
     """
@@ -64,6 +66,7 @@ class Optimizer:
     averages: bool = False
     finds_rate: bool = False
     factors: bool = False
+    elementwise: bool = False
     lighter: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -87,22 +90,22 @@ def of_optax(name: str) -> Optimizer | str | None:
 
 OPTIMIZERS = config.Table(
     rows={
-        "adamw": Optimizer(adamw, lighter="adamw_8bit"),
+        "adamw": Optimizer(adamw, elementwise=True, lighter="adamw_8bit"),
         "adafactor": Optimizer(adafactor),
-        "adagrad": Optimizer(adagrad),
+        "adagrad": Optimizer(adagrad, elementwise=True),
         "adalomo": Optimizer(adalomo, fused=True),
         "adam_mini": Optimizer(adam_mini),
         "adamw_4bit": Optimizer(adamw_4bit),
         "adamw_8bit": Optimizer(adamw_8bit),
-        "ademamix": Optimizer(ademamix),
+        "ademamix": Optimizer(ademamix, elementwise=True),
         "apollo": Optimizer(apollo),
         "apollo_mini": Optimizer(apollo_mini),
         "came": Optimizer(came),
         "galore": Optimizer(galore),
         "grokadamw": Optimizer(grokadamw),
-        "lion": Optimizer(lion),
+        "lion": Optimizer(lion, elementwise=True),
         "lion_8bit": Optimizer(lion_8bit),
-        "lomo": Optimizer(lomo, fused=True),
+        "lomo": Optimizer(lomo, fused=True, elementwise=True),
         "lora_muon": Optimizer(lora_muon, factors=True),
         "lora_rite": Optimizer(lora_rite, factors=True),
         "muon": Optimizer(muon),
@@ -110,11 +113,17 @@ OPTIMIZERS = config.Table(
             prodigy, finds_rate=True, leafwise=False, defaults={"learning_rate": 1.0}
         ),
         "riemannian_adamw": Optimizer(riemannian_adamw, factors=True),
-        "rmsprop": Optimizer(rmsprop),
-        "schedule_free_adamw": Optimizer(schedule_free_adamw, averages=True),
-        "schedule_free_radam": Optimizer(schedule_free_radam, averages=True),
-        "schedule_free_sgd": Optimizer(schedule_free_sgd, averages=True),
-        "sgd": Optimizer(sgd),
+        "rmsprop": Optimizer(rmsprop, elementwise=True),
+        "schedule_free_adamw": Optimizer(
+            schedule_free_adamw, averages=True, elementwise=True
+        ),
+        "schedule_free_radam": Optimizer(
+            schedule_free_radam, averages=True, elementwise=True
+        ),
+        "schedule_free_sgd": Optimizer(
+            schedule_free_sgd, averages=True, elementwise=True
+        ),
+        "sgd": Optimizer(sgd, elementwise=True),
         "stable_adamw": Optimizer(stable_adamw),
     },
     aliases={

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "sweep",
         "Train every combination of the values that --grid names, and "
         "print a table, best first. Points that differ only in learning rate, weight "
-        "decay, seed, lora_alpha or the schedule's numbers train together: one "
+        "decay, seed, rank, lora_alpha or the schedule's numbers train together: one "
         "program, one frozen base in memory. Repeating the command continues a sweep "
         "that was interrupted.",
     )

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxpeft import config, optim
+from jaxpeft import adapters, config, optim
 from jaxpeft.assembly import precomputed
 from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.assembly.configuration import TABLES
@@ -113,6 +113,37 @@ def together(
     return sorted(programs)
 
 
+def of_ranks(configs: Sequence[RunConfig], devices: int) -> str | None:
+    """A line on why points of several ranks train apart; None where none have to.
+
+    Args:
+        configs: of the points.
+        devices: how many there are.
+    """
+    for cfg in configs:
+        row = adapters.TABLE[cfg.adapter.method]
+        ranks = {
+            other.adapter.options.get("r")
+            for other in configs
+            if other.adapter.method == cfg.adapter.method
+        }
+        if (
+            len(ranks) == 1
+            or not row.pads
+            or _pads(cfg)
+            or not _can_share(cfg, devices)
+        ):
+            continue
+        name = cfg.optimizer.name
+        return (
+            f"points of different adapter.r train one after another: {name} looks at "
+            "more than the element that it updates, and the zeros that would pad a "
+            "smaller rank to the largest would change that; with adamw they can share "
+            "a program"
+        )
+    return None
+
+
 def _program(cfg: RunConfig, number: int, devices: int) -> str:
     """The settings that points of one program must have in common, as text."""
     if not _can_share(cfg, devices):
@@ -124,7 +155,18 @@ def _program(cfg: RunConfig, number: int, devices: int) -> str:
         # And what averages warms up by itself.
         if not optim.OPTIMIZERS[cfg.optimizer.name].averages:
             own.add("course")
+    if _pads(cfg):
+        own.add("rank")
     return json.dumps(config.program(cfg, TABLES, own), sort_keys=True)
+
+
+def _pads(cfg: RunConfig) -> bool:
+    """Whether a run of a smaller rank can be one of a larger, padded with zeros."""
+    optimizer = cfg.optimizer
+    alone = optim.OPTIMIZERS[optimizer.name].elementwise
+    # The update of a zero would be 0 / 0 without it.
+    divides = optimizer.options.get("eps") == 0
+    return adapters.TABLE[cfg.adapter.method].pads and alone and not divides
 
 
 def _can_share(cfg: RunConfig, devices: int) -> bool:

@@ -1,7 +1,8 @@
 """Several runs over one frozen base, trained together by one program.
 
 The runs may differ in numbers that a compiled step can be given: the rate of each step,
-the weight decay, the seed, and what the frozen part of an adapter holds (LoRA's scale).
+the weight decay, the seed, what the frozen part of an adapter holds (LoRA's scale), and
+the rank, by zeros (see `padding`).
 Their adapters and optimizer states are stacked along a new first axis, which `jax.vmap`
 takes the step over (on a CPU `jax.lax.map`), and the base's weights are not stacked:
 there is one of them. Each run has a directory, metrics and an adapter of its own, as if
@@ -26,7 +27,7 @@ from jaxpeft.devices.compiled import Compiled
 from jaxpeft.generate import scoring
 from jaxpeft.objectives import evaluation
 from jaxpeft.rundir.checkpoint import Checkpoints
-from jaxpeft.sweep import joint_step
+from jaxpeft.sweep import joint_step, padding
 from jaxpeft.train import course, hooks, results, samples, steering
 from jaxpeft.train.progress import PlainProgress
 from jaxpeft.train.standing import DIVERGED, Standing
@@ -38,8 +39,8 @@ def train(
     """Trains several runs in one program.
 
     Args:
-        configs: alike in all but `seed`, `adapter.lora_alpha`, the rate, its schedule
-            and the weight decay; each has its own `output_dir`.
+        configs: alike in all but `seed`, `adapter.r`, `adapter.lora_alpha`, the rate,
+            its schedule and the weight decay; each has its own `output_dir`.
         directory: of the checkpoints that they share, from which a repeated call
             continues.
         tell: called with lines for the user.
@@ -248,8 +249,8 @@ class Together:
     def _in_structure(self, trained: Any, number: int) -> Any:
         """What one run has of stacked parameters, in the run's own structure."""
         leaves = jax.tree.leaves(self._slice(trained, number))
-        structure = jax.tree.structure(self.runs[number].trainable)
-        return jax.tree.unflatten(structure, leaves)
+        own, structure = jax.tree.flatten(self.runs[number].trainable)
+        return jax.tree.unflatten(structure, map(padding.cut, leaves, own))
 
     def _initial_state(self) -> TrainState:
         """The states before the first step, stacked, on the device."""

@@ -21,6 +21,7 @@ from jaxpeft.assembly.step import Frozen, TrainState
 from jaxpeft.models import ModelConfig
 from jaxpeft.objectives import Objective
 from jaxpeft.optim.rule import Leafwise
+from jaxpeft.sweep import padding
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,14 @@ def stacked(trees: Sequence[Any]) -> Any:
     """The trees as one, with a new first axis, in the structure of the first one.
 
     Their structures may differ in what files say of an adapter, such as `lora_alpha`,
-    and no step looks at.
+    and no step looks at. Arrays may differ in a rank: they are padded with zeros.
 
     Args:
-        trees: of arrays of the same shapes.
+        trees: of arrays.
     """
     leaves = zip(*(jax.tree.leaves(tree) for tree in trees))
-    return jax.tree.unflatten(jax.tree.structure(trees[0]), map(jnp.stack, leaves))
+    stacks = [jnp.stack(padding.widened(arrays)) for arrays in leaves]
+    return jax.tree.unflatten(jax.tree.structure(trees[0]), stacks)
 
 
 def at(index: Any) -> Callable[[Any], Any]:

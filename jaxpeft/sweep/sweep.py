@@ -135,6 +135,8 @@ class Sweep:
         """Trains the points that have not ended, together where one program can."""
         left = [point for point in points if not point.ended]
         configs = self.configurations(left)
+        if reason := grid.of_ranks(configs, jax.device_count()):
+            console.say(reason)
         for turn in sorted({point.turn for point in left}):
             at = [n for n, point in enumerate(left) if point.turn == turn]
             ours = [configs[n] for n in at]

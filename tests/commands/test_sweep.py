@@ -153,6 +153,52 @@ def test_other_methods_share_a_program_too(sweep, alone, changes, tmp_path):
     is_the_same(tmp_path / "run-sweep" / "points" / "03", lone)
 
 
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory, make_torch, tiny):
+    """The folder of a model whose matrices have room for a rank of 64."""
+    folder = tmp_path_factory.mktemp("wide") / "wide"
+    sizes = {"hidden_size": 64, "intermediate_size": 72, "num_key_value_heads": 4}
+    made = make_torch(vocab_size=4096, initializer_range=0.1, **sizes)
+    made.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_bytes((tiny / name).read_bytes())
+    return folder
+
+
+@pytest.mark.slow
+def test_ranks_share_a_program_padded_with_zeros(sweep, alone, wide, tmp_path):
+    changes = {
+        "model.path": str(wide),
+        "adapter.lora_dropout": 0.1,
+        "adapter.use_rslora": True,
+        "adapter.rank_pattern": {"layers.0.self_attn.q_proj": 2},
+        "optimizer.weight_decay": 0.1,
+        "training.load_best_model_at_end": True,
+    }
+    done = sweep("--grid", "adapter.r=4,16,64", **changes)
+    assert done.code == 0, done.err
+    assert "3 points in one program" in done.out
+    for number, rank in enumerate((4, 16, 64)):
+        lone = alone(f"alone-{rank}", f"adapter.r={rank}")
+        point = tmp_path / "run-sweep" / "points" / f"{number:02}"
+        is_the_same(point, lone)
+        assert adapter_config(point)["r"] == rank
+        shapes = {x.shape for x in load_file(written(point)).values()}
+        assert {(rank, 64), (2, 64), (64, rank), (72, rank)} <= shapes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "adapter", [{"method": "dora"}, {"init_lora_weights": "pissa"}], ids=str
+)
+def test_other_adapters_are_padded_too(sweep, alone, adapter, tmp_path):
+    changes = {"adapter": {"target_modules": ["v_proj"], "r": 4, **adapter}}
+    done = sweep("--grid", "adapter.r=8,3", **changes)
+    assert done.code == 0, done.err
+    assert "2 points in one program" in done.out
+    is_the_same(tmp_path / "run-sweep" / "points" / "01", alone("alone", "adapter.r=3"))
+
+
 def test_schedules_and_decays_share_a_program(sweep, alone, tmp_path):
     changes = {"schedule": {"name": "cosine", "warmup_steps": 1}}
     done = sweep(
@@ -265,8 +311,10 @@ def test_what_no_program_can_share_trains_in_turn(sweep, tmp_path):
         "training.early_stopping_patience": 1,
         "optimizer.learning_rate": 0.0,
     }
+    changes["optimizer.name"] = "muon"
     done = sweep("--grid", "adapter.r=2,4", **changes)
     assert done.code == 0, done.err
+    assert "muon looks at more than the element" in done.out
     state = json.loads((tmp_path / "run-sweep" / "sweep.json").read_text())
     assert {point["status"] for point in state["points"]} == {"stopped early"}
     assert "point 00: r=2" in done.out and "point 01: r=4" in done.out

@@ -22,9 +22,11 @@ NOT_IDENTITY = {
 }
 NOT_IDENTITY_SECTIONS = ("data", "evaluation", "mesh", "cluster")
 # These one program takes as arrays, or never sees.
-OWN = {"output_dir", "seed", "adapter.lora_alpha", "optimizer.weight_decay"}
+OWN = {"output_dir", "seed", "optimizer.weight_decay"}
+OWN |= {f"adapter.{n}" for n in ("lora_alpha", "alpha_pattern", "use_rslora")}
 OWN |= {f"objective.{n}" for n in ("beta", "gamma", "sft_weight", "cpo_alpha")}
 OWN |= {f"objective.{n}" for n in ("desirable_weight", "undesirable_weight")}
+RANKS = {"adapter.r", "adapter.rank_pattern"}
 RATE, COURSE = "optimizer.learning_rate", "schedule"
 OTHER = "another value"
 
@@ -123,13 +125,13 @@ def test_what_makes_another_run(cfg, steering):
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-@pytest.mark.parametrize("own", [(), ("rate",), ("rate", "course")], ids=str)
+@pytest.mark.parametrize("own", [(), ("rate",), ("rate", "course"), ("rank",)], ids=str)
 def test_what_makes_another_program(cfg, own):
     def program(cfg: RunConfig) -> str:
         return text(config.program(cfg, TABLES, {"own", *own}))
 
     same = {k for k in KEYS if program(changed(cfg, k)) == program(cfg)}
-    free = {RATE} if "rate" in own else set()
+    free = {RATE} if "rate" in own else RANKS if "rank" in own else set()
     courses = {key for key in KEYS if split(key)[0] == COURSE}
     assert same == OWN | free | (courses if "course" in own else set())
 

@@ -235,6 +235,31 @@ def test_each_layer_of_a_stack_is_a_tensor_of_its_own(name):
     np.testing.assert_allclose(stacked, apart, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if optim.OPTIMIZERS[n].elementwise])
+def test_zeros_beside_a_tensor_change_nothing_where_elements_are_apart(name):
+    """Points of several ranks are padded so, see `sweep.padding`."""
+    random = np.random.default_rng(3)
+    start, *grads = random.normal(size=(6, 2, 7, 3)).astype(np.float32)
+    tx = make(name)
+
+    def course(more):
+        padded = [np.pad(x, ((0, 0), (0, more), (0, 0))) for x in (start, *grads)]
+        params = {"layers": {"b": jnp.asarray(padded[0])}}
+        state, update = tx.init(params), jax.jit(tx.update)
+        for g in padded[1:]:
+            updates, state = update(
+                {"layers": {"b": jnp.asarray(g)}}, state, params, value=jnp.ones(())
+            )
+            params = optax.apply_updates(params, updates)
+        seen = optim.evaluation_params(state, params)
+        return [np.asarray(x["layers"]["b"]) for x in (params, seen)]
+
+    for own, wide in zip(course(0), course(5), strict=True):
+        assert np.max(np.abs(own - start)) > 1e-4
+        np.testing.assert_allclose(wide[:, :7], own, rtol=1e-6, atol=1e-7)
+        assert not wide[:, 7:].any()
+
+
 def test_steps_do_not_recompile_and_a_checkpoint_goes_on_exactly(name, tmp_path):
     tx, traces = make(name), []
 
