@@ -32,6 +32,7 @@ EXTRAS = {
     "tensorboard": ("tensorboardX", "training.report_to: tensorboard"),
     "wandb": ("wandb", "training.report_to: wandb"),
     "trackio": ("trackio", "training.report_to: trackio"),
+    "board": ("starlette", "the board"),
 }
 # What says that a machine has an accelerator, whether JAX sees it or not.
 HARDWARE = {

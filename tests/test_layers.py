@@ -25,7 +25,7 @@ STOREYS = (
     + ("doctor",),
     ("report", "chat", "combine", "evaluate"),
     ("train", "look", "compare"),
-    ("sweep", "__main__"),
+    ("sweep", "board", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}
 

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxpeft import cli, console
-from jaxpeft.diagnose import findings
 from jaxpeft.errors import InputError
 from jaxpeft.rundir.files import METRICS
-from jaxpeft.rundir.metrics import read_metrics
 from jaxpeft.rundir.sweep_files import SWEEP
 
 
@@ -48,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
         )
 
     # Imported here, so that --help answers at once.
+    from jaxpeft.diagnose import findings
+    from jaxpeft.rundir.metrics import read_metrics
 
     noticed = findings.of_run(Path(args.run))
     if args.json:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxpeft import cli, console
-from jaxpeft.diagnose import findings
 from jaxpeft.errors import InputError
 from jaxpeft.rundir import sweep_files
 
@@ -41,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
         )
 
     # Imported here, so that --help answers at once.
+    from jaxpeft.diagnose import findings
     from jaxpeft.report import plots, run_page, sweep_page
     from jaxpeft.rundir import files
 

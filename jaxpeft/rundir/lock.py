@@ -1,18 +1,28 @@
-"""One process writes a run directory: a second one is refused, not interleaved."""
+"""One process writes a run directory: a second one is refused, not interleaved.
+
+While it does, the lock file says which process it is, and its time of change is renewed
+every `BEAT` seconds: on a disk that hosts share nothing else tells that it is alive.
+What ends it otherwise than well stands in `.ended`.
+"""
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import json
 import os
 import socket
+import threading
 from pathlib import Path
 from types import TracebackType
 
+from jaxpeft import replacing
 from jaxpeft.console import warn
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, Preempted
 
-LOCK = ".lock"
+LOCK, ENDED = ".lock", ".ended"
+BEAT = 10.0  # seconds
+MOST = 2000  # characters of a reason
 
 
 class RunLock:
@@ -35,6 +45,7 @@ class RunLock:
     def __init__(self, directory: Path):
         self.path = directory / LOCK
         self._file: int | None = None
+        self._over = threading.Event()
 
     def __enter__(self) -> "RunLock":
         directory = self.path.parent
@@ -45,12 +56,16 @@ class RunLock:
             os.ftruncate(self._file, 0)
             holder = {"pid": os.getpid(), "host": socket.gethostname()}
             os.pwrite(self._file, json.dumps(holder).encode(), 0)
+            (directory / ENDED).unlink(missing_ok=True)
         except OSError as error:
             self._release()
             raise InputError(
                 f"output_dir {str(directory)!r} cannot be written: {error.strerror}; "
                 "make room or permit writing there, or choose another output_dir"
             ) from error
+        self._over.clear()
+        beat = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        beat.start()
         return self
 
     def __exit__(
@@ -59,12 +74,35 @@ class RunLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._over.set()
+        if error is not None:
+            self._say(error)
         # Removed while still held: whoever opened this file meanwhile sees in
         # `_acquire` that it is no longer the directory's lock file.
         # A directory that can no longer be written must not hide the block's own error.
         with contextlib.suppress(OSError):
             self.path.unlink()
         self._release()
+
+    def _beat(self) -> None:
+        """Renews the lock file's time of change until the block ends."""
+        while not self._over.wait(BEAT):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+    def _say(self, error: BaseException) -> None:
+        """Writes what ended the block, where it has left anything to be asked about."""
+        directory = self.path.parent
+        asked = isinstance(error, Preempted) or not isinstance(error, Exception)
+        now = datetime.datetime.now(datetime.UTC)
+        ended = {
+            "status": "preempted" if asked else "failed",
+            "why": (str(error) or type(error).__name__)[:MOST],
+            "when": now.isoformat(timespec="seconds"),
+        }
+        with contextlib.suppress(OSError):
+            if any(entry.name != LOCK for entry in directory.iterdir()):
+                replacing.write_text(directory / ENDED, json.dumps(ended) + "\n")
 
     def _acquire(self) -> int | None:
         """The locked file's descriptor; None if its holder removed it just now."""

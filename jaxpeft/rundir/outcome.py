@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxpeft.rundir.files import (
@@ -139,6 +138,8 @@ def peak_memory() -> tuple[int, str]:
     Returns:
         (bytes, whose), the latter "device" or "process".
     """
+    import jax  # here, so that readers of what a run left need not load it
+
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
     if peaks:

@@ -22,7 +22,7 @@ from jaxpeft.lr_find.ramp import FILES
 from jaxpeft.rundir import sinks
 from jaxpeft.rundir.checkpoint import Checkpoints
 from jaxpeft.rundir.files import ADAPTER, METRICS, MODEL, PLOT, REPORT
-from jaxpeft.rundir.lock import LOCK, RunLock
+from jaxpeft.rundir.lock import ENDED, LOCK, RunLock
 from jaxpeft.rundir.metrics import read_metrics
 from jaxpeft.train import hooks, results, samples, steering
 from jaxpeft.train.evaluating import Evaluate
@@ -348,7 +348,7 @@ def check_output(output: Path, resume: str) -> None:
         raise InputError(f"output_dir: {str(output)!r} is a file; name a directory")
     if not output.is_dir():
         return
-    ours = {LOCK, *FILES}  # a range test there is no run
+    ours = {LOCK, ENDED, *FILES}  # a range test there is no run
     names = [entry.name for entry in output.iterdir() if entry.name not in ours]
     if names and resume == "never":
         raise InputError(

@@ -111,6 +111,14 @@
       new ResizeObserver(() => this.draw()).observe(this.svg);
     }
 
+    // Takes newer values of the same curves; a reader's choices and cursor stay.
+    update(data) {
+      const pointed = !this.tooltip.hidden;
+      this.data = data;
+      this.draw();
+      if (pointed && this.at !== null) this.point(this.at, HEIGHT / 2);
+    }
+
     control(text, name) {
       const label = htmlElement("label", "switch");
       const box = htmlElement("input");
@@ -335,6 +343,22 @@
   });
   const charts = JSON.parse(document.getElementById("data").textContent);
   const empty = document.getElementById("empty"); // of a page that shows charts
-  if (empty) empty.hidden = charts.length > 0;
-  for (const chart of charts) new Chart(chart, document.getElementById("charts"));
+  const likeness = (chart) => JSON.stringify(
+    [chart.title, chart.series.map((one) => [one.name, one.color])]);
+  let made = [];
+  const show = (charts) => {
+    if (empty) empty.hidden = charts.length > 0;
+    const same = charts.length === made.length
+      && charts.every((chart, i) => likeness(chart) === likeness(made[i].data));
+    if (same) {
+      charts.forEach((chart, i) => made[i].update(chart));
+      return;
+    }
+    const parent = document.getElementById("charts");
+    parent.replaceChildren();
+    made = charts.map((chart) => new Chart(chart, parent));
+  };
+  if (charts) show(charts);
+  // A page that follows a run says so with every change.
+  document.addEventListener("charts", (event) => show(event.detail));
 })();

@@ -1,0 +1,75 @@
+"""`python -m jaxpeft.board`: runs watched in a browser, while they train and after."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxpeft import cli, console
+from jaxpeft.errors import InputError
+
+PORT = 8470
+HERE = "127.0.0.1"
+TOKEN = "JAXPEFT_BOARD_TOKEN"  # the variable, for who wants to choose it
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with its arguments; returns the exit code.
+
+    Args:
+        argv: the command line behind the command's name.
+
+    Raises:
+        InputError: a folder is missing, the port is taken, or a package is not there.
+    """
+    parser = cli.parser(
+        "board",
+        "Serve a page in which the runs below some folders can be watched. It "
+        "stores nothing: the files of the runs are all there is. Only the address that "
+        "it prints opens it, since that holds a token.",
+    )
+    parser.add_argument(
+        "--runs",
+        metavar="DIR",
+        nargs="+",
+        action="extend",
+        type=cli.path,
+        help="folders in which runs and sweeps are, at any depth (default: runs)",
+    )
+    parser.add_argument(
+        "--port", type=int, default=PORT, help=f"default: {PORT}; 0: any that is free"
+    )
+    parser.add_argument(
+        "--host",
+        metavar="ADDRESS",
+        default=HERE,
+        help=f"where to listen (default: {HERE}, this machine alone). Elsewhere what "
+        "is sent can be read on the way: prefer a tunnel, ssh -L",
+    )
+    args = parser.parse_args(list(argv))
+    folders = [Path(folder) for folder in args.runs or ["runs"]]
+    missing = [folder for folder in folders if not folder.is_dir()]
+    if missing:
+        raise InputError(
+            *(
+                f"--runs: {str(folder)!r} is no folder; name the one in which the "
+                "output_dir of runs are, or make it first"
+                for folder in missing
+            )
+        )
+    if not 0 <= args.port < 2**16:
+        raise InputError(f"--port: found {args.port}; give a number from 0 to 65535")
+
+    # Imported here, so that --help answers at once.
+    try:
+        from jaxpeft.board import server
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("jaxpeft"):
+            raise
+        raise InputError(
+            f"the board needs the package {error.name}; install it with "
+            "pip install 'jaxpeft[board]'"
+        ) from error
+
+    console.say("serving " + ", ".join(map(str, folders)))
+    server.serve(folders, args.host, args.port, os.environ.get(TOKEN, ""))
+    return 0

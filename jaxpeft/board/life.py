@@ -1,0 +1,202 @@
+"""Whether a run lives, and how it ended: from its lock, its heartbeat and its files.
+
+A process that is killed leaves its lock file. On its own host the operating system has
+let go of the lock then; elsewhere the file's time of change, which the process renews,
+grows old. So a run that was killed never looks alive.
+"""
+
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxpeft.board import inside
+from jaxpeft.rundir.lock import BEAT, LOCK
+
+RUNNING, STALLED, WAITING = "running", "stalled", "waiting"
+FINISHED, STOPPED_EARLY = "finished", "stopped early"
+PREEMPTED, FAILED = "preempted", "failed"
+STATES = (RUNNING, STALLED, WAITING, FINISHED, STOPPED_EARLY, PREEMPTED, FAILED)
+LIVE = (RUNNING, STALLED)
+
+SILENT = 4 * BEAT  # seconds without a heartbeat after which a process counts as dead
+SLOW = 10  # times the usual time of a line after which a run counts as stalled
+LEAST = 300.0  # seconds that a run may take for any line: it evaluates, saves, compiles
+FIRST = 1200.0  # seconds that it may take to its first one: it loads and compiles
+
+
+class Holder(NamedTuple):
+    """The process that a lock file names.
+
+    Attributes:
+        pid: its number on its host; None where the file does not say.
+        host: the name of that.
+        beat: when it last renewed the file, in seconds since the epoch.
+        alive: whether it lives.
+        why: what says that it does not; "" where it does.
+    """
+
+    pid: int | None
+    host: str
+    beat: float
+    alive: bool
+    why: str = ""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this host, whose number is known."""
+        return self.pid is not None and self.host == socket.gethostname()
+
+
+def holder(folder: Path, now: float) -> Holder | None:
+    """The process that writes a directory, or was killed while it did; None: neither.
+
+    Args:
+        folder: of a run or a sweep.
+        now: seconds since the epoch.
+
+    Raises:
+        OSError: the lock file cannot be read.
+    """
+    try:
+        file = inside.opened(folder, LOCK)
+    except FileNotFoundError:
+        return None
+    with file:
+        beat = os.fstat(file.fileno()).st_mtime
+        pid, host = _named(file.read(4096))
+        if pid is None or host != socket.gethostname():
+            alive = now - beat < SILENT
+            why = "" if alive else f"nothing was heard of it for {SILENT:.0f} s"
+            return Holder(pid, host, beat, alive, why)
+        alive = _exists(pid) and _is_locked(file.fileno())
+        why = "" if alive else f"process {pid} ended without a word: it was killed"
+        return Holder(pid, host, beat, alive, why)
+
+
+def _named(content: bytes) -> tuple[int | None, str]:
+    try:
+        found = json.loads(content)
+        pid, host = found["pid"], str(found["host"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None, ""
+    is_one = isinstance(pid, int) and not isinstance(pid, bool) and 0 < pid < 2**31
+    return (pid if is_one else None), host
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _is_locked(file: int) -> bool:
+    """Whether anybody holds the lock. Asked only where the process it names exists.
+
+    So the lock is never held here, even for a moment, where a run could want it, but
+    for one whose number another process has got since.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks: the process exists, see above
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
+
+
+def of_run(
+    held: Holder | None,
+    *,
+    summary: dict[str, Any],
+    ended: dict[str, Any],
+    begun: bool,
+    last: float | None,
+    every: float | None,
+    now: float,
+) -> tuple[str, str]:
+    """The state of a run that has a lock of its own, and what there is to say of it.
+
+    Args:
+        held: see `holder`.
+        summary: its `summary.json`, empty where there is none.
+        ended: its `.ended`, likewise.
+        begun: whether it has logged anything.
+        last: when its metrics last changed, in seconds since the epoch; None: never.
+        every: the seconds that a line of its log takes; None: not known.
+        now: seconds since the epoch.
+    """
+    if held is not None and held.alive:
+        return _alive(held, begun, last, every, now)
+    if held is not None:
+        return FAILED, held.why
+    if ended:
+        status = PREEMPTED if ended.get("status") == PREEMPTED else FAILED
+        return status, str(ended.get("why", ""))
+    if summary:
+        return STOPPED_EARLY if summary.get("stopped_early") else FINISHED, ""
+    if not begun:
+        return WAITING, "has logged nothing, and no process writes it"
+    return FAILED, "no process writes it, and it has no result"
+
+
+def _alive(
+    held: Holder, begun: bool, last: float | None, every: float | None, now: float
+) -> tuple[str, str]:
+    if now - held.beat > SILENT + BEAT:
+        return STALLED, f"the process has done nothing for {_minutes(now - held.beat)}"
+    allowed = max(LEAST, SLOW * (every or 0.0)) if begun else FIRST
+    silence = 0.0 if last is None else now - last
+    if silence > allowed:
+        return STALLED, f"logged nothing for {_minutes(silence)}"
+    return RUNNING, "" if begun else "loads and compiles"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{max(1, round(seconds / 60)):,} min"
+
+
+def of_point(
+    row: dict[str, Any],
+    held: Holder | None,
+    ended: dict[str, Any],
+    *,
+    begun: bool,
+    last: float | None,
+    every: float | None,
+    now: float,
+) -> tuple[str, str]:
+    """The state of a sweep's point, whose lock is the sweep's.
+
+    Args:
+        row: its entry in `sweep.json`.
+        held: the process that writes the sweep, see `holder`.
+        ended: the sweep's `.ended`, empty where there is none.
+        begun: as for `of_run`.
+        last: likewise.
+        every: likewise.
+        now: seconds since the epoch.
+    """
+    status = row.get("status")
+    if status == "done":
+        return FINISHED, ""
+    if status == "diverged":
+        return FAILED, "diverged: its steps were not finite"
+    if status == STOPPED_EARLY:
+        return STOPPED_EARLY, ""
+    if status != RUNNING:
+        return WAITING, "its turn has not come"
+    if held is not None and held.alive:
+        return _alive(held, begun, last, every, now)
+    if held is not None:
+        return FAILED, held.why
+    if ended.get("status") == PREEMPTED:
+        return PREEMPTED, str(ended.get("why", ""))
+    return FAILED, str(ended.get("why", "no process trains the sweep"))

@@ -1,0 +1,81 @@
+"""Serves the board until it is told to end."""
+
+import secrets
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn
+
+from jaxpeft import console
+from jaxpeft.board.application import application
+from jaxpeft.board.catalog import Catalog
+from jaxpeft.errors import InputError
+
+CONNECTIONS = 200  # at a time
+EVERYWHERE = ("0.0.0.0", "::")
+
+
+def serve(folders: Sequence[Path], host: str, port: int, token: str = "") -> None:
+    """Serves the board.
+
+    Args:
+        folders: in which the runs are.
+        host: the address to listen at.
+        port: the port; 0: any that is free.
+        token: what every request must bring; "": one that nobody can guess.
+
+    Raises:
+        InputError: one cannot listen there.
+    """
+    token = token or secrets.token_urlsafe(24)
+    with listening(host, port) as listener:
+        port = listener.getsockname()[1]
+        catalog = Catalog(list(folders))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                application(catalog, token, host, port, lambda: server.should_exit),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                http="h11",
+                ws="none",
+                loop="asyncio",
+                server_header=False,
+                limit_concurrency=CONNECTIONS,
+                timeout_graceful_shutdown=2,
+            )
+        )
+        name = socket.gethostname() if host in EVERYWHERE else host
+        name = f"[{name}]" if ":" in name else name
+        console.say(f"open http://{name}:{port}/?token={token}")
+        server.run(sockets=[listener])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: the address.
+        port: the port; 0: any that is free.
+
+    Raises:
+        InputError: that is not possible there.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise InputError(
+            f"cannot listen at {host} port {port} ({error.strerror or error}); give "
+            "another --port, or 0 for any that is free"
+        ) from error
+    return listener

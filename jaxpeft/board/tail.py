@@ -1,0 +1,112 @@
+"""`metrics.jsonl` as it grows: only what is new is read.
+
+A line without its end is being written, and waits for its end. A line that is no object
+with a step is passed over, and counted. A file that is replaced, as a continued run
+replaces it, is read anew.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxpeft.board import inside
+from jaxpeft.rundir.files import METRICS
+
+LAST = 2**16  # bytes at the end of a file in which its last lines are looked for
+PIECE = 2**24  # bytes that are read at once
+Line = dict[str, Any]
+
+
+class Tail:
+    """The lines of a file, each handed out once.
+
+    Args:
+        folder: the run's directory.
+        whole: whether the first reading gives all lines; else it begins so near to the
+            end that the last ones are there.
+
+    Attributes:
+        bad: how many lines could not be read.
+        fresh: whether the last `more` began anew: what it gave before does not count.
+    """
+
+    def __init__(self, folder: Path, *, whole: bool):
+        self._folder, self._whole = folder, whole
+        self._stamp: tuple[int, int] | None = None
+        self._offset = 0
+        self.bad = 0
+        self.fresh = True
+
+    def more(self) -> list[Line]:
+        """The lines that have come since the last call.
+
+        Raises:
+            OSError: the file cannot be read; one that is not there has no lines.
+        """
+        self.fresh = False
+        try:
+            file = inside.opened(self._folder, METRICS)
+        except FileNotFoundError:
+            self.fresh, self._stamp, self._offset = self._stamp is not None, None, 0
+            return []
+        with file:
+            found = os.fstat(file.fileno())
+            stamp = (found.st_dev, found.st_ino)
+            if stamp != self._stamp or found.st_size < self._offset:
+                self._stamp, self.bad, self.fresh = stamp, 0, True
+                self._offset = 0 if self._whole else max(0, found.st_size - LAST)
+                file.seek(self._offset)
+                if self._offset:
+                    self._offset += len(file.readline())
+            lines: list[Line] = []
+            file.seek(self._offset)
+            while piece := file.read(PIECE):
+                end = piece.rfind(b"\n") + 1
+                if not end:
+                    break
+                lines += self._read(piece[:end])
+                self._offset += end
+                file.seek(self._offset)
+        return lines
+
+    def _read(self, text: bytes) -> list[Line]:
+        found = []
+        for line in text.split(b"\n"):
+            if not line.strip():
+                continue
+            entry = read(line)
+            if entry is None:
+                self.bad += 1
+            else:
+                found.append(entry)
+        return found
+
+
+def read(text: bytes) -> Line | None:
+    """The numbers in a line, null read as NaN; None where it is no object with a step.
+
+    Args:
+        text: the line.
+    """
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or not is_number(entry.get("step")):
+        return None
+    if not 0 <= entry["step"] < 2**53:
+        return None
+    return {
+        key: math.nan if value is None else float(value) if key != "step" else value
+        for key, value in entry.items()
+        if value is None or is_number(value)
+    }
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < 2**1000

@@ -1,0 +1,102 @@
+"use strict";
+// Keeps a page as its server sees things now. All HTML comes from there, escaped.
+(() => {
+  const byId = (id) => document.getElementById(id);
+
+  // The rows that have all words of the filter.
+  const words = byId("words");
+  const filter = () => {
+    if (!words) return;
+    const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const rows = [...document.querySelectorAll(".runs tbody tr")];
+    for (const row of rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !wanted.every((word) => text.includes(word));
+    }
+    const shown = rows.filter((row) => !row.hidden).length;
+    byId("count").textContent = `${shown} of ${rows.length}`;
+    byId("none").hidden = rows.length > 0;
+  };
+  words?.addEventListener("input", filter);
+
+  const group = (key) => {
+    const there = byId(`group-${key}`);
+    if (there) return there;
+    const made = document.createElement("tbody");
+    made.id = `group-${key}`;
+    made.className = "sweep";
+    document.querySelector(".runs").append(made);
+    return made;
+  };
+
+  const rows = (changed) => {
+    for (const { id, group: key, html } of changed) {
+      const holder = document.createElement("tbody");
+      holder.innerHTML = html;
+      const [row] = holder.children;
+      const there = byId(id);
+      const focused = there?.contains(document.activeElement);
+      if (there) there.replaceWith(row);
+      else if (id === key || !key) group(key).prepend(row);
+      else group(key).append(row);
+      if (focused) row.querySelector("a").focus();
+    }
+    filter();
+  };
+
+  const keys = (known) => {
+    const all = new Set(known);
+    for (const row of document.querySelectorAll(".runs tbody tr")) {
+      if (!all.has(row.id)) row.remove();
+    }
+    filter();
+  };
+
+  // A part of the page that is slow to make comes after the page.
+  const load = async (section) => {
+    section.setAttribute("aria-busy", "true");
+    try {
+      const answer = await fetch(section.dataset.from);
+      if (answer.ok) section.innerHTML = await answer.text();
+    } catch { /* the board has ended; `live` says so */ }
+    section.removeAttribute("aria-busy");
+  };
+  const later = new Map();
+  const again = (section) => {
+    if (later.has(section)) return;
+    later.set(section, setTimeout(() => {
+      later.delete(section);
+      load(section);
+    }, 5000));
+  };
+  document.querySelectorAll("[data-from]").forEach(load);
+
+  const parts = (changed) => {
+    for (const [id, html] of Object.entries(changed)) {
+      const part = byId(id);
+      if (part && !part.contains(document.activeElement)) part.innerHTML = html;
+    }
+  };
+
+  let drawn = 0;
+  const charts = (data) => {
+    document.dispatchEvent(new CustomEvent("charts", { detail: data }));
+    if (drawn++) document.querySelectorAll("[data-again=charts]").forEach(again);
+  };
+
+  const address = document.body.dataset.events;
+  if (!address) return;
+  const live = byId("live");
+  const source = new EventSource(address);
+  source.onopen = () => {
+    live.textContent = "live";
+    live.className = "live on";
+  };
+  source.onerror = () => {
+    live.textContent = "the board does not answer";
+    live.className = "live off";
+  };
+  for (const [name, take] of Object.entries({ rows, keys, parts, charts })) {
+    source.addEventListener(name, (event) => take(JSON.parse(event.data)));
+  }
+})();

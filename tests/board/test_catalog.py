@@ -1,0 +1,197 @@
+"""What is found below a folder, and that only what is new is read."""
+
+import json
+import math
+import os
+
+import pytest
+
+from jaxpeft import config
+from jaxpeft.assembly import configuration
+from jaxpeft.board import inside, life, pages, tail
+from jaxpeft.board.figures import Figures, glance
+from jaxpeft.board.folders import Folders
+from jaxpeft.board.follower import Follower
+from jaxpeft.board.tail import Tail
+
+from .conftest import CONFIG, line
+
+
+def names(folders: Folders) -> set[str]:
+    return {place.name for place in folders.find().values()}
+
+
+def test_runs_appear_and_vanish_at_any_depth(make_run, tmp_path):
+    make_run("one")
+    folders = Folders([tmp_path / "runs"])
+    assert names(folders) == {"one"}
+    two = make_run("a/b/two")
+    assert names(folders) == {"one", "a/b/two"}
+    late = tmp_path / "runs" / "late"
+    late.mkdir()
+    assert names(folders) == {"one", "a/b/two"}
+    late.joinpath("config.yaml").write_text(CONFIG)
+    assert names(folders) == {"one", "a/b/two", "late"}
+    for file in two.iterdir():
+        file.unlink()
+    two.rmdir()
+    assert names(folders) == {"one", "late"}
+
+
+def test_no_link_leads_out_of_a_folder(make_run, tmp_path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    secret.joinpath("config.yaml").write_text(CONFIG)
+    make_run("one")
+    (tmp_path / "runs" / "link").symlink_to(secret)
+    assert names(Folders([tmp_path / "runs"])) == {"one"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret", "/etc/passwd", "a/../../secret", "", ".", "link", "below/x", "fifo"]
+    + ["a\0b", "folder"],
+)
+def test_nothing_outside_of_a_folder_is_opened(tmp_path, name):
+    top = tmp_path / "top"
+    top.mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "x").write_text("secret")
+    (top / "link").symlink_to(tmp_path / "secret")
+    (top / "below").symlink_to(tmp_path)
+    (top / "folder").mkdir()
+    os.mkfifo(top / "fifo")  # opening it must not wait
+    with pytest.raises(OSError):
+        inside.opened(top, name)
+    (top / "folder" / "own").write_text("own")
+    assert inside.text(top, "folder/own") == "own"
+
+
+def test_each_line_is_given_once_and_half_a_line_waits(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    found = Tail(tmp_path, whole=True)
+    assert found.more() == []
+    with metrics.open("a", buffering=1) as file:
+        file.write(line(1))
+        assert [one["step"] for one in found.more()] == [1]
+        file.write(line(2)[:-10])
+        file.flush()
+        assert found.more() == []
+        file.write(line(2)[-10:] + line(3))
+        assert [one["step"] for one in found.more()] == [2, 3]
+    assert found.more() == [] and not found.fresh
+    metrics.unlink()
+    metrics.write_text(line(1))  # as a run does that goes on
+    assert [one["step"] for one in found.more()] == [1] and found.fresh
+
+
+def test_only_what_is_new_is_read(tmp_path, monkeypatch):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(map(line, range(1, 2001))))
+    found, seen = Tail(tmp_path, whole=True), []
+    found.more()
+    monkeypatch.setattr(tail, "read", lambda text: seen.append(text))
+    with metrics.open("a") as file:
+        file.write(line(2001))
+    found.more()
+    assert seen == [line(2001).strip().encode()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"nonsense", b"[1]", b'{"loss": 1}', b'{"step": "x"}', b'{"step": true}']
+    + [b'{"step": -1}', b'{"step": 1e400}', b"[" * 100_000, b'{"step": NaN}', b"\xff"]
+    + [b'{"step": ' + b"9" * 400 + b"}"],
+)
+def test_a_line_that_is_none_is_passed_over_and_counted(tmp_path, text):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line(1).encode() + text + b"\n" + line(2).encode())
+    found = Tail(tmp_path, whole=True)
+    assert [one["step"] for one in found.more()] == [1, 2]
+    assert found.bad == 1
+
+
+def test_what_is_no_number_in_a_line_is_left_out():
+    read = tail.read(b'{"step": 3, "loss": null, "a": "<b>", "c": [1], "d": true}')
+    assert read is not None
+    assert read.keys() == {"step", "loss"} and math.isnan(read["loss"])
+
+
+def test_the_table_needs_only_the_end_of_long_metrics(make_run, board):
+    run = make_run("one", steps=0)
+    with run.joinpath("metrics.jsonl").open("w") as file:
+        for step in range(1, 5001):
+            file.write(line(step))
+            if step % 100 == 0:
+                file.write(json.dumps({"step": step, "eval_loss": step / 1000}) + "\n")
+    entry = board.entry("one")
+    assert entry.figures.training["step"] == 5000
+    assert entry.figures.evaluation["eval_loss"] == 5.0
+    assert entry.figures.seconds_a_step == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["adapter.method=dora", "model.path='a: b#c'", "training.num_epochs=2.5"],
+        ["data.train=[{path: 'x y'}, {path: '[z'}]", "data.eval=null"],
+        ["model.quantization=nf4", "objective.name=dpo", "training.max_steps=7"],
+        ["model.path='it''s'", "optimizer.name=adamw_8bit"],
+    ],
+)
+def test_a_glance_at_a_configuration_sees_what_reading_it_all_does(overrides):
+    cfg = configuration.open_config("jaxpeft:quickstart.yaml", overrides)
+    seen = glance(config.to_yaml(cfg))
+    assert seen == {
+        "adapter.method": cfg.adapter.method,
+        "objective.name": cfg.objective.name,
+        "model.path": cfg.model.path,
+        "model.quantization": cfg.model.quantization,
+        "optimizer.name": cfg.optimizer.name,
+        "training.max_steps": cfg.training.max_steps,
+        "training.num_epochs": cfg.training.num_epochs,
+        "data.train": [source.path for source in cfg.data.train],
+    }
+
+
+def test_the_steps_of_a_run_of_epochs_follow_from_the_share_that_is_done():
+    figures = Figures()
+    figures.add([{"step": 30, "loss": 1.0, "epoch": 0.25}])
+    assert figures.steps({"training.num_epochs": 2.0}, {}) == 240
+    assert figures.steps({}, {}) == 120
+    assert figures.steps({"training.max_steps": 50}, {}) == 50
+    assert Figures().steps({"training.num_epochs": 2.0}, {}) is None
+
+
+def test_the_time_left_is_that_of_the_steps_left(make_run, board):
+    make_run("one", lock={"pid": 1, "host": "another"})
+    row = pages.row(board.entry("one"))
+    assert (row["step"], row["steps"], row["left"]) == (20, 40, pytest.approx(10.0))
+
+
+def test_sorting_puts_what_is_not_known_last_whichever_way():
+    rows = [{"name": n, "loss": x} for n, x in zip("abcd", (2.0, None, math.nan, 1.0))]
+    for down, expected in ((False, "dabc"), (True, "adbc")):
+        assert (
+            "".join(r["name"] for r in pages.in_order(rows, "loss", down)) == expected
+        )
+
+
+def test_very_long_metrics_are_thinned_while_they_come(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxpeft.board.follower.MOST", 100)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(map(line, range(1, 1001))))
+    found = Follower(tmp_path)
+    assert found.read() and not found.read()
+    assert found.every == 16 and len(found.training) <= 100
+    steps = [one["step"] for one in found.training]
+    assert {b - a for a, b in zip(steps, steps[1:])} == {16}
+
+
+def test_an_unchanged_run_is_not_read_again(make_run, board, monkeypatch):
+    make_run("one", summary={"steps": 20})
+    version = board.entry("one").version
+    monkeypatch.setattr(inside, "opened", lambda *_: pytest.fail("it was opened"))
+    entry = board.entry("one")
+    assert entry.version == version and entry.state == life.FINISHED

@@ -1,0 +1,197 @@
+"""The state of a run is told from its lock, its heartbeat and what it left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxpeft.board import life
+from jaxpeft.errors import InputError, Preempted
+from jaxpeft.rundir import lock
+from jaxpeft.rundir.lock import RunLock
+
+from .conftest import grow_old, here, line
+
+AWAY = {"pid": 7, "host": "another-host"}
+
+
+def test_a_run_whose_lock_is_held_here_runs(make_run, board):
+    run = make_run("one")
+    with RunLock(run):
+        entry = board.entry("one")
+        assert (entry.state, entry.why) == (life.RUNNING, "")
+        assert entry.held.pid == os.getpid() and entry.memory > 2**20
+    assert board.entry("one").state == life.FAILED  # it left no result
+
+
+def test_looking_never_holds_the_lock(make_run, board):
+    """A run that begins while the board looks is never refused."""
+    run = make_run("one", lock=here())
+    board.entry("one")
+    with RunLock(run):
+        pass
+
+
+@pytest.mark.parametrize("pid", [2**22 + 1, None], ids=["gone", "another's"])
+def test_a_lock_file_that_nobody_holds_is_of_a_run_that_was_killed(
+    make_run, board, pid
+):
+    """Also where its number has been given to another process: this one."""
+    make_run("one", lock=here(pid))
+    entry = board.entry("one")
+    assert entry.state == life.FAILED and "killed" in entry.why
+
+
+def test_elsewhere_the_heartbeat_tells(make_run, board):
+    run = make_run("one", lock=AWAY)
+    assert board.entry("one").state == life.RUNNING
+    grow_old(run / ".lock", 59)
+    entry = board.entry("one")
+    assert entry.state == life.FAILED and "heard" in entry.why
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": "x"}', b"\xff"])
+def test_a_lock_file_without_sense_is_judged_by_its_age(make_run, board, content):
+    run = make_run("one")
+    run.joinpath(".lock").write_bytes(content)
+    assert board.entry("one").state == life.RUNNING
+    grow_old(run / ".lock", 600)
+    assert board.entry("one").state == life.FAILED
+
+
+def test_a_run_that_logs_nothing_for_long_is_stalled(make_run, board):
+    run = make_run("one")
+    with RunLock(run):
+        grow_old(run / "metrics.jsonl", 200)
+        assert board.entry("one").state == life.RUNNING
+        grow_old(run / "metrics.jsonl", 400)
+        entry = board.entry("one")
+        assert (entry.state, entry.why) == (life.STALLED, "logged nothing for 7 min")
+
+
+def test_slow_lines_are_no_stall(make_run, board):
+    run = make_run("one", steps=0)
+    with run.joinpath("metrics.jsonl").open("w") as file:
+        for step in (100, 200):  # 50 tokens a step at 100 a second: 50 s a line
+            file.write(line(step))
+    with RunLock(run):
+        grow_old(run / "metrics.jsonl", 400)
+        assert board.entry("one").state == life.RUNNING
+        grow_old(run / "metrics.jsonl", 501)
+        assert board.entry("one").state == life.STALLED
+
+
+def test_a_process_that_is_stopped_is_stalled(make_run, board):
+    run = make_run("one")
+    with RunLock(run):
+        grow_old(run / ".lock", 100)
+        assert board.entry("one").state == life.STALLED
+
+
+@pytest.mark.parametrize(
+    ("summary", "state"),
+    [
+        ({"steps": 20, "stopped_early": False}, life.FINISHED),
+        ({"steps": 20, "stopped_early": True}, life.STOPPED_EARLY),
+    ],
+)
+def test_a_run_with_a_result_has_ended(make_run, board, summary, state):
+    make_run("one", summary=summary)
+    assert board.entry("one").state == state
+
+
+def test_a_run_without_a_line_waits(make_run, board):
+    make_run("one", steps=0)
+    assert board.entry("one").state == life.WAITING
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (Preempted("SIGTERM received: saved after step 20"), life.PREEMPTED),
+        (KeyboardInterrupt(), life.PREEMPTED),
+        (InputError("data.train: is gone"), life.FAILED),
+        (ZeroDivisionError("by zero"), life.FAILED),
+    ],
+    ids=lambda value: getattr(value, "__class__", type(value)).__name__,
+)
+def test_how_a_run_ended_stands_in_its_directory(make_run, board, error, state):
+    run = make_run("one")
+    with pytest.raises(type(error)), RunLock(run):
+        raise error
+    entry = board.entry("one")
+    assert entry.state == state
+    assert entry.why == (str(error) or "KeyboardInterrupt")
+    with RunLock(run):  # it goes on
+        assert board.entry("one").state == life.RUNNING
+    assert not run.joinpath(".ended").exists()
+
+
+def test_an_error_leaves_an_empty_directory_empty(tmp_path):
+    with pytest.raises(ZeroDivisionError), RunLock(tmp_path):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_file_is_renewed_while_its_block_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    with RunLock(tmp_path) as held:
+        grow_old(held.path, 1000)
+        deadline = time.monotonic() + 5
+        while time.time() - held.path.stat().st_mtime > 500:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_the_points_of_a_sweep_are_judged_by_the_sweep(make_run, board, tmp_path):
+    rows = []
+    statuses = ("done", "stopped early", "diverged", "waiting", "running")
+    for number, status in enumerate(statuses):
+        make_run(f"sweep/points/{number:02}")
+        place = f"points/{number:02}"
+        rows.append({"name": place, "directory": place, "status": status})
+    sweep = tmp_path / "runs" / "sweep"
+    sweep.joinpath("sweep.json").write_text(json.dumps({"points": rows}))
+
+    def states():
+        return [board.entry(f"sweep/points/{n:02}").state for n in range(5)]
+
+    ended = [life.FINISHED, life.STOPPED_EARLY, life.FAILED, life.WAITING]
+    with RunLock(sweep):
+        assert states() == [*ended, life.RUNNING]
+        entry = board.entry("sweep")
+        assert entry.state == life.RUNNING and entry.points == (3, 5)
+    assert states() == [*ended, life.FAILED]
+    with pytest.raises(Preempted), RunLock(sweep):
+        raise Preempted("saved")
+    assert states() == [*ended, life.PREEMPTED]
+    assert board.entry("sweep").state == life.PREEMPTED
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from jaxpeft.rundir.lock import RunLock
+with RunLock(Path(sys.argv[1])):
+    sys.stdout.write("held")
+    sys.stdout.flush()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_seen_at_once(make_run, board):
+    run = make_run("one")
+    command = [sys.executable, "-c", HOLD, str(run)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.read(4) == b"held"
+        entry = board.entry("one")
+        assert entry.state == life.RUNNING and entry.held.pid == child.pid
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    entry = board.entry("one")
+    assert entry.state == life.FAILED and "killed" in entry.why
