@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from jaxpeft.board import inside, life
 from jaxpeft.board.catalog import Entry
+from jaxpeft.config.sections import ModelSection, ObjectiveSection
 from jaxpeft.report import wording
 from jaxpeft.report.page import TEMPLATES as OF_REPORTS
 from jaxpeft.report.page import script_data
@@ -26,6 +27,11 @@ ASSETS = {
     "theme.js": (TEMPLATES, "text/javascript"),
 }
 NONE = ""
+# What goes without saying beside the method.
+USUAL = {
+    "model.quantization": ModelSection.model_fields["quantization"].default,
+    "objective.name": ObjectiveSection.model_fields["name"].default,
+}
 
 
 class Column(NamedTuple):
@@ -235,10 +241,9 @@ def _number(value: Any) -> float | None:
 def _method(settings: Mapping[str, Any]) -> str | None:
     """The method, and its base's quantization and the objective where they say much."""
     words = [settings.get("adapter.method")]
-    if settings.get("model.quantization") not in (None, "none"):
-        words.append(settings["model.quantization"])
-    if settings.get("objective.name") not in (None, "sft"):
-        words.append(settings["objective.name"])
+    for key, usual in USUAL.items():
+        if settings.get(key) not in (None, usual):
+            words.append(settings[key])
     return " ".join(str(word) for word in words if word) or None
 
 

@@ -98,11 +98,12 @@ def read(text: bytes) -> Line | None:
         return None
     if not 0 <= entry["step"] < 2**53:
         return None
-    return {
-        key: math.nan if value is None else float(value) if key != "step" else value
+    numbers = {
+        key: math.nan if value is None else float(value)
         for key, value in entry.items()
         if value is None or is_number(value)
     }
+    return {**numbers, "step": int(entry["step"])}
 
 
 def is_number(value: Any) -> bool:
