@@ -1,9 +1,11 @@
 """`python -m jaxpeft.lr_find --config FILE`: which learning rate to train with."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxpeft import cli, console
+from jaxpeft.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -12,9 +14,18 @@ def main(argv: Sequence[str]) -> int:
         "lr_find",
         "Learning-rate range test: a few of the run's own steps while the "
         "rate rises from --start to --stop, and the rate that the losses suggest. It "
-        "leaves no other trace than lr_find.json, lr_find.jsonl and lr_find.png.",
+        "leaves no other trace than lr_find.json, lr_find.jsonl and lr_find.png. With "
+        "--from nothing is run: the rate of another run is carried over by rules.",
     )
-    cli.config_arguments(parser)
+    cli.config_arguments(parser, required=False)
+    parser.add_argument(
+        "--from",
+        dest="known",
+        metavar="RUN",
+        type=cli.path,
+        help="the output_dir of a run: its rate is carried over to --config or, "
+        "without, to its own configuration with the given keys replaced",
+    )
     parser.add_argument("--start", type=float, default=1e-6, help="default: 1e-6")
     parser.add_argument("--stop", type=float, default=1e-1, help="default: 1e-1")
     parser.add_argument(
@@ -31,6 +42,10 @@ def main(argv: Sequence[str]) -> int:
     )
     cli.process_arguments(parser)
     args = parser.parse_intermixed_args(list(argv))
+    if args.known:
+        return _carry(args)
+    if args.config is None:
+        parser.error("the following arguments are required: --config")
     rank = cli.place(args)
     if rank is None or rank.index == 0:
         cli.begin(f"a range test of the learning rate, as {args.config} says")
@@ -62,4 +77,32 @@ def main(argv: Sequence[str]) -> int:
     for line in test.describe():
         console.say(line)
     console.say(f"plot: {output / ramp.PLOT}")
+    return 0
+
+
+def _carry(args: argparse.Namespace) -> int:
+    """Says how the rate of a run moves to other settings."""
+    cli.begin(f"the learning rate of {args.known}, carried over", aside=True)
+    from jaxpeft import hf, optim
+    from jaxpeft.assembly import configuration, updates
+    from jaxpeft.lr_find import transfer
+    from jaxpeft.rundir.files import CONFIG
+
+    path = Path(args.known) / CONFIG
+    if not path.is_file():
+        raise InputError(f"--from: {str(path)!r} is missing; give a run's output_dir")
+    known = configuration.open_config(path)
+    wanted = configuration.open_config(args.config or path, args.overrides)
+    rate = known.optimizer.learning_rate
+    if known.optimizer.is_auto or optim.OPTIMIZERS[known.optimizer.name].finds_rate:
+        raise InputError(
+            f"--from: {str(path)!r} has optimizer.learning_rate {rate} with "
+            f"{known.optimizer.name}, which is no rate to carry over"
+        )
+    sides = [transfer.Side(c, hf.resolve(c.model.path)) for c in (known, wanted)]
+    found = transfer.moves(*sides)
+    rate = updates.learning_rate(known)
+    factor = updates.learning_rate(wanted.at_rate(1.0))
+    for line in transfer.describe(Path(args.known), rate, found, factor):
+        console.say(line)
     return 0

@@ -170,3 +170,19 @@ def test_a_resumed_auto_run_ends_as_a_straight_one(trained, steered, tmp_path):
     assert again.code == 0, again.err
     assert "continuing after step 4" in again.out and "range test" not in again.out
     assert again.digest == straight.digest
+
+
+def test_the_command_carries_a_run_s_rate(command, root, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    text = (root / "jaxpeft/assets/quickstart.yaml").read_text()
+    (run / "config.yaml").write_text(text)
+    scaled = ("training.lr_scaling=sqrt", "training.lr_reference_batch_size=4")
+    done = command("lr_find", "--from", str(run), "training.batch_size=64", *scaled)
+    # 0.01 x sqrt(64 / 16), of which lr_scaling gives sqrt(64 / 4).
+    assert done.out.splitlines()[-1] == "optimizer: {learning_rate: 0.005}"
+    assert command("lr_find", "--from", str(tmp_path)).code == 2
+    (run / "config.yaml").write_text(text.replace("1e-2", "auto"))
+    assert command("lr_find", "--from", str(run)).code == 2
+    with pytest.raises(SystemExit, match="2"):  # as argparse ends
+        command("lr_find")
