@@ -56,6 +56,10 @@ class Optimizer:
         factors: it is made for the two factors of LoRA, and says nothing of others.
         elementwise: what becomes of an element depends on no other of its tensor, and
             one that is 0 and has gradients of 0 stays 0 (with an `eps` above 0).
+        steps_of: the name of one that takes the same steps and holds more for it, so
+            that their rates are the same.
+        linear: its rate goes with the batch size, as SGD's does, and not with the
+            square root of it.
         lighter: the name of one to advise where its state takes too much memory.
         defaults: key of the section -> its default with this one.
     """
@@ -67,6 +71,8 @@ class Optimizer:
     finds_rate: bool = False
     factors: bool = False
     elementwise: bool = False
+    steps_of: str | None = None
+    linear: bool = False
     lighter: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -95,8 +101,8 @@ OPTIMIZERS = config.Table(
         "adagrad": Optimizer(adagrad, elementwise=True),
         "adalomo": Optimizer(adalomo, fused=True),
         "adam_mini": Optimizer(adam_mini),
-        "adamw_4bit": Optimizer(adamw_4bit),
-        "adamw_8bit": Optimizer(adamw_8bit),
+        "adamw_4bit": Optimizer(adamw_4bit, steps_of="adamw"),
+        "adamw_8bit": Optimizer(adamw_8bit, steps_of="adamw"),
         "ademamix": Optimizer(ademamix, elementwise=True),
         "apollo": Optimizer(apollo),
         "apollo_mini": Optimizer(apollo_mini),
@@ -104,8 +110,8 @@ OPTIMIZERS = config.Table(
         "galore": Optimizer(galore),
         "grokadamw": Optimizer(grokadamw),
         "lion": Optimizer(lion, elementwise=True),
-        "lion_8bit": Optimizer(lion_8bit),
-        "lomo": Optimizer(lomo, fused=True, elementwise=True),
+        "lion_8bit": Optimizer(lion_8bit, steps_of="lion"),
+        "lomo": Optimizer(lomo, linear=True, fused=True, elementwise=True),
         "lora_muon": Optimizer(lora_muon, factors=True),
         "lora_rite": Optimizer(lora_rite, factors=True),
         "muon": Optimizer(muon),
@@ -121,9 +127,9 @@ OPTIMIZERS = config.Table(
             schedule_free_radam, averages=True, elementwise=True
         ),
         "schedule_free_sgd": Optimizer(
-            schedule_free_sgd, averages=True, elementwise=True
+            schedule_free_sgd, linear=True, averages=True, elementwise=True
         ),
-        "sgd": Optimizer(sgd, elementwise=True),
+        "sgd": Optimizer(sgd, linear=True, elementwise=True),
         "stable_adamw": Optimizer(stable_adamw),
     },
     aliases={
