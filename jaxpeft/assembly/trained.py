@@ -74,11 +74,8 @@ def load(
     if head is None and base.cfg.num_labels:
         head = Head(base.cfg.num_labels)
     if head is not None and writes:
-        raise InputError(
-            f"{'--run' if run is not None else '--model'}: found {run or model!r}, "
-            f"which gives sequences scores ({models.scores_named(base.cfg)}) and "
-            "writes no text; `jaxpeft evaluate --run DIR --predictions FILE` writes "
-            "its scores"
+        raise _writes_no_text(
+            f"{'--run' if run is not None else '--model'}: found {run or model!r}", base
         )
     base = heads.fitted(base, head)
     params = _adapted(base.load(), base, directory)
@@ -89,6 +86,39 @@ def load(
         for name, folder in folders.items()
     }
     return Trained(base, adapters.several(params, adapted), tuple(folders))
+
+
+def to_answer(
+    section: ModelSection,
+    adapter: Path | None,
+    mesh: jax.sharding.Mesh,
+    head: Head | None = None,
+) -> Trained:
+    """A model that writes text, on the mesh by its logical axes.
+
+    Args:
+        section: the section `model` of a configuration.
+        adapter: a PEFT adapter's folder; None: the base alone.
+        mesh: the devices.
+        head: of scores, that the objective of its run wants; None: none.
+
+    Raises:
+        InputError: for what is missing or does not fit together, and for a model that
+            gives scores.
+    """
+    base = open_base(section)
+    labels = None if adapter is None else hf.adapter_labels(adapter)
+    if head is not None or labels is not None or base.cfg.num_labels:
+        raise _writes_no_text(f"model.path: found {section.path!r}", base)
+    return Trained(base, _adapted(base.load(mesh), base, adapter))
+
+
+def _writes_no_text(place: str, base: Base) -> InputError:
+    return InputError(
+        f"{place}, which gives sequences scores ({models.scores_named(base.cfg)}) and "
+        "writes no text; `jaxpeft evaluate --run DIR --predictions FILE` writes its "
+        "scores"
+    )
 
 
 class Evaluated(NamedTuple):

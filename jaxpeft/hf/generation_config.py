@@ -36,7 +36,7 @@ UNHANDLED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def stop_ids(directory: str | Path, tokenizer: Any) -> list[int]:
+def stop_ids(directory: str | Path, tokenizer: Any, *, turns: bool = True) -> list[int]:
     """The tokens that end an answer, ascending.
 
     They are all of the generation config's `eos_token_id`, the tokenizer's eos, and
@@ -46,17 +46,21 @@ def stop_ids(directory: str | Path, tokenizer: Any) -> list[int]:
     Args:
         directory: The model's folder.
         tokenizer: The model's tokenizer, of transformers.
+        turns: Whether an answer is a turn of a chat, which its template ends.
 
     Raises:
         InputError: Where the generation config is no JSON object.
     """
     stored = _content(directory).get("eos_token_id")
     ids = stored if isinstance(stored, list) else [stored]
-    ids = [*ids, tokenizer.eos_token_id, end_of_turn(tokenizer)]
+    ids = [*ids, tokenizer.eos_token_id, end_of_turn(tokenizer) if turns else None]
     return sorted({i for i in ids if type(i) is int})
 
 
-def sampling(directory: str | Path) -> Sampling:
+def sampling(
+    directory: str | Path,
+    remedy: str = "leave out --generation-config and give the settings themselves",
+) -> Sampling:
     """How a model's generation config says that tokens are drawn.
 
     It is read as by transformers: without `do_sample` decoding is greedy, and
@@ -64,6 +68,7 @@ def sampling(directory: str | Path) -> Sampling:
 
     Args:
         directory: The model's folder.
+        remedy: What helps against a field that is not handled.
 
     Raises:
         InputError: For fields that are damaged, or that would choose other tokens than
@@ -71,8 +76,7 @@ def sampling(directory: str | Path) -> Sampling:
     """
     content, path = _content(directory), Path(directory) / NAME
     problems = [
-        f"{path}: {name}: found {content[name]!r}, which is not handled; leave out "
-        "--generation-config and give the settings themselves"
+        f"{path}: {name}: found {content[name]!r}, which is not handled; {remedy}"
         for name, neutral in UNHANDLED.items()
         if content.get(name) not in neutral
     ]

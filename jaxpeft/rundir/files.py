@@ -2,9 +2,11 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxpeft import replacing
 
@@ -13,6 +15,7 @@ MODEL = "model"  # in its place after full fine-tuning
 METRICS, PLOT, SAMPLES = "metrics.jsonl", "loss.png", "samples.json"
 SKIPPED = "skipped.jsonl"  # rows of the data that were left out, if there are any
 PREDICTIONS = "predictions"  # a file for each evaluation with metrics
+HARNESS = "harness"  # one for each evaluation by tasks of EleutherAI's harness
 SUMMARY, ENVIRONMENT, REPORT = "summary.json", "environment.json", "report.html"
 
 
@@ -64,3 +67,22 @@ def write_lines(path: Path, lines: Sequence[Any]) -> None:
 def finite(value: float | None) -> float | None:
     """The number as JSON can hold it: None for NaN and infinities."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: numbers that are not finite are None.
+
+    What JSON does not know is written as text.
+
+    Args:
+        value: of any kind; arrays of numpy's become lists.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(one) for one in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return finite(value)
+    return value if isinstance(value, str | int | None) else str(value)

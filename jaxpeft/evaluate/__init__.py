@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxpeft import cli, console
 from jaxpeft.errors import InputError
+from jaxpeft.evaluate import arguments
 
 # What a figure is called, and how it is written; others go by their own names.
 FIGURES = {
@@ -27,8 +28,16 @@ OTHERS = {
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
     args = _parse(argv)
-    cli.begin(f"evaluating {args.run or args.config}", aside=True)
+    cli.begin(f"evaluating {args.run or args.config or args.model}", aside=True)
+    if args.tasks:
+        from jaxpeft.evaluate import by_tasks
 
+        return by_tasks.main(args)
+    return _by_data(args)
+
+
+def _by_data(args: argparse.Namespace) -> int:
+    """Losses over the evaluation data, and scores of the answers to it."""
     # Imported here, so that --help answers at once.
     from jaxpeft import metrics
     from jaxpeft.assembly import configuration, predictions, trained
@@ -85,7 +94,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "evaluate",
         "Loss, perplexity and token accuracy over the evaluation data: of "
         "a finished run (--run), or of what a configuration starts from (--config). "
-        "With metrics it also answers the questions there, and scores the answers.",
+        "With metrics it also answers the questions there, and scores the answers. "
+        "With --tasks it answers those of EleutherAI's harness in their place.",
     )
     parser.add_argument(
         "--run",
@@ -103,11 +113,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "classification and rewards, a JSON object a line",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments.add_harness(parser)
     args = parser.parse_intermixed_args(list(argv))
-    if bool(args.run) == bool(args.config):
-        raise InputError("give one of --run DIR and --config FILE")
-    if args.predictions and Path(args.predictions).exists():
-        raise InputError(f"--predictions: {args.predictions!r} exists; name a new file")
+    if problems := arguments.problems(args):
+        raise InputError(*problems)
     return args
 
 
@@ -123,7 +132,3 @@ def lines(result: Mapping[str, float]) -> list[str]:
     return [
         f"{name:<{width}}  {pattern.format(result[n])}" for name, pattern, n in named
     ]
-
-
-if __name__ == "__main__":
-    raise SystemExit(cli.process(main))
