@@ -10,6 +10,8 @@ holds the two together. A fork would be cheaper, but deadlocks under JAX's threa
 """
 
 import json
+import math
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,10 +19,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 SECONDS = 5
+_BUSY = 12  # times as long by the clock: a busy machine may leave a child little of it
 MEMORY_BYTES = 1 << 30
 # What a template may write: generous against any real one, small against a bomb.
 _OUTPUT_PER_INPUT, _OUTPUT_FREE = 16, 1 << 20
 
+
+# What ends a process whose processor time is used up; None on Windows.
+_OUT_OF_TIME: int | None = getattr(signal, "SIGXCPU", None)
 
 # What a template can raise besides jinja2's own errors.
 FAULTS = (
@@ -60,8 +66,8 @@ def check_template(
         conversations: {"messages": [...], "tools": [...] or None} for each of those
             that it has to render.
         variables: further names that the template sees (`bos_token`, ...).
-        seconds: the limit of wall-clock and processor time for all conversations
-            together.
+        seconds: the limit of processor time for all conversations together; by the
+            clock where a system limits no processor time.
     """
     request = {
         "template": template,
@@ -84,13 +90,17 @@ def _ask_child(request: str, seconds: float) -> Problem | None:
         stderr=subprocess.PIPE,
         encoding="utf-8",
     )
+    endless = Problem(f"it did not finish within {seconds:g} s (endless loop?)")
     with child:
         try:
-            answer, errors = child.communicate(request, timeout=seconds)
+            patience = _BUSY * seconds if _OUT_OF_TIME else seconds
+            answer, errors = child.communicate(request, timeout=patience)
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()
-            return Problem(f"it did not finish within {seconds:g} s (endless loop?)")
+            return endless
+    if _OUT_OF_TIME and child.returncode == -_OUT_OF_TIME:
+        return endless
     if child.returncode:
         last = errors.strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
         return Problem(
@@ -134,12 +144,14 @@ def _limit_resources(seconds: float) -> None:
     except ImportError:  # Windows: the parent's clock is the only limit
         return
     for kind, limit in (
-        (resource.RLIMIT_CPU, int(seconds) + 1),
+        (resource.RLIMIT_CPU, math.ceil(seconds)),
         (resource.RLIMIT_AS, MEMORY_BYTES),
         (resource.RLIMIT_CORE, 0),
     ):
         try:
-            resource.setrlimit(kind, (limit, limit))
+            # The hard limit of processor time kills; the soft one says why.
+            more = 1 if kind == resource.RLIMIT_CPU else 0
+            resource.setrlimit(kind, (limit, limit + more))
         except (ValueError, OSError):
             # macOS refuses RLIMIT_AS; the others still hold.
             continue

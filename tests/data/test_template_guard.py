@@ -1,5 +1,10 @@
 """Hostile templates are stopped in the child; the child's sandbox is transformers'."""
 
+import signal
+import subprocess
+import sys
+import threading
+
 import pytest
 
 from jaxpeft.data import template_guard
@@ -38,6 +43,20 @@ def test_loops_and_bombs_are_stopped(template):
     problem = check(template)
     assert problem is not None
     assert problem.refused is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it limits no processor time")
+def test_a_busy_machine_does_not_make_a_template_endless(monkeypatch):
+    started = subprocess.Popen
+
+    def starved(*args, **kwargs):
+        child = started(*args, **kwargs)
+        child.send_signal(signal.SIGSTOP)
+        threading.Timer(1.5, child.send_signal, [signal.SIGCONT]).start()
+        return child
+
+    monkeypatch.setattr(template_guard.subprocess, "Popen", starved, raising=True)
+    assert check("{{ messages[0].content }} late", seconds=1) is None
 
 
 def test_escapes_are_refused_by_the_sandbox():
