@@ -1,5 +1,6 @@
 """`python -m jaxpeft.board`: runs watched in a browser, while they train and after."""
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,20 @@ def main(argv: Sequence[str]) -> int:
         help=f"where to listen (default: {HERE}, this machine alone). Elsewhere what "
         "is sent can be read on the way: prefer a tunnel, ssh -L",
     )
+    parser.add_argument(
+        "--places",
+        metavar="N",
+        type=int,
+        default=1,
+        help="how many of the commands that it starts run at a time; default: 1",
+    )
+    # What the queue starts: the process of one of its jobs.
+    parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args(list(argv))
+    if args.job:
+        from jaxpeft.board import processes
+
+        return processes.work(Path(args.job))
     folders = [Path(folder) for folder in args.runs or ["runs"]]
     missing = [folder for folder in folders if not folder.is_dir()]
     if missing:
@@ -59,6 +73,9 @@ def main(argv: Sequence[str]) -> int:
     if not 0 <= args.port < 2**16:
         raise InputError(f"--port: found {args.port}; give a number from 0 to 65535")
 
+    if args.places < 1:
+        raise InputError(f"--places: found {args.places}; give 1 or more")
+
     # Imported here, so that --help answers at once.
     try:
         from jaxpeft.board import server
@@ -71,5 +88,5 @@ def main(argv: Sequence[str]) -> int:
         ) from error
 
     console.say("serving " + ", ".join(map(str, folders)))
-    server.serve(folders, args.host, args.port, os.environ.get(TOKEN, ""))
+    server.serve(folders, args.host, args.port, args.places, os.environ.get(TOKEN, ""))
     return 0

@@ -1,35 +1,42 @@
 """The addresses of the board, and what stands behind each."""
 
 import asyncio
-import json
 import os
 import re
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from jaxpeft.board import about, inside, pages
+from jaxpeft.board import about, actions, inside, job_pages, pages
+from jaxpeft.board.answers import (
+    Told,
+    complaint,
+    fault,
+    form,
+    new_parts,
+    page,
+    refusal,
+    stream,
+)
 from jaxpeft.board.catalog import Catalog, Entry
 from jaxpeft.board.follower import Follower
-from jaxpeft.board.guard import Guard
+from jaxpeft.board.guard import Guard, TooLarge, too_large
+from jaxpeft.board.jobs import Queue
+from jaxpeft.errors import InputError
 from jaxpeft.rundir.files import CONFIG
 
-EVERY = 1.0  # seconds between two looks for what is new
-QUIET = 15.0  # seconds of silence after which a stream says that it lives
 PIECE = 2**20  # bytes of a file that are sent at once
-
-Told = Sequence[tuple[str, Any]]
 
 
 def application(
     catalog: Catalog,
+    queue: Queue,
     token: str,
     host: str,
     port: int,
@@ -39,6 +46,7 @@ def application(
 
     Args:
         catalog: the runs that it shows.
+        queue: the commands that it starts.
         token: what every request must bring.
         host: where it is served.
         port: likewise.
@@ -53,11 +61,23 @@ def application(
             Route("/run/{key}/findings", run_findings),
             Route("/run/{key}/settings", run_settings),
             Route("/run/{key}/file", run_file),
+            Route("/run/{key}/do/{action}", run_action, methods=["POST"]),
+            Route("/jobs", job_pages.index),
+            Route("/jobs/events", job_pages.index_events),
+            Route("/jobs/{number:int}", job_pages.job),
+            Route("/jobs/{number:int}/events", job_pages.job_events),
+            Route("/jobs/{number:int}/{action}", job_pages.act, methods=["POST"]),
             Route("/static/{name}", static),
         ],
-        exception_handlers={HTTPException: complaint, Exception: fault},
+        exception_handlers={
+            HTTPException: complaint,
+            InputError: refusal,
+            TooLarge: too_large,
+            Exception: fault,
+        },
     )
     app.state.catalog = catalog
+    app.state.queue = queue
     app.state.is_ending = is_ending
     return Guard(app, token, host, port)
 
@@ -151,11 +171,12 @@ async def index_events(request: Request) -> Response:
 async def run(request: Request) -> Response:
     """The page of a run or a sweep."""
     entry = await _entry(request)
-    content = await asyncio.to_thread(_run_content, entry)
+    queue: Queue = request.app.state.queue
+    content = await asyncio.to_thread(_run_content, entry, queue)
     return page("run.html", **content)
 
 
-def _run_content(entry: Entry) -> dict[str, Any]:
+def _run_content(entry: Entry, queue: Queue) -> dict[str, Any]:
     folder, found = entry.place.folder, pages.row(entry)
     try:
         config = inside.text(folder, CONFIG)
@@ -166,6 +187,8 @@ def _run_content(entry: Entry) -> dict[str, Any]:
         "title": found["name"],
         "folder": inside.shown(folder),
         "samples": about.samples(folder),
+        "log": _log(entry, queue),
+        "command": actions.command(entry),
         "config": config,
         "environment": about.environment(folder),
         "files": about.files(folder),
@@ -174,20 +197,46 @@ def _run_content(entry: Entry) -> dict[str, Any]:
 
 def _head(entry: Entry) -> dict[str, Any]:
     found = pages.row(entry)
-    return {"row": found, "headlines": about.headlines(found, entry)}
+    return {
+        "row": found,
+        "headlines": about.headlines(found, entry),
+        "buttons": actions.buttons(entry),
+    }
+
+
+def _log(entry: Entry, queue: Queue) -> str:
+    """What the newest command about a run says, if the board has started one."""
+    folder = str(entry.place.folder)
+    for job in queue.jobs():
+        if job.run == folder and job.name in ("train", "sweep"):
+            return pages.render("log.html", job=job, log=job_pages.log(queue, job))
+    return ""
+
+
+async def run_action(request: Request) -> Response:
+    """Does what a button of a run says."""
+    entry = await _entry(request)
+    action = actions.ACTIONS.get(request.path_params["action"])
+    if action is None:
+        raise HTTPException(404, "There is no such button.")
+    to = (await form(request)).get("to", "")
+    number = await asyncio.to_thread(action, entry, request.app.state.queue, to)
+    after = f"/run/{entry.place.key}" if number is None else f"/jobs/{number}"
+    return RedirectResponse(after, 303)
 
 
 async def run_events(request: Request) -> Response:
     """What is new of a run: its head, its curves, its samples, its files."""
     entry = await _entry(request)
     catalog: Catalog = request.app.state.catalog
+    queue: Queue = request.app.state.queue
     key, follower = entry.place.key, Follower(entry.place.folder)
     seen: dict[str, str] = {}
 
     def changes() -> Told:
         now = catalog.refresh().get(key)
         if now is None:
-            return _new(seen, {"head": pages.render("gone.html")})
+            return new_parts(seen, {"head": pages.render("gone.html")})
         told: list[tuple[str, Any]] = []
         remarks = []
         try:
@@ -202,21 +251,15 @@ async def run_events(request: Request) -> Response:
         folder = now.place.folder
         parts = {
             "head": pages.render("head.html", **_head(now), remarks=remarks),
+            "log": _log(now, queue),
             "samples": pages.render("samples.html", samples=about.samples(folder)),
             "files": pages.render(
                 "files.html", row={"key": key}, files=about.files(folder)
             ),
         }
-        return told + _new(seen, parts)
+        return told + new_parts(seen, parts)
 
     return stream(request, changes)
-
-
-def _new(seen: dict[str, str], parts: dict[str, str]) -> list[tuple[str, Any]]:
-    """The parts of a page that are others than those last told."""
-    new = {name: html for name, html in parts.items() if seen.get(name) != html}
-    seen.update(new)
-    return [("parts", new)] if new else []
 
 
 async def run_findings(request: Request) -> Response:
@@ -273,55 +316,3 @@ async def _entry(request: Request) -> Entry:
     if entry is None:
         raise HTTPException(404, "There is no such run, or it is gone.")
     return entry
-
-
-def page(template: str, status: int = 200, **content: Any) -> Response:
-    """A page as an answer.
-
-    Args:
-        template: its name.
-        status: the code of the answer.
-        content: what it shows.
-    """
-    return HTMLResponse(pages.render(template, **content), status)
-
-
-def stream(request: Request, changes: Callable[[], Told]) -> Response:
-    """An answer without end: events, as they come.
-
-    Args:
-        request: the request; the stream ends when who asked is gone.
-        changes: the events since its last call, asked in a thread.
-    """
-
-    async def events() -> AsyncIterator[str]:
-        spoke = time.monotonic()
-        while not request.app.state.is_ending():
-            told = await asyncio.to_thread(changes)
-            for name, content in told:
-                yield f"event: {name}\ndata: {json.dumps(content)}\n\n"
-            now = time.monotonic()
-            if told:
-                spoke = now
-            elif now - spoke > QUIET:
-                yield ": still here\n\n"
-                spoke = now
-            if await request.is_disconnected():
-                return
-            await asyncio.sleep(EVERY)
-
-    return StreamingResponse(events(), media_type="text/event-stream")
-
-
-async def complaint(request: Request, error: Exception) -> Response:
-    """The page about a request that cannot be answered."""
-    assert isinstance(error, HTTPException)
-    why = (
-        error.detail if error.status_code != 404 or error.detail != "Not Found" else ""
-    )
-    return page("complaint.html", error.status_code, title="Not found", why=why)
-
-
-async def fault(request: Request, error: Exception) -> Response:
-    """The page about a fault of the board, which goes on."""
-    return page("complaint.html", 500, title="A fault of the board", why=repr(error))

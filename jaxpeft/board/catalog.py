@@ -41,6 +41,7 @@ class Entry:
         sweep: its `sweep.json`.
         memory: bytes, of the process now or the most of the run; None: not known.
         changed: when it last changed, in seconds since the epoch.
+        title: what its sweep calls it, where it is a point of one.
         faults: what could not be read, a sentence each.
     """
 
@@ -56,6 +57,7 @@ class Entry:
     sweep: dict[str, Any] = field(default_factory=dict)
     memory: int | None = None
     changed: float = 0.0
+    title: str = ""
     faults: dict[str, str] = field(default_factory=dict)
     _stamps: dict[str, Stamp | None] = field(default_factory=dict)
     _tail: Tail | None = None
@@ -153,6 +155,7 @@ class Entry:
         if self.place.is_sweep:
             self.state, self.why = self._of_sweep(now)
         elif sweep is not None and self.held is None and (row := _row(sweep, self)):
+            self.title = str(row.get("name", ""))
             self.state, self.why = life.of_point(row, sweep.held, sweep.ended, **about)
         else:
             self.state, self.why = life.of_run(
@@ -184,7 +187,7 @@ class Entry:
         """What a change of is worth telling."""
         alive = self.held is not None and self.held.alive
         return (
-            *(self.state, self.why, alive),
+            *(self.state, self.why, self.title, alive),
             *(sorted(self.faults.values()), tuple(self._stamps.items())),
         )
 

@@ -14,6 +14,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,7 +31,7 @@ HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
@@ -65,12 +66,9 @@ class Guard:
             return
         if scope["type"] != "http":
             raise RuntimeError(f"no {scope['type']} here")
-        begun = False
 
         async def with_headers(message: Message) -> None:
-            nonlocal begun
             if message["type"] == "http.response.start":
-                begun = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
@@ -79,13 +77,8 @@ class Guard:
         answer = self._answer(scope)
         if answer is not None:
             await answer(scope, receive, with_headers)
-            return
-        try:
+        else:
             await self._app(scope, _bounded(receive), with_headers)
-        except TooLarge:
-            if begun:
-                raise
-            await _too_large()(scope, receive, with_headers)
 
     def _answer(self, scope: Scope) -> Response | None:
         """The answer to what is not let through; None: it is."""
@@ -179,6 +172,16 @@ def _bounded(receive: Receive) -> Receive:
 
 def _refused(why: str) -> Response:
     return PlainTextResponse(f"{why}\n", 403)
+
+
+async def too_large(request: Request, error: Exception) -> Response:
+    """The answer to a request whose size shows only as it comes.
+
+    Args:
+        request: the request.
+        error: a `TooLarge`.
+    """
+    return _too_large()
 
 
 def _too_large() -> Response:

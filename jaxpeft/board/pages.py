@@ -25,6 +25,7 @@ ASSETS = {
     "charts.js": (OF_REPORTS, "text/javascript"),
     "board.js": (TEMPLATES, "text/javascript"),
     "theme.js": (TEMPLATES, "text/javascript"),
+    "icon.svg": (TEMPLATES, "image/svg+xml"),
 }
 NONE = ""
 # What goes without saying beside the method.
@@ -122,6 +123,7 @@ def row(entry: Entry) -> dict[str, Any]:
     return {
         "key": entry.place.key,
         "name": inside.shown(name),
+        "title": entry.title,
         "sweep": entry.place.sweep,
         "is_sweep": entry.place.is_sweep,
         "state": entry.state,

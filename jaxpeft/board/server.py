@@ -2,6 +2,8 @@
 
 import secrets
 import socket
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,19 +12,23 @@ import uvicorn
 from jaxpeft import console
 from jaxpeft.board.application import application
 from jaxpeft.board.catalog import Catalog
+from jaxpeft.board.jobs import EVERY, Queue
 from jaxpeft.errors import InputError
 
 CONNECTIONS = 200  # at a time
 EVERYWHERE = ("0.0.0.0", "::")
 
 
-def serve(folders: Sequence[Path], host: str, port: int, token: str = "") -> None:
+def serve(
+    folders: Sequence[Path], host: str, port: int, places: int, token: str = ""
+) -> None:
     """Serves the board.
 
     Args:
         folders: in which the runs are.
         host: the address to listen at.
         port: the port; 0: any that is free.
+        places: how many commands that it starts run at a time.
         token: what every request must bring; "": one that nobody can guess.
 
     Raises:
@@ -32,9 +38,13 @@ def serve(folders: Sequence[Path], host: str, port: int, token: str = "") -> Non
     with listening(host, port) as listener:
         port = listener.getsockname()[1]
         catalog = Catalog(list(folders))
+        queue = Queue(catalog.folders.tops[0], places)
         server = uvicorn.Server(
             uvicorn.Config(
-                application(catalog, token, host, port, lambda: server.should_exit),
+                application(
+                    *(catalog, queue, token, host, port),
+                    is_ending=lambda: server.should_exit,
+                ),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -49,7 +59,18 @@ def serve(folders: Sequence[Path], host: str, port: int, token: str = "") -> Non
         name = socket.gethostname() if host in EVERYWHERE else host
         name = f"[{name}]" if ":" in name else name
         console.say(f"open http://{name}:{port}/?token={token}")
+        threading.Thread(target=_tend, args=[queue], name="queue", daemon=True).start()
         server.run(sockets=[listener])
+
+
+def _tend(queue: Queue) -> None:
+    """Keeps the queue going, as long as the board lives."""
+    while True:
+        try:
+            queue.tend()
+        except OSError as error:
+            console.remark(f"{queue.folder}: {error.strerror}; nothing is started")
+        time.sleep(EVERY)
 
 
 def listening(host: str, port: int) -> socket.socket:

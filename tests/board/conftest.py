@@ -13,6 +13,7 @@ import pytest
 
 from jaxpeft.board.application import application
 from jaxpeft.board.catalog import Catalog
+from jaxpeft.board.jobs import Queue
 
 TOKEN = "a-token-of-the-test"
 HOST = "127.0.0.1:8470"
@@ -114,7 +115,8 @@ class Asked:
 
     def __init__(self, *folders: Path):
         self.catalog = Catalog(list(folders))
-        self.app = application(self.catalog, TOKEN, "127.0.0.1", 8470)
+        self.queue = Queue(folders[0])
+        self.app = application(self.catalog, self.queue, TOKEN, "127.0.0.1", 8470)
 
     def key(self, name: str) -> str:
         """The key of the run with that name."""

@@ -94,7 +94,7 @@ def test_answers_forbid_what_no_page_needs(board):
         assert "default-src 'none'" in policy and "script-src 'self';" in policy
         assert "unsafe" not in policy and "frame-ancestors 'none'" in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["referrer-policy"] == "same-origin"
         assert "*" not in answer.headers.get("access-control-allow-origin", "")
 
 

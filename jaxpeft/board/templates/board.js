@@ -74,9 +74,25 @@
   const parts = (changed) => {
     for (const [id, html] of Object.entries(changed)) {
       const part = byId(id);
-      if (part && !part.contains(document.activeElement)) part.innerHTML = html;
+      if (!part || part.contains(document.activeElement)) continue;
+      part.innerHTML = html;
+      part.querySelectorAll("[data-end]").forEach((one) => {
+        one.scrollTop = one.scrollHeight;
+      });
     }
   };
+
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.addEventListener("click", async () => {
+      const text = byId(button.dataset.copy);
+      try {
+        await navigator.clipboard.writeText(text.textContent);
+        button.textContent = "copied";
+      } catch {
+        getSelection().selectAllChildren(text); // not over plain http from elsewhere
+      }
+    });
+  }
 
   let drawn = 0;
   const charts = (data) => {

@@ -1,0 +1,113 @@
+"""The pages about the commands that the board has started."""
+
+import asyncio
+import re
+import time
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from jaxpeft.board import actions, inside, pages
+from jaxpeft.board.answers import Told, new_parts, page, stream
+from jaxpeft.board.jobs import Job, Queue
+
+LAST = 2**16  # bytes of a log that are shown
+# What moves a terminal's cursor or colors its text.
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]")
+
+
+async def index(request: Request) -> Response:
+    """The table of jobs."""
+    queue: Queue = request.app.state.queue
+    jobs = await asyncio.to_thread(_rows, queue)
+    return page("jobs.html", title="Jobs", jobs=jobs, places=queue.places)
+
+
+def _rows(queue: Queue) -> list[tuple[Job, str, str]]:
+    now = time.time()
+    return [
+        (job, inside.shown(actions.shell(job.argv)), f"{pages.ago(now - job.made)} ago")
+        for job in queue.jobs()
+    ]
+
+
+async def index_events(request: Request) -> Response:
+    """What is new among the jobs."""
+    queue: Queue = request.app.state.queue
+    seen: dict[str, str] = {}
+
+    def changes() -> Told:
+        html = pages.render("jobs_table.html", jobs=_rows(queue))
+        return new_parts(seen, {"jobs": html})
+
+    return stream(request, changes)
+
+
+async def job(request: Request) -> Response:
+    """The page of a job."""
+    queue: Queue = request.app.state.queue
+    found = await asyncio.to_thread(_job, request)
+    return page(
+        "job.html",
+        **_head(request, found),
+        title=f"Job {found.number}: {found.name}",
+        command=inside.shown(actions.shell(found.argv)),
+        log=await asyncio.to_thread(log, queue, found),
+    )
+
+
+def _job(request: Request) -> Job:
+    found = request.app.state.queue.job(request.path_params["number"])
+    if found is None:
+        raise HTTPException(404, "There is no such job.")
+    return found
+
+
+def _head(request: Request, found: Job) -> dict[str, Any]:
+    """What the head of its page says, and the key of the run that it is about."""
+    entries = request.app.state.catalog.refresh().values()
+    keys = (e.place.key for e in entries if str(e.place.folder) == found.run)
+    return {"job": found, "key": next(keys, "")}
+
+
+async def job_events(request: Request) -> Response:
+    """What is new of a job."""
+    queue: Queue = request.app.state.queue
+    seen: dict[str, str] = {}
+    await asyncio.to_thread(_job, request)
+
+    def changes() -> Told:
+        found = _job(request)
+        text = pages.render("log_text.html", log=log(queue, found))
+        head = pages.render("job_head.html", **_head(request, found))
+        return new_parts(seen, {"job": head, "log": text})
+
+    return stream(request, changes)
+
+
+async def act(request: Request) -> Response:
+    """Stops a job, or puts its command into the queue again."""
+    queue: Queue = request.app.state.queue
+    found = await asyncio.to_thread(_job, request)
+    number = found.number
+    if request.path_params["action"] == "stop":
+        await asyncio.to_thread(queue.stop, number)
+    elif request.path_params["action"] == "again":
+        number = await asyncio.to_thread(queue.add, found.argv, found.run)
+    else:
+        raise HTTPException(404, "There is no such button.")
+    return RedirectResponse(f"/jobs/{number}", 303)
+
+
+def log(queue: Queue, found: Job) -> str:
+    """The end of what a job has said, as a terminal would show it in the end.
+
+    Args:
+        queue: has it.
+        found: the job.
+    """
+    text = _ESCAPES.sub("", queue.log(found.number, LAST))
+    lines = text.replace("\r\n", "\n").split("\n")
+    return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines)

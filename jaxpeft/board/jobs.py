@@ -1,0 +1,259 @@
+"""Commands that the board starts: a queue of files, and processes that outlive it.
+
+A job is a few files of one number in `.board/` below the first folder of runs: what it
+is (`.json`), who works on it (`.started`, locked as long as they live), what it says
+(`.log`) and how it ended (`.ended`). Nothing is known of it otherwise, so that a board
+that begins finds what another one has started.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jaxpeft.board import TOKEN, inside
+from jaxpeft.board.processes import COMMANDS, terminate, write_end
+from jaxpeft.errors import EXIT_PREEMPTED, InputError
+
+FOLDER = ".board"
+MOST = 100  # jobs that may wait
+KEPT = 500  # jobs that are remembered
+EVERY = 1.0  # seconds between two looks at the queue
+
+WAITING, RUNNING, DONE, FAILED, STOPPED = "waiting running done failed stopped".split()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that was asked for.
+
+    Attributes:
+        number: its number.
+        argv: the command and its arguments.
+        run: the directory that it is about, or "".
+        made: when it was asked for, in seconds since the epoch.
+        state: WAITING, RUNNING, DONE, FAILED or STOPPED.
+        code: the exit code; None: not ended, or killed.
+        pid: the process that works on it; None: nobody does.
+    """
+
+    number: int
+    argv: tuple[str, ...]
+    run: str
+    made: float
+    state: str
+    code: int | None = None
+    pid: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The first word of the command."""
+        return self.argv[0]
+
+
+@dataclass
+class Queue:
+    """The jobs in a folder, of which some run at a time.
+
+    Attributes:
+        top: the folder of runs.
+        places: how many run at a time.
+        work: where the commands are started.
+    """
+
+    top: Path
+    places: int = 1
+    work: Path = field(default_factory=Path.cwd)
+
+    def __post_init__(self) -> None:
+        self.folder = self.top / FOLDER
+        self._children: list[subprocess.Popen] = []
+        self._over: dict[int, Job] = {}  # of which nothing changes any more
+        self._turn = threading.Lock()
+
+    def add(self, argv: Sequence[str], run: str = "") -> int:
+        """Puts a command at the end of the queue; returns the job's number.
+
+        Args:
+            argv: the command and its arguments.
+            run: the directory that it is about.
+
+        Raises:
+            InputError: the command is none that the board starts, the queue is full or
+                cannot be written.
+        """
+        if not argv or argv[0] not in COMMANDS:
+            raise InputError(
+                f"{' '.join(argv[:1])!r} is no command that is started here"
+            )
+        if any("\0" in word for word in argv):
+            raise InputError("an argument holds a NUL byte, which no command can have")
+        waiting = sum(job.state == WAITING for job in self.jobs())
+        if waiting >= MOST:
+            raise InputError(f"{waiting} jobs wait already; stop some of them first")
+        content = {"argv": list(argv), "run": run, "made": time.time()}
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            number = 1 + max(self._numbers(), default=0)
+            while True:
+                try:
+                    with self._path(number, "json").open("x") as file:
+                        json.dump(content, file)
+                    return number
+                except FileExistsError:
+                    number += 1
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: cannot be written ({error.strerror}); permit it, or "
+                "make room"
+            ) from error
+
+    def jobs(self) -> list[Job]:
+        """The jobs that are remembered, the newest first."""
+        found = []
+        for number in sorted(self._numbers(), reverse=True)[:KEPT]:
+            job = self.job(number)
+            if job is not None:
+                found.append(job)
+        return found
+
+    def job(self, number: int) -> Job | None:
+        """A job as it stands now; None where there is none of that number."""
+        if number in self._over:
+            return self._over[number]
+        about = inside.json_object(self.folder, f"{number:06}.json")
+        argv = about.get("argv")
+        if not isinstance(argv, list) or not argv or argv[0] not in COMMANDS:
+            return None
+        made = about.get("made")
+        made = float(made) if isinstance(made, int | float) else 0.0
+        words = tuple(map(str, argv))
+        state, code, pid = self._state(number)
+        run = str(about.get("run", ""))
+        job = Job(number, words, run, made, state, code, pid)
+        if code is not None:
+            self._over[number] = job
+        return job
+
+    def _state(self, number: int) -> tuple[str, int | None, int | None]:
+        ended = inside.json_object(self.folder, f"{number:06}.ended")
+        if ended:
+            code = ended.get("code")
+            code = code if isinstance(code, int) else None
+            stopped = (EXIT_PREEMPTED, -signal.SIGTERM)
+            state = DONE if code == 0 else STOPPED if code in stopped else FAILED
+            return state, code, None
+        try:
+            file = inside.opened(self.folder, f"{number:06}.started")
+        except OSError:
+            return WAITING, None, None
+        with file:
+            try:
+                pid = int(json.loads(file.read(4096))["pid"])
+            except (ValueError, KeyError, TypeError):
+                pid = None  # it begins
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return RUNNING, None, pid
+            except OSError:
+                return FAILED, None, None
+        # Whoever took the job has a moment to begin.
+        path = self._path(number, "started")
+        with contextlib.suppress(OSError):
+            if pid is None and time.time() - path.stat().st_mtime < 30:
+                return RUNNING, None, None
+        return FAILED, None, None
+
+    def log(self, number: int, most: int) -> str:
+        """The end of what a job has said.
+
+        Args:
+            number: the job's.
+            most: bytes.
+        """
+        try:
+            return inside.end_of(self.folder, f"{number:06}.log", most)
+        except OSError:
+            return ""
+
+    def stop(self, number: int) -> None:
+        """Takes a job out of the queue, or asks its command to end.
+
+        Args:
+            number: the job's.
+
+        Raises:
+            InputError: it has ended, or is no process of this host.
+        """
+        job = self.job(number)
+        if job is None or job.state not in (WAITING, RUNNING):
+            raise InputError("the job has ended already")
+        if job.state == WAITING:
+            if self._take(number):
+                self._end(number, EXIT_PREEMPTED)
+                return
+            raise InputError("the job begins just now; stop it once it runs")
+        about = inside.json_object(self.folder, f"{number:06}.started")
+        if job.pid is None or about.get("host") != socket.gethostname():
+            raise InputError(f"the job runs on host {about.get('host')}; stop it there")
+        terminate(job.pid, self._path(number, "started"))
+
+    def tend(self) -> None:
+        """Starts what waits, as far as there are places; from one thread at a time."""
+        with self._turn:
+            self._children = [one for one in self._children if one.poll() is None]
+            if not self.folder.is_dir():
+                return
+            jobs = self.jobs()
+            free = self.places - sum(job.state == RUNNING for job in jobs)
+            for job in reversed(jobs):
+                if free > 0 and job.state == WAITING and self._take(job.number):
+                    self._start(job.number)
+                    free -= 1
+
+    def _take(self, number: int) -> bool:
+        """Whether the job is this board's to start: one board gets it."""
+        try:
+            self._path(number, "started").open("x").close()
+        except OSError:
+            return False
+        return True
+
+    def _start(self, number: int) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != TOKEN}
+        command = [sys.executable, "-m", "jaxpeft.board"]
+        with self._path(number, "log").open("ab") as log:
+            child = subprocess.Popen(
+                [*command, "--job", str(self._path(number, "json"))],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.work,
+                env=environment,
+                start_new_session=True,
+            )
+        self._children.append(child)
+
+    def _end(self, number: int, code: int) -> None:
+        write_end(self._path(number, "ended"), code)
+
+    def _path(self, number: int, kind: str) -> Path:
+        return self.folder / f"{number:06}.{kind}"
+
+    def _numbers(self) -> list[int]:
+        try:
+            names = os.listdir(self.folder)
+        except OSError:
+            return []
+        stems = [Path(name).stem for name in names if name.endswith(".json")]
+        return [int(stem) for stem in stems if stem.isdecimal() and len(stem) == 6]

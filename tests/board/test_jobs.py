@@ -1,0 +1,273 @@
+"""Commands that the board starts: their queue and processes, and who may be stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxpeft.board import actions, jobs, processes
+from jaxpeft.board.jobs import Queue
+from jaxpeft.config import strict_yaml
+from jaxpeft.errors import InputError
+from jaxpeft.rundir.lock import LOCK, RunLock
+
+from .conftest import HOST, TOKEN, here
+
+OWN = {"x-board-token": TOKEN, "origin": f"http://{HOST}"}
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch) -> Queue:
+    """A queue of two places that starts nothing, and keeps what it would."""
+    made = Queue(tmp_path, places=2)
+    made.begun = []  # type: ignore[attr-defined]
+    monkeypatch.setattr(made, "_start", made.begun.append)  # type: ignore[attr-defined]
+    return made
+
+
+def states(queue: Queue) -> dict[int, str]:
+    return {job.number: job.state for job in queue.jobs()}
+
+
+def test_jobs_begin_in_their_order_as_far_as_there_are_places(queue):
+    numbers = [queue.add(["plan", "--config", str(n)]) for n in range(4)]
+    assert numbers == [1, 2, 3, 4]
+    queue.tend()
+    assert queue.begun == [1, 2]
+    assert states(queue) == {1: "running", 2: "running", 3: "waiting", 4: "waiting"}
+    queue._end(1, 0)
+    queue._end(2, 3)
+    queue.tend()
+    assert queue.begun == [1, 2, 3, 4]
+    assert states(queue) == {1: "done", 2: "failed", 3: "running", 4: "running"}
+
+
+def test_another_board_finds_the_same_jobs_and_starts_none_twice(queue):
+    queue.add(["plan"])
+    queue.add(["train", "x"], "somewhere")
+    queue.places = 1
+    queue.tend()
+    other = Queue(queue.top, places=2)
+    other._start = queue.begun.append  # type: ignore[method-assign]
+    assert states(other) == {1: "running", 2: "waiting"}
+    other.tend()
+    queue.places = 2
+    queue.tend()
+    assert queue.begun == [1, 2]
+    assert other.jobs()[0].argv == ("train", "x") and other.jobs()[0].run == "somewhere"
+
+
+def test_a_waiting_job_can_be_taken_out(queue):
+    queue.places = 0
+    number = queue.add(["plan"])
+    queue.stop(number)
+    queue.places = 1
+    queue.tend()
+    assert queue.begun == [] and states(queue) == {number: "stopped"}
+    with pytest.raises(InputError, match="ended already"):
+        queue.stop(number)
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["chat"], ["../x"], ["os"], ["train; rm"], ["train", "a\0b"]]
+)
+def test_only_commands_of_the_table_are_queued(queue, argv):
+    with pytest.raises(InputError):
+        queue.add(argv)
+    assert queue.jobs() == []
+
+
+def test_the_queue_is_bounded(queue, monkeypatch):
+    monkeypatch.setattr(jobs, "MOST", 3)
+    for _ in range(3):
+        queue.add(["plan"])
+    with pytest.raises(InputError, match="3 jobs wait"):
+        queue.add(["plan"])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"argv": ["rm"]}', '{"argv": 3}'])
+def test_a_damaged_job_is_passed_over(queue, content):
+    queue.add(["plan"])
+    (queue.folder / "000007.json").write_text(content)
+    (queue.folder / "000001.ended").write_text(content or "x")
+    (queue.folder / "x.json").write_text("{}")
+    queue.tend()
+    assert {job.number for job in queue.jobs()} == {1}
+
+
+def test_a_job_whose_process_is_gone_has_failed(queue):
+    number = queue.add(["plan"])
+    queue.tend()
+    path = queue.folder / f"{number:06}.started"
+    path.write_text(json.dumps(here(2**22 + 1)))
+    assert states(queue) == {number: "failed"}
+
+
+@pytest.mark.slow
+def test_a_job_runs_in_a_session_of_its_own_and_its_end_is_written_down(tmp_path):
+    queue = Queue(tmp_path)
+    number = queue.add(["plan", "--config", "missing.yaml"])
+    queue.tend()
+    while (job := queue.job(number)).state == "running":
+        if job.pid is not None:
+            assert os.getsid(job.pid) == job.pid != os.getsid(0)
+        time.sleep(0.05)
+    queue._children[0].wait()
+    assert (job.state, job.code) == ("failed", 2)
+    assert "missing.yaml" in queue.log(number, 1000)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_asks_its_command_to_end(tmp_path, monkeypatch):
+    """Also where the command has begun to read what never comes."""
+    os.mkfifo(tmp_path / "never.yaml")
+    queue = Queue(tmp_path)
+    number = queue.add(["plan", "--config", str(tmp_path / "never.yaml")])
+    queue.tend()
+    deadline = time.monotonic() + 60
+    while queue.job(number).pid is None or "planning" not in _children(queue, number):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    queue.stop(number)
+    while queue.job(number).state == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    queue._children[0].wait()
+    assert queue.job(number).state == "stopped"
+
+
+def _children(queue: Queue, number: int) -> str:
+    """The word planning, once the command of a job runs for a second."""
+    pid = queue.job(number).pid
+    path = f"/proc/{pid}/task/{pid}/children"
+    with open(path) as file:
+        found = file.read().split()
+    if found:
+        time.sleep(1)
+    return "planning" if found else ""
+
+
+def test_no_token_reaches_a_job(queue, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setenv("JAXPEFT_BOARD_TOKEN", "secret")
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *_, **more: seen.append(more) or _Ended()
+    )
+    plain = Queue(tmp_path / "other")
+    plain.top.mkdir()
+    plain.add(["plan"])
+    plain.tend()
+    assert "secret" not in seen[0]["env"].values() and seen[0]["start_new_session"]
+
+
+class _Ended:
+    def poll(self):
+        return 0
+
+
+def test_stop_asks_the_process_that_holds_the_lock(make_run, board, monkeypatch):
+    run, asked = make_run("one"), []
+    monkeypatch.setattr(
+        signal, "pidfd_send_signal", lambda handle, number: asked.append(number)
+    )
+    with RunLock(run):
+        answer = board.ask("POST", f"/run/{board.key('one')}/do/stop", OWN)
+        assert answer.code == 303 and asked == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    "lock",
+    [
+        {"pid": os.getppid()},  # lives, and does not have this file open
+        {"pid": 2**22 + 1},  # is gone
+        {"host": "another-host"},
+        {"pid": 0},
+        {"pid": -1},
+    ],
+    ids=["another's", "gone", "elsewhere", "its group", "everybody"],
+)
+def test_stop_asks_nobody_else(make_run, board, monkeypatch, lock):
+    make_run("one", lock={**here(), **lock})
+    for module, name in ((signal, "pidfd_send_signal"), (os, "kill")):
+        real = getattr(module, name)
+        monkeypatch.setattr(
+            *(module, name),
+            lambda pid, number, real=real: (
+                real(pid, number) if number == 0 else pytest.fail(f"{pid} was asked")
+            ),
+        )
+    answer = board.ask("POST", f"/run/{board.key('one')}/do/stop", OWN)
+    assert answer.code == 409
+
+
+def test_a_process_is_asked_only_if_it_has_the_lock_file_open(tmp_path):
+    """A lock file that names a process which it does not belong to stops nothing."""
+    lock = tmp_path / LOCK
+    lock.write_text("{}")
+    command = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as other:
+        with pytest.raises(InputError, match="another one by now"):
+            processes.terminate(other.pid, lock)
+        assert other.poll() is None
+        other.kill()
+
+
+def test_continue_queues_the_run_s_own_configuration_once(make_run, board):
+    run = make_run("it's #1", ended={"status": "preempted", "why": "x"})
+    key = board.key(run.name)
+    assert 'do/continue"' in board.get(f"/run/{key}").text
+    for _ in range(2):
+        answer = board.ask("POST", f"/run/{key}/do/continue", OWN)
+        assert answer.headers["location"] == "/jobs/1"
+    (job,) = board.queue.jobs()
+    assert job.argv[:3] == ("train", "--config", str(run / "config.yaml"))
+    name, _, value = job.argv[3].partition("=")
+    assert name == "output_dir" and strict_yaml.parse_scalar(value) == str(run)
+    assert board.get("/jobs").text.count("<tr>") == 2
+    assert board.get("/jobs/1").code == 200 and board.get("/jobs/9").code == 404
+
+
+def test_report_and_export_are_queued(make_run, board):
+    run = make_run("one", summary={"steps": 20})
+    (run / "adapter").mkdir()
+    key = board.key("one")
+    board.ask("POST", f"/run/{key}/do/report", OWN)
+    board.ask("POST", f"/run/{key}/do/export", OWN, b"to=vllm")
+    assert board.ask("POST", f"/run/{key}/do/export", OWN, b"to=--help").code == 409
+    assert [job.argv[0] for job in board.queue.jobs()] == ["export", "report"]
+    assert board.queue.jobs()[0].argv[-1] == f"{run}-vllm"
+
+
+@pytest.mark.parametrize("action", ["stop", "continue", "report", "export"])
+def test_no_button_works_without_the_token_or_from_elsewhere(make_run, board, action):
+    make_run("one")
+    path = f"/run/{board.key('one')}/do/{action}"
+    assert board.ask("POST", path, {"origin": f"http://{HOST}"}).code == 403
+    assert board.ask("POST", path, {**OWN, "origin": "http://evil.example"}).code == 403
+    assert board.ask("GET", path, OWN).code == 405
+    assert board.queue.jobs() == []
+
+
+def test_a_body_in_pieces_is_bounded_as_well(make_run, board):
+    """A chunked request says no length."""
+    make_run("one")
+    path = f"/run/{board.key('one')}/do/export"
+    body = b"to=" + b"x" * (2**20 + 1)
+    assert board.ask("POST", path, OWN, body, pieces=50).code == 413
+
+
+def test_a_job_of_another_folder_is_refused(tmp_path):
+    path = tmp_path / "000001.json"
+    path.write_text(json.dumps({"argv": ["rm", "-r", "x"]}))
+    with pytest.raises(InputError, match="is no job"):
+        processes.work(path)
+
+
+def test_the_command_is_shown_as_one_would_type_it():
+    argv = ["train", "--config", "a b.yaml", "x=$HOME"]
+    typed = "python -m jaxpeft.train --config 'a b.yaml' 'x=$HOME'"
+    assert actions.shell(argv) == typed
