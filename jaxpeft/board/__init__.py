@@ -10,7 +10,6 @@ from jaxpeft.errors import InputError
 
 PORT = 8470
 HERE = "127.0.0.1"
-TOKEN = "JAXPEFT_BOARD_TOKEN"  # the variable, for who wants to choose it
 
 
 def main(argv: Sequence[str]) -> int:
@@ -79,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
     # Imported here, so that --help answers at once.
     try:
         from jaxpeft.board import server
+        from jaxpeft.board.processes import TOKEN
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("jaxpeft"):
             raise
@@ -88,5 +88,6 @@ def main(argv: Sequence[str]) -> int:
         ) from error
 
     console.say("serving " + ", ".join(map(str, folders)))
-    server.serve(folders, args.host, args.port, args.places, os.environ.get(TOKEN, ""))
+    token = os.environ.get(TOKEN, "")
+    server.serve(folders, args.host, args.port, args.places, token)
     return 0

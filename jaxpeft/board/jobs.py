@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxpeft.board import TOKEN, inside
-from jaxpeft.board.processes import COMMANDS, terminate, write_end
+from jaxpeft.board import inside
+from jaxpeft.board.processes import COMMANDS, TOKEN, terminate, write_end
 from jaxpeft.errors import EXIT_PREEMPTED, InputError
 
 FOLDER = ".board"

@@ -22,6 +22,7 @@ from jaxpeft.errors import InputError
 
 # Those that the board starts, each a module of the package.
 COMMANDS = ("train", "sweep", "lr_find", "plan", "report", "export")
+TOKEN = "JAXPEFT_BOARD_TOKEN"  # the variable of who wants to choose the board's
 LOOK = 0.2  # seconds between two looks at a command that runs
 FOREVER = 1e9  # seconds
 PATIENCE = 2.0  # seconds that a job waits for its own lock
