@@ -150,6 +150,8 @@ def model_config(
     return models.config(
         directory,
         remat=section.remat,
+        offload=section.offload,
+        tile=section.tile,
         activation_dtype="float32" if widened else None,
     )
 

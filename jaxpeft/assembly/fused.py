@@ -22,6 +22,7 @@ from jaxpeft.assembly.step import (
     TrainState,
     TrainStep,
 )
+from jaxpeft.devices import host_memory
 from jaxpeft.models import ModelConfig, noise
 from jaxpeft.objectives import Objective
 from jaxpeft.optim.rule import Context, Leafwise, Place, Tensor
@@ -33,7 +34,8 @@ class _Forward(NamedTuple):
     Attributes:
         value: () float32, the mean loss.
         figures: its weight and metrics.
-        inputs: (layers, batch, seq, hidden), what each layer read.
+        inputs: (layers, batch, seq, hidden), what each layer read; with offloaded
+            activations in the host's memory.
         block: one layer: (its input, its weights, its number) -> its output.
         top: the gradients of what stands above the layers.
         dlast: the gradient of the last layer's output, (batch, seq, hidden).
@@ -106,8 +108,9 @@ def _forward(
     x, embed_back = jax.vjp(embed, weights["embed_tokens"])
 
     def layer(x: Array, layer: tuple[Any, Array]) -> tuple[Array, Array]:
-        return block(x, *layer), x
+        return block(x, *layer), host_memory.sent(x) if offloads else x
 
+    offloads = cfg.offload == "activations"
     numbered = weights["layers"], jnp.arange(cfg.num_hidden_layers)
     last, inputs = jax.lax.scan(layer, x, numbered)
     assert objective.from_hidden is not None  # as `updates` has seen to
@@ -238,7 +241,8 @@ class _Backward:
         def forward(x: Array, weights: Any) -> Array:
             return self.run.block(x, weights, j)
 
-        _, back = jax.vjp(forward, self.run.inputs[j], weights)
+        x = host_memory.brought(_at(self.run.inputs, j))
+        _, back = jax.vjp(forward, x, weights)
         return back(dh)
 
     def _updated(

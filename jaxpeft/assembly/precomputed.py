@@ -16,7 +16,12 @@ from jaxpeft.objectives import evaluation
 from jaxpeft.objectives.objective import REFERENCE, Precomputed
 
 WAY = 1  # another one where the same settings give other numbers
-NOT_KEYS = {"path", "remat"}  # of the section `model`, that decide none of them
+NOT_KEYS = {
+    "path",
+    "remat",
+    "offload",
+    "tile",
+}  # of the section `model`, that decide none of them
 
 
 def in_step(cfg: RunConfig) -> RunConfig:

@@ -24,7 +24,7 @@ from jaxpeft.assembly.step import (
 from jaxpeft.config import RunConfig
 from jaxpeft.config.training import LOSS
 from jaxpeft.data import sources
-from jaxpeft.devices import sharding
+from jaxpeft.devices import host_memory, sharding
 from jaxpeft.errors import InputError
 
 
@@ -67,6 +67,8 @@ class Run:
 
     def __init__(self, cfg: RunConfig, like: "Run | None" = None, shares: bool = False):
         self.mesh = sharding.make_mesh(**cfg.mesh.model_dump())
+        if cfg.model.offload != "none":
+            host_memory.check(self.mesh, "model.offload", cfg.model.offload)
         cfg = precision.settled(cfg, hardware.of_mesh(self.mesh))
         cfg = configuration.settled(cfg)
         self.cfg, self.output = cfg, Path(cfg.output_dir)

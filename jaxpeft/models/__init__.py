@@ -142,7 +142,7 @@ def config(source: str | Path | Mapping[str, Any], **settings: Any) -> ModelConf
         source: a directory in Hugging Face format, or the content of its
             `config.json`.
         **settings: fields of ModelConfig that say how to run it (`activation_dtype`,
-            `remat`).
+            `remat`, `offload`, `tile`).
 
     Raises:
         InputError: the folder or the file is missing, the model_type is unknown, or

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from jaxpeft import kernel
 from jaxpeft.devices import per_device
-from jaxpeft.models import experts, rope
+from jaxpeft.models import experts, rope, tiles
 from jaxpeft.models.rope import Angles
 from jaxpeft.models.spec import NORMS, ModelConfig
 
@@ -109,9 +109,14 @@ def apply_layer(
     h = _self_attention(read, layer["self_attn"], angles, attention, cfg)
     x = checkpoint_name(added(x, normed(h, after_attention)), "residual")
     if cfg.norms == "parallel":
-        return added(x, mlp(read, layer["mlp"], cfg))
-    h = mlp(normed(x, before_mlp), layer["mlp"], cfg)
-    return added(x, normed(h, after_mlp))
+        h = tiles.over(lambda part: mlp(part, layer["mlp"], cfg), read, cfg.tile)
+        return added(x, h)
+
+    def own(part: Array) -> Array:
+        h = mlp(normed(part, before_mlp), layer["mlp"], cfg)
+        return normed(h, after_mlp)
+
+    return added(x, tiles.over(own, x, cfg.tile))
 
 
 def _self_attention(

@@ -158,7 +158,11 @@ class ModelConfig:
         activation_dtype: how to run it, not what it is, set by the caller: the dtype of
             the activations; None: that of the embedding.
         remat: likewise set by the caller: what the backward pass computes once more
-            (see `jaxpeft.models.transformer`).
+            (see `jaxpeft.models.kept`).
+        offload: likewise: what lies in the host's memory while it is not needed, the
+            activations that a layer keeps for the backward pass or nothing.
+        tile: likewise: how many tokens of a sequence go through an MLP at a time; None:
+            all of them.
         hf: `config.json` as read, for writing the model back.
     """
 
@@ -207,6 +211,8 @@ class ModelConfig:
     pad_token_id: int | None = None
     activation_dtype: str | None = None
     remat: Literal["none", "full", "dots"] = "none"
+    offload: Literal["none", "activations"] = "none"
+    tile: int | None = None
     hf: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Int
 
 from jaxpeft import kernel, tree
 from jaxpeft.devices import sharding
-from jaxpeft.models import past, rope, stacks
+from jaxpeft.models import kept, past, rope, stacks
 from jaxpeft.models.attention import Scores, attend
 from jaxpeft.models.head import head
 from jaxpeft.models.layer import Params, apply_layer, norm
@@ -20,16 +20,6 @@ from jaxpeft.models.noise import NOISE
 from jaxpeft.models.past import Past, virtual_count
 from jaxpeft.models.spec import ModelConfig
 from jaxpeft.models.weights import param_specs
-
-# What the backward pass of a layer keeps; the rest it computes once more. "none" keeps
-# the result of every matrix product: norms and activations cost less to repeat than
-# to store. "dots" lets go of the widest ones, "full" of everything but the input.
-KEPT = ("q", "k", "v", "attention", "logsumexp", "residual", "low")
-POLICIES = {
-    "none": jax.checkpoint_policies.save_only_these_names(*KEPT, "gate", "up", "down"),
-    "dots": jax.checkpoint_policies.save_only_these_names(*KEPT),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 def forward(
@@ -87,7 +77,7 @@ def hidden_states(
         run: stacks.Span, carry: tuple, layer: tuple[Params, Array]
     ) -> tuple[tuple, None]:
         (x, prompt), number = carry, layer[1]
-        own = run.complete(*layer)
+        x, own = kept.read(x, cfg), run.complete(*layer)
         virtual = past.prefix(own, cfg, x.dtype)
         if before is not None:
             prompt, virtual = before(prompt, own, number)
@@ -98,7 +88,7 @@ def hidden_states(
         # Outside of it, one layer read from a frozen stack would be kept.
         block_of = jax.checkpoint(
             functools.partial(body, run),
-            policy=POLICIES[cfg.remat],
+            policy=kept.policy(cfg),
             prevent_cse=False,
         )
         carry, _ = jax.lax.scan(block_of, carry, (run.stacked, run.numbers))

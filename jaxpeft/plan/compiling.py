@@ -126,6 +126,16 @@ class Compiled:
             layers=model.num_hidden_layers,
         )
 
+    def on_the_host(self) -> dict[str, int]:
+        """The parts of the host's memory that each device has, in words; {}: none."""
+        verdict = self.verdict
+        parts = {
+            "given": verdict.host_arguments,
+            "activations": verdict.host_temporaries,
+            "total": verdict.host_arguments + verdict.host_temporaries,
+        }
+        return {name: size for name, size in parts.items() if size}
+
     def memory(self) -> dict[str, int]:
         """The parts that make up the total, in words; of a refused program none."""
         if self.verdict.refused:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from jaxpeft.hardware import Device, Target
 from jaxpeft.plan.collectives import Transfer, transfers
+from jaxpeft.plan.host_copies import copies
 from jaxpeft.plan.loops import dearest, trips
 from jaxpeft.plan.origins import Origins
 from jaxpeft.plan.products import PASSES, Product, is_costed, products
@@ -27,7 +28,7 @@ class Shares(NamedTuple):
     Attributes:
         products: of the peak of products.
         memory: of the bandwidth of memory.
-        links: of the bandwidth to other devices.
+        links: of the bandwidth to other devices, and to the host.
         least: the seconds that an operation takes at least.
     """
 
@@ -101,6 +102,9 @@ class Estimate:
         sent: bytes that go to other devices.
         sent_exposed: of them those that are waited for.
         places: the costliest first.
+        to_host: bytes that go to the host's memory.
+        from_host: bytes that come from there.
+        host_waits: the seconds of `waits` in which one of these is waited for.
         unknown: kernels whose arithmetic neither they nor a formula here name, which
             count by their bytes alone.
     """
@@ -114,6 +118,9 @@ class Estimate:
     nbytes: float
     sent: float
     sent_exposed: float
+    to_host: float
+    from_host: float
+    host_waits: float
     places: tuple[Place, ...]
     unknown: tuple[str, ...]
 
@@ -152,6 +159,9 @@ def estimate(program: Any, target: Target) -> Estimate | None:
         nbytes=sum(course.nbytes.values()),
         sent=course.sent,
         sent_exposed=course.exposed,
+        to_host=course.copied[True],
+        from_host=course.copied[False],
+        host_waits=course.host_waits,
         places=tuple(
             Place(name, spent, course.flops[name], course.nbytes[name])
             for name, spent in sorted(course.spent.items(), key=lambda x: -x[1])
@@ -204,9 +214,12 @@ class _Course:
     at_peak: float = 0.0
     sent: float = 0.0
     exposed: float = 0.0
+    copied: dict[bool, float] = field(default_factory=lambda: {True: 0.0, False: 0.0})
+    host_waits: float = 0.0
 
     def __post_init__(self) -> None:
         self._origins = Origins(self.program)
+        self._copies = copies(self.program)
         self._starts: dict[tuple[str, str], list[Transfer]] = {}
         for one in transfers(self.program):
             self._starts.setdefault((one.computation, one.start), []).append(one)
@@ -220,8 +233,23 @@ class _Course:
         """
         now = link_free = 0.0
         ends: dict[str, list[tuple[float, float, float]]] = {}
+        lanes, arrivals = {True: 0.0, False: 0.0}, dict[str, float]()
         for one in computation.operations.values():
-            now += self._own(computation, one, times)
+            copy = self._copies.get((computation.name, one.name))
+            if copy is not None:
+                # The link to the host carries both ways at once.
+                took = copy.nbytes / self._host_link()
+                lanes[copy.to_host] = max(now, lanes[copy.to_host]) + took
+                arrivals[copy.done] = lanes[copy.to_host]
+                self.copied[copy.to_host] += copy.nbytes * times
+            else:
+                now += self._own(computation, one, times)
+            late = max(0.0, arrivals.pop(one.name, 0.0) - now)
+            if late:
+                now += late
+                self.waits += late * times
+                self.host_waits += late * times
+                self.spent["waiting for the host"] += late * times
             for transfer in self._starts.get((computation.name, one.name), ()):
                 took = transfer.what.sent / self._link()
                 link_free = max(now, link_free) + took
@@ -236,6 +264,9 @@ class _Course:
                 if late:
                     self.spent["waiting for other devices"] += late * times
         return now
+
+    def _host_link(self) -> float:
+        return self.device.host * self.shares.links
 
     def _link(self) -> float:
         return (self.device.link or self.device.bandwidth) * self.shares.links

@@ -15,7 +15,7 @@ from jaxpeft.assembly.base import as_stored, base_shapes, model_config
 from jaxpeft.assembly.places import make_places
 from jaxpeft.assembly.step import Frozen, TrainState
 from jaxpeft.config import RunConfig
-from jaxpeft.devices import sharding
+from jaxpeft.devices import host_memory, sharding
 from jaxpeft.devices.compiled import build, lower
 from jaxpeft.models import ModelConfig, stacks
 from jaxpeft.plan import flops
@@ -34,6 +34,8 @@ class Step:
     """
 
     def __init__(self, cfg: RunConfig, mesh: jax.sharding.Mesh, widened: bool):
+        if cfg.model.offload != "none":
+            host_memory.check(mesh, "model.offload", cfg.model.offload)
         target = hardware.of_mesh(mesh)
         cfg = precision.settled(cfg, None if widened else target)
         self.mesh, section, self._adapter = mesh, cfg.model, cfg.adapter

@@ -173,6 +173,9 @@ def lines(found: "Compiled", target: Topology, room: float) -> list[str]:
         return text
     text.append("memory of a device, by the compiler, in GiB of 2^30 bytes:")
     text += [f"  {name:<16}{_gib(size):>12}" for name, size in found.memory().items()]
+    if there := found.on_the_host():
+        text.append("memory of its host, for each device:")
+        text += [f"  {name:<16}{_gib(size):>12}" for name, size in there.items()]
     share = f"{_gib(found.total)}, {found.total / target.memory:.0%} of the "
     share += f"{_gib(target.memory)} of a device"
     if found.fits(room):
@@ -209,15 +212,20 @@ def costs(found: "Compiled") -> list[str]:
         f"{_gib(cost.nbytes)} to and from its memory",
     ]
     if cost.sent:
-        exposed = cost.sent_exposed / cost.sent
+        exposed, waits = cost.sent_exposed / cost.sent, cost.waits - cost.host_waits
         text.append(
             f"a device sends {_gib(cost.sent)}: {1 - exposed:.0%} of it while "
-            f"it computes; it waits {_seconds(cost.waits)} for the rest"
+            f"it computes; it waits {_seconds(waits)} for the rest"
         )
         sent = totals(collectives(found.program))
         text += [f"  {kind:<20}{_gib(n):>12}" for kind, n in sent.items()]
     else:
         text.append("devices send each other nothing")
+    if cost.to_host or cost.from_host:
+        text.append(
+            f"a device sends its host {_gib(cost.to_host)} and is sent "
+            f"{_gib(cost.from_host)}; it waits {_seconds(cost.host_waits)} for that"
+        )
     text.append("costliest places:")
     text += [
         f"  {one.seconds / cost.seconds:>5.0%}  {_seconds(one.seconds):>9}  {one.name}"
@@ -254,6 +262,7 @@ def as_json(
         "trainable": found.trainable,
         **{name.replace(" ", "_"): size for name, size in found.memory().items()},
         "total": found.total,
+        "on_the_host": found.on_the_host(),
         "device_memory": target.memory,
         "fits": found.fits(room),
         "refused": verdict.refused,

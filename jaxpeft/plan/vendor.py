@@ -36,6 +36,9 @@ class Verdict:
         refused: the compiler's words, where the program does not fit the device; the
             sizes are then 0.
         text: the compiled program; "" where it is refused.
+        host_arguments: of the host's memory, for what the program is given there.
+        host_temporaries: likewise, for what it makes there and needs at its fullest
+            moment.
     """
 
     compiler: str
@@ -45,6 +48,8 @@ class Verdict:
     results: int
     refused: str
     text: str
+    host_arguments: int = 0
+    host_temporaries: int = 0
 
     @property
     def total(self) -> int:
@@ -104,6 +109,8 @@ def _of(program: Any, name: str, seconds: float) -> Verdict:
         results=max(0, new),
         refused="",
         text=program.as_text(),
+        host_arguments=memory.host_argument_size_in_bytes,
+        host_temporaries=memory.host_temp_size_in_bytes,
     )
 
 

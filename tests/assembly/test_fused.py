@@ -3,6 +3,7 @@
 The differences and the memory are logged: `pytest --log-cli-level INFO`.
 """
 
+import dataclasses
 import logging
 
 import jax
@@ -106,6 +107,17 @@ def compare(model, name, limit, objective=SFT):
         for key in ("loss", "grad_norm", "weight", "update_norm"):
             np.testing.assert_allclose(one[key], other[key], rtol=2e-4, err_msg=key)
     assert int(found.opt_state.count) == 3
+
+
+def test_inputs_in_the_hosts_memory_change_no_bit(make_llama):
+    model, tx = make_llama(**SIZES), RULES["adalomo"]()
+    batches = [batch_of(61, seed=seed) for seed in range(2)]
+    states = []
+    for offload in ("none", "activations"):
+        cfg = dataclasses.replace(model.cfg, offload=offload)
+        step = make_fused_train_step(cfg, tx.leafwise, 0.1)
+        states.append(taken(step, tx, model.params, batches)[0])
+    jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
 
 
 @pytest.mark.parametrize("limit", [None, 1.0], ids=["unclipped", "clipped"])

@@ -24,7 +24,7 @@ from jaxpeft.models.attention import (
     triton,
 )
 from jaxpeft.models.attention.scores import first_keys
-from jaxpeft.models.transformer import POLICIES
+from jaxpeft.models.kept import POLICIES
 
 H100 = hardware.Target("gpu", "NVIDIA H100 80GB HBM3", 1)
 V5E = hardware.Target("tpu", "TPU v5 lite", 1)

@@ -26,6 +26,7 @@ class Lowered:
         if self.refusal:
             raise jax.errors.JaxRuntimeError(self.refusal)
         sizes = {"argument": 7, "temp": 5, "output": 4, "alias": 3}
+        sizes |= {"host_argument": 2, "host_temp": 6}
         sizes = {f"{name}_size_in_bytes": size for name, size in sizes.items()}
         return SimpleNamespace(
             memory_analysis=lambda: SimpleNamespace(**sizes),
@@ -40,6 +41,7 @@ def test_sizes_are_the_compilers_own(tmp_path):
     verdict, is_kept = vendor.compiled(Lowered(), TARGET, tmp_path)
     assert (verdict.arguments, verdict.temporaries, verdict.results) == (7, 5, 1)
     assert verdict.total == 13 and not verdict.refused and not is_kept
+    assert (verdict.host_arguments, verdict.host_temporaries) == (2, 6)
 
 
 def test_the_same_question_is_answered_from_before(tmp_path):

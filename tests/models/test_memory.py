@@ -1,0 +1,60 @@
+"""Where activations lie, and in how many tiles: the same losses and gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpeft import adapters, models, tree
+
+TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def model(make_llama):
+    return make_llama(num_hidden_layers=3, hidden_size=16, intermediate_size=24)
+
+
+@pytest.fixture(scope="module")
+def parts(model):
+    rules = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS}
+    rules["init_lora_weights"] = False
+    params = adapters.inject(model.params, rules, jax.random.key(3))
+    return tree.partition(params, adapters.trainable_mask(params))
+
+
+def gradients(model, parts, **settings):
+    """(loss, gradients by name) of a model that is run so."""
+    cfg = dataclasses.replace(model.cfg, **settings)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(1, 61, (2, 50)))
+
+    def loss(trainable, frozen):
+        logits = models.forward(tree.combine(trainable, frozen), tokens, cfg)
+        return jnp.mean(jnp.square(logits))
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(*parts)
+    return np.asarray(value), jax.tree.map(np.asarray, grads)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_offloaded_activations_change_no_bit(model, parts, remat):
+    value, grads = gradients(model, parts, remat=remat)
+    again, other = gradients(model, parts, remat=remat, offload="activations")
+    assert value == again
+    jax.tree.map(np.testing.assert_array_equal, grads, other)
+
+
+# 50 tokens: tiles that divide them and tiles that do not, and one larger than all.
+@pytest.mark.parametrize("tile", [25, 16, 64])
+def test_tiles_of_the_mlp_are_the_whole(model, parts, tile):
+    value, grads = gradients(model, parts, remat="full")
+    again, other = gradients(model, parts, remat="full", tile=tile)
+    np.testing.assert_allclose(again, value, rtol=1e-6)
+    for (name, g), (_, h) in zip(
+        tree.named_leaves(grads), tree.named_leaves(other), strict=True
+    ):
+        scale = np.max(np.abs(g))
+        assert scale > 0, name
+        np.testing.assert_allclose(h, g, rtol=1e-4, atol=1e-5 * scale, err_msg=name)

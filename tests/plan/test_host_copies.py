@@ -1,0 +1,107 @@
+"""What goes to the host's memory and back, and what of it is waited for."""
+
+import json
+
+import pytest
+
+from jaxpeft import hardware
+from jaxpeft.assembly import configuration
+from jaxpeft.devices import host_memory, sharding, topologies
+from jaxpeft.errors import InputError
+from jaxpeft.plan import compiling, host_copies, program_text
+from jaxpeft.plan.estimate import SHARES, estimate
+
+# A megabyte goes to the host beside a product, and comes back with nothing beside it.
+TEXT = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (a: bf16[1024,512], b: bf16[512,512]) -> bf16[1024,512] {
+  %a = bf16[1024,512]{1,0} parameter(0)
+  %b = bf16[512,512]{1,0} parameter(1)
+  %out = (bf16[1024,512]{1,0:S(5)}, bf16[1024,512]{1,0}, u32[]) copy-start(%a)
+  %dot = bf16[1024,512]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %sent = bf16[1024,512]{1,0:S(5)} copy-done(%out)
+  %in = (bf16[1024,512]{1,0}, bf16[1024,512]{1,0:S(5)}, u32[]) copy-start(%sent)
+  %back = bf16[1024,512]{1,0} copy-done(%in)
+  ROOT %sum = bf16[1024,512]{1,0} add(%back, %dot)
+}
+"""  # noqa: E501
+H100 = hardware.Target("gpu", "NVIDIA H100 80GB HBM3", 1)
+
+
+def test_copies_are_told_by_where_they_go():
+    found = host_copies.copies(program_text.read(TEXT))
+    assert found == {
+        ("main", "out"): host_copies.Copy(2**20, True, "sent"),
+        ("main", "in"): host_copies.Copy(2**20, False, "back"),
+    }
+
+
+def test_what_nothing_runs_beside_is_waited_for():
+    cost = estimate(TEXT, H100)
+    assert cost is not None and H100.device is not None
+    assert (cost.to_host, cost.from_host) == (2**20, 2**20)
+    whole = 2**20 / (H100.device.host * SHARES["gpu"].links)
+    product = cost.seconds - cost.host_waits
+    assert cost.waits == cost.host_waits
+    # The one that is sent runs beside the product, the other beside nothing.
+    assert whole < cost.host_waits < 2 * whole
+    assert 2 * whole - cost.host_waits < product
+
+
+class Memory:
+    def __init__(self, kind):
+        self.kind = kind
+
+
+class Device:
+    platform, device_kind = "npu", "NPU 1"
+
+    def __init__(self, *kinds):
+        self.kinds = kinds
+
+    def addressable_memories(self):
+        return [Memory(kind) for kind in self.kinds]
+
+
+def test_a_device_says_whether_it_reaches_the_hosts_memory():
+    assert host_memory.is_lacking(Device("device", "unpinned_host"))
+    assert not host_memory.is_lacking(Device("device", "pinned_host"))
+    assert not host_memory.is_lacking(Device())  # a description that says nothing
+
+
+def test_without_such_memory_a_run_is_refused_before_anything_is_read(monkeypatch):
+    more = ["model.offload=activations", "model.path=nowhere", "output_dir=nowhere"]
+    cfg = configuration.open_config("jaxpeft:quickstart.yaml", more)
+    monkeypatch.setattr(host_memory, "is_lacking", lambda device: True)
+    mesh = sharding.make_mesh()
+    with pytest.raises(InputError, match=r"model\.offload: found 'activations'.*remat"):
+        compiling.Step(cfg, mesh, widened=False)
+    from jaxpeft.assembly.run import Run
+
+    with pytest.raises(InputError, match="has no memory of the kind 'pinned_host'"):
+        Run(cfg)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5e-1", "h100x1"])
+def test_the_compilers_put_what_layers_keep_into_the_hosts_memory(
+    name, tmp_path, asset_model
+):
+    target = topologies.parse(name)
+    if remedy := topologies.missing(target):
+        pytest.skip(remedy)
+    config = json.loads((asset_model / "config.json").read_text())
+    config["num_hidden_layers"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    more = ["output_dir=nowhere", f"model.path={tmp_path}", "data.max_length=512"]
+    more += ["model.dtype=bfloat16", "training.batch_size=4", "model.remat=full"]
+    given = configuration.open_config(
+        "jaxpeft:quickstart.yaml", [*more, "model.offload=activations"]
+    )
+    found = compiling.compiled(given, target, topologies.devices(target))
+    kept = 2 * 4 * 512 * config["hidden_size"] * 2
+    assert found.on_the_host() == {"activations": kept, "total": kept}
+    cost = found.estimate
+    assert cost is not None and cost.to_host == cost.from_host == kept
+    begun = host_copies.copies(found.program)
+    assert len(begun) == 2 and all(one.done != at[1] for at, one in begun.items())
