@@ -1,5 +1,8 @@
 """Runs that are killed, stopped or damaged end as if nothing had happened."""
 
+import contextlib
+import functools
+import io
 import os
 import shutil
 import signal
@@ -8,7 +11,11 @@ import sys
 
 import pytest
 
+from jaxpeft import cli, train
 from jaxpeft.rundir.lock import RunLock
+from jaxpeft.train import evaluating
+
+from .conftest import Done, write_config
 
 # A run with everything on that could make a difference.
 CHANGES = {
@@ -24,14 +31,13 @@ CHANGES = {
     "training.save_steps": 5,
 }
 
-# Sends itself a signal right after step 13, when step 10 is sealed; or within the
-# evaluation after step 10.
+# Sends itself a signal right after step 13, when step 10 is sealed.
 CHILD = """
 import os, signal, sys
 from jaxpeft import cli, train
-from jaxpeft.train import evaluating, hooks
+from jaxpeft.train import hooks
 
-save, told = hooks.Save.__call__, evaluating.Evaluate._told
+save = hooks.Save.__call__
 
 def saved(self, moment):
     save(self, moment)
@@ -39,16 +45,8 @@ def saved(self, moment):
         self._checkpoints.wait()
         os.kill(os.getpid(), int(sys.argv[1]))
 
-def evaluated(self, done):
-    if self._program.done == 10 and done == 2:
-        os.kill(os.getpid(), int(sys.argv[1]))
-    told(self, done)
-
-if sys.argv[2] == "evaluating":
-    evaluating.Evaluate._told = evaluated
-else:
-    hooks.Save.__call__ = saved
-sys.exit(cli.run(train.main, sys.argv[3:]))
+hooks.Save.__call__ = saved
+sys.exit(cli.run(train.main, sys.argv[2:]))
 """
 
 
@@ -57,28 +55,42 @@ def changes(files):
     return {**CHANGES, "data.eval": {"path": files["eval"]}}
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory, settings, changes):
+    """(a folder, what was said): of the run "straight", which nothing happens to."""
+    folder = tmp_path_factory.mktemp("resume")
+    path = write_config(folder / "straight.yaml", settings(**changes))
+    arguments = ["--config", str(path), f"output_dir={folder / 'straight'}"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = cli.run(train.main, arguments)
+    assert code == 0
+    return folder, Done(code, said.getvalue(), "")
+
+
 @pytest.fixture
-def straight(trained, changes):
-    """The run that nothing happens to, in tmp_path / "straight"."""
-    done = trained("straight", **changes)
-    assert done.code == 0
+def straight(ended, tmp_path):
+    """The run that nothing happens to, its copy in tmp_path / "straight"."""
+    folder, done = ended
+    shutil.copytree(folder / "straight", tmp_path / "straight")
+    shutil.copy(folder / "straight.yaml", tmp_path)
     return done
+
+
+def signalled_in(folder, signal, name):
+    """A run's command in a child that signals itself."""
+    arguments = ["--config", str(folder / f"{name}.yaml")]
+    arguments += [f"output_dir={folder / name}"]
+    return subprocess.run(
+        [sys.executable, "-c", CHILD, str(int(signal)), *arguments],
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture
 def signalled(tmp_path):
-    """signalled(signal, run, place): a run's command in a child that signals itself."""
-
-    def run(signal, name, place="saved"):
-        arguments = ["--config", str(tmp_path / f"{name}.yaml")]
-        arguments += [f"output_dir={tmp_path / name}"]
-        return subprocess.run(
-            [sys.executable, "-c", CHILD, str(int(signal)), place, *arguments],
-            capture_output=True,
-            text=True,
-        )
-
-    return run
+    """signalled(signal, run): a run's command in a child that signals itself."""
+    return functools.partial(signalled_in, tmp_path)
 
 
 @pytest.fixture
@@ -103,16 +115,36 @@ def same_end(metrics, tmp_path):
     return check
 
 
-@pytest.fixture
-def stopped(trained, changes, signalled, straight, tmp_path):
-    """A run that was killed after step 13, ready to be repeated; its name."""
-    shutil.copy(tmp_path / "straight.yaml", tmp_path / "killed.yaml")
-    child = signalled(signal.SIGKILL, "killed")
+@pytest.fixture(scope="module")
+def killed(ended):
+    """The folder of a run that was killed after step 13."""
+    folder, _ = ended
+    shutil.copy(folder / "straight.yaml", folder / "killed.yaml")
+    child = signalled_in(folder, signal.SIGKILL, "killed")
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert "step 13/20" in child.stdout
-    folder = tmp_path / "killed" / "checkpoints"
-    assert sorted(int(step.name) for step in folder.iterdir()) == [5, 10]
+    steps = (folder / "killed" / "checkpoints").iterdir()
+    assert sorted(int(step.name) for step in steps) == [5, 10]
+    return folder / "killed"
+
+
+@pytest.fixture
+def stopped(killed, tmp_path):
+    """A run that was killed after step 13, ready to be repeated; its name."""
+    shutil.copytree(killed, tmp_path / "killed")
     return "killed"
+
+
+def cut_off(run, step):
+    """Takes from a finished run what a kill after its checkpoint of a step had left.
+
+    All but lines of metrics, which a kill would leave as well, up to another step.
+    """
+    for checkpoint in (run / "checkpoints").iterdir():
+        if int(checkpoint.name) > step:
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(run / "adapter")
+    assert (run / "checkpoints" / str(step)).is_dir()
 
 
 def test_a_killed_run_continues_bitwise(stopped, trained, changes, straight, same_end):
@@ -157,8 +189,12 @@ def test_a_killed_run_that_compares_answers_continues_bitwise(
     compared |= {**pairs[objective["name"]], "data.cache_dir": str(folder)}
     straight = trained("straight", **compared)
     assert straight.code == 0, straight.err
-    shutil.copy(tmp_path / "straight.yaml", tmp_path / "killed.yaml")
-    assert signalled(signal.SIGKILL, "killed").returncode == -signal.SIGKILL
+    if before:  # a child also reads what this process has computed
+        shutil.copy(tmp_path / "straight.yaml", tmp_path / "killed.yaml")
+        assert signalled(signal.SIGKILL, "killed").returncode == -signal.SIGKILL
+    else:
+        shutil.copytree(tmp_path / "straight", tmp_path / "killed")
+        cut_off(tmp_path / "killed", 10)
     done = trained("killed", **compared)
     assert "continuing after step 10" in done.out
     assert ("log-probabilities of the reference" in done.out) == before
@@ -196,13 +232,21 @@ def test_a_request_to_stop_saves_and_the_command_continues(
 
 
 def test_an_evaluation_that_was_stopped_is_repeated(
-    trained, changes, signalled, straight, same_end, tmp_path
+    trained, changes, signalled, straight, same_end, monkeypatch, tmp_path
 ):
-    shutil.copy(tmp_path / "straight.yaml", tmp_path / "run.yaml")
-    child = signalled(signal.SIGTERM, "run", "evaluating")
-    assert child.returncode == 75, child.stderr
-    assert "SIGTERM received: saved after step 10" in child.stderr
-    assert "evaluation after step 10" not in child.stdout
+    told = evaluating.Evaluate._told
+
+    def asked(self, done):
+        if self._program.done == 10 and done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        told(self, done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating.Evaluate, "_told", asked)
+        stopped = trained("run", **changes)
+    assert stopped.code == 75, stopped.err
+    assert "SIGTERM received: saved after step 10" in stopped.err
+    assert "evaluation after step 10" not in stopped.out
     # Repeated, it is written; a run that has saved nothing since reads it from there.
     child = signalled(signal.SIGKILL, "run")
     assert child.returncode == -signal.SIGKILL, child.stderr
