@@ -15,6 +15,7 @@ from jaxtyping import Float, Float32
 from jaxpeft import kernel as kernels
 from jaxpeft.adapters import lora_init
 from jaxpeft.adapters.targets import by_pattern
+from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
 from jaxpeft.kernel import Axes
 
@@ -331,14 +332,28 @@ def _low_rank_backward(residuals: tuple, dy: Array) -> tuple:
     x, a, b, scale, low = residuals
     dlow = (dy @ b.astype(dy.dtype).T) * scale.astype(dy.dtype)
     dx = dlow @ a.astype(dy.dtype).T
-    flat_x = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
-    flat_dlow = dlow.reshape(-1, dlow.shape[-1])
+    flat_x = jax.lax.optimization_barrier(_tokens(x))
+    # Of sequences in parts, each device adds up its own before all do.
+    rows = "abcdefgh"[: flat_x.ndim - 1]
+    gradient = f"{rows}r,{rows}x->rx"
+    flat_dlow = _tokens(dlow)
     with jax.named_scope(kernels.ADAPTER_GRADIENT):
-        da = kernels.product("tr,td->rd", flat_dlow, flat_x)
-    flat_dy = dy.reshape(-1, dy.shape[-1])
+        da = kernels.product(gradient, flat_dlow, flat_x)
+    flat_dy = _tokens(dy)
     with jax.named_scope(kernels.ADAPTER_GRADIENT):
-        db = kernels.product("tr,td->rd", low.reshape(-1, low.shape[-1]), flat_dy)
+        db = kernels.product(gradient, _tokens(low), flat_dy)
     return dx, da.T.astype(a.dtype), db.astype(b.dtype), jnp.zeros_like(scale)
+
+
+def _tokens(x: Array) -> Array:
+    """(..., d) as (tokens, d), but where the mesh splits sequences.
+
+    The places that a device has of several sequences are no range of all tokens: the
+    compiler would bring these together first.
+    """
+    if sharding.CONTEXT in sharding.axis_sizes():
+        return x
+    return x.reshape(-1, x.shape[-1])
 
 
 low_rank_product.defvjp(_low_rank_forward, _low_rank_backward)

@@ -76,7 +76,8 @@ def check_batches(cfg: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """Checks that the devices of the mesh can share a batch evenly.
 
     Args:
-        cfg: the configuration, which says how large batches are and how they are cut.
+        cfg: the configuration, which says how large batches are, how they are cut, and
+            how long sequences may be.
         mesh: the devices.
 
     Raises:
@@ -94,6 +95,7 @@ def check_batches(cfg: RunConfig, mesh: jax.sharding.Mesh) -> None:
         )
     if cfg.data.eval_batch_size is not None:
         sharding.check_batch(cfg.data.eval_batch_size, mesh, "data.eval_batch_size")
+    sharding.check_length(cfg.data.max_length, mesh)
 
 
 def check_together(cfg: RunConfig, mesh: jax.sharding.Mesh, together: int) -> None:

@@ -121,7 +121,7 @@ def _computed(given: Given, batches: data.EvalBatches, about: str) -> np.ndarray
 
     def placed(batch: data.Batch) -> dict[str, jax.Array]:
         unpacked = {name: x for name, x in batch.items() if name != "segments"}
-        return sharding.put_batch(unpacked, given.mesh)
+        return sharding.put_batch(sharding.filled_up(unpacked, given.mesh), given.mesh)
 
     step = Compiled(of_batch, "reference", lambda text: None, mesh=given.mesh)
     with console.Work(f"{about}, in batches", len(batches)) as work:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxpeft import console, data, replacing
 from jaxpeft.assembly.trained import Evaluated
 from jaxpeft.devices import sharding
@@ -29,11 +31,11 @@ def write(one: Evaluated, path: Path) -> None:
     def of_batch(params: Any, batch: data.Batch) -> Any:
         return said.scores(params, batch, base.cfg)
 
-    step = Compiled(of_batch, "predictions", lambda text: None)
+    step = Compiled(of_batch, "predictions", lambda text: None, mesh=mesh)
     with console.Work("predictions, in batches", len(batches)) as work:
         scores = evaluation.streamed(
             (
-                step(params, sharding.put_batch(_on_devices(batch), mesh))
+                step(params, sharding.put_batch(_on_devices(batch, mesh), mesh))
                 for batch in batches
             ),
             lambda done: work.advance(),
@@ -52,5 +54,6 @@ def write(one: Evaluated, path: Path) -> None:
         ) from None
 
 
-def _on_devices(batch: data.Batch) -> data.Batch:
-    return {name: value for name, value in batch.items() if name != "segments"}
+def _on_devices(batch: data.Batch, mesh: jax.sharding.Mesh) -> data.Batch:
+    one = {name: value for name, value in batch.items() if name != "segments"}
+    return sharding.filled_up(one, mesh)

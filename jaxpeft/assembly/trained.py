@@ -170,6 +170,7 @@ def to_evaluate(
     size = cfg.training.batch_size // cfg.training.gradient_accumulation_steps
     size = cfg.data.eval_batch_size or size
     sharding.check_batch(size, mesh, "data.eval_batch_size")
+    sharding.check_length(cfg.data.max_length, mesh)
     batches = objective.load_eval(
         cfg.data,
         base.tokenizer,
@@ -199,11 +200,11 @@ def losses(one: Evaluated) -> dict[str, float]:
     fixed = Frozen(frozen, held)
     # Standard output is the result's alone: nobody is told what is compiled.
     eval_step = make_eval_step(base.cfg, objective)
-    step = Compiled(eval_step, "evaluation", lambda text: None)
+    step = Compiled(eval_step, "evaluation", lambda text: None, mesh=mesh)
     with console.Work("evaluation, in batches", len(batches)) as work:
         sums = evaluation.streamed(
             (
-                step(trainable, fixed, sharding.put_batch(_unpacked(batch), mesh))
+                step(trainable, fixed, sharding.put_batch(_unpacked(batch, mesh), mesh))
                 for batch in batches
             ),
             lambda done: work.advance(),
@@ -248,5 +249,6 @@ def _adapted(weights: Any, base: Base, adapter: Path | None, seed: int = 0) -> A
     return heads.with_head(weights, base.cfg, key)
 
 
-def _unpacked(batch: data.Batch) -> data.Batch:
-    return {name: value for name, value in batch.items() if name != "segments"}
+def _unpacked(batch: data.Batch, mesh: jax.sharding.Mesh) -> data.Batch:
+    one = {name: value for name, value in batch.items() if name != "segments"}
+    return sharding.filled_up(one, mesh)

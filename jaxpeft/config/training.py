@@ -237,6 +237,13 @@ class MeshSection(Section):
         description="devices that split each layer",
         json_schema_extra=keys.NEVER,
     )
+    context: int = Field(
+        default=1,
+        ge=-1,
+        description="devices that split each sequence, for long ones, and weights as "
+        "fsdp does; it must divide data.max_length",
+        json_schema_extra=keys.NEVER,
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "MeshSection":

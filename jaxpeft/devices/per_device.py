@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxpeft.devices import sharding
@@ -15,46 +16,53 @@ def on_each_part(
 ) -> tuple[Any, Any]:
     """The value of `function(rows, whole)`, computed on each device for its sequences.
 
-    Without a mesh, or where it does not divide the batch, the function is called once
-    for all sequences.
+    Of sequences that the mesh splits it is computed for each device's part. Without a
+    mesh, or where it does not divide the batch, the function is called once for all.
 
     Args:
-        function: gives (what adds up over the sequences, what there is of each).
-        rows: arrays split like a batch.
+        function: gives (what adds up over places, what there is of each): no place of a
+            sequence needs another.
+        rows: (batch, seq, ...), split like a batch.
         whole: what every device needs all of, brought together once, however often
             `function` uses it; sums of its kind are added up once.
 
     Returns:
         (the sums over all sequences, the rows of all).
     """
-    sizes, batch = sharding.axis_sizes(), jax.tree.leaves(rows)[0].shape[0]
-    parts = math.prod(sizes.get(axis, 1) for axis in sharding.BATCH)
-    if parts == 1 or batch % parts:
+    sizes, axes = sharding.axis_sizes(), sharding.BATCH
+    batch, seq = jax.tree.leaves(rows)[0].shape[:2]
+    place = PartitionSpec(sharding.BATCH)
+    if splits(seq):
+        axes = (*axes, sharding.CONTEXT)
+        place = PartitionSpec(sharding.BATCH, sharding.CONTEXT)
+    if sharding.parts_of(sizes, axes) == 1 or not divides(batch):
         return function(rows, whole)
+    width = tuple(axis for axis in axes if axis != "data")
+    parts = sharding.parts_of(sizes, width)
 
     def local(rows: Any, whole: Any) -> tuple[Any, Any]:
         sums, own = function(rows, whole)
         return jax.tree.map(add_up, sums), own
 
     def scattered(x: Any) -> bool:
-        return x.ndim > 1 and sizes["fsdp"] > 1 and x.shape[0] % sizes["fsdp"] == 0
+        return x.ndim > 1 and parts > 1 and x.shape[0] % parts == 0
 
     def add_up(x: jax.Array) -> jax.Array:
         if not scattered(x):
-            return jax.lax.psum(x, sharding.BATCH)
+            return jax.lax.psum(x, axes)
         # Each device goes on with its part of the width alone.
-        x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True)
+        x = jax.lax.psum_scatter(x, width, scatter_dimension=0, tiled=True)
         return jax.lax.psum(x, "data")
 
     sums, _ = jax.eval_shape(function, rows, whole)
     specs = jax.tree.map(
-        lambda x: PartitionSpec("fsdp") if scattered(x) else PartitionSpec(), sums
+        lambda x: PartitionSpec(width) if scattered(x) else PartitionSpec(), sums
     )
     return jax.shard_map(
         local,
-        in_specs=(PartitionSpec(sharding.BATCH), PartitionSpec()),
-        out_specs=(specs, PartitionSpec(sharding.BATCH)),
-        axis_names=set(sharding.BATCH),
+        in_specs=(place, PartitionSpec()),
+        out_specs=(specs, place),
+        axis_names=set(axes),
         check_vma=False,
     )(rows, whole)
 
@@ -65,9 +73,17 @@ def divides(sequences: int) -> bool:
     Args:
         sequences: how many there are at a time.
     """
-    return not sequences % math.prod(
-        sharding.axis_sizes().get(axis, 1) for axis in sharding.BATCH
-    )
+    return not sequences % sharding.parts_of(sharding.axis_sizes(), sharding.BATCH)
+
+
+def splits(length: int) -> bool:
+    """Whether the mesh that is set, if any, splits sequences of that length evenly.
+
+    Args:
+        length: places of a sequence.
+    """
+    parts = sharding.axis_sizes().get(sharding.CONTEXT, 1)
+    return parts > 1 and length % parts == 0
 
 
 def on_each_head(
@@ -75,12 +91,14 @@ def on_each_head(
     heads: tuple[jax.Array, jax.Array, jax.Array],
     rows: Any,
     whole: Any,
+    past: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """`function(*heads, rows, whole)`, on each device for its sequences and heads.
 
     It is for what the compiler cannot split by itself. Where the axis "tensor" does not
     divide the heads of keys, they are repeated as often as it takes; where it does not
-    divide those of queries, each device computes all of them.
+    divide those of queries, each device computes all of them. Where the mesh splits
+    sequences, see `_across_parts`.
 
     Args:
         function: gives an array shaped like the queries it is given.
@@ -88,6 +106,8 @@ def on_each_head(
             dim). The mesh divides the batch.
         rows: arrays split like a batch.
         whole: what every device needs all of.
+        past: keys and values before those of a sequence, (batch, n, kv_heads, dim);
+            only where the mesh splits sequences.
 
     Returns:
         (batch, seq, heads, dim).
@@ -95,6 +115,8 @@ def on_each_head(
     sizes, (q, k, v) = sharding.axis_sizes(), heads
     if not sizes:
         return function(q, k, v, rows, whole)
+    if splits(q.shape[1]):
+        return _across_parts(function, heads, rows, whole, past or ())
     parts, split = math.lcm(k.shape[2], sizes["tensor"]), None
     if q.shape[2] % parts == 0:
         split = "tensor"
@@ -107,3 +129,57 @@ def on_each_head(
         out_specs=spec,
         check_vma=False,
     )(q, k, v, rows, whole)
+
+
+def _across_parts(
+    function: Callable[..., jax.Array],
+    heads: tuple[jax.Array, jax.Array, jax.Array],
+    rows: Any,
+    whole: Any,
+    past: tuple[jax.Array, ...],
+) -> jax.Array:
+    """`on_each_head` of sequences that are split over "context".
+
+    The devices of a sequence exchange its parts for whole sequences of some heads, and
+    what comes out for the parts (Jacobs et al., 2023, DeepSpeed-Ulysses). So `function`
+    sees whole sequences, all devices have as much to do whatever of them is seen, and
+    what each sends shrinks with their number, as that of keys and values brought
+    together does not. Keys' heads are repeated, and queries' filled up with zeros, as
+    far as it takes to divide them.
+    """
+    (q, k, v), context = heads, sharding.CONTEXT
+    batch, seq, count, width = q.shape
+    groups, sizes = k.shape[2], sharding.axis_sizes()
+    parts = sharding.parts_of(sizes, ("tensor", context))
+    times = math.lcm(groups, parts) // groups
+    each = count // groups
+    room = -each % times
+    if room:
+        q = q.reshape(batch, seq, groups, each, width)
+        q = jnp.pad(q, [(0, 0)] * 3 + [(0, room), (0, 0)])
+        q = q.reshape(batch, seq, groups * (each + room), width)
+    if times > 1:
+        k, v = (x.repeat(times, axis=2) for x in (k, v))
+        past = tuple(x.repeat(times, axis=2) for x in past)
+
+    def exchanged(x: jax.Array, split: int, joined: int) -> jax.Array:
+        return jax.lax.all_to_all(x, context, split, joined, tiled=True)
+
+    def local(heads: tuple, past: tuple, rows: Any, whole: Any) -> jax.Array:
+        q, *keyed = (exchanged(x, 2, 1) for x in heads)
+        if past:
+            before = zip(past, keyed, strict=True)
+            keyed = [jnp.concatenate(pair, axis=1) for pair in before]
+        return exchanged(function(q, *keyed, rows, whole), 1, 2)
+
+    own = PartitionSpec(sharding.BATCH, context, "tensor", None)
+    whole_rows = PartitionSpec(sharding.BATCH, None, ("tensor", context), None)
+    out = jax.shard_map(
+        local,
+        in_specs=(own, whole_rows, PartitionSpec(sharding.BATCH), PartitionSpec()),
+        out_specs=own,
+        check_vma=False,
+    )((q, k, v), past, rows, whole)
+    if room:
+        out = out.reshape(batch, seq, groups, each + room, width)[..., :each, :]
+    return out.reshape(batch, seq, count, width)

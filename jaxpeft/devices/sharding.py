@@ -1,6 +1,5 @@
 """The device mesh, and where each array lies on it."""
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxpeft.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
+Part = str | tuple[str, ...] | None  # the axes of a mesh that split a dimension
 
 # Logical axis of a weight -> mesh axis that splits it; what is absent is replicated.
 RULES: dict[str, str] = {
@@ -22,18 +22,28 @@ RULES: dict[str, str] = {
 }
 # The sequences of a batch go over both: with fsdp every device has its own, too.
 BATCH = ("data", "fsdp")
+# What each sequence is split over, a part of it to a device; a mesh of one such part
+# has no axis for it. Weights are split over it as over "fsdp": a long sequence is
+# trained one or few at a time, which leaves "fsdp" none to split.
+CONTEXT = "context"
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    context: int = 1,
+    *,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """A mesh with the axes "data", "fsdp" and "tensor".
+    """A mesh with the axes "data", "fsdp" and "tensor", and "context" if it is split.
 
     Args:
         data: over how many devices the sequences of a batch are split; -1: what is
             left.
         fsdp: over how many devices weights and sequences are split; -1: what is left.
         tensor: over how many devices each layer is split; -1: what is left.
+        context: over how many devices each sequence is split; -1: what is left.
         devices: the devices of the mesh; None: all that JAX has.
 
     Raises:
@@ -41,8 +51,11 @@ def make_mesh(
             several are -1.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    if min(data, fsdp, tensor) < -1 or 0 in sizes.values():
+    # Neighbours in this order have the fastest links: of the last axis.
+    sizes = {"data": data, "fsdp": fsdp, CONTEXT: context, "tensor": tensor}
+    if context == 1:
+        del sizes[CONTEXT]
+    if min(sizes.values()) < -1 or 0 in sizes.values():
         raise InputError(f"mesh: {sizes}; each size is 1 or more, or -1")
     if list(sizes.values()).count(-1) > 1:
         raise InputError(f"mesh: {sizes}; only one size can be -1, what is left")
@@ -55,9 +68,10 @@ def make_mesh(
             f"mesh: {given} needs {needed} devices, and there are {len(devices)}; "
             f"choose sizes whose product is {len(devices)}, or -1 for one of them"
         )
-    return Mesh(
-        np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3
-    )
+    kept = {axis: n for axis, n in zip(sizes, shape) if axis in AXES or n > 1}
+    kinds = (AxisType.Auto,) * len(kept)
+    grid = np.asarray(devices).reshape(tuple(kept.values()))
+    return Mesh(grid, tuple(kept), axis_types=kinds)
 
 
 def named(
@@ -73,18 +87,46 @@ def named(
             replicated.
         shape: the array's shape.
     """
-    return NamedSharding(mesh, PartitionSpec(*_parts(mesh.shape, axes, shape)))
+    return NamedSharding(mesh, PartitionSpec(*split_by(mesh.shape, axes, shape)))
 
 
-def _parts(
+def split_by(
     sizes: Mapping[str, int], axes: Sequence[str | None], shape: Sequence[int]
-) -> list[str | None]:
-    """The mesh axis that splits each dimension; None: none does, or it does not fit."""
+) -> list[Part]:
+    """The mesh axes that split each dimension; None: none does, or it does not fit.
+
+    Args:
+        sizes: of the axes of a mesh.
+        axes: the logical axis of each dimension, as for `named`.
+        shape: the array's shape.
+    """
     parts = [RULES.get(name) if name else None for name in axes]
-    return [
-        part if part and size % sizes[part] == 0 else None
-        for part, size in zip(parts, shape, strict=True)
-    ]
+    return [fitting(sizes, part, size) for part, size in zip(parts, shape, strict=True)]
+
+
+def fitting(sizes: Mapping[str, int], axis: str | None, size: int) -> Part:
+    """What splits a dimension that an axis is to split; None: nothing.
+
+    Args:
+        sizes: of the axes of a mesh.
+        axis: one of them; "fsdp" brings "context" along.
+        size: of the dimension.
+    """
+    both = ("fsdp", CONTEXT)
+    if axis == "fsdp" and CONTEXT in sizes and size % parts_of(sizes, both) == 0:
+        return both
+    return axis if axis and size % sizes[axis] == 0 else None
+
+
+def parts_of(sizes: Mapping[str, int], axes: Part) -> int:
+    """Into how many parts some axes split a dimension.
+
+    Args:
+        sizes: of the axes of a mesh.
+        axes: one or several of them, or ones that it does not have; None: none.
+    """
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(sizes.get(axis, 1) for axis in names)
 
 
 def is_whole(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> bool:
@@ -95,9 +137,11 @@ def is_whole(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> bo
         axes: the logical axis of each dimension.
         shape: the array's shape.
     """
-    meant = {RULES[name] for name in axes if name in RULES}
-    meant = {axis for axis in meant if mesh.shape[axis] > 1}
-    return bool(meant) and not meant & set(named(mesh, axes, shape).spec)
+    sizes = mesh.shape
+    meant = [RULES[name] for name in axes if name in RULES]
+    meant += [CONTEXT] if "fsdp" in meant else []
+    found = math.prod(parts_of(sizes, part) for part in split_by(sizes, axes, shape))
+    return found == 1 and parts_of(sizes, tuple(meant)) > 1
 
 
 def of(mesh: Mesh, axes: Any, tree: Any) -> Any:
@@ -142,84 +186,12 @@ def of_state(mesh: Mesh, state: Any, params: Any, placed: Any) -> Any:
         if leaf.ndim != ndim:
             return replicated(mesh)
         parts = [
-            part if part and size % mesh.shape[part] == 0 else None
+            part if size % parts_of(mesh.shape, part) == 0 else None
             for part, size in zip(spec, leaf.shape)
         ]
         return NamedSharding(mesh, PartitionSpec(*parts))
 
     return jax.tree_util.tree_map_with_path(where, state)
-
-
-def split_batch(x: jax.Array) -> jax.Array:
-    """The array, its first axis split like a batch if a mesh is set (`jax.set_mesh`).
-
-    Said of the activations between layers, it makes the compiler bring a layer's
-    weights to the sequences; left alone, it may bring activations to the weights.
-
-    Args:
-        x: (batch, ...).
-    """
-    return _constrained(x, BATCH)
-
-
-def split_looked_up(x: jax.Array) -> jax.Array:
-    """The rows looked up in an embedding split over "fsdp", split like a batch.
-
-    In two steps: each device looks its part of the width up for the sequences of all,
-    and then they exchange.
-
-    Args:
-        x: (batch, seq, hidden).
-    """
-    width = "fsdp" if x.shape[-1] % axis_sizes().get("fsdp", 1) == 0 else None
-    return split_batch(_constrained(x, "data", None, width))
-
-
-def gathered(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """A weight with what "fsdp" splits of it brought together; its gradient is split.
-
-    Said inside the scan over layers it makes the compiler bring one layer's weights,
-    while the layer before is computed, and add its gradients up where they go. Left
-    alone, TPUs' compiler cuts every product into as many as there are devices.
-
-    Args:
-        x: a weight of one layer.
-        axes: the logical axis of each of its dimensions.
-    """
-    sizes = axis_sizes()
-    if sizes.get("fsdp", 1) == 1:
-        return x
-    split = _parts(sizes, axes, x.shape)
-    if "fsdp" not in split:
-        return x
-    whole = [None if part == "fsdp" else part for part in split]
-    return _brought(x, PartitionSpec(*split), PartitionSpec(*whole))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _brought(x: jax.Array, split: PartitionSpec, whole: PartitionSpec) -> jax.Array:
-    return jax.lax.with_sharding_constraint(x, whole)
-
-
-def _brought_back(
-    split: PartitionSpec, whole: PartitionSpec, _: None, dy: jax.Array
-) -> tuple[jax.Array]:
-    return (jax.lax.with_sharding_constraint(dy, split),)
-
-
-_brought.defvjp(
-    lambda x, split, whole: (_brought(x, split, whole), None), _brought_back
-)
-
-
-def _constrained(x: jax.Array, *axes: Any) -> jax.Array:
-    """`x` with its leading axes split over these mesh axes, where a mesh is set."""
-    sizes = axis_sizes()
-    lead = (axes[0],) if isinstance(axes[0], str) else axes[0]
-    if not sizes or x.shape[0] % math.prod(sizes[axis] for axis in lead):
-        return x
-    spec = PartitionSpec(*axes, *[None] * (x.ndim - len(axes)))
-    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def axis_sizes() -> dict[str, int]:
@@ -291,6 +263,24 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
+def filled_up(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
+    """A batch with rows as long as it takes to split them over "context".
+
+    What is filled in is like the padding of short rows, which nothing is learned of: 0
+    everywhere. Lengths of rows are thus the same on every mesh.
+
+    Args:
+        batch: as for `put_batch`, padded on the right.
+        mesh: the device mesh.
+    """
+    ndim, length = batch["tokens"].ndim, batch["tokens"].shape[-1]
+    short = -length % mesh.shape.get(CONTEXT, 1)
+    if not short:
+        return dict(batch)
+    widths = [(0, 0)] * (ndim - 1) + [(0, short)]
+    return {n: np.pad(x, widths) if x.ndim == ndim else x for n, x in batch.items()}
+
+
 def own_rows(mesh: Mesh, rows: int, parts: int = 1) -> np.ndarray | None:
     """Which rows of a batch the devices of this process take.
 
@@ -331,4 +321,24 @@ def check_batch(sequences: int, mesh: Mesh, key: str) -> None:
         raise InputError(
             f"{key}: {sequences} sequences at a time cannot be split over {parts} "
             f"devices (mesh data x fsdp); use a multiple, such as {near}"
+        )
+
+
+def check_length(length: int, mesh: Mesh) -> None:
+    """Checks that the mesh divides the longest rows.
+
+    Args:
+        length: `data.max_length`.
+        mesh: the device mesh.
+
+    Raises:
+        InputError: the mesh does not divide it.
+    """
+    parts = mesh.shape.get(CONTEXT, 1)
+    if length % parts:
+        below, above = length // parts * parts, -(-length // parts) * parts
+        near = f"{below} or {above}" if below else str(above)
+        raise InputError(
+            f"data.max_length: found {length}; a sequence of so many tokens cannot be "
+            f"split over {parts} devices (mesh.context); use a multiple, such as {near}"
         )

@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Float, Float32, Int
 
 from jaxpeft import kernel, tree
-from jaxpeft.devices import sharding
+from jaxpeft.devices import constraints
 from jaxpeft.models import kept, past, rope, stacks
 from jaxpeft.models.attention import Scores, attend
 from jaxpeft.models.head import head
@@ -105,7 +105,7 @@ def make_block(
     and values of virtual tokens, if there are any.
     """
     lengths = _lengths(cfg, positions, segments)
-    angles = rope.by_layer(positions, cfg, lengths)
+    angles = rope.by_layer(constraints.split_sequence(positions), cfg, lengths)
     axes = {
         name: spec.axes[1:]
         for name, spec in tree.walk(param_specs(cfg)["model"]["layers"])
@@ -132,8 +132,8 @@ def make_block(
                 k, v = past.after(virtual.k, k), past.after(virtual.v, v)
             return attend(q, k, v, segments, scores, seen)
 
-        x = sharding.split_batch(x)
-        return sharding.split_batch(
+        x = constraints.split_batch(x)
+        return constraints.split_batch(
             apply_layer(x, gathered(layer), angles(number), attention, cfg)
         )
 
@@ -146,13 +146,13 @@ def _gathered(weight: Any, axes: kernel.Axes) -> Any:
     What an adapter adds stays where it is: it is small, and trains.
     """
     if not kernel.is_node(weight):
-        return sharding.gathered(weight, axes)
+        return constraints.gathered(weight, axes)
     base = kernel.base_of(weight)
     if base is not weight:
         return dataclasses.replace(weight, base=_gathered(base, axes))
     if kernel.is_adapter(weight):
         return weight
-    return jax.tree.map(sharding.gathered, weight, kernel.axes_of(weight, axes))
+    return jax.tree.map(constraints.gathered, weight, kernel.axes_of(weight, axes))
 
 
 def _lengths(
@@ -173,9 +173,9 @@ def embed(weights: Params, tokens: Array, positions: Array, cfg: ModelConfig) ->
     Returns:
         (batch, seq, hidden) in the dtype of the activations.
     """
-    x = sharding.split_looked_up(weights["embedding"][tokens])
+    x = constraints.split_looked_up(weights["embedding"][tokens])
     if "positions" in weights:
-        x = x + sharding.split_looked_up(weights["positions"][positions])
+        x = x + constraints.split_looked_up(weights["positions"][positions])
     x = x.astype(cfg.activation_dtype or x.dtype)
     x = x if cfg.embedding_scale is None else x * cfg.embedding_scale
     return weights[NOISE].added_to(x) if NOISE in weights else x

@@ -108,7 +108,8 @@ class Compiled:
         Args:
             cfg: the configuration that was compiled.
         """
-        model, parts = self.model, self.mesh["fsdp"] * self.mesh["tensor"]
+        model, axes = self.model, ("fsdp", sharding.CONTEXT, "tensor")
+        parts = sharding.parts_of(self.mesh, axes)
         again = {"none": 1.0, "dots": 1.2, "full": 1.5}[cfg.model.remat]
         is_coded, parameters = cfg.model.quantization != "none", self.parameters
         heads = model.num_attention_heads + 2 * model.num_key_value_heads

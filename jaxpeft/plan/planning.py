@@ -183,6 +183,7 @@ def advise(
 
 
 def _changes(cfg: RunConfig, devices: int) -> Iterator[tuple[str, ...]]:
+    devices //= max(1, cfg.mesh.context)  # that have sequences of their own
     if cfg.model.remat != "full":
         yield ("model.remat=full",)
     if cfg.mesh.tensor == 1:

@@ -57,6 +57,7 @@ class Candidate:
         tensor: over how many each layer is.
         parts: that a batch goes through the devices in.
         remat: one of `REMATS`.
+        context: over how many each sequence is split, and weights too.
     """
 
     data: int
@@ -64,6 +65,7 @@ class Candidate:
     tensor: int
     parts: int
     remat: str
+    context: int = 1
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -72,9 +74,20 @@ class Candidate:
             f"mesh.data={self.data}",
             f"mesh.fsdp={self.fsdp}",
             f"mesh.tensor={self.tensor}",
+            *([f"mesh.context={self.context}"] if self.context > 1 else []),
             f"training.gradient_accumulation_steps={self.parts}",
             f"model.remat={self.remat}",
         )
+
+    @property
+    def holders(self) -> int:
+        """Over how many devices the weights of a layer, or its share, are split."""
+        return self.fsdp * self.context
+
+    @property
+    def replicas(self) -> int:
+        """Over how many devices the tokens of a batch are split."""
+        return self.data * self.fsdp * self.context
 
 
 @dataclass(frozen=True)
@@ -126,10 +139,10 @@ class Formula:
         peak, link = self.device.in_16_bits or 1e14, self.device.link or 1e10
         products = self.flops * again / self.count / peak
         # Each part brings the weights together twice, beside the products.
-        share = (one.fsdp - 1) / one.fsdp
+        share = (one.holders - 1) / one.holders
         gathered = 2 * one.parts * self.sent / one.tensor * share / link
         # A layer adds up its activations twice each way, and all wait for that.
-        tokens = self.sequences * self.length / (one.data * one.fsdp)
+        tokens = self.sequences * self.length / one.replicas
         added = 4 * self.layers * tokens * self.hidden * 2
         added *= 2 * (one.tensor - 1) / one.tensor / link
         # Weights are read for every part, however few its rows are, and decoded to 16
@@ -144,7 +157,7 @@ class Formula:
         Args:
             one: the candidate.
         """
-        rows = self.sequences / one.parts / (one.data * one.fsdp)
+        rows = self.sequences / one.parts / one.replicas
         narrow, wide = self.hidden, self.wide / one.tensor
         width = {"none": 3 * narrow + wide, "dots": 2 * narrow + wide / 3}
         kept = self.layers * width.get(one.remat, narrow) + 2 * wide
@@ -156,7 +169,7 @@ class Formula:
         Args:
             one: the candidate.
         """
-        own = self.weights / (one.fsdp * one.tensor)
+        own = self.weights / (one.holders * one.tensor)
         return own + (self.beside or 0.0) + self.activations(one)
 
     def fitted(self, one: Candidate, seconds: float, total: int) -> "Formula":
@@ -169,7 +182,7 @@ class Formula:
         """
         # More than the activations is at first what is gathered, decoded and added up,
         # about the same in all candidates; what another one needs beyond that it keeps.
-        own = self.weights / (one.fsdp * one.tensor)
+        own = self.weights / (one.holders * one.tensor)
         kept = self.activations(one) / self.kept
         rest = max(0.0, total - own - kept)
         beside = rest if self.beside is None else min(self.beside, rest)
@@ -218,11 +231,12 @@ def of_config(cfg: RunConfig, mesh: dict[str, int]) -> Candidate:
         mesh: its mesh, {axis: devices along it}.
     """
     parts = cfg.training.gradient_accumulation_steps
-    return Candidate(mesh["data"], mesh["fsdp"], mesh["tensor"], parts, cfg.model.remat)
+    sizes = mesh["data"], mesh["fsdp"], mesh["tensor"]
+    return Candidate(*sizes, parts, cfg.model.remat, mesh.get("context", 1))
 
 
 def candidates(
-    count: int, sequences: int, model: ModelConfig, most: int = 8
+    count: int, sequences: int, model: ModelConfig, most: int = 8, context: int = 1
 ) -> Iterator[Candidate]:
     """All ways to run a step that divide what they must.
 
@@ -231,8 +245,9 @@ def candidates(
         sequences: of a batch.
         model: which says how far `tensor` can divide.
         most: devices that `tensor` may go over, those with the fastest links.
+        context: over how many of them each sequence is split, which stays.
     """
-    heads = model.num_key_value_heads
+    heads, count = model.num_key_value_heads, count // context
     for tensor in (n for n in range(1, min(count, most) + 1) if count % n == 0):
         if heads % tensor:
             continue
@@ -241,7 +256,8 @@ def candidates(
             for parts in (n for n in range(1, sequences + 1) if sequences % n == 0):
                 if sequences // parts % rest == 0:
                     for remat in REMATS:
-                        yield Candidate(rest // fsdp, fsdp, tensor, parts, remat)
+                        sizes = rest // fsdp, fsdp, tensor
+                        yield Candidate(*sizes, parts, remat, context)
 
 
 def search(

@@ -166,7 +166,8 @@ class Step:
 
     def activations(self, jaxpr: Any) -> int:
         """Bytes on a device that the layers keep for the backward pass."""
-        parts, kept = self.mesh.shape["data"] * self.mesh.shape["fsdp"], 0
+        axes = (*sharding.BATCH, sharding.CONTEXT)
+        parts, kept = sharding.parts_of(self.mesh.shape, axes), 0
         layers = tree.combine(self.state.params, self.frozen.params)["model"]["layers"]
         # Those of the forward pass come first.
         forward = stacks.lengths(layers, self.model.num_hidden_layers)

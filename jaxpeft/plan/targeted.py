@@ -100,7 +100,12 @@ def _search(
     say: Callable[[str], None] = (lambda _: None) if args.json else console.say
     given = search.Tried(search.of_config(cfg, found.mesh), found)
     others = list(
-        search.candidates(found.target.count, cfg.training.batch_size, found.model)
+        search.candidates(
+            found.target.count,
+            cfg.training.batch_size,
+            found.model,
+            context=given.candidate.context,
+        )
     )
     say(
         f"searching among {len(others)} ways to run this step, with at most "

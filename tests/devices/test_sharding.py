@@ -18,8 +18,11 @@ def devices(count):
     ]
 
 
-def mesh_of(data=1, fsdp=1, tensor=1):
-    return AbstractMesh((data, fsdp, tensor), sharding.AXES)
+def mesh_of(data=1, fsdp=1, tensor=1, context=None):
+    axes, sizes = sharding.AXES, (data, fsdp, tensor)
+    if context is not None:
+        axes, sizes = (*axes, sharding.CONTEXT), (*sizes, context)
+    return AbstractMesh(sizes, axes)
 
 
 SHAPES = {
@@ -28,6 +31,9 @@ SHAPES = {
     "tensor": ({"tensor": 2}, (4, 1, 2)),
     "all given": ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
     "rest to fsdp": ({"data": 1, "fsdp": -1, "tensor": 4}, (1, 2, 4)),
+    "context": ({"context": 2, "tensor": 2}, (2, 1, 2, 2)),
+    "rest to context": ({"data": 2, "context": -1}, (2, 1, 4, 1)),
+    "nothing left to context": ({"data": 8, "context": -1}, (8, 1, 1)),
 }
 
 
@@ -39,7 +45,9 @@ def test_sizes_of_a_mesh(name, monkeypatch):
         sharding, "Mesh", lambda grid, axes, **_: made.update(grid=grid, axes=axes)
     )
     sharding.make_mesh(**sizes, devices=devices(8))
-    assert made["grid"].shape == expected and made["axes"] == sharding.AXES
+    axes = ("data", "fsdp", "context", "tensor")
+    axes = axes if len(expected) == 4 else sharding.AXES
+    assert made["grid"].shape == expected and made["axes"] == axes
     assert [d.id for d in made["grid"].flat] == list(range(8))
 
 
@@ -85,6 +93,35 @@ def test_what_does_not_divide_is_replicated(name):
     spec = tuple(sharding.named(mesh_of(2, 4, 2), axes, shape).spec)
     padded = expected + (None,) * (len(shape) - len(expected))
     assert spec + (None,) * (len(shape) - len(spec)) == padded
+
+
+def test_weights_are_split_over_context_as_over_fsdp():
+    mesh = mesh_of(1, 2, 2, context=4)
+    axes, both = ("layers", "embed", "mlp"), ("fsdp", "context")
+    spec = sharding.named(mesh, axes, (3, 16, 12)).spec
+    assert tuple(spec) == (None, both, "tensor")
+    # What both together do not divide, fsdp may.
+    assert tuple(sharding.named(mesh, axes, (3, 6, 12)).spec) == (
+        *(None, "fsdp", "tensor"),
+    )
+    alone = mesh_of(1, 1, 1, context=4)
+    assert sharding.is_whole(alone, axes, (3, 6, 12))
+    assert not sharding.is_whole(alone, axes, (3, 8, 12))
+
+
+def test_lengths_must_divide_and_shorter_rows_are_filled_up():
+    mesh = mesh_of(context=8)
+    sharding.check_length(64, mesh)
+    sharding.check_length(61, mesh_of(2, 2))
+    with pytest.raises(
+        InputError, match="data.max_length: found 100.*8 dev.*96 or 104"
+    ):
+        sharding.check_length(100, mesh)
+    batch = {"tokens": np.ones((2, 3, 13), int), "label": np.ones((2, 3))}
+    longer = sharding.filled_up(batch, mesh)
+    assert longer["tokens"].shape == (2, 3, 16) and longer["label"].shape == (2, 3)
+    assert longer["tokens"].sum() == 2 * 3 * 13 and not longer["tokens"][..., 13:].any()
+    assert sharding.filled_up(batch, mesh_of(2, 2))["tokens"].shape == (2, 3, 13)
 
 
 def test_axes_and_shape_must_agree_in_number():
@@ -157,3 +194,32 @@ def test_each_device_has_whole_heads_and_the_keys_that_they_share(tensor, heads,
         out = jax.eval_shape(attended, q, k, rows, whole)
     assert out.shape == q.shape
     assert given == [((2, seen[0]), seen[1], seen[1], (2, 3), ())]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "heads", "seen"),
+    [
+        ({"context": 2}, 8, (4, 1)),
+        ({"context": 2, "tensor": 2}, 8, (2, 1)),
+        ({"context": 8}, 6, (1, 1)),
+        ({"data": 2, "context": 4}, 2, (1, 1)),
+    ],
+)
+def test_parts_of_sequences_become_whole_ones_of_some_heads(sizes, heads, seen):
+    q, k = (jax.ShapeDtypeStruct((4, 24, n, 5), "float32") for n in (heads, 2))
+    past = jax.ShapeDtypeStruct((4, 3, 2, 5), "float32")
+    given = []
+
+    def function(q, k, v, rows, whole):
+        given.append((q.shape[1:3], k.shape[1:3], v.shape[1:3], rows.shape))
+        return q
+
+    def attended(q, k, past, rows):
+        return per_device.on_each_head(function, (q, k, k), rows, None, (past, past))
+
+    rows = jax.ShapeDtypeStruct((4, 24), "int32")
+    with jax.sharding.use_abstract_mesh(mesh_of(**sizes)):
+        out = jax.eval_shape(attended, q, k, past, rows)
+    assert out.shape == q.shape
+    keys, batch = (24 + 3, seen[1]), 4 // sizes.get("data", 1)
+    assert given == [((24, seen[0]), keys, keys, (batch, 24))]

@@ -130,24 +130,45 @@ def attend(
     if q.shape[1] == k.shape[1] and per_device.divides(q.shape[0]):
         for implementation in IMPLEMENTATIONS.get(target.platform, ()):
             if implementation.can(case):
-                return _on_each_part(implementation, q, k, v, segments, scores)
+                of_rows = _without_past(implementation)
+                return _on_each_part(of_rows, (q, k, v), (segments, None), scores)
+    if per_device.divides(q.shape[0]) and per_device.splits(q.shape[1]):
+        before = k.shape[1] - q.shape[1]
+        past = (k[:, :before], v[:, :before]) if before else None
+        heads = q, k[:, before:], v[:, before:]
+        return _on_each_part(_blockwise, heads, (segments, seen), scores, past)
+    return blockwise.attend(q, k, v, segments, scores, seen)
+
+
+def _without_past(implementation: Implementation) -> Callable[..., Array]:
+    def of_rows(
+        q: Array, k: Array, v: Array, rows: tuple[Any, None], scores: Scores
+    ) -> Array:
+        return implementation.attend(q, k, v, rows[0], scores)
+
+    return of_rows
+
+
+def _blockwise(
+    q: Array, k: Array, v: Array, rows: tuple[Any, Any], scores: Scores
+) -> Array:
+    segments, seen = rows
     return blockwise.attend(q, k, v, segments, scores, seen)
 
 
 def _on_each_part(
-    implementation: Implementation,
-    q: Array,
-    k: Array,
-    v: Array,
-    segments: Array | None,
+    attend: Callable[[Array, Array, Array, tuple, Scores], Array],
+    heads: tuple[Array, Array, Array],
+    rows: tuple[Array | None, Array | None],
     scores: Scores,
+    past: tuple[Array, Array] | None = None,
 ) -> Array:
     """Each device attends for its own sequences and heads: kernels know no mesh."""
 
-    def local(q: Array, k: Array, v: Array, segments: Any, window: Any) -> Array:
+    def local(q: Array, k: Array, v: Array, rows: Any, window: Any) -> Array:
         own = scores._replace(window=window) if traced else scores
-        return implementation.attend(q, k, v, segments, own)
+        return attend(q, k, v, rows, own)
 
     traced = isinstance(scores.window, jax.Array)
     window = scores.window if traced else None
-    return per_device.on_each_head(local, (q, k, v), segments, window)
+    return per_device.on_each_head(local, heads, rows, window, past)
