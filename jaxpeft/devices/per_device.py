@@ -32,20 +32,20 @@ def on_each_part(
     sizes, axes = sharding.axis_sizes(), sharding.BATCH
     batch, seq = jax.tree.leaves(rows)[0].shape[:2]
     place = PartitionSpec(sharding.BATCH)
-    if splits(seq):
+    if parts(seq) > 1:
         axes = (*axes, sharding.CONTEXT)
         place = PartitionSpec(sharding.BATCH, sharding.CONTEXT)
     if sharding.parts_of(sizes, axes) == 1 or not divides(batch):
         return function(rows, whole)
     width = tuple(axis for axis in axes if axis != "data")
-    parts = sharding.parts_of(sizes, width)
+    across = sharding.parts_of(sizes, width)
 
     def local(rows: Any, whole: Any) -> tuple[Any, Any]:
         sums, own = function(rows, whole)
         return jax.tree.map(add_up, sums), own
 
     def scattered(x: Any) -> bool:
-        return x.ndim > 1 and parts > 1 and x.shape[0] % parts == 0
+        return x.ndim > 1 and across > 1 and x.shape[0] % across == 0
 
     def add_up(x: jax.Array) -> jax.Array:
         if not scattered(x):
@@ -76,14 +76,14 @@ def divides(sequences: int) -> bool:
     return not sequences % sharding.parts_of(sharding.axis_sizes(), sharding.BATCH)
 
 
-def splits(length: int) -> bool:
-    """Whether the mesh that is set, if any, splits sequences of that length evenly.
+def parts(length: int) -> int:
+    """Into how many parts the mesh that is set, if any, splits sequences.
 
     Args:
-        length: places of a sequence.
+        length: places of a sequence; one that the mesh does not divide stays whole.
     """
-    parts = sharding.axis_sizes().get(sharding.CONTEXT, 1)
-    return parts > 1 and length % parts == 0
+    count = sharding.axis_sizes().get(sharding.CONTEXT, 1)
+    return 1 if length % count else count
 
 
 def on_each_head(
@@ -115,13 +115,13 @@ def on_each_head(
     sizes, (q, k, v) = sharding.axis_sizes(), heads
     if not sizes:
         return function(q, k, v, rows, whole)
-    if splits(q.shape[1]):
+    if parts(q.shape[1]) > 1:
         return _across_parts(function, heads, rows, whole, past or ())
-    parts, split = math.lcm(k.shape[2], sizes["tensor"]), None
-    if q.shape[2] % parts == 0:
+    least, split = math.lcm(k.shape[2], sizes["tensor"]), None
+    if q.shape[2] % least == 0:
         split = "tensor"
-        if parts > k.shape[2]:
-            k, v = (x.repeat(parts // x.shape[2], axis=2) for x in (k, v))
+        if least > k.shape[2]:
+            k, v = (x.repeat(least // x.shape[2], axis=2) for x in (k, v))
     spec = PartitionSpec(sharding.BATCH, None, split, None)
     return jax.shard_map(
         function,
@@ -150,8 +150,8 @@ def _across_parts(
     (q, k, v), context = heads, sharding.CONTEXT
     batch, seq, count, width = q.shape
     groups, sizes = k.shape[2], sharding.axis_sizes()
-    parts = sharding.parts_of(sizes, ("tensor", context))
-    times = math.lcm(groups, parts) // groups
+    devices = sharding.parts_of(sizes, ("tensor", context))
+    times = math.lcm(groups, devices) // groups
     each = count // groups
     room = -each % times
     if room:

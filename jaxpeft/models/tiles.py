@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from jaxpeft.devices import constraints, per_device
+
 
 def over(
     function: Callable[[Array], Array],
@@ -15,23 +17,33 @@ def over(
 ) -> Float[Array, "batch seq hidden"]:
     """`function(x)`, of which only a tile's own arrays are in memory at once.
 
-    The backward pass computes a tile's once more, and keeps none.
+    The backward pass computes a tile's once more, and keeps none. Of sequences that the
+    mesh splits, each device takes its own part in tiles.
 
     Args:
         function: of (batch, any number of tokens, hidden), each token by itself.
         x: (batch, seq, hidden).
-        tile: tokens of a sequence at a time; None: all of them.
+        tile: tokens of a sequence, or of a device's part, at a time; None: all of them.
 
     Returns:
         x's shape and dtype.
     """
     batch, seq, hidden = x.shape
-    if tile is None or seq <= tile:
+    parts = per_device.parts(seq)
+    own = seq // parts
+    if tile is None or own <= tile:
         return function(x)
-    count = -(-seq // tile)
-    padded = jnp.pad(x, ((0, 0), (0, count * tile - seq), (0, 0)))
-    parts = padded.reshape(batch, count, tile, hidden).swapaxes(0, 1)
+    count = -(-own // tile)
+    padded = x.reshape(batch, parts, own, hidden)
+    padded = jnp.pad(padded, ((0, 0), (0, 0), (0, count * tile - own), (0, 0)))
+    tiles = padded.reshape(batch, parts, count, tile, hidden).transpose(2, 0, 1, 3, 4)
+    tiles = tiles.reshape(count, batch, parts * tile, hidden)
+
+    def of_tile(x: Array) -> Array:
+        return constraints.split_sequence(function(constraints.split_sequence(x)))
+
     # Inside a loop nothing could be shared with the forward pass by mistake.
-    again = jax.checkpoint(function, prevent_cse=False)
-    out = jax.lax.map(again, parts).swapaxes(0, 1)
-    return out.reshape(batch, count * tile, hidden)[:, :seq]
+    out = jax.lax.map(jax.checkpoint(of_tile, prevent_cse=False), tiles)
+    out = out.reshape(count, batch, parts, tile, hidden).transpose(1, 2, 0, 3, 4)
+    out = out.reshape(batch, parts, count * tile, hidden)[:, :, :own]
+    return out.reshape(batch, seq, hidden)

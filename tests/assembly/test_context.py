@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 CHILD = """
+import dataclasses
 import json
 
 import jax
@@ -59,7 +60,7 @@ CASES = {
         {"context": 4, "tensor": 2},
         {"context": 8},
     ],
-    "windows, caps; full; packed; 64": [{"fsdp": 2, "context": 4}],
+    "windows, caps; full; packed, tiles; 64": [{"fsdp": 2, "context": 4}],
     "six heads; lora; packed; 64": [{"context": 8}],
     "windows, caps; prefix; packed; 64": [{"context": 8}],
 }
@@ -99,7 +100,8 @@ def run(case, sizes):
     model, method, rows, seq = case.split("; ")
     devices = jax.devices() if sizes else jax.devices()[:1]
     mesh = sharding.make_mesh(**{"data": 1, **sizes}, devices=devices)
-    cfg = models.config(MODELS[model], remat="full")
+    tile = 5 if "tiles" in rows else None
+    cfg = dataclasses.replace(models.config(MODELS[model], remat="full"), tile=tile)
     settings = {"name": "adamw", "learning_rate": 3e-3, "max_grad_norm": 1.0}
     tx = optim.make(settings, {"name": "constant"}, 100)
     params = adapters.inject(params_of(cfg), RULES[method], jax.random.key(1))
@@ -109,7 +111,7 @@ def run(case, sizes):
     state = sharding.put(state, places.state)
     frozen, losses, step = Frozen(sharding.put(frozen, places.frozen)), [], None
     for seed in range(10):
-        batch = batch_of(seed, rows == "packed", int(seq))
+        batch = batch_of(seed, rows.startswith("packed"), int(seq))
         batch = sharding.put_batch(sharding.filled_up(batch, mesh), mesh)
         if step is None:
             arguments, how = (state, frozen, batch), {"carries": True, "mesh": mesh}

@@ -132,7 +132,7 @@ def attend(
             if implementation.can(case):
                 of_rows = _without_past(implementation)
                 return _on_each_part(of_rows, (q, k, v), (segments, None), scores)
-    if per_device.divides(q.shape[0]) and per_device.splits(q.shape[1]):
+    if per_device.divides(q.shape[0]) and per_device.parts(q.shape[1]) > 1:
         before = k.shape[1] - q.shape[1]
         past = (k[:, :before], v[:, :before]) if before else None
         heads = q, k[:, before:], v[:, before:]
