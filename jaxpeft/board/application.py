@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from jaxpeft.board import about, actions, inside, job_pages, pages
+from jaxpeft.board import about, actions, inside, job_pages, new_pages, pages
 from jaxpeft.board.answers import (
     Told,
     complaint,
@@ -62,6 +62,10 @@ def application(
             Route("/run/{key}/settings", run_settings),
             Route("/run/{key}/file", run_file),
             Route("/run/{key}/do/{action}", run_action, methods=["POST"]),
+            Route("/new", new_pages.new),
+            Route("/new/check", new_pages.check, methods=["POST"]),
+            Route("/new/start", new_pages.start, methods=["POST"]),
+            Route("/new/convert", new_pages.convert, methods=["POST"]),
             Route("/jobs", job_pages.index),
             Route("/jobs/events", job_pages.index_events),
             Route("/jobs/{number:int}", job_pages.job),

@@ -11,8 +11,9 @@ from starlette.responses import RedirectResponse, Response
 
 from jaxpeft.board import actions, inside, pages
 from jaxpeft.board.answers import Told, new_parts, page, stream
-from jaxpeft.board.jobs import Job, Queue
+from jaxpeft.board.jobs import DONE, Job, Queue
 
+DRAWN_UP = ("train", "plan", "lr_find", "sweep")
 LAST = 2**16  # bytes of a log that are shown
 # What moves a terminal's cursor or colors its text.
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]")
@@ -69,7 +70,12 @@ def _head(request: Request, found: Job) -> dict[str, Any]:
     """What the head of its page says, and the key of the run that it is about."""
     entries = request.app.state.catalog.refresh().values()
     keys = (e.place.key for e in entries if str(e.place.folder) == found.run)
-    return {"job": found, "key": next(keys, "")}
+    draft = ""
+    if found.name == "lr_find" and found.state == DONE:
+        draft = "new run at this rate"
+    elif found.name in DRAWN_UP:
+        draft = "back to its configuration"
+    return {"job": found, "key": next(keys, ""), "draft": draft}
 
 
 async def job_events(request: Request) -> Response:

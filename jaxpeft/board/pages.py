@@ -24,6 +24,7 @@ ASSETS = {
     "board.css": (TEMPLATES, "text/css"),
     "charts.js": (OF_REPORTS, "text/javascript"),
     "board.js": (TEMPLATES, "text/javascript"),
+    "new.js": (TEMPLATES, "text/javascript"),
     "theme.js": (TEMPLATES, "text/javascript"),
     "icon.svg": (TEMPLATES, "image/svg+xml"),
 }

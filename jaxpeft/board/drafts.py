@@ -1,0 +1,276 @@
+"""A configuration on its way to a run: read, changed key by key, checked, begun."""
+
+import itertools
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxpeft import config, replacing
+from jaxpeft.assembly.configuration import TABLES
+from jaxpeft.board import inside
+from jaxpeft.board.catalog import Entry
+from jaxpeft.board.jobs import Job, Queue
+from jaxpeft.config import paths, strict_yaml
+from jaxpeft.errors import InputError
+from jaxpeft.lr_find.ramp import FOUND
+from jaxpeft.metrics import METRICS
+from jaxpeft.rundir.files import CONFIG
+
+QUICKSTART = "jaxpeft:quickstart.yaml"
+RECIPES = "configs"
+NAME = "the configuration"
+KINDS = ("train", "plan", "lr_find", "sweep")
+
+
+def recipes(work: Path) -> dict[str, Path]:
+    """The configurations that one can begin with, by name.
+
+    Args:
+        work: the folder in which commands are started; those in its `configs/`, and
+            those beside the package, are among them.
+    """
+    found = {}
+    for folder in (Path(config.__file__).parents[2] / RECIPES, work / RECIPES):
+        for path in sorted(folder.glob("*.yaml")):
+            found[path.stem] = path
+    return found
+
+
+def recipe(name: str, work: Path) -> str:
+    """The text of a recipe, or of the one that ships.
+
+    Args:
+        name: of `recipes`; any other stands for the one that ships.
+        work: as for `recipes`.
+    """
+    path = recipes(work).get(name) or paths.find(QUICKSTART)
+    return path.read_text(encoding="utf-8")
+
+
+def of_run(entry: Entry) -> str:
+    """The text of a run's configuration; "" where it has none.
+
+    Args:
+        entry: the run.
+    """
+    try:
+        return inside.text(entry.place.folder, CONFIG, strict_yaml.MAX_BYTES)
+    except OSError:
+        return ""
+
+
+def of_job(job: Job, queue: Queue) -> str:
+    """The text of the configuration that a job was given, with the rate it has found.
+
+    Args:
+        job: the job.
+        queue: has its files.
+    """
+    options = dict(itertools.pairwise(job.argv))
+    path = Path(options.get("--config", ""))
+    if path.parent != queue.folder:
+        return ""
+    try:
+        text = inside.text(queue.folder, path.name, strict_yaml.MAX_BYTES)
+    except OSError:
+        return ""
+    out = Path(options.get("--out", ""))
+    if job.name == "lr_find" and out.parent == queue.folder:
+        found = inside.json_object(queue.folder, f"{out.name}/{FOUND}")
+        rate = found.get("suggestion")
+        if isinstance(rate, float):
+            return changed(text, "optimizer.learning_rate", f"{rate:g}")
+    return text
+
+
+def fresh(text: str, top: Path, work: Path) -> str:
+    """The same configuration with an output_dir below a folder where nothing is yet.
+
+    Args:
+        text: the configuration.
+        top: the folder of runs.
+        work: what relative paths are relative to.
+    """
+    try:
+        given = str(strict_yaml.load(text, NAME).get("output_dir") or "run")
+    except InputError:
+        return text
+    if is_inside(given, [top], work) and not (work / given).exists():
+        return text
+    stem = re.sub(r"-\d+$", "", Path(given).name)
+    names = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+    place = next(top / name for name in names if not (top / name).exists())
+    return changed(text, "output_dir", strict_yaml.dump_scalar(str(place)))
+
+
+def is_inside(output: str, tops: Sequence[Path], work: Path) -> bool:
+    """Whether a run that writes there appears on the board.
+
+    Args:
+        output: the configuration's output_dir.
+        tops: the folders of runs.
+        work: what relative paths are relative to.
+    """
+    try:
+        place = Path(os.path.realpath(work / os.path.expanduser(output)))
+    except ValueError:
+        return False
+    return any(top in place.parents for top in tops)
+
+
+def changed(text: str, key: str, value: str) -> str:
+    """A configuration with one key changed, the rest of its text as it was if it can.
+
+    Args:
+        text: the configuration.
+        key: the dotted key.
+        value: its value as YAML; "": the key is taken out.
+
+    Raises:
+        InputError: the text or the value is no YAML.
+    """
+    new = strict_yaml.parse_scalar(value, key) if value.strip() else None
+    mapping = strict_yaml.load(text, NAME)
+    section, dot, name = key.partition(".")
+    keys = mapping
+    if dot:
+        inner = mapping.get(section)
+        keys = dict(inner) if isinstance(inner, Mapping) else {}
+        mapping[section] = keys
+    else:
+        name = section
+    keys.pop(name, None) if not value.strip() else keys.update({name: new})
+    if dot and not keys:
+        del mapping[section]
+    line = "" if not value.strip() else strict_yaml.dump_scalar(new)
+    edited = _edited(text, section if dot else "", name, line)
+    try:
+        if edited is not None and strict_yaml.load(edited, NAME) == mapping:
+            return edited
+    except InputError:
+        pass
+    return strict_yaml.dump(mapping)
+
+
+def _edited(text: str, section: str, name: str, value: str) -> str | None:
+    """The text with the line of a key changed, where the key has a line of its own."""
+    lines = text.splitlines(keepends=True)
+    begin, end, indent = 0, len(lines), ""
+    if section:
+        heads = [n for n, one in enumerate(lines) if one.startswith(f"{section}:")]
+        if len(heads) != 1 or lines[heads[0]].strip() != f"{section}:":
+            return None
+        begin, indent = heads[0] + 1, "  "
+        inner = itertools.takewhile(lambda one: one[:1] in " #\n", lines[begin:])
+        end = begin + len(list(inner))
+    for number in range(begin, end):
+        if lines[number].startswith(f"{indent}{name}:"):
+            new = [f"{indent}{name}: {value}\n"] if value else []
+            return "".join(lines[:number] + new + lines[number + 1 :])
+    if not value or (section and begin == end):
+        return None
+    return "".join([*lines[:end], f"{indent}{name}: {value}\n", *lines[end:]])
+
+
+def problems(text: str, tops: Sequence[Path], work: Path) -> list[str]:
+    """All that is wrong with a configuration, as the commands would say it.
+
+    Args:
+        text: the configuration.
+        tops: the folders of runs, in one of which it must write.
+        work: what relative paths are relative to.
+    """
+    try:
+        mapping = strict_yaml.load(text, NAME)
+        cfg = config.parse(mapping, NAME, TABLES, METRICS)
+    except InputError as error:
+        return list(error.problems)
+    if is_inside(cfg.output_dir, tops, work):
+        return []
+    return [
+        f"output_dir: found {cfg.output_dir!r}; name a folder below "
+        + " or ".join(map(inside.shown, tops))
+    ]
+
+
+def begin(
+    kind: str,
+    text: str,
+    grid: Sequence[str],
+    queue: Queue,
+    tops: Sequence[Path],
+    memory: str = "",
+) -> int:
+    """Queues a command with a configuration; returns the job's number.
+
+    Args:
+        kind: one of `KINDS`.
+        text: the configuration.
+        grid: for a sweep: texts KEY=A,B,C.
+        queue: takes the job.
+        tops: the folders of runs.
+        memory: for a plan: that of a device, in GB; "": as the device reports it.
+
+    Raises:
+        InputError: for all that is wrong with it.
+    """
+    if kind not in KINDS:
+        raise InputError(f"found {kind!r}; choose one of {', '.join(KINDS)}")
+    wrong = problems(text, tops, queue.work)
+    grid = [line.strip() for line in grid if line.strip()]
+    if kind == "sweep" and not grid:
+        wrong.append("sweep: give at least one line KEY=A,B,C")
+    memory = memory.strip()
+    if memory and not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", memory):
+        wrong.append(f"memory: found {memory!r}; give a number of GB, such as 24")
+    if wrong:
+        raise InputError(*wrong)
+    cfg = config.parse(strict_yaml.load(text, NAME), NAME, TABLES, METRICS)
+    path = _written(text, queue)
+    run = Path(os.path.realpath(queue.work / cfg.output_dir))
+    argv = [kind, "--config", str(path)]
+    if kind == "plan" and memory:
+        argv += ["--device-memory", memory]
+    if kind == "lr_find":
+        argv += ["--out", str(path.with_suffix(""))]
+    if kind == "sweep":
+        run = run.with_name(f"{run.name}-sweep")
+        argv += [*(f"--grid={line}" for line in grid), "--out", str(run)]
+    return queue.add(argv, str(run) if kind in ("train", "sweep") else "")
+
+
+def _written(text: str, queue: Queue) -> Path:
+    """Where a configuration is written, under a name that says when."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    try:
+        queue.folder.mkdir(mode=0o700, exist_ok=True)
+        for number in itertools.count():
+            path = queue.folder / f"config-{stamp}-{number}.yaml"
+            if not path.exists():
+                replacing.write_text(path, text)
+                return path
+    except OSError as error:
+        raise InputError(
+            f"{queue.folder}: cannot be written ({error.strerror}); permit it, or make "
+            "room"
+        ) from error
+    raise AssertionError
+
+
+def converted(text: str) -> tuple[str, list[str]]:
+    """A configuration of LLaMA-Factory as ours, and what became of its keys.
+
+    Args:
+        text: its YAML.
+
+    Raises:
+        InputError: it asks for what cannot be trained here.
+    """
+    from jaxpeft import convert_config
+    from jaxpeft.convert_config.llamafactory import from_llamafactory
+    from jaxpeft.convert_config.writing import to_yaml
+
+    draft = from_llamafactory(strict_yaml.load(text, "the file"))
+    return to_yaml(draft, "a LLaMA-Factory file", "FILE"), convert_config.report(draft)

@@ -1,0 +1,141 @@
+"""The page on which a run is made: a form, and the YAML that it stands for."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from jaxpeft.board import pages
+from jaxpeft.board.answers import form, page
+from jaxpeft.board.jobs import Queue
+from jaxpeft.config import strict_yaml
+from jaxpeft.errors import InputError
+
+
+async def new(request: Request) -> Response:
+    """The form, from a recipe, a run or a job."""
+    text = await asyncio.to_thread(_from, request)
+    content = await asyncio.to_thread(_content, request, text)
+    return page("new.html", **content, **EMPTY)
+
+
+EMPTY: dict[str, Any] = {"remarks": (), "kind": "", "grid": "", "memory": ""}
+
+
+def _from(request: Request) -> str:
+    """The text of the configuration that the form begins with."""
+    from jaxpeft.board import drafts  # it loads JAX, which only this page needs
+
+    asked, state = request.query_params, request.app.state
+    queue: Queue = state.queue
+    text = ""
+    if "run" in asked:
+        entry = state.catalog.refresh().get(asked["run"])
+        text = "" if entry is None else drafts.of_run(entry)
+    elif asked.get("job", "").isdecimal() and len(asked["job"]) < 7:
+        job = queue.job(int(asked["job"]))
+        text = "" if job is None else drafts.of_job(job, queue)
+    else:
+        text = drafts.recipe(asked.get("recipe", ""), queue.work)
+    if not text:
+        raise HTTPException(404, "There is no configuration to begin with.")
+    return drafts.fresh(text, queue.top, queue.work)
+
+
+def _content(request: Request, text: str) -> dict[str, Any]:
+    """What the page shows of a configuration."""
+    from jaxpeft.board import drafts, schema
+
+    queue: Queue = request.app.state.queue
+    wrong = drafts.problems(text, _tops(request), queue.work)
+    try:
+        mapping = strict_yaml.load(text, drafts.NAME)
+    except InputError:
+        mapping = {}
+    groups = schema.groups(mapping, wrong)
+    return {
+        "title": "New run",
+        "yaml": text,
+        "groups": groups,
+        "shape": schema.shape(mapping),
+        "problems": wrong,
+        "unplaced": schema.unplaced(wrong, groups),
+        "recipes": sorted(drafts.recipes(queue.work)),
+        "chosen": request.query_params.get("recipe", ""),
+    }
+
+
+def _tops(request: Request) -> list[Path]:
+    return request.app.state.catalog.folders.tops
+
+
+async def check(request: Request) -> Response:
+    """What is right and wrong with a configuration, after a change of one key."""
+    fields = await form(request)
+    return JSONResponse(await asyncio.to_thread(_checked, request, fields))
+
+
+def _checked(request: Request, fields: dict[str, str]) -> dict[str, Any]:
+    from jaxpeft.board import drafts
+
+    text, wrong = fields.get("yaml", ""), []
+    if key := fields.get("key"):
+        try:
+            text = drafts.changed(text, key, fields.get("value", ""))
+        except InputError as error:
+            wrong = list(error.problems)
+    content = _content(request, text)
+    content["unplaced"] = [*wrong, *content["unplaced"]]
+    count = len({*wrong, *content["problems"]})
+    return {
+        "yaml": text,
+        "shape": content["shape"],
+        "problems": count,
+        "verdict": pages.render("new_verdict.html", **content),
+        "form": pages.render("new_form.html", **content),
+    }
+
+
+async def start(request: Request) -> Response:
+    """Starts a command with the configuration, or says what is wrong with it."""
+    fields = await form(request)
+    text, kind = fields.get("yaml", ""), fields.get("kind", "")
+    asked = {name: fields.get(name, "") for name in ("grid", "memory")}
+    try:
+        number = await asyncio.to_thread(_begin, request, kind, text, **asked)
+    except InputError as error:
+        content = await asyncio.to_thread(_content, request, text)
+        known = {*content["problems"]}
+        more = [one for one in error.problems if one not in known]
+        content["unplaced"] = [*more, *content["unplaced"]]
+        content["problems"] = [*more, *content["problems"]]
+        return page("new.html", 409, **content, remarks=(), kind=kind, **asked)
+    return RedirectResponse(f"/jobs/{number}", 303)
+
+
+def _begin(request: Request, kind: str, text: str, grid: str, memory: str) -> int:
+    from jaxpeft.board import drafts
+
+    queue: Queue = request.app.state.queue
+    text = text.replace("\r\n", "\n")
+    lines = grid.splitlines()
+    return drafts.begin(kind, text, lines, queue, _tops(request), memory)
+
+
+async def convert(request: Request) -> Response:
+    """The form with what a configuration of LLaMA-Factory says."""
+    text = (await form(request)).get("theirs", "").replace("\r\n", "\n")
+    ours, remarks = await asyncio.to_thread(_convert, request, text)
+    content = await asyncio.to_thread(_content, request, ours)
+    return page("new.html", **{**content, **EMPTY, "remarks": remarks})
+
+
+def _convert(request: Request, text: str) -> tuple[str, list[str]]:
+    from jaxpeft.board import drafts
+
+    queue: Queue = request.app.state.queue
+    ours, remarks = drafts.converted(text)
+    return drafts.fresh(ours, queue.top, queue.work), remarks

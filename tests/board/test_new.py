@@ -1,0 +1,244 @@
+"""Making a run: the form says what the schema says, and what is checked is the same."""
+
+import json
+from urllib.parse import urlencode
+
+import pytest
+
+from jaxpeft.assembly import configuration
+from jaxpeft.board import drafts, schema
+from jaxpeft.board.jobs import Queue
+from jaxpeft.config import strict_yaml
+from jaxpeft.config.sections import SECTIONS, RunConfig
+from jaxpeft.errors import InputError
+
+from .conftest import HOST, TOKEN
+
+OWN = {"x-board-token": TOKEN, "origin": f"http://{HOST}"}
+QUICKSTART = drafts.recipe("", drafts.Path("/nowhere"))
+
+
+@pytest.fixture
+def text(tmp_path) -> str:
+    """The quickstart, writing below the board's folder."""
+    place = strict_yaml.dump_scalar(str(tmp_path / "runs" / "new"))
+    return drafts.changed(QUICKSTART, "output_dir", place)
+
+
+def post(board, path, **fields):
+    return board.ask("POST", path, OWN, urlencode(fields).encode())
+
+
+def fields_of(mapping, problems=()):
+    found = schema.groups(mapping, problems)
+    return {one.key: one for group in found for one in group.fields}
+
+
+def test_the_form_has_every_key_of_the_schema():
+    fields = fields_of(strict_yaml.load(QUICKSTART, "x"))
+    for section, cls in SECTIONS.items():
+        assert {f"{section}.{name}" for name in cls.model_fields} <= fields.keys()
+    assert {n for n in RunConfig.model_fields if n not in SECTIONS} <= fields.keys()
+    for section, table in configuration.TABLES.items():
+        if section == "adapter":
+            assert {f"adapter.{key}" for key in table.keys("lora")} <= fields.keys()
+    assert fields["adapter.r"].value == "16" and fields["adapter.r"].default == "8"
+    assert fields["model.path"].about
+    assert fields["data.packing"].choices == ("true", "false")
+    assert "lora" in fields["adapter.method"].choices
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "vera", "full", "nobody", 3])
+def test_the_keys_follow_the_component_that_is_chosen(method):
+    mapping = strict_yaml.load(QUICKSTART, "x")
+    mapping["adapter"] = {"method": method}
+    fields = fields_of(mapping)
+    table = configuration.TABLES["adapter"]
+    own = {k.removeprefix("adapter.") for k in fields if k.startswith("adapter.")}
+    known = table.keys(method) if isinstance(method, str) else []
+    assert set(known) == own - set(SECTIONS["adapter"].model_fields) or method == 3
+
+
+def test_errors_stand_beside_their_fields_and_none_is_lost(text, tmp_path):
+    for key, value in {
+        "adapter.r": "x",
+        "training.batch_size": "0",
+        "optimizer.nonsense": "1",
+        "data.train": "3",
+        "nobody": "1",
+    }.items():
+        text = drafts.changed(text, key, value)
+    wrong = drafts.problems(text, [tmp_path / "runs"], tmp_path)
+    with pytest.raises(InputError) as failure:
+        path = tmp_path / "x.yaml"
+        path.write_text(text)
+        configuration.open_config(path)
+    assert wrong == list(failure.value.problems)  # of the command's own function
+    mapping = strict_yaml.load(text, "x")
+    groups = schema.groups(mapping, wrong)
+    fields = {one.key: one for group in groups for one in group.fields}
+    assert fields["adapter.r"].errors and fields["training.batch_size"].errors
+    shown = [e for one in fields.values() for e in one.errors]
+    shown += [e for group in groups for e in group.errors]
+    shown += schema.unplaced(wrong, groups)
+    assert sorted(shown) == sorted(wrong)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("adapter.r", "4"),
+        ("adapter.r", ""),
+        ("adapter.target_modules", "[q_proj, v_proj]"),
+        ("training.num_epochs", "2"),
+        ("evaluation.max_examples", "8"),
+        ("seed", "7"),
+        ("data.train", "{path: 'a b.json', format: alpaca}"),
+        ("model.path", "'it''s: #1'"),
+    ],
+)
+def test_a_change_of_a_key_is_that_change_alone(key, value):
+    before = strict_yaml.load(QUICKSTART, "x")
+    text = drafts.changed(QUICKSTART, key, value)
+    section, _, name = key.rpartition(".")
+    holder = before.setdefault(section, {}) if section else before
+    if value:
+        holder[name] = strict_yaml.parse_scalar(value)
+    else:
+        del holder[name]
+    assert strict_yaml.load(text, "x") == before
+    assert text.startswith("# Command:") == (section != "evaluation")
+
+
+def test_a_change_within_flow_style_or_anchors_is_right_too():
+    text = "x-a: &a {r: 4}\noutput_dir: o\nadapter: {<<: *a, method: lora}\n"
+    changed = strict_yaml.load(drafts.changed(text, "adapter.r", "8"), "x")
+    assert changed["adapter"] == {"r": 8, "method": "lora"}
+    assert changed["x-a"] == {"r": 4}
+
+
+@pytest.mark.parametrize("value", ["[1", "!!python/object:os.system x", "a: b: c"])
+def test_a_value_that_is_no_yaml_changes_nothing(board, text, value):
+    answer = post(board, "/new/check", yaml=text, key="adapter.r", value=value)
+    told = json.loads(answer.body)
+    assert (
+        answer.code == 200 and told["yaml"] == text and "adapter.r" in told["verdict"]
+    )
+
+
+@pytest.mark.parametrize(
+    "output", ["/etc/x", "../out", "runs/../../x", "~/x", "runs", "/", "a\\0b"]
+)
+def test_a_run_writes_below_the_folders_that_were_named(board, text, output):
+    text = drafts.changed(text, "output_dir", strict_yaml.dump_scalar(output))
+    answer = post(board, "/new/start", yaml=text, kind="train")
+    assert answer.code == 409 and board.queue.jobs() == []
+    assert "name a folder below" in answer.text
+
+
+def test_a_link_leads_no_run_out_of_the_folder(board, text, tmp_path):
+    (tmp_path / "runs" / "link").symlink_to(tmp_path)
+    place = strict_yaml.dump_scalar(str(tmp_path / "runs" / "link" / "x"))
+    text = drafts.changed(text, "output_dir", place)
+    assert post(board, "/new/start", yaml=text, kind="train").code == 409
+
+
+def test_starting_queues_the_very_text(board, text, tmp_path):
+    answer = post(board, "/new/start", yaml=text, kind="train")
+    assert answer.headers["location"] == "/jobs/1"
+    (job,) = board.queue.jobs()
+    assert job.argv[0] == "train" and job.run == str(tmp_path / "runs" / "new")
+    assert drafts.Path(job.argv[2]).read_text() == text
+    assert "/new?job=1" in board.get("/jobs/1").text
+    again = board.get("/new?job=1").text
+    assert "learning_rate: 1e-2" in again
+
+
+def test_the_rate_that_was_found_is_taken_over(board, text):
+    post(board, "/new/start", yaml=text, kind="lr_find")
+    (job,) = board.queue.jobs()
+    out = drafts.Path(job.argv[job.argv.index("--out") + 1])
+    assert "learning_rate: 1e-2" in drafts.of_job(job, board.queue)
+    out.mkdir()
+    (out / "lr_find.json").write_text(json.dumps({"suggestion": 0.00325}))
+    found = strict_yaml.load(drafts.of_job(job, board.queue), "x")
+    assert found["optimizer"]["learning_rate"] == 0.00325
+
+
+def test_a_sweep_needs_its_axes_and_none_is_an_option(board, text):
+    answer = post(board, "/new/start", yaml=text, kind="sweep", grid=" \n")
+    assert answer.code == 409 and "KEY=A,B,C" in answer.text
+    grid = "optimizer.learning_rate=1e-4,1e-3\r\n--out=/etc"
+    post(board, "/new/start", yaml=text, kind="sweep", grid=grid)
+    (job,) = board.queue.jobs()
+    assert "--grid=--out=/etc" in job.argv and "--out=/etc" not in job.argv
+
+
+def test_a_plan_takes_the_memory_of_a_device(board, text):
+    post(board, "/new/start", yaml=text, kind="plan", memory="24")
+    assert board.queue.jobs()[0].argv[-2:] == ("--device-memory", "24")
+    answer = post(board, "/new/start", yaml=text, kind="plan", memory="--help")
+    assert answer.code == 409 and len(board.queue.jobs()) == 1
+
+
+@pytest.mark.parametrize("kind", ["chat", "", "report", "../x"])
+def test_only_four_commands_begin_here(board, text, kind):
+    assert post(board, "/new/start", yaml=text, kind=kind).code == 409
+    assert board.queue.jobs() == []
+
+
+def test_an_output_dir_is_fresh(tmp_path, text):
+    top = tmp_path / "runs"
+    assert drafts.fresh(text, top, tmp_path) == text
+    (top / "new").mkdir(parents=True)
+    for name in ("new-2", "new-3"):
+        text = drafts.fresh(text, top, tmp_path)
+        assert strict_yaml.load(text, "x")["output_dir"] == str(top / name)
+        (top / name).mkdir()
+
+
+@pytest.mark.parametrize("yaml", ["", "[1", "- 1", "a: 1\na: 2", "{}", "x" * 10_000])
+def test_the_form_stands_whatever_the_text_is(board, yaml):
+    told = json.loads(post(board, "/new/check", yaml=yaml).body)
+    assert told["problems"] and told["yaml"] == yaml
+    assert post(board, "/new/start", yaml=yaml, kind="train").code == 409
+
+
+def test_a_configuration_is_text_in_the_page(board, text):
+    hostile = text + "x-own: </textarea><script>alert(1)</script>\n"
+    answer = post(board, "/new/start", yaml=hostile, kind="nobody")
+    assert "<script>alert" not in answer.text and "&lt;script&gt;alert" in answer.text
+
+
+def test_a_new_run_begins_with_an_earlier_one(board, make_run, text):
+    make_run("one", config=text)
+    page = board.get(f"/new?run={board.key('one')}")
+    assert page.code == 200 and "This configuration is sound." in page.text
+    for path in ("/new?run=x", "/new?job=7", "/new?job=x&recipe=../../etc/passwd"):
+        assert board.get(path).code in (200, 404)
+    assert "root:" not in board.get("/new?recipe=../../../etc/passwd").text
+
+
+def test_a_file_of_llama_factory_is_translated(board):
+    theirs = """
+model_name_or_path: jaxpeft:tiny-llama
+stage: sft
+finetuning_type: lora
+lora_rank: 4
+dataset: alpaca_en_demo
+template: llama3
+output_dir: saves/x
+num_train_epochs: 3
+deepspeed: ds.json
+"""
+    answer = post(board, "/new/convert", theirs=theirs)
+    assert answer.code == 200 and "r: 4" in answer.text and "deepspeed" in answer.text
+    assert post(board, "/new/convert", theirs="stage: ppo").code == 409
+
+
+def test_a_queue_that_cannot_be_written_is_said(tmp_path, text):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ".board").write_text("in the way")
+    queue = Queue(tmp_path / "runs")
+    with pytest.raises(InputError, match="cannot be written"):
+        drafts.begin("plan", text, [], queue, [tmp_path / "runs"])
