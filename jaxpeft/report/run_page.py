@@ -19,7 +19,7 @@ from jaxpeft.rundir.files import (
     read_json,
 )
 from jaxpeft.rundir.metrics import best_evaluation, read_metrics
-from jaxpeft.rundir.sweep_files import SWEEP
+from jaxpeft.rundir.sweep_files import DROPPED, SWEEP
 
 SAMPLE_PARTS = ("prompt", "reference", "before", "after")
 
@@ -47,13 +47,14 @@ def write_run(directory: Path, findings: Sequence[str] = ()) -> Path:
     training, evaluation = read_metrics(directory / METRICS)
     summary = _object(read_json(directory / SUMMARY))
     target, whole = directory / REPORT, directory.resolve()
-    point = _point(whole)
+    row = _point(whole)
+    point = str(row.get("name", ""))
     page.write(
         target,
         "run.html",
         title=f"{whole.name}: {point}" if point else whole.name,
         of_sweep=os.path.relpath(_sweep(whole) / REPORT, whole) if point else "",
-        state=_state(summary, training, evaluation),
+        state=_dropped(row) or _state(summary, training, evaluation),
         headlines=_headlines(summary, training, evaluation),
         findings=list(findings),
         samples=_samples(read_json(directory / SAMPLES)),
@@ -70,12 +71,16 @@ def _sweep(run: Path) -> Path:
     return run.parent.parent
 
 
-def _point(run: Path) -> str:
-    """What a sweep calls the point that a run directory is; "" if it is none."""
+def _point(run: Path) -> dict[str, Any]:
+    """What a sweep says of the point that a run directory is; {} if it is none."""
     rows = _object(read_json(_sweep(run) / SWEEP)).get("points", [])
     relative = run.relative_to(_sweep(run)).as_posix()
-    names = (str(row["name"]) for row in rows if row.get("directory") == relative)
-    return next(names, "")
+    return next((row for row in rows if row.get("directory") == relative), {})
+
+
+def _dropped(row: dict[str, Any]) -> str:
+    """Where and why a sweep dropped the point; "" if it did not."""
+    return f"dropped {row.get('why')}" if row.get("status") == DROPPED else ""
 
 
 def _state(summary: dict, training: list[dict], evaluation: list[dict]) -> str:

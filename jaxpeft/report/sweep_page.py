@@ -10,7 +10,7 @@ from jaxpeft.report.charts import Chart, Series
 from jaxpeft.rundir.files import METRICS, REPORT, finite
 from jaxpeft.rundir.metrics import read_metrics
 from jaxpeft.rundir.metrics import values as numbers
-from jaxpeft.rundir.sweep_files import PointRecord, SweepRecord, read_sweep
+from jaxpeft.rundir.sweep_files import DROPPED, PointRecord, SweepRecord, read_sweep
 
 LOSSES = ("eval_loss", "best_eval_loss", "train_loss")
 
@@ -42,6 +42,7 @@ def write_sweep(directory: Path) -> Path:
         keys=keys,
         measure=sweep.measure,
         what="" if sweep.what == "loss" else sweep.what,
+        dropped=_dropped(sweep),
         rows=[_row(sweep, point, keys) for point in sweep.points],
         axes=[(key, wording.axis(value)) for key, value in sweep.axes.items()],
         remarks=sweep.remarks,
@@ -57,6 +58,11 @@ def _state(sweep: SweepRecord) -> str:
     return f"{len(ended)} of {len(sweep.points)} points have ended"
 
 
+def _dropped(sweep: SweepRecord) -> bool:
+    """Whether points were dropped on the way, so that figures are of several steps."""
+    return any(point.row.get("status") == DROPPED for point in sweep.points)
+
+
 def _row(sweep: SweepRecord, point: PointRecord, keys: list[str]) -> dict[str, Any]:
     relative = point.directory.relative_to(sweep.directory) / REPORT
     seconds = point.row.get("seconds")
@@ -65,6 +71,7 @@ def _row(sweep: SweepRecord, point: PointRecord, keys: list[str]) -> dict[str, A
         "link": relative.as_posix() if (sweep.directory / relative).exists() else "",
         "values": [wording.choice(point.values.get(key)) for key in keys],
         "status": point.row.get("status", ""),
+        "why": point.row.get("why") or "",
         "score": _loss(finite(point.loss)),
         "losses": [_loss(point.row.get(key)) for key in LOSSES],
         "seconds": "" if seconds is None else wording.duration(seconds),
@@ -87,8 +94,9 @@ def _outcomes(sweep: SweepRecord) -> Chart:
         )
         for name, points in outcome.lines.items()
     ]
+    which = "Last" if _dropped(sweep) else "Final"
     return Chart(
-        f"Final {sweep.measure} {sweep.what} over {outcome.key}",
+        f"{which} {sweep.measure} {sweep.what} over {outcome.key}",
         sweep.label,
         [one for one in series if np.isfinite(one.y).any()],
         x_label=plots.axis_label(outcome.key),

@@ -9,6 +9,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.rundir.files import read_json
 
 SWEEP, SWEEP_PLOT = "sweep.json", "sweep.png"
+DROPPED = "dropped"  # the status of a point that others were better than on the way
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,17 @@ def read_sweep(directory: Path) -> SweepRecord:
             "run the sweep again, which writes it anew"
         ) from error
     sign = -1 if content.get("prefers_greater") else 1
-    points.sort(key=lambda point: (math.isnan(point.loss), sign * point.loss))
+    # Of those that were dropped the ones that came farthest, whatever their figures:
+    # those of other steps say nothing of them.
+    points.sort(key=lambda p: (math.isnan(p.loss), -_reached(p.row), sign * p.loss))
     measure = "training" if key == "train_loss" else "evaluation"
     what = key.removeprefix("best_").removeprefix("eval_").removeprefix("train_")
     return SweepRecord(directory, axes, tuple(points), measure, remarks, what)
+
+
+def _reached(row: dict[str, Any]) -> float:
+    """How many rungs a point has reached that was dropped; infinity for all others."""
+    return len(row.get("scores", ())) if row.get("status") == DROPPED else math.inf
 
 
 def _point(directory: Path, row: dict[str, Any], key: str) -> PointRecord:

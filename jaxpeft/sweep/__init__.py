@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxpeft.devices import determinism, programs
     from jaxpeft.rundir import files, sinks
     from jaxpeft.rundir.lock import RunLock
-    from jaxpeft.sweep import grid, search
+    from jaxpeft.sweep import grid, halving, search, table, verdict
     from jaxpeft.sweep import sweep as sweeping
     from jaxpeft.sweep.check import check
 
@@ -33,21 +33,26 @@ def main(argv: Sequence[str]) -> int:
     programs.keep()
     sinks.require(base.training.report_to)
     directory = Path(args.out or base.output_dir + "-sweep")
-    sweep = sweeping.Sweep(args.config, args.overrides, directory, axes, args.at_once)
+    sweep = sweeping.Sweep(
+        *(args.config, args.overrides, directory, axes, args.at_once, args.halving)
+    )
     if not args.search:
         sweep.add(grid.points(axes))
     check(sweep)  # all complaints, before anything is written
+    plan = halving.prepare(sweep, args.halving) if args.halving else None
     with RunLock(directory):
         left = sum(not point.ended for point in sweep.points)
         if sweep.points and not left and not args.search:
             console.say(f"all {len(sweep.points)} points have ended: nothing to train")
         if args.search:
             search.train(sweep, args.trials or TRIALS, base.seed)
+        elif plan is not None:
+            plan.train()
         else:
             sweep.train(sweep.points)
         sweep.save()
         sweep.draw()
-    for tell in (sweeping.lines, sweeping.over_seeds, sweeping.advice):
+    for tell in (table.lines, verdict.over_seeds, verdict.advice):
         for line in tell(sweep):
             console.say(line)
     for name in (sweeping.TABLE, sweep_files.SWEEP_PLOT, files.REPORT):
@@ -93,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
         help=f"for --search: points in all (default {TRIALS})",
     )
     parser.add_argument(
+        "--halving",
+        metavar="FACTOR",
+        type=int,
+        help="drop points on the way: at a few evaluations one of FACTOR goes on, and "
+        "the best alone train to the end (successive halving; needs data.eval and "
+        "training.eval_steps)",
+    )
+    parser.add_argument(
         "--at-once",
         metavar="N",
         type=int,
@@ -117,6 +130,16 @@ def _check_options(args: argparse.Namespace) -> None:
         problems.append(
             "--grid: is missing; give --grid section.key=value,value,... (--space and "
             "--trials go with --search optuna)"
+        )
+    if args.search and args.halving is not None:
+        problems.append(
+            "--halving: goes with --grid, all of whose points it compares; leave it "
+            "out with --search, which chooses points by what came of others"
+        )
+    if args.halving is not None and args.halving < 2:
+        problems.append(
+            f"--halving: found {args.halving}; give 2 or more: of so many points one "
+            "goes on at each rung (3 is usual), or leave it out"
         )
     for name in ("at_once", "trials"):
         value = getattr(args, name)

@@ -127,12 +127,7 @@ def of_ranks(configs: Sequence[RunConfig], devices: int) -> str | None:
             for other in configs
             if other.adapter.method == cfg.adapter.method
         }
-        if (
-            len(ranks) == 1
-            or not row.pads
-            or _pads(cfg)
-            or not _can_share(cfg, devices)
-        ):
+        if len(ranks) == 1 or not row.pads or _pads(cfg) or not can_share(cfg, devices):
             continue
         name = cfg.optimizer.name
         return (
@@ -146,7 +141,7 @@ def of_ranks(configs: Sequence[RunConfig], devices: int) -> str | None:
 
 def _program(cfg: RunConfig, number: int, devices: int) -> str:
     """The settings that points of one program must have in common, as text."""
-    if not _can_share(cfg, devices):
+    if not can_share(cfg, devices):
         return str(number)
     own = {"own"}  # the kinds of keys of which each point has its own value
     # A schedule that evaluations steer keeps its rate among its settings.
@@ -169,8 +164,13 @@ def _pads(cfg: RunConfig) -> bool:
     return adapters.TABLE[cfg.adapter.method].pads and alone and not divides
 
 
-def _can_share(cfg: RunConfig, devices: int) -> bool:
-    """Whether a run can be one of several in a program: see `joint`."""
+def can_share(cfg: RunConfig, devices: int) -> bool:
+    """Whether a run can be one of several in a program: see `joint`.
+
+    Args:
+        cfg: the run's configuration.
+        devices: how many there are.
+    """
     fused, traits = cfg.training.fused_backward, optim.OPTIMIZERS[cfg.optimizer.name]
     if fused is None:
         fused = gives_a_model(cfg.adapter) and traits.fused

@@ -27,14 +27,18 @@ from jaxpeft.devices.compiled import Compiled
 from jaxpeft.generate import scoring
 from jaxpeft.objectives import evaluation
 from jaxpeft.rundir.checkpoint import Checkpoints
-from jaxpeft.sweep import joint_step, padding
+from jaxpeft.sweep import joint_step, padding, stretches
+from jaxpeft.sweep.stretches import Stretch
 from jaxpeft.train import course, hooks, results, samples, steering
 from jaxpeft.train.progress import PlainProgress
 from jaxpeft.train.standing import DIVERGED, Standing
 
 
 def train(
-    configs: Sequence[RunConfig], directory: Path, tell: Callable[[str], None]
+    configs: Sequence[RunConfig],
+    directory: Path,
+    tell: Callable[[str], None],
+    stretch: Stretch | None = None,
 ) -> list[str]:
     """Trains several runs in one program.
 
@@ -44,9 +48,11 @@ def train(
         directory: of the checkpoints that they share, from which a repeated call
             continues.
         tell: called with lines for the user.
+        stretch: the part of the course that is wanted; None: all of it.
 
     Returns:
-        How each ended: "done", "stopped early" or "diverged".
+        How each ended: "done", "stopped early" or "diverged"; "running" after a
+        stretch that is not the last.
 
     Raises:
         InputError: for what is wrong with any of them.
@@ -87,9 +93,15 @@ def train(
             begin=begin,
             give_up=give_up,
             scoring=scores,
+            until=None if stretch is None else stretch.until,
+            start=lambda: stretches.gathered(program, stretch, fingerprints),
         )
         for number, standing in enumerate(ended.standings):
-            _finish(program, number, standing, ended.seconds)
+            if stretch is not None and standing.runs:
+                own = fingerprints[number]
+                stretches.keep(program, stretch, number, standing, own, ended.seconds)
+            else:
+                _finish(program, number, standing, ended.seconds)
     return [standing.status for standing in ended.standings]
 
 
@@ -236,6 +248,10 @@ class Together:
     def state(self, number: int) -> TrainState:
         """The state of one run."""
         return self._slice(self.saved["state"], number)
+
+    def part(self, number: int) -> dict[str, Any]:
+        """What is saved of one run, in the structure of the first and its padding."""
+        return self._slice(self.saved, number)
 
     def settle(self, best: Sequence[int | None], checkpoints: Checkpoints) -> None:
         """Does nothing: the best parameters are in the state already."""

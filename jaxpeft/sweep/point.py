@@ -1,7 +1,7 @@
 """One run of a sweep: its values, how far it is, and what came of it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxpeft.rundir.metrics import read_metrics
 from jaxpeft.train.standing import RUNNING
 
 WAITING = "waiting"
+HALVING = ("scores", "steps", "why")  # fields that only halving fills
 LAST_LINES = 10  # whose mean is the training loss of a point
 
 
@@ -23,13 +24,18 @@ class Point:
         name: its values in short.
         directory: where it is written, below the sweep's own.
         values: {key: value} of the keys that the sweep changes.
-        status: "waiting", "running", "done", "stopped early" or "diverged".
+        status: "waiting", "running", "done", "stopped early", "diverged" or, by
+            halving, "dropped".
         eval_loss: of the last evaluation.
         best_eval_loss: of the lowest evaluation.
         best_step: the step of that evaluation.
         figure: of the last evaluation, what evaluations are compared by where that is
             not the loss (`training.metric_for_best_model`).
         best_figure: the best of them, which `best_step` is then the step of.
+        scores: what it was judged by at each rung of a halving that it has reached;
+            None where that was not finite.
+        steps: the step of the last of these rungs.
+        why: it was dropped, in words.
         train_loss: the mean of the last logged training losses.
         seconds: of the program that trained it, over the number of points it trained.
         turn: points added together have the same, and no program trains points of
@@ -48,6 +54,9 @@ class Point:
     turn: int = 0
     figure: float | None = None
     best_figure: float | None = None
+    scores: list[float | None] = field(default_factory=list)
+    steps: int | None = None
+    why: str | None = None
 
     @property
     def ended(self) -> bool:

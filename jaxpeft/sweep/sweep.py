@@ -1,11 +1,11 @@
 """A sweep: runs from one configuration, in a directory that can be gone on with."""
 
-import csv
+import contextlib
 import json
 import math
-import shlex
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,19 @@ from jaxpeft.assembly import configuration
 from jaxpeft.config import RunConfig, strict_yaml
 from jaxpeft.config.training import LOSS
 from jaxpeft.errors import InputError, NumericsError
-from jaxpeft.report import plots, sweep_page, wording
+from jaxpeft.report import plots, sweep_page
 from jaxpeft.rundir import files, sweep_files
-from jaxpeft.sweep import grid, joint
+from jaxpeft.rundir.sweep_files import DROPPED
+from jaxpeft.sweep import grid, joint, table, verdict
 from jaxpeft.sweep.judge import Judge
-from jaxpeft.sweep.point import LAST_LINES, Point
-from jaxpeft.train import course
+from jaxpeft.sweep.point import HALVING, WAITING, Point
+from jaxpeft.sweep.stretches import Stretch
+from jaxpeft.train import course, results
 from jaxpeft.train.standing import DIVERGED, DONE, RUNNING, STOPPED
 
 TABLE, POINTS, GROUPS = "sweep.csv", "points", "groups"
-SEED = "seed"
-NEAR = 0.05  # of a space: what a search drew there is at its end
+PAUSED = "paused"  # the states of points that go on once others have caught up
+Until = Callable[[RunConfig], int | None]
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Sweep:
         directory: where the sweep is written.
         axes: {key: the values of a grid, or the space of a search}.
         at_once: the most points that one program trains; None: see `grid.together`.
+        halving: the factor by which points are dropped on the way, or None.
         points: the points so far.
 
     Raises:
@@ -51,6 +54,7 @@ class Sweep:
     directory: Path
     axes: dict[str, Any]
     at_once: int | None = None
+    halving: int | None = None
     points: list[Point] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -59,6 +63,9 @@ class Sweep:
         settings = self.base.model_dump(mode="json")
         settings.pop("output_dir")
         self._asked = {"settings": settings, "axes": self.axes}
+        if self.halving is not None:
+            self._asked["halving"] = {"factor": self.halving}
+        self.rungs: int | None = None  # of the halving, once it is known
         self._present: list[dict[str, str]] = []  # the points of this command's grid
         path = self.directory / sweep_files.SWEEP
         if path.is_file():
@@ -131,24 +138,39 @@ class Sweep:
             f"{path}{also}; or name another directory with --out"
         ]
 
-    def train(self, points: Sequence[Point]) -> None:
-        """Trains the points that have not ended, together where one program can."""
+    def train(self, points: Sequence[Point], until: Until = lambda cfg: None) -> None:
+        """Trains the points that have not ended, together where one program can.
+
+        Args:
+            points: of the sweep.
+            until: the step after which a point of a configuration pauses; None: it goes
+                to its end.
+        """
         left = [point for point in points if not point.ended]
         configs = self.configurations(left)
-        if reason := grid.of_ranks(configs, jax.device_count()):
+        reason = grid.of_ranks(configs, jax.device_count())
+        if reason and not any(point.scores for point in left):  # said once
             console.say(reason)
         for turn in sorted({point.turn for point in left}):
             at = [n for n, point in enumerate(left) if point.turn == turn]
             ours = [configs[n] for n in at]
             for numbers in grid.together(ours, jax.device_count(), self.at_once):
                 self._train_group(
-                    [left[at[n]] for n in numbers], [ours[n] for n in numbers]
+                    [left[at[n]] for n in numbers],
+                    [ours[n] for n in numbers],
+                    until(ours[numbers[0]]),
                 )
 
     def ranking(self) -> list[Point]:
         """The points that have ended, best first; those that diverged last."""
         ended = [point for point in self.points if point.ended]
-        return sorted(ended, key=lambda p: (p.status == DIVERGED, self.judge.order(p)))
+
+        def place(point: Point) -> tuple[bool, float, float]:
+            # The figures of different rungs cannot be compared.
+            reached = len(point.scores) if point.status == DROPPED else math.inf
+            return point.status == DIVERGED, -reached, self.judge.order(point)
+
+        return sorted(ended, key=place)
 
     def save(self) -> None:
         """Writes how the points stand, and the table of those that have ended."""
@@ -158,24 +180,19 @@ class Sweep:
             **self._asked,
             "judged_by": self.judge.column,
             "prefers_greater": self.judge.prefers_greater,
-            "remarks": [*over_seeds(self), *advice(self)] if self.ranking() else [],
+            "remarks": [*verdict.over_seeds(self), *verdict.advice(self)]
+            if self.ranking()
+            else [],
             "points": [self._entry(point) for point in self.points],
         }
         files.write_json(self.directory / sweep_files.SWEEP, state)
-        rows = [
-            {"rank": rank, **point.written, **self.judge.columns(point)}
-            for rank, point in enumerate(self.ranking(), 1)
-        ]
-        if rows:
-            path = self.directory / TABLE
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+        table.write(self, self.directory / TABLE)
 
     def _entry(self, point: Point) -> dict[str, Any]:
         """A point as sweep.json has it."""
         entry = asdict(point)
+        if self.halving is None:
+            entry = {k: v for k, v in entry.items() if k not in HALVING}
         if self.judge.figure == LOSS:
             del entry["figure"], entry["best_figure"]
         return entry
@@ -187,35 +204,82 @@ class Sweep:
         plots.plot_sweep(sweep, picture, str(self.directory))
         sweep_page.write_sweep(self.directory)
 
-    def _train_group(self, group: list[Point], configs: list[RunConfig]) -> None:
+    def _train_group(
+        self, group: list[Point], configs: list[RunConfig], until: int | None
+    ) -> None:
         """Trains points together, and takes down what came of them."""
         for point in group:
             point.status = RUNNING
         self.save()
         start = time.monotonic()
         try:
-            self._take_steps(group, configs)
+            self._take_steps(group, configs, until)
         except InputError as error:
             ways = [text for point in group for text in self.way_out(point)]
             raise InputError(*error.problems, *ways) from error
         for point in group:
-            point.seconds = round((time.monotonic() - start) / len(group), 1)
+            seconds = (time.monotonic() - start) / len(group)
+            point.seconds = round((point.seconds or 0.0) + seconds, 1)
             path = self._output(point) / files.METRICS
             point.read(path, self.judge.figure, self.judge.prefers_greater)
+            if point.status == RUNNING:  # it pauses
+                point.status, point.steps = WAITING, until
+                point.scores.append(files.finite(self.judge.score(point)))
         self.save()
+        if self.halving is not None:  # nothing goes on from these any more
+            _remove(self._shared(group, until))
+            for point in group:
+                if point.ended:
+                    _remove(self._kept(point))
 
-    def _take_steps(self, group: list[Point], configs: list[RunConfig]) -> None:
+    def _take_steps(
+        self, group: list[Point], configs: list[RunConfig], until: int | None
+    ) -> None:
         numbers = [_number(point) for point in group]
-        if len(group) == 1:
-            console.say(f"point {numbers[0]}: {group[0].name}")
-            group[0].status = _alone(configs[0])
+        only = "" if until is None else f", up to step {until}"
+        # In stretches what can be in a program always is, so that its states are alike.
+        if len(group) == 1 and not (
+            self.halving and grid.can_share(configs[0], jax.device_count())
+        ):
+            console.say(f"point {numbers[0]}{only}: {group[0].name}")
+            group[0].status = _alone(configs[0], until)
             return
-        console.say(f"{len(group)} points in one program:")
+        several = f"{len(group)} points in" if len(group) > 1 else "a point in"
+        console.say(f"{several} one program{only}:")
         for number, point in zip(numbers, group):
             console.say(f"  {number}  {point.name}")
-        shared = self.directory / GROUPS / numbers[0]
-        for point, status in zip(group, joint.train(configs, shared, console.say)):
+        kept = [self._kept(point) for point in group]
+        stretch = None if self.halving is None else Stretch(until, kept)
+        shared = self._shared(group, until)
+        ends = joint.train(configs, shared, console.say, stretch)
+        for point, status in zip(group, ends):
             point.status = status
+
+    def let_go(self, points: Sequence[Point]) -> None:
+        """Ends points that halving has dropped: says so, writes their pages, saves.
+
+        Args:
+            points: of the sweep.
+        """
+        for point in points:
+            console.say(f"dropped: {point.name}, {point.why}")
+        if points:
+            self.save()  # before the pages, which say it
+        for point in self.points:
+            # Also of those whose command was killed right here.
+            page = self._output(point) / files.REPORT
+            if point.status == DROPPED and not page.exists():
+                results.show(self._output(point))
+                _remove(self._kept(point))
+
+    def _shared(self, group: list[Point], until: int | None) -> Path:
+        """Where the checkpoints lie that points share while they train together."""
+        number = _number(group[0])
+        return self.directory / GROUPS / (number + f"-{until}" * (until is not None))
+
+    def _kept(self, point: Point) -> Path:
+        """Where a point's state lies between two stretches."""
+        return self.directory / PAUSED / _number(point)
 
     def _go_on(self, found: dict[str, Any]) -> None:
         """Takes over the points of the sweep that the directory holds.
@@ -223,6 +287,7 @@ class Sweep:
         A grid may have got further values: its points are added to those.
         """
         points = [Point(**point) for point in found["points"]]
+        rungs = found.get("halving", {}).get("rungs")
         begun = any((self._output(p) / files.METRICS).exists() for p in points)
         axes = found["axes"]
         if _further(axes, self.axes):
@@ -234,7 +299,12 @@ class Sweep:
             }
             found = {**found, "axes": self.axes}
         then, now = (
-            {**_flat(x["settings"]), **_flat(x["axes"])} for x in (found, self._asked)
+            {
+                **_flat(x["settings"]),
+                **_flat(x["axes"]),
+                "--halving": x.get("halving", {}).get("factor"),
+            }
+            for x in (found, self._asked)
         )
         changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         if changed and not begun:
@@ -246,6 +316,12 @@ class Sweep:
                 "repeat that sweep's command to go on with it"
             )
         self.points = points
+        if rungs is not None:
+            self.keep_rungs(rungs)
+
+    def keep_rungs(self, count: int) -> None:
+        """Settles how many rungs the halving has, for this command and later ones."""
+        self.rungs = self._asked["halving"]["rungs"] = count
 
     def _output(self, point: Point) -> Path:
         return self.directory / point.directory
@@ -255,129 +331,31 @@ def _number(point: Point) -> str:
     return point.directory.rsplit("/", 1)[-1]
 
 
-def lines(sweep: Sweep) -> list[str]:
-    """The table of the points that have ended, best first, in lines."""
-    keys = list(dict.fromkeys(key for point in sweep.points for key in point.values))
-    head = ("rank", *(key.rsplit(".", 1)[-1] for key in keys))
-    head += (*sweep.judge.heads(), f"train loss, last {LAST_LINES}")
-    head += ("s, its share", "status", "point")
-    rows: list[tuple[str, ...]] = [head]
-    for rank, point in enumerate(sweep.ranking(), 1):
-        values = [
-            wording.choice(point.values[key]) if key in point.values else "-"
-            for key in keys
-        ]
-        rows.append(
-            (str(rank), *values, *map(_short, sweep.judge.columns(point).values()))
-        )
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return [
-        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths))
-        for row in rows
-    ]
-
-
-def over_seeds(sweep: Sweep) -> list[str]:
-    """Mean and spread over the seeds, best first, where points differ by seed alone."""
-    groups: dict[str, list[float]] = {}
-    for point in sweep.ranking():
-        others = {key: v for key, v in point.values.items() if key != SEED}
-        if SEED in point.values and others and sweep.is_grid:
-            groups.setdefault(grid.name(others), []).append(sweep.judge.score(point))
-    several = {name: scores for name, scores in groups.items() if len(scores) > 1}
-    rows = sorted(
-        ((sum(s) / len(s), name, s) for name, s in several.items()),
-        reverse=sweep.judge.prefers_greater,
-    )
-    return [
-        f"{name}: {mean:.4f} on average over {len(scores)} seeds, "
-        f"from {min(scores):.4f} to {max(scores):.4f}"
-        for mean, name, scores in rows
-        if math.isfinite(mean)
-    ]
-
-
-def advice(sweep: Sweep) -> list[str]:
-    """Lines on what to do next: the best point, and where the grid is too small."""
-    judge = sweep.judge
-    ranked = [point for point in sweep.ranking() if math.isfinite(judge.score(point))]
-    if not ranked:
-        return ["no point has a finite loss: lower optimizer.learning_rate"]
-    best = ranked[0]
-    text = [
-        f"best: {best.name}, {judge.column} {judge.score(best):.4f}{judge.unit}",
-        f"train it again: {_command(sweep, best)}",
-    ]
-    if unlike := judge.incomparable(sweep.axes):
-        text.append(
-            f"{', '.join(unlike)}: another value is another loss, so that losses say "
-            f"little of which one is better; {judge.way_to_compare}"
-        )
-    for key, axis in sweep.axes.items():
-        at, ends = best.values[key], _ends(key, axis)
-        for end, word in zip(ends, ("smaller", "larger")):
-            if at == end or _is_near(at, end, ends, axis):
-                text.append(
-                    f"{key}: the best value, {_short(at)}, is at the end of what was "
-                    f"tried; try {word} ones"
-                    + (": the same command goes on from here" if sweep.is_grid else "")
-                )
-    return text
-
-
-def _command(sweep: Sweep, point: Point) -> str:
-    """What trains a point again as a run of its own, quoted for a shell."""
-    words = ["python", "-m", "jaxpeft.train", "--config", sweep.source]
-    return shlex.join([*words, *sweep.overrides, *grid.overrides(point.values)])
-
-
-def _ends(key: str, axis: Any) -> tuple[float, ...]:
-    """The (lowest, highest) value of a key; () where these are no ends of a scale."""
-    if isinstance(axis, dict):
-        return (axis["low"], axis["high"]) if "low" in axis else ()
-    if key == SEED or len(axis) < 3 or not all(map(_is_number, axis)):
-        return ()
-    return min(axis), max(axis)
-
-
-def _is_near(value: float, end: float, ends: tuple[float, ...], axis: Any) -> bool:
-    """Whether what a search has drawn lies at an end of its space, or next to it."""
-    if not isinstance(axis, dict):
-        return False
-    along = math.log if axis["kind"] == "log" else float
-    apart = abs(along(value) - along(end))
-    return apart < NEAR * (along(ends[1]) - along(ends[0]))
-
-
 def _further(then: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether two grids are over the same keys, however many values each has."""
     lists = all(isinstance(axis, list) for axis in [*then.values(), *now.values()])
     return lists and set(then) == set(now)
 
 
-def _alone(cfg: RunConfig) -> str:
-    """Trains one point as `train` would; returns how it ended."""
+def _alone(cfg: RunConfig, until: int | None) -> str:
+    """Trains one point as `train` would; returns how it ended, or that it pauses."""
     try:
-        course.train(cfg)
+        course.train(cfg, until=until)
     except NumericsError as error:
         console.warn(str(error))
         return DIVERGED
-    summary = files.read_json(Path(cfg.output_dir) / files.SUMMARY) or {}
+    summary = files.read_json(Path(cfg.output_dir) / files.SUMMARY)
+    if summary is None and until is not None:
+        return RUNNING
+    summary = summary or {}
     return STOPPED if summary.get("stopped_early") else DONE
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return (
-            f"{value:.4g}"
-            if abs(value) < 0.1
-            else f"{value:.4f}".rstrip("0").rstrip(".")
-        )
-    return "-" if value is None else str(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _remove(folder: Path) -> None:
+    """Removes a folder, and the one that it stands in if that is empty then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, str]:

@@ -69,7 +69,13 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def train(cfg: RunConfig, *, resume: str = "auto", metrics: Sequence[str] = ()) -> None:
+def train(
+    cfg: RunConfig,
+    *,
+    resume: str = "auto",
+    metrics: Sequence[str] = (),
+    until: int | None = None,
+) -> None:
     """Trains as `cfg` says, continuing where the output directory holds a checkpoint.
 
     Args:
@@ -77,6 +83,8 @@ def train(cfg: RunConfig, *, resume: str = "auto", metrics: Sequence[str] = ()) 
         resume: "auto"; "never", which demands an empty or absent directory; "anyway",
             which continues although configuration, data or base have changed.
         metrics: those that the command line names, see `metrics.made`.
+        until: the step after which it pauses: it saves, and writes no adapter yet.
+            None: it goes to its end.
 
     Raises:
         InputError: where what was given is wrong.
@@ -114,8 +122,10 @@ def train(cfg: RunConfig, *, resume: str = "auto", metrics: Sequence[str] = ()) 
             give_up=_raise,
             anyway=resume == "anyway",
             scoring=scores,
+            until=until,
         )
-    _finish(program, ended)
+    if not ended.standings[0].runs or until is None:
+        _finish(program, ended)
 
 
 @contextlib.contextmanager
@@ -155,6 +165,8 @@ def follow(
     give_up: Callable[[Standing, str], None],
     anyway: bool = False,
     scoring: Scoring | None = None,
+    until: int | None = None,
+    start: Callable[[], tuple[Any, dict[str, Any]] | None] = lambda: None,
 ) -> Ended:
     """Takes the steps of a program's runs, from the first, or the one to continue from.
 
@@ -166,6 +178,9 @@ def follow(
         give_up: called with a run whose steps are not finite, and what was seen.
         anyway: continue although the fingerprint differs.
         scoring: asks for answers at evaluations and scores them, or None.
+        until: the step after which it pauses, to be gone on with; None: the last.
+        start: asked where there is no checkpoint yet, for what the program saves and
+            the note of a checkpoint to go on from; None: it begins.
 
     Returns:
         How each run stands, and the seconds that it took. `program.trained` is then
@@ -173,8 +188,8 @@ def follow(
     """
     checkpoints, watchdog, grace = guards
     restored = checkpoints.restore(program.saved, check_fingerprint=not anyway)
-    program.saved, note = restored or (program.saved, {})
-    first, last = program.done, program.runs[0].steps
+    program.saved, note = restored or start() or (program.saved, {})
+    first, last = program.done, until or program.runs[0].steps
     begin(first)
     known = repeated(program.runs, note, first)
     due = bool(note.get(EVALUATION_DUE)) and known is None
@@ -213,12 +228,15 @@ def follow(
                 )
             except termination.Asked as asked:
                 save.stop(asked, first, any(hook.is_due for hook in evaluate))
+            if until is not None and program.done > first:
+                save.pause()
             checkpoints.wait()
     finally:
         display.close()
         for standing in standings:
             standing.file.close()
-    _settle(program, standings, checkpoints)
+    if until is None or not active(standings).any():
+        _settle(program, standings, checkpoints)
     return Ended(standings, log.seconds)
 
 

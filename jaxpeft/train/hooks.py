@@ -212,6 +212,10 @@ class Save:
             "continue"
         )
 
+    def pause(self) -> None:
+        """Saves what the course has reached, to be gone on with later."""
+        self._save(self._program.done)
+
     def _save(self, step: int, **more: Any) -> None:
         self._watchdog.pet(SAVE_GRACE)
         note = {"seconds": self._log.seconds, **positions(self._standings), **more}

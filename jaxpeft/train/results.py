@@ -146,8 +146,6 @@ def conclude(
     """
     if run.cfg.data.streaming:
         write_skipped(run, anew=False)
-    metrics = run.output / METRICS
-    plots.plot_losses(metrics, run.output / PLOT, str(run.output))
     parameters, trainable = summary.parameter_counts(
         tree.combine(trained, run.frozen), trained
     )
@@ -160,6 +158,19 @@ def conclude(
         trainable=trainable,
         stopped_early=steps < run.steps,
     )
-    remarks = list(map(str, findings.of_run(run.output)))
-    run_page.write_run(run.output, remarks)
+    return show(run.output)
+
+
+def show(output: Path) -> list[str]:
+    """Draws the plot of a run and writes its page, at any time of its life.
+
+    Args:
+        output: the run directory.
+
+    Returns:
+        Remarks about the run, the most important first.
+    """
+    plots.plot_losses(output / METRICS, output / PLOT, str(output))
+    remarks = list(map(str, findings.of_run(output)))
+    run_page.write_run(output, remarks)
     return remarks

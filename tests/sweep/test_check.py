@@ -127,7 +127,7 @@ def test_what_training_finds_wrong_names_the_way_out(sweep, monkeypatch):
     made = sweep({"seed": [1]})
     made._present.clear()  # as where an earlier command added the point
 
-    def refuse(cfg):
+    def refuse(cfg, until):
         raise InputError("row 3: is wrong")
 
     monkeypatch.setattr(sweeping.course, "train", refuse)

@@ -3,16 +3,20 @@
 import csv
 import dataclasses
 import json
+import math
+import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from scipy import stats
 
 from jaxpeft.assembly import configuration
 from jaxpeft.config import strict_yaml
 from jaxpeft.errors import InputError
-from jaxpeft.sweep import grid
+from jaxpeft.sweep import grid, replicates, table, verdict
 from jaxpeft.sweep import sweep as sweeping
 
 CONFIG = {
@@ -80,17 +84,17 @@ def test_text_on_a_grid_is_the_very_text_everywhere(config, tmp_path):
     assert outputs == [str(folder / point.directory) for point in made.points]
     for number, point in enumerate(made.points):
         point.status, point.eval_loss = "done", 9.0 - number
-    line = sweeping.advice(made)[1].removeprefix("train it again: ")
+    line = verdict.advice(made)[1].removeprefix("train it again: ")
     words = shlex.split(line)
     assert words[:5] == ["python", "-m", "jaxpeft.train", "--config", str(file)]
     again = configuration.open_config(words[4], words[5:]).adapter
     assert (again.exclude_modules, again.init_from) == (STRINGS[-1], "null")
     made.save()
-    with (folder / "sweep.csv").open() as table:
-        row = next(csv.DictReader(table))
+    with (folder / "sweep.csv").open() as file:
+        row = next(csv.DictReader(file))
     key = "adapter.exclude_modules"
     assert strict_yaml.parse_scalar(row[key]) == STRINGS[-1]
-    assert len({line.split()[1] for line in sweeping.lines(made)}) == len(STRINGS) + 1
+    assert len({line.split()[1] for line in table.lines(made)}) == len(STRINGS) + 1
 
 
 def test_an_empty_text_is_no_null(config, tmp_path):
@@ -193,27 +197,86 @@ def test_the_best_come_first_and_the_diverged_last(sweep):
     names = [point.name for point in sweep.ranking()]
     assert names[0] == "learning_rate=0.01 seed=1"
     assert names[-2:] == ["learning_rate=0.0001 seed=2", "learning_rate=0.0001 seed=1"]
-    table = sweeping.lines(sweep)
-    assert len(table) == 7 and "diverged" in table[-1]
-    assert len({len(line) for line in table}) == 1  # aligned
+    found = table.lines(sweep)
+    assert len(found) == 7 and "diverged" in found[-1]
+    assert len({len(line) for line in found}) == 1  # aligned
 
 
 def test_seeds_are_taken_together(sweep):
-    best, other = sweeping.over_seeds(sweep)
+    best, other = verdict.over_seeds(sweep)
     assert best == (
-        "learning_rate=0.01: 1.9150 on average over 2 seeds, from 1.9100 to 1.9200"
+        "learning_rate=0.01: 1.9150 on average over 2 seeds, standard error 0.0050, "
+        "from 1.9100 to 1.9200"
     )
     assert other.startswith("learning_rate=0.001: 2.0050")
 
 
 def test_a_best_value_at_the_end_of_its_grid_is_told(sweep):
-    advice = sweeping.advice(sweep)
-    assert "learning_rate=0.01 seed=1, eval_loss 1.9100" in advice[0]
+    advice = verdict.advice(sweep)
+    assert advice[0] == (
+        "best: learning_rate=0.01, eval_loss 1.9150 nats per token on average over 2 "
+        "seeds, standard error 0.0050"
+    )
     assert advice[1].endswith("optimizer.learning_rate=0.01 seed=1")
     assert advice[2].startswith(
+        "the next is learning_rate=0.001, 0.0900 behind: more than seeds make"
+    )
+    assert advice[3].startswith(
         f"{RATE}: the best value, 0.01, is at the end of what was tried; try larger"
     )
-    assert len(advice) == 3  # seeds are no scale
+    assert len(advice) == 4  # seeds are no scale
+
+
+def scored(config, folder, axes, scores):
+    """A sweep that has ended with these losses."""
+    made = sweeping.Sweep(config(), (), folder, axes)
+    for point, score in zip(made.add(grid.points(axes)), scores, strict=True):
+        point.status, point.eval_loss = "done", score
+    return made
+
+
+def test_a_difference_that_seeds_make_is_no_difference(config, tmp_path):
+    axes = {RATE: [1e-3, 3e-3, 1e-2], "seed": [1, 2, 3]}
+    losses = [1.0, 1.2, 1.1, 0.9, 1.1, 1.0, 2.0, 2.1, 2.2]
+    told = verdict.advice(scored(config, tmp_path / "sweep", axes, losses))
+    # Welch's test by scipy: 0.0816 as standard error, 4 degrees of freedom.
+    by_seeds = stats.t.ppf(0.975, 4) * math.sqrt(2) * 0.1 / math.sqrt(3)
+    number = float(re.search(r"up to ([0-9.]+) is to be", told[2])[1])
+    assert number == pytest.approx(by_seeds, rel=2e-3)
+    assert told[2].startswith("the next is learning_rate=0.001, 0.1000 behind: no more")
+    assert "give more seeds before anything finer" in told[2]
+    assert len(told) == 3  # nothing finer is advised
+
+
+def test_the_margin_is_that_of_welchs_test():
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        one, other = (random.normal(size=n) * s for n, s in ((3, 1.0), (5, 0.3)))
+        ours = replicates.margin(
+            *(replicates.Candidate("", (), tuple(x)) for x in (one, other))
+        )
+        test = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+        theirs = (test.high - test.low) / 2
+        # Degrees of freedom are rounded down: never less than theirs.
+        assert theirs * (1 - 1e-3) <= ours <= theirs * 3.1
+
+
+def test_what_to_try_next_is_said(config, tmp_path):
+    axes = {RATE: [1e-4, 1e-3, 1e-2], "adapter.r": [2, 4, 6]}
+    losses = [2.0, 2.0, 2.0, 1.9, 1.0, 1.8, 2.0, 2.0, 2.0]
+    told = verdict.advice(scored(config, tmp_path / "sweep", axes, losses))
+    assert told[2] == (
+        "the next is learning_rate=0.001 r=6, 0.8000 behind: whether that is more than "
+        "another seed makes is not known; train both with several, --grid seed=1,2,3, "
+        "in another --out"
+    )
+    assert told[3].startswith(
+        f"{RATE}: the best value, 0.001, lies inside of what was tried; a finer grid: "
+        f"--grid {RATE}=0.00032,0.0032, "
+    )
+    assert "adapter.r=3,5, " in told[4]
+    # Both are what a grid can read, and values that were not tried.
+    assert grid.axes([f"{RATE}=0.00032,0.0032"])[RATE] == [0.00032, 0.0032]
 
 
 def test_a_directory_keeps_its_sweep(sweep, config, tmp_path):
@@ -222,7 +285,12 @@ def test_a_directory_keeps_its_sweep(sweep, config, tmp_path):
     assert again.points == sweep.points
     stored = json.loads((sweep.directory / "sweep.json").read_text())
     entries = [dataclasses.asdict(point) for point in sweep.points]
-    for entry in entries:  # the loss is what they are compared by
+    for entry in entries:  # the loss is what they are compared by, and none is dropped
+        assert [entry.pop(key) for key in ("scores", "steps", "why")] == [
+            [],
+            None,
+            None,
+        ]
         assert (entry.pop("figure"), entry.pop("best_figure")) == (None, None)
     assert stored["points"] == entries
     # Nothing was trained yet: it may become another.
@@ -267,10 +335,10 @@ def test_what_a_search_found_at_the_end_of_its_space_is_told(config, tmp_path):
     for point, loss in zip(made.add([{RATE: rate} for rate in rates]), (3, 1, 2)):
         point.status, point.eval_loss = "done", float(loss)
     assert [point.name for point in made.points][2] == "learning_rate=0.001235"
-    told = sweeping.advice(made)[-1]
+    told = verdict.advice(made)[-1]
     assert "0.009, is at the end of what was tried; try larger ones" in told
     made.points[1].eval_loss = 9.0
-    assert len(sweeping.advice(made)) == 2
+    assert len(verdict.advice(made)) == 2
 
 
 def test_losses_of_unlike_objectives_are_said_to_be_unlike(config, tmp_path):
@@ -282,9 +350,9 @@ def test_losses_of_unlike_objectives_are_said_to_be_unlike(config, tmp_path):
         made.add(grid.points(axes))
         for point in made.points:
             point.status, point.eval_loss, point.figure = "done", 0.5, 0.5
-        told = [line for line in sweeping.advice(made) if "another loss" in line]
+        told = [line for line in verdict.advice(made) if "another loss" in line]
         assert bool(told) == is_told
-        assert "nats per token" not in sweeping.advice(made)[0]
+        assert "nats per token" not in verdict.advice(made)[0]
 
 
 @pytest.mark.parametrize(
@@ -302,5 +370,5 @@ def test_what_unlike_losses_are_replaced_by(key, objective, way, config, tmp_pat
     made.add(grid.points(axes))
     for point in made.points:
         point.status, point.eval_loss = "done", 0.5
-    told = [line for line in sweeping.advice(made) if "another loss" in line]
+    told = [line for line in verdict.advice(made) if "another loss" in line]
     assert not told if way is None else told[0].endswith(way)

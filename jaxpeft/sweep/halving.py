@@ -1,0 +1,258 @@
+"""Successive halving: at a few evaluations the worse points are dropped.
+
+All candidates train to the first rung, one `factor`-th of them to the next, and so on
+to the end (Jamieson and Talwalkar, 2016; with a floor at each rung). What is decided
+depends on the figures of a rung alone, not on how many points train at once or where a
+command was interrupted. Points of a later grid are compared with all that have ever
+reached the rung, and what was decided before stays.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaxpeft.assembly import configuration, heads
+from jaxpeft.assembly.base import open_base
+from jaxpeft.assembly.run import steps_in
+from jaxpeft.config import RunConfig
+from jaxpeft.errors import InputError
+from jaxpeft.rundir.sweep_files import DROPPED
+from jaxpeft.sweep.judge import Judge
+from jaxpeft.sweep.point import Point
+from jaxpeft.sweep.replicates import identity
+from jaxpeft.train.standing import DIVERGED
+
+if TYPE_CHECKING:
+    from jaxpeft.sweep.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class Halving:
+    """How a sweep drops points.
+
+    Attributes:
+        factor: of so many candidates one goes on from each rung.
+        rungs: how many there are.
+    """
+
+    factor: int
+    rungs: int
+
+    @classmethod
+    def of(cls, factor: int, points: Sequence[Point]) -> "Halving":
+        """The halving of a sweep that begins with these points.
+
+        Args:
+            factor: of so many candidates one goes on from each rung, 2 or more.
+            points: replicates by seed count as one.
+
+        Raises:
+            InputError: there are too few to drop any.
+        """
+        count = len({identity(point) for point in points})
+        rungs = 0
+        while factor ** (rungs + 1) <= count:
+            rungs += 1
+        if not rungs:
+            smaller = f"a factor of {count} or less, " if count > 1 else ""
+            raise InputError(
+                f"--halving: found {factor} with {count} points (seeds count as one), "
+                f"of which none could be dropped; give {smaller}{factor} points or "
+                "more, or leave --halving out"
+            )
+        return cls(factor, rungs)
+
+    def steps(self, cfg: RunConfig, last: int) -> list[int]:
+        """The steps of the rungs, each at an evaluation.
+
+        Args:
+            cfg: of a point.
+            last: how many steps it takes to its end.
+
+        Raises:
+            InputError: nothing is evaluated, or too rarely to tell the rungs apart.
+        """
+        every = cfg.training.eval_steps
+        if not cfg.data.evaluates or every is None:
+            missing = "training.eval_steps" if cfg.data.evaluates else "data.eval"
+            raise InputError(
+                f"--halving: drops points by their evaluations, and {missing} is not "
+                f"set; set data.eval and training.eval_steps, or leave --halving out"
+            )
+        wanted = [last / self.factor**n for n in range(self.rungs, 0, -1)]
+        found = [math.ceil(round(step / every, 6)) * every for step in wanted]
+        if [*found, last] == sorted({*found, last}):
+            return found
+        enough = math.floor(wanted[0])
+        about = " and ".join(f"{step:.3g}" for step in wanted)
+        remedy = (
+            f"set training.eval_steps={enough} or less"
+            if 1 <= enough < every
+            else f"train for {every * self.factor**self.rungs} steps or more"
+        )
+        raise InputError(
+            f"--halving {self.factor}: too few steps: points are to be dropped after "
+            f"about {about} of {last} steps, and with training.eval_steps {every} "
+            f"the evaluations there are after {', '.join(map(str, found))}; {remedy}, "
+            "or give a larger factor"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep that drops points has to know before it trains any.
+
+    Attributes:
+        sweep: with all its points.
+        halving: how it drops them.
+        lengths: how many steps they take.
+    """
+
+    sweep: "Sweep"
+    halving: Halving
+    lengths: "Lengths"
+
+    def until(self, rung: int, cfg: RunConfig) -> int | None:
+        """The step of a rung, at which a run pauses; None behind the last rung.
+
+        Args:
+            rung: its number, from 0.
+            cfg: of the run.
+        """
+        steps = self.halving.steps(cfg, self.lengths.of(cfg))
+        return steps[rung] if rung < len(steps) else None
+
+    def train(self) -> None:
+        """Trains the points, from rung to rung, and drops those that others beat."""
+        sweep = self.sweep
+        for turn in sorted({point.turn for point in sweep.points}):
+            ours = [point for point in sweep.points if point.turn == turn]
+            for rung in range(self.halving.rungs + 1):
+                here = [point for point in ours if len(point.scores) == rung]
+                sweep.train(here, functools.partial(self.until, rung))
+                if rung < self.halving.rungs:
+                    gone = drop(sweep.points, rung, turn, sweep.judge, self.halving)
+                    sweep.let_go(gone)
+
+
+def prepare(sweep: "Sweep", factor: int) -> Plan:
+    """Checks that a sweep can drop points, and settles after which steps.
+
+    Args:
+        sweep: with all its points.
+        factor: of so many candidates one goes on from each rung.
+
+    Raises:
+        InputError: for all that is wrong; nothing has been written then.
+    """
+    if sweep.rungs is None:
+        sweep.keep_rungs(Halving.of(factor, sweep.points).rungs)
+    plan = Plan(sweep, Halving(factor, sweep.rungs or 0), Lengths())
+    left = [point for point in sweep.points if not point.ended]
+    problems: list[str] = []
+    for cfg in sweep.configurations(left):
+        try:
+            plan.until(0, cfg)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(*dict.fromkeys(problems))
+    return plan
+
+
+class Lengths:
+    """How many steps runs take, found without their weights.
+
+    What is opened for one serves all that read the same.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Any, float] = {}
+
+    def of(self, cfg: RunConfig) -> int:
+        """The steps of a run.
+
+        Args:
+            cfg: its configuration.
+        """
+        training = cfg.training
+        if training.max_steps:
+            return training.max_steps
+        key = (
+            *(cfg.data.model_dump_json(), cfg.model.model_dump_json()),
+            *(cfg.objective.model_dump_json(), training.batch_size, cfg.seed),
+        )
+        if key not in self._known:
+            self._known[key] = _steps_per_epoch(cfg)
+        return steps_in(training.num_epochs or 1.0, self._known[key])
+
+
+def _steps_per_epoch(cfg: RunConfig) -> float:
+    cfg = configuration.settled(cfg)
+    objective = configuration.objective(cfg)
+    base = heads.fitted(open_base(cfg.model), objective.head)
+    batches = objective.load_train(
+        cfg.data,
+        base.tokenizer,
+        batch_size=cfg.training.batch_size,
+        seed=cfg.seed,
+        vocab_size=base.cfg.vocab_size,
+    )
+    return batches.steps_per_epoch
+
+
+def drop(
+    points: Sequence[Point], rung: int, turn: int, judge: Judge, halving: Halving
+) -> list[Point]:
+    """Drops the points of a turn that are not among the best at a rung.
+
+    All of them have reached it or have ended before. To decide again what was decided
+    changes nothing.
+
+    Args:
+        points: of the sweep.
+        rung: its number, from 0.
+        turn: of the points that are decided on; those of later turns do not count.
+        judge: knows which figure is the better.
+        halving: of the sweep.
+
+    Returns:
+        Those that are dropped now.
+    """
+    rivals: dict[Any, list[Point]] = {}
+    for point in points:
+        alone = point.status == DROPPED and len(point.scores) <= rung
+        if point.turn <= turn and not alone:
+            rivals.setdefault((point.turn, identity(point)), []).append(point)
+
+    def mean(group: list[Point]) -> float:
+        return sum(_figure(point, rung, judge) for point in group) / len(group)
+
+    sign = -1 if judge.prefers_greater else 1
+    order = sorted(rivals.values(), key=lambda group: sign * mean(group))
+    kept = max(1, len(order) // halving.factor)
+    gone = []
+    for place, group in enumerate(order[kept:], kept + 1):
+        for point in group:
+            if point.turn == turn and not point.ended:
+                point.status = DROPPED
+                figure = "" if len(group) == 1 else "mean "
+                point.why = (
+                    f"after step {point.steps}: {figure}{judge.column} "
+                    f"{mean(group):.4f}, place {place} of {len(order)}; "
+                    f"{'the best' if kept == 1 else f'the best {kept}'} went on"
+                )
+                gone.append(point)
+    return gone
+
+
+def _figure(point: Point, rung: int, judge: Judge) -> float:
+    """What a point is judged by at a rung; the worst of what diverged."""
+    worst = -math.inf if judge.prefers_greater else math.inf
+    # First what it had there: how it went on later must not change what was decided.
+    if len(point.scores) > rung:
+        score = point.scores[rung]
+        return worst if score is None else score
+    return worst if point.status == DIVERGED else judge.score(point)  # it has stopped
