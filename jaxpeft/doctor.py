@@ -27,7 +27,7 @@ EXTRAS = {
     "cuda": (r"jax-cuda\d+-plugin", "NVIDIA GPUs"),
     "tpu": ("libtpu", "Cloud TPU"),
     "datasets": ("pyarrow", "parquet files"),
-    "eval": ("sacrebleu", "the metrics bleu and chrf"),
+    "eval": ("lm_eval", "the metrics bleu and chrf, evaluate --tasks"),
     "optuna": ("optuna", "sweep --search optuna"),
     "tensorboard": ("tensorboardX", "training.report_to: tensorboard"),
     "wandb": ("wandb", "training.report_to: wandb"),

@@ -27,6 +27,17 @@ def models(tiny):
     return harness_check.ours(str(tiny), 4), harness_check.theirs(str(tiny), 1)
 
 
+def test_an_adapter_is_asked_as_peft_has_it(tiny, finished, models):
+    adapter, given = finished / "adapter", (("It is", " cold"), ("Snow", " falls here"))
+    asked = requests("loglikelihood", *given)
+    ours = harness_check.ours(str(tiny), 2, adapter=adapter).loglikelihood(asked)
+    theirs = harness_check.theirs(str(tiny), 2, adapter).loglikelihood(asked)
+    for own, other in zip(ours, theirs, strict=True):
+        assert own[0] == pytest.approx(other[0], abs=1e-4)
+    base = models[0].loglikelihood(asked)
+    assert all(abs(own[0] - one[0]) > 1e-2 for own, one in zip(ours, base))
+
+
 def requests(kind, *given):
     return [
         Instance(kind, {}, one, number, (f"a {kind} task", number, 1))
@@ -162,7 +173,7 @@ def own(folder, key):
 
 
 def test_a_run_is_asked_and_its_answers_are_kept(
-    finished, command, folder, tmp_path, monkeypatch
+    finished, tiny, command, folder, tmp_path
 ):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
@@ -186,6 +197,12 @@ def test_a_run_is_asked_and_its_answers_are_kept(
     figures = said["results"][harness_check.CHOICE]
     own = [row["acc"] for row in kept["samples"][harness_check.CHOICE]]
     assert figures["acc,none"] == pytest.approx(sum(own) / 4)
+    # The same weights by another name; the table has the same figures.
+    given = ["--model", str(tiny), "--adapter", str(run / "adapter"), *given[2:]]
+    done = command("evaluate", *given, *limits[:4])
+    lines = {tuple(line.split()[:3]) for line in done.out.splitlines()}
+    assert (harness_check.CHOICE, "acc", f"{figures['acc,none']:.4f}") in lines
+    assert len(lines) == 3
 
 
 def test_what_is_wrong_with_tasks_is_said_at_once(command, tiny, folder, monkeypatch):
@@ -242,10 +259,19 @@ def test_answers_that_cannot_be_scored_are_kept(finished, command, folder, tmp_p
     assert [isinstance(one["resps"][0], str) for one in kept] == [True, True]
 
 
-@pytest.mark.slow
-def test_a_name_that_is_no_task_is_said(command, tiny):
-    done = command("evaluate", "--model", str(tiny), "--tasks", "hellaswagg,arc_easy")
-    assert done.code == 2
-    assert (
-        "'hellaswagg' is no task of the harness; did you mean 'hellaswag'" in done.err
-    )
+def test_names_are_matched_and_the_nearest_is_told(folder, monkeypatch):
+    module = loading.importlib.import_module("lm_eval.tasks")
+    every = module.TaskManager
+
+    def few(include_path, include_defaults=False):  # the harness has 14,000, in 14 s
+        return every(include_path=include_path, include_defaults=False)
+
+    monkeypatch.setattr(module, "TaskManager", few)
+    loaded = loading.load(loading.Choice(["our_*"], str(folder), num_fewshot=3))
+    assert sorted(loaded["tasks"]) == ["our_answer", "our_choice"]
+    assert [t.config.num_fewshot for t in loaded["tasks"].values()] == [3, 3]
+    with pytest.raises(InputError) as told:
+        loading.load(loading.Choice(["our_choise", "nothing*"], str(folder)))
+    first, second = told.value.problems
+    assert "'our_choise' is no task" in first and "did you mean 'our_choice'" in first
+    assert "'nothing*' is no task of the harness" in second
