@@ -21,11 +21,12 @@ def write(path: Path, records: Sequence[Record]) -> None:
         records: the runs.
     """
     found = table.rows(records)
-    charts = [
-        _chart(records, "Evaluation loss", "eval_loss", plots.LOSS),
-        _chart(records, "Training loss", "loss", plots.LOSS, training=True),
-    ]
     lines = [line for one in records for line in one.evaluation]
+    label = plots.label_of_loss([*lines, *(x for one in records for x in one.training)])
+    charts = [
+        _chart(records, "Evaluation loss", "eval_loss", label),
+        _chart(records, "Training loss", "loss", label, training=True),
+    ]
     names = dict.fromkeys(name for line in lines for name in line if name not in USUAL)
     for name in names:
         title = name.removeprefix("eval_")

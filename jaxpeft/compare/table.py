@@ -11,6 +11,7 @@ from jaxpeft import replacing
 from jaxpeft.compare.record import Record
 from jaxpeft.config.training import EVAL
 from jaxpeft.report import wording
+from jaxpeft.rundir.metrics import unit_of_loss
 
 NONE, BEST = "-", "*"
 LOWER = ("train_loss", "eval_loss", "best_eval_loss", "seconds", "peak_memory_bytes")
@@ -44,12 +45,16 @@ def rows(records: Sequence[Record]) -> list[Row]:
     for key in _differing(records):
         cells = [_shortest(one.settings.get(key, NONE)) for one in records]
         found.append(Row(key, cells, is_setting=True))
+    units = [unit_of_loss([*one.training, *one.evaluation]) for one in records]
     for name in _figures(records):
         values = [one.figures.get(name) for one in records]
         label, unit = wording.FIGURES.get(
             name, (name.removeprefix(EVAL).replace("_", " "), "score")
         )
-        cells = [NONE if v is None else wording.figure(v, unit) for v in values]
+        cells = [
+            NONE if v is None else wording.figure(v, unit, of_loss)
+            for v, of_loss in zip(values, units, strict=True)
+        ]
         found.append(Row(label, cells, _best(name, values)))
     return found
 

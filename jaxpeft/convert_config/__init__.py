@@ -58,7 +58,9 @@ def main(argv: Sequence[str]) -> int:
     if args.out:
         for line in report(draft):
             console.say(line)
-        console.say(f"wrote and verified {args.out}")
+        console.say(
+            f"wrote {args.out}, and verified its keys; a run opens model and data"
+        )
     else:
         console.write(text)
         for why, keys in draft.idle.items():

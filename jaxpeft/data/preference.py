@@ -23,6 +23,7 @@ from jaxpeft.errors import InputError
 
 Turns = Callable[[Record, Fields, str], list[Message]]
 SIDES = ("chosen", "rejected")
+_LABELS = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
 # Numbers of answers times their weights that KTO's authors take: 1:1 to 4:3.
 _UNLIKE = 4 / 3
 
@@ -202,14 +203,14 @@ def _labelled(
 
 def _label(record: Record, fields: Fields) -> float:
     value = value_of(record, fields, "label", required=True)
-    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        value = value.strip().lower() == "true"  # of a CSV file
-    if not isinstance(value, bool):
+    said = str(value).strip().lower()  # text of a CSV file, too
+    if said not in _LABELS:
         raise InputError(
-            f"column {column_of(fields, 'label')!r} has to be true or false, whether "
-            f"the answer is wanted; it is {type(value).__name__} {str(value)[:40]!r}"
+            f"column {column_of(fields, 'label')!r} has to be true or false (or 1 or "
+            "0), whether the answer is wanted; it is "
+            f"{type(value).__name__} {str(value)[:40]!r}"
         )
-    return float(value)
+    return _LABELS[said]
 
 
 def equal_pairs(path: str, examples: Any) -> list[str]:

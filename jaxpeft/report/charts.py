@@ -100,8 +100,9 @@ def run_charts(training: list[dict], evaluation: list[dict]) -> list[Chart]:
         training: the training lines of its metrics.
         evaluation: the evaluation lines of its metrics.
     """
+    label = plots.label_of_loss([*training, *evaluation])
     charts = [
-        Chart("Loss", plots.LOSS, _losses(training, evaluation)),
+        Chart("Loss", label, _losses(training, evaluation)),
         Chart("Learning rate", plots.RATE, _curves(training, learning_rate="rate")),
         Chart(
             "Norms of gradient and update",

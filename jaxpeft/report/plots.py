@@ -9,14 +9,27 @@ import numpy as np
 
 from jaxpeft.report.wording import choice
 from jaxpeft.rundir.files import METRICS
-from jaxpeft.rundir.metrics import best_evaluation, read_metrics, values
+from jaxpeft.rundir.metrics import (
+    best_evaluation,
+    read_metrics,
+    unit_of_loss,
+    values,
+)
 from jaxpeft.rundir.sweep_files import PointRecord, SweepRecord
 
-LOSS, STEP, RATE = "loss (nats per token)", "step (updates)", "rate (per update)"
-OF_ANSWERS = "loss (mean over pairs or answers)"
+STEP, RATE = "step (updates)", "rate (per update)"
 MARGIN, ACCURACY = "rewards/margins", "rewards/accuracies"
 FACTOR = 5.0  # values that span it are drawn on a logarithmic axis
 SEED = "seed"
+
+
+def label_of_loss(lines: list[dict]) -> str:
+    """What an axis of losses says.
+
+    Args:
+        lines: entries of the metrics, of one run or of several alike.
+    """
+    return f"loss ({unit_of_loss(lines)})"
 
 
 def plot_losses(metrics: Path, target: Path, title: str) -> None:
@@ -50,7 +63,7 @@ def plot_losses(metrics: Path, target: Path, title: str) -> None:
     if evaluation:
         _plot_evaluations(top, evaluation)
     top.set_title(_literal(title))
-    top.set_ylabel(OF_ANSWERS if has_rewards else LOSS)
+    top.set_ylabel(label_of_loss([*training, *evaluation]))
     top.grid(alpha=0.3)
     if len(steps) or evaluation:
         top.legend()
@@ -113,7 +126,7 @@ def plot_sweep(sweep: SweepRecord, target: Path, title: str) -> None:
         1, columns, figsize=(width, 5.5), layout="constrained", squeeze=False
     )
     figure.suptitle(_literal(title))
-    right = axes[0, -1]
+    right, seen = axes[0, -1], []
     if outcome.key:
         _plot_outcomes(axes[0, 0], sweep, outcome)
     for rank, point in enumerate(sweep.points):
@@ -123,12 +136,13 @@ def plot_sweep(sweep: SweepRecord, target: Path, title: str) -> None:
         else:
             steps, losses = values(training, "step"), values(training, "loss")
             losses = smoothed(losses)
+        seen += [*training, *evaluation]
         color = pyplot.get_cmap("tab20")(rank % 20)
         right.plot(
             steps, losses, marker="o", ms=3, color=color, label=_literal(point.name)
         )
     right.set_xlabel(STEP)
-    right.set_ylabel(f"{sweep.measure} {LOSS}")
+    right.set_ylabel(f"{sweep.measure} {label_of_loss(seen)}")
     right.grid(alpha=0.3)
     if 0 < len(sweep.points) <= 30:
         beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}

@@ -18,7 +18,7 @@ from jaxpeft.rundir.files import (
     finite,
     read_json,
 )
-from jaxpeft.rundir.metrics import best_evaluation, read_metrics
+from jaxpeft.rundir.metrics import best_evaluation, read_metrics, unit_of_loss
 from jaxpeft.rundir.sweep_files import DROPPED, SWEEP
 
 SAMPLE_PARTS = ("prompt", "reference", "before", "after")
@@ -58,7 +58,7 @@ def write_run(directory: Path, findings: Sequence[str] = ()) -> Path:
         headlines=_headlines(summary, training, evaluation),
         findings=list(findings),
         samples=_samples(read_json(directory / SAMPLES)),
-        figures=wording.rows(summary),
+        figures=wording.rows(summary, unit_of_loss([*training, *evaluation])),
         environment=wording.rows(_object(read_json(directory / ENVIRONMENT))),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
         charts=[chart.data() for chart in run_charts(training, evaluation)],
@@ -102,12 +102,13 @@ def _headlines(
 ) -> list[tuple[str, str, str]]:
     """(name, value, remark) of the figures that a reader looks for first."""
     shown = [("steps", f"{last_step(training, evaluation):,}", "optimizer updates")]
+    unit = unit_of_loss([*training, *evaluation])
     if training:
-        shown.append(("training loss", _loss(training[-1]["loss"]), "nats per token"))
+        shown.append(("training loss", _loss(training[-1]["loss"]), unit))
     if evaluation:
         last = _loss(evaluation[-1]["eval_loss"])
         first = _loss(evaluation[0]["eval_loss"])
-        remark = f"from {first}, nats per token"
+        remark = f"from {first}, {unit}"
         shown.append(("evaluation loss", last, remark))
     best = best_evaluation(evaluation)
     if best is not None:

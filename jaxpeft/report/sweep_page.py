@@ -105,9 +105,10 @@ def _outcomes(sweep: SweepRecord) -> Chart:
 
 
 def _curves(sweep: SweepRecord) -> list[Chart]:
-    evaluations, trainings = [], []
+    evaluations, trainings, seen = [], [], []
     for rank, point in enumerate(sweep.points):
         training, evaluation = read_metrics(point.directory / METRICS)
+        seen += [*training, *evaluation]
         if evaluation:
             steps, losses = (
                 numbers(evaluation, "step"),
@@ -119,7 +120,8 @@ def _curves(sweep: SweepRecord) -> list[Chart]:
             steps, losses = numbers(training, "step"), numbers(training, "loss")
             smooth = plots.smoothed(losses)
             trainings.append(Series(point.name, steps, losses, smooth, color=rank))
+    label = plots.label_of_loss(seen)
     return [
-        Chart(f"{kind} loss of all points, best first", plots.LOSS, series)
+        Chart(f"{kind} loss of all points, best first", label, series)
         for kind, series in (("Evaluation", evaluations), ("Training", trainings))
     ]

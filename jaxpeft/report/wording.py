@@ -15,47 +15,56 @@ FIGURES = {
     "peak_memory_of": ("peak memory is that of", ""),
     "parameters": ("parameters", "count"),
     "trainable": ("trainable parameters", "count"),
-    "train_loss": ("training loss at the end", "nats"),
-    "eval_loss_before": ("evaluation loss before", "nats"),
-    "eval_loss_after": ("evaluation loss after", "nats"),
-    "eval_loss": ("evaluation loss", "nats"),
+    "train_loss": ("training loss at the end", "loss"),
+    "eval_loss_before": ("evaluation loss before", "loss"),
+    "eval_loss_after": ("evaluation loss after", "loss"),
+    "eval_loss": ("evaluation loss", "loss"),
     "eval_accuracy": ("token accuracy", "score"),
-    "best_eval_loss": ("best evaluation loss", "nats"),
+    "best_eval_loss": ("best evaluation loss", "loss"),
     "best_step": ("step of the best evaluation", "count"),
     "stopped_early": ("stopped early", ""),
 }
 
 
-def rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The names and values of all figures, in words; nested ones have dotted names."""
+def rows(
+    figures: Mapping[str, Any], of_loss: str = "nats per token"
+) -> list[tuple[str, str]]:
+    """The names and values of all figures, in words; nested ones have dotted names.
+
+    Args:
+        figures: by their keys.
+        of_loss: what stands behind a loss.
+    """
     pairs = []
     for key, value in figures.items():
         if isinstance(value, Mapping):
-            pairs += [(f"{key}.{name}", text) for name, text in rows(value)]
+            pairs += [(f"{key}.{name}", text) for name, text in rows(value, of_loss)]
         else:
             name, unit = FIGURES.get(key, (key.replace("_", " "), ""))
-            pairs.append((name, figure(value, unit)))
+            pairs.append((name, figure(value, unit, of_loss)))
     return pairs
 
 
-def figure(value: Any, unit: str) -> str:
+def figure(value: Any, unit: str, of_loss: str = "") -> str:
     """A value in words, with its unit; "none" for null.
 
     Args:
         value: what JSON can hold.
-        unit: "bytes", "seconds", "nats", "score" or "count"; any other stands behind
+        unit: "bytes", "seconds", "loss", "score" or "count"; any other stands behind
             the number as it is, "" for none.
+        of_loss: what stands behind a loss.
     """
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return ", ".join(figure(item, unit) for item in value)
+        return ", ".join(figure(item, unit, of_loss) for item in value)
     if not isinstance(value, int | float):
         return str(value)
-    known = {"bytes": size, "seconds": duration, "nats": _nats, "count": _count}
-    known |= {"score": _score}
+    known = {"bytes": size, "seconds": duration, "count": _count, "score": _score}
+    if unit == "loss":
+        return f"{value:.4f} {of_loss}".strip()
     if unit in known:
         return known[unit](value)
     if not unit:
@@ -103,10 +112,6 @@ def duration(seconds: float) -> str:
 
 def _score(value: float) -> str:
     return f"{value:.4f}"
-
-
-def _nats(value: float) -> str:
-    return f"{value:.4f} nats per token"
 
 
 def _count(value: float) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -159,3 +159,19 @@ def best_evaluation(lines: list[dict]) -> tuple[int, float] | None:
         return None
     at = int(np.nanargmin(losses))
     return int(lines[at]["step"]), float(losses[at])
+
+
+def unit_of_loss(lines: Sequence[Mapping[str, Any]]) -> str:
+    """What a run's losses are means of, as its own figures tell.
+
+    Args:
+        lines: entries of the metrics, of training, evaluation or both.
+    """
+    names = {name.removeprefix("eval_") for line in lines for name in line}
+    if any("/" in name for name in names):
+        return "mean over pairs or answers"
+    if names & {"pairs", "examples"} or any(
+        "accuracy" in line and "eval_loss" not in line for line in lines
+    ):
+        return "nats per text"
+    return "nats per token"

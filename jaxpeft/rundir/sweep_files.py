@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxpeft.errors import InputError
-from jaxpeft.rundir.files import read_json
+from jaxpeft.rundir.files import METRICS, read_json
+from jaxpeft.rundir.metrics import read_lines, unit_of_loss
 
 SWEEP, SWEEP_PLOT = "sweep.json", "sweep.png"
 DROPPED = "dropped"  # the status of a point that others were better than on the way
@@ -20,8 +21,8 @@ class PointRecord:
         name: what the sweep calls it.
         directory: its run directory.
         values: key of the configuration -> its value in this run.
-        loss: the loss that the sweep is judged by, in nats per token, or another
-            figure; NaN if it has none.
+        loss: the loss that the sweep is judged by, or another figure; NaN if it has
+            none.
         row: its entry in `sweep.json`.
     """
 
@@ -54,8 +55,13 @@ class SweepRecord:
 
     @property
     def label(self) -> str:
-        """The same for an axis, with its unit."""
-        return "loss (nats per token)" if self.what == "loss" else self.what
+        """The same for an axis, with its unit, as the first point's figures tell it."""
+        if self.what != "loss":
+            return self.what
+        lines: list[dict] = []
+        if self.points:
+            lines = read_lines(self.points[0].directory / METRICS)
+        return f"loss ({unit_of_loss(lines)})"
 
 
 def read_sweep(directory: Path) -> SweepRecord:

@@ -135,7 +135,10 @@ def test_labels():
         "A"
     )
     with pytest.raises(InputError, match="'kto_tag' has to be true or false"):
-        LABELLED.readers["alpaca"](record | {"kto_tag": 1}, fields)
+        LABELLED.readers["alpaca"](record | {"kto_tag": 2}, fields)
+    for said, label in ((1, 1.0), ("0", 0.0)):
+        sample = LABELLED.readers["alpaca"](record | {"kto_tag": said}, fields)
+        assert sample.columns == {"label": label}
     assert string(record, {}, "output") == "A"
 
 

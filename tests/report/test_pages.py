@@ -164,3 +164,27 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
     (tmp_path / "sweep.json").write_text('{"points": [{"directory": "x"}]}')
     with pytest.raises(InputError, match="each with its name and directory"):
         write_sweep(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "unit"),
+    [
+        ({}, "nats per token"),
+        ({"rewards/margins": 0.1}, "mean over pairs or answers"),
+        ({"accuracy": 0.5}, "nats per text"),
+    ],
+)
+def test_losses_have_the_unit_of_their_objective(make_run, more, unit):
+    run = make_run("one")
+    path = run / "metrics.jsonl"
+    lines = map(json.loads, path.read_text().splitlines())
+    path.write_text(
+        "".join(
+            json.dumps(line | more) + "\n" for line in lines if "eval_loss" not in line
+        )
+    )
+    page = Page(write_run(run))
+    assert page.charts["Loss"]["yLabel"] == f"loss ({unit})"
+    assert unit in page.texts
+    others = {"nats per token", "mean over pairs or answers", "nats per text"} - {unit}
+    assert not [t for t in page.texts for other in others if other in t]
