@@ -13,7 +13,15 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from jaxpeft.board import about, actions, inside, job_pages, new_pages, pages
+from jaxpeft.board import (
+    about,
+    actions,
+    compare_pages,
+    inside,
+    job_pages,
+    new_pages,
+    pages,
+)
 from jaxpeft.board.answers import (
     Told,
     complaint,
@@ -62,6 +70,8 @@ def application(
             Route("/run/{key}/settings", run_settings),
             Route("/run/{key}/file", run_file),
             Route("/run/{key}/do/{action}", run_action, methods=["POST"]),
+            Route("/compare", compare_pages.compare),
+            Route("/compare/events", compare_pages.compare_events),
             Route("/new", new_pages.new),
             Route("/new/check", new_pages.check, methods=["POST"]),
             Route("/new/start", new_pages.start, methods=["POST"]),

@@ -87,7 +87,7 @@ def read(directory: Path, name: str, status: str = "") -> Record:
     try:
         training, evaluation = read_metrics(directory / METRICS)
         _check_numbers(training + evaluation)
-        figures = _figures(summary, training, evaluation)
+        figures = figures_of(summary, training, evaluation)
     except InputError as error:
         wrong += error.problems
     except (ValueError, TypeError, OSError) as error:
@@ -148,10 +148,16 @@ def _status(summary: Mapping, training: list[dict], evaluation: list[dict]) -> s
     return f"not finished: step {step:,}" if step else "no step logged yet"
 
 
-def _figures(
+def figures_of(
     summary: Mapping[str, Any], training: list[dict], evaluation: list[dict]
 ) -> dict[str, float | None]:
-    """What came out, from the summary where there is one, else from the metrics."""
+    """What came out, from the summary where there is one, else from the metrics.
+
+    Args:
+        summary: the run's `summary.json`, empty where there is none.
+        training: the training lines of its metrics.
+        evaluation: the evaluation lines.
+    """
     best_step, best = best_evaluation(evaluation) or (None, None)
     steps = [int(line["step"]) for line in training + evaluation]
     figures: dict[str, float | None] = {

@@ -36,6 +36,8 @@
       const [row] = holder.children;
       const there = byId(id);
       const focused = there?.contains(document.activeElement);
+      const mark = row.querySelector("input");
+      mark.checked = there?.querySelector("input")?.checked ?? false;
       if (there) there.replaceWith(row);
       else if (id === key || !key) group(key).prepend(row);
       else group(key).append(row);
