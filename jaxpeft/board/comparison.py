@@ -24,10 +24,11 @@ from jaxpeft.rundir.outcome import USUAL
 MOST = 60  # runs
 PLACE = "output_dir"
 # What curves can go over: name -> the title of the axis.
+STEPS, TOKENS, TIME = "step", "tokens", "time"
 AXES = {
-    "step": plots.STEP,
-    "tokens": "tokens trained on",
-    "time": "time of its steps (s)",
+    STEPS: plots.STEP,
+    TOKENS: "tokens trained on",
+    TIME: "time of its steps (s)",
 }
 KEYS = 4  # settings over which the losses are drawn
 LOSSES = ("best_eval_loss", "eval_loss", "train_loss")
@@ -117,11 +118,11 @@ def places(training: list[Line], lines: list[Line], axis: str) -> np.ndarray:
         An array of shape (lines,).
     """
     steps = values(lines, "step")
-    if axis == "step" or not training:
-        return steps if axis == "step" else np.full(len(lines), np.nan)
+    if axis == STEPS or not training:
+        return steps if axis == STEPS else np.full(len(lines), np.nan)
     tokens = values(training, "tokens")
     at = tokens
-    if axis == "time":
+    if axis == TIME:
         with np.errstate(divide="ignore", invalid="ignore"):
             took = np.diff(tokens, prepend=0) / values(training, "tokens_per_second")
         at = np.cumsum(np.where(np.isfinite(took) & (took > 0), took, 0))
