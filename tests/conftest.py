@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis.internal import entropy
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxpeft import console, models
@@ -72,6 +73,13 @@ def pytest_configure(config: pytest.Config) -> None:
     # A program that another process is still writing down is compiled here as well.
     kept = "Error (reading|writing) persistent compilation cache entry"
     config.addinivalue_line("filterwarnings", f"ignore:{kept}:UserWarning")
+
+
+def pytest_collection_finish() -> None:
+    """What all modules have made by now stays: no later collection looks through it."""
+    with entropy.deterministic_PRNG():  # asks who refers to what is seeded, only once
+        gc.collect()
+    gc.freeze()
 
 
 class Llama(NamedTuple):
@@ -130,6 +138,22 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             left -= stat.st_size
             if left < 0:
                 path.unlink()
+
+
+@pytest.fixture(scope="session")
+def verdicts() -> Path:
+    """Where what compilers of devices that are not here said outlives a session.
+
+    The compiler is asked again wherever the program, its version or ours are others:
+    see `jaxpeft.plan.vendor`. Its flags are in the folder's name.
+    """
+    return programs_folder() / "verdicts"
+
+
+@pytest.fixture
+def kept_verdicts(verdicts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `jaxpeft.plan` asks a compiler is kept there."""
+    monkeypatch.setattr("jaxpeft.plan.vendor.folder", lambda: verdicts)
 
 
 def resident() -> int:

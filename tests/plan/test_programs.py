@@ -18,7 +18,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.plan import compiling
 from jaxpeft.plan.facts import facts, which
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_verdicts")]
 
 # No two axes of the model are of one length, so that an array's shape says what it is.
 LENGTH, VOCABULARY, SEQUENCES = 512, 8192, 4

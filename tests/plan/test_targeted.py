@@ -10,7 +10,7 @@ from jaxpeft.assembly import configuration
 from jaxpeft.config import AdapterSection
 from jaxpeft.devices import sharding, topologies
 from jaxpeft.errors import InputError
-from jaxpeft.plan import compiling, planning, targeted
+from jaxpeft.plan import compiling, planning, targeted, vendor
 from jaxpeft.plan.facts import facts
 from jaxpeft.plan.vendor import Verdict
 
@@ -36,14 +36,17 @@ TARGETS = [pytest.param(name, marks=pytest.mark.slow) for name in ("v5e-4", "h10
 
 
 @pytest.fixture(scope="module", params=TARGETS)
-def compiled(request, cfg):
+def compiled(request, cfg, verdicts):
     """What the compilers of a TPU and of a GPU say of the step."""
     target = topologies.parse(request.param)
     if remedy := topologies.missing(target):
         pytest.skip(remedy)
     mesh = cfg.mesh.model_copy(update={"fsdp": 2})
     cfg = cfg.model_copy(update={"mesh": mesh})
-    return target, cfg, compiling.compiled(cfg, target, topologies.devices(target))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vendor, "folder", lambda: verdicts)
+        found = compiling.compiled(cfg, target, topologies.devices(target))
+    return target, cfg, found
 
 
 def test_its_parts_are_what_the_run_keeps(compiled):
@@ -136,6 +139,7 @@ def test_what_would_help_is_tried_by_whatever_says_how_large_a_run_is(cfg):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("kept_verdicts")
 def test_a_device_without_bfloat16_multiplies_in_float16(cfg):
     """With `model.dtype: auto`; the state has the scale that the loss then needs."""
     target = topologies.parse("t4x1")

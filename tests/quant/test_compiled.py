@@ -10,24 +10,28 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxpeft import hardware, quant
 from jaxpeft.devices import sharding, topologies
+from jaxpeft.plan import vendor
 
 LAYERS, D_IN, D_OUT, TOKENS = 4, 512, 1024, 256
 MATRIX = D_IN * D_OUT
 
 
 @pytest.fixture(scope="module", params=["v5e-1", "h100x1"])
-def mesh(request):
+def place(request, verdicts):
+    """The target, its mesh, and where its compiler's words are kept."""
     target = topologies.parse(request.param)
     if remedy := topologies.missing(target):
         pytest.skip(remedy)
-    return sharding.make_mesh(devices=topologies.devices(target)[:1])
+    mesh = sharding.make_mesh(devices=topologies.devices(target)[:1])
+    return target, mesh, verdicts
 
 
-def compiled(kind, mesh):
+def compiled(kind, place):
     """(text, bytes of temporaries) of the gradient of layers that are computed twice.
 
     kind: None for kernels in bfloat16.
     """
+    topology, mesh, folder = place
     where = SingleDeviceSharding(mesh.devices.flat[0])
 
     def there(shape, dtype=jnp.bfloat16):
@@ -54,19 +58,19 @@ def compiled(kind, mesh):
 
     with jax.set_mesh(mesh):
         step = jax.jit(jax.grad(loss)).lower(there((1, TOKENS, D_IN)), (up, down))
-        program = step.compile()
-    return program.as_text(), program.memory_analysis().temp_size_in_bytes
+        said, _ = vendor.compiled(step, topology, folder)
+    return said.text, said.temporaries
 
 
 @pytest.fixture(scope="module")
-def plain(mesh):
+def plain(place):
     """Bytes of temporaries with kernels in bfloat16."""
-    return compiled(None, mesh)[1]
+    return compiled(None, place)[1]
 
 
 @pytest.mark.parametrize("kind", sorted(quant.KERNELS))
-def test_a_few_matrices_are_all_that_is_made(kind, mesh, plain):
-    text, temporaries = compiled(kind, mesh)
+def test_a_few_matrices_are_all_that_is_made(kind, place, plain):
+    text, temporaries = compiled(kind, place)
     moved = re.findall(rf"= [us]\d+\[{LAYERS},([\d,]+)\]\S* (?:copy|transpose)\(", text)
     # Small as they are here, bytes are fetched whole into a TPU's own memory.
     if kind not in ("int8", "fp8"):
