@@ -95,6 +95,7 @@ def test_what_trains_is_as_stated(name):
     assert row(name)[1] == f"{by_hand:,}"
 
 
+@pytest.mark.slow
 def test_a_tiny_model_is_planned_as_the_script_plans(tmp_path, monkeypatch):
     """One whole pass: the command, the recipe's lines, and the page."""
     folder = tmp_path / "configs"

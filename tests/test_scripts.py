@@ -83,6 +83,7 @@ def test_hooks_format_as_the_tests_do():
     assert ruff == {listed("3.11")["ruff"]} == {listed("3.12")["ruff"]}
 
 
+@pytest.mark.slow
 def test_the_trials_of_endurance_know_the_code_that_they_try():
     """Places that SIGTERM is sent at exist, and all forty kinds of input have a row."""
     code = """

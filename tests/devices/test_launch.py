@@ -68,6 +68,7 @@ jax.distributed.shutdown()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["slurm", "ompi"])
 def test_tasks_meet_where_jax_has_the_address_from_the_launcher(launcher):
     with socket.socket() as one:

@@ -317,6 +317,7 @@ def test_processes_share_it_at_once(cache):
     assert all(compute(number) for number in NUMBERS)
 
 
+@pytest.mark.slow
 def test_importing_the_library_leaves_jax_and_python_as_they_are():
     code = """
 import importlib, pkgutil, warnings, jax

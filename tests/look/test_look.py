@@ -55,6 +55,7 @@ def config(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_the_command_needs_neither_weights_nor_devices(config, tmp_path):
     target = tmp_path / "data.html"
     command = [sys.executable, "-m", "jaxpeft.data", "--config", str(config)]

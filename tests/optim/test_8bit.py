@@ -43,6 +43,7 @@ def bits_of(state):
     return [x for x in jax.tree.leaves(state) if x.dtype == jnp.uint8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ours", "theirs", "fields"),
     [
