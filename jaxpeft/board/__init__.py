@@ -54,11 +54,17 @@ def main(argv: Sequence[str]) -> int:
     )
     # What the queue starts: the process of one of its jobs.
     parser.add_argument("--job", help=argparse.SUPPRESS)
+    # Likewise that of a model which is talked with.
+    parser.add_argument("--talk", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(list(argv))
     if args.job:
         from jaxpeft.board import processes
 
         return processes.work(Path(args.job))
+    if args.talk:
+        from jaxpeft.board import talk
+
+        return talk.main()
     folders = [Path(folder) for folder in args.runs or ["runs"]]
     missing = [folder for folder in folders if not folder.is_dir()]
     if missing:

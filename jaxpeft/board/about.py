@@ -25,6 +25,7 @@ from jaxpeft.rundir.files import (
     SKIPPED,
     SUMMARY,
 )
+from jaxpeft.rundir.metrics import unit_of_loss
 from jaxpeft.rundir.sweep_files import SWEEP, SWEEP_PLOT
 
 OFFERED = (CONFIG, METRICS, SUMMARY, SAMPLES, ENVIRONMENT, REPORT, PLOT, SKIPPED)
@@ -62,9 +63,10 @@ def headlines(found: Mapping[str, Any], entry: Entry) -> list[tuple[str, str, st
     evaluation = entry.figures.evaluation
     best, step = entry.summary.get("best_eval_loss"), entry.summary.get("best_step")
     accuracy = evaluation.get("eval_accuracy")
+    unit = unit_of_loss([entry.figures.training, evaluation])
     shown = [
         ("steps", cells["share"], "optimizer updates"),
-        ("training loss", cells["loss"], "nats per token"),
+        ("training loss", cells["loss"], unit),
         ("evaluation loss", cells["eval_loss"], _at(evaluation)),
         ("best evaluation", "" if best is None else f"{best:.4f}", f"at step {step}"),
         ("token accuracy", "" if accuracy is None else f"{accuracy:.1%}", ""),

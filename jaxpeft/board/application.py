@@ -21,6 +21,7 @@ from jaxpeft.board import (
     job_pages,
     new_pages,
     pages,
+    try_pages,
 )
 from jaxpeft.board.answers import (
     Told,
@@ -36,6 +37,7 @@ from jaxpeft.board.catalog import Catalog, Entry
 from jaxpeft.board.follower import Follower
 from jaxpeft.board.guard import Guard, TooLarge, too_large
 from jaxpeft.board.jobs import Queue
+from jaxpeft.board.talks import Talks
 from jaxpeft.errors import InputError
 from jaxpeft.rundir.files import CONFIG
 
@@ -70,6 +72,8 @@ def application(
             Route("/run/{key}/settings", run_settings),
             Route("/run/{key}/file", run_file),
             Route("/run/{key}/do/{action}", run_action, methods=["POST"]),
+            Route("/try", try_pages.talk),
+            Route("/try/say", try_pages.say, methods=["POST"]),
             Route("/compare", compare_pages.compare),
             Route("/compare/events", compare_pages.compare_events),
             Route("/new", new_pages.new),
@@ -92,6 +96,7 @@ def application(
     )
     app.state.catalog = catalog
     app.state.queue = queue
+    app.state.talks = Talks(queue.folder, queue.work)
     app.state.is_ending = is_ending
     return Guard(app, token, host, port)
 
@@ -215,6 +220,7 @@ def _head(entry: Entry) -> dict[str, Any]:
         "row": found,
         "headlines": about.headlines(found, entry),
         "buttons": actions.buttons(entry),
+        "can_try": try_pages.has_result(entry),
     }
 
 

@@ -75,9 +75,10 @@ class Compared:
         """
         lines = [line for one in records for line in one.evaluation]
         names = dict.fromkeys(n for line in lines for n in line if n not in USUAL)
+        loss = _label(records)
         charts = [
-            self._chart(records, "Evaluation loss", "eval_loss", plots.LOSS),
-            self._chart(records, "Training loss", "loss", plots.LOSS),
+            self._chart(records, "Evaluation loss", "eval_loss", loss),
+            self._chart(records, "Training loss", "loss", loss),
         ]
         for name in names:
             title = name.removeprefix("eval_")
@@ -161,6 +162,13 @@ def differing(records: Sequence[Record]) -> list[str]:
     return [row.label for row in table.rows(records) if row.is_setting]
 
 
+def _label(records: Sequence[Record]) -> str:
+    """The name of the losses of runs at an axis, with their unit."""
+    return plots.label_of_loss(
+        [line for one in records for line in (*one.training, *one.evaluation)]
+    )
+
+
 def _loss(record: Record) -> float | None:
     found = (record.figures.get(name) for name in LOSSES)
     return next((value for value in found if value is not None), None)
@@ -187,7 +195,8 @@ def _over_settings(records: Sequence[Record]) -> list[Chart]:
         log = min(known) > 0 and max(known) >= plots.FACTOR * min(known)
         title = f"Best loss over {key}"
         label = plots.axis_label(key)
-        charts.append(Chart(title, plots.LOSS, series, x_label=label, x_log=log))
+        y_label = _label(records)
+        charts.append(Chart(title, y_label, series, x_label=label, x_log=log))
     return charts
 
 

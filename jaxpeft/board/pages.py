@@ -25,6 +25,7 @@ ASSETS = {
     "charts.js": (OF_REPORTS, "text/javascript"),
     "board.js": (TEMPLATES, "text/javascript"),
     "new.js": (TEMPLATES, "text/javascript"),
+    "try.js": (TEMPLATES, "text/javascript"),
     "theme.js": (TEMPLATES, "text/javascript"),
     "icon.svg": (TEMPLATES, "image/svg+xml"),
 }
@@ -55,7 +56,7 @@ class Column(NamedTuple):
 COLUMNS = (
     Column("state", "state", False),
     Column("share", "steps", False, "steps taken, of all"),
-    Column("loss", "loss", remark="of the last training line, in nats per token"),
+    Column("loss", "loss", remark="of the last training line"),
     Column("eval_loss", "evaluation", remark="the last evaluation's loss"),
     Column("rate", "rate", remark="the learning rate of the last line, per update"),
     Column("speed", "tokens/s"),
