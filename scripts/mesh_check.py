@@ -50,6 +50,8 @@ MESHES = {
     "tensor 8": {"data": 1, "tensor": 8},
     "data 2, fsdp 2, tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
     "data 2, fsdp 4": {"data": 2, "fsdp": 4},
+    "context 8": {"data": 1, "context": 8},
+    "data 2, fsdp 2, context 2": {"data": 2, "fsdp": 2, "context": 2},
 }
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 METHODS = {
@@ -126,7 +128,8 @@ def traffic(method: str, sizes: dict[str, int]) -> dict[str, Any]:
     rules, section = METHODS[method]
     overrides = [*LARGE, f"adapter={json.dumps(rules)}"]
     overrides += [f"optimizer.{key}={value}" for key, value in section.items()]
-    overrides += [f"mesh.{axis}={sizes.get(axis, 1)}" for axis in sharding.AXES]
+    axes = (*sharding.AXES, sharding.CONTEXT)
+    overrides += [f"mesh.{axis}={sizes.get(axis, 1)}" for axis in axes]
     cfg = configuration.open_config(SHAPES, overrides)
     found = planning.plan(cfg, sharding.make_mesh(**sizes), simulated=True)
     names = ("kept", "weights", "adapters", "optimizer", "activations", "temporaries")

@@ -43,6 +43,12 @@ MODELS = {
         "final_logit_softcapping": 30.0,
         "query_pre_attn_scalar": 8,
     },
+    "experts": {
+        **SMALL,
+        "model_type": "mixtral",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
 }
 RULES = {
     "lora": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
@@ -63,6 +69,7 @@ CASES = {
     "windows, caps; full; packed, tiles; 64": [{"fsdp": 2, "context": 4}],
     "six heads; lora; packed; 64": [{"context": 8}],
     "windows, caps; prefix; packed; 64": [{"context": 8}],
+    "experts; lora; rows; 64": [{"fsdp": 2, "context": 4}],
 }
 
 
@@ -141,7 +148,7 @@ def found():
 
 @pytest.mark.slow
 def test_losses_are_those_of_one_device(found):
-    assert len(found) == 5
+    assert len(found) == 6
     for case, (one, *others) in found.items():
         assert one["losses"][0] > 4 and len(set(one["losses"])) == 10
         for other in others:

@@ -1,5 +1,6 @@
 """The search for a faster step: what it asks the compiler, and what it chooses."""
 
+import dataclasses
 import math
 from dataclasses import dataclass, replace
 
@@ -74,6 +75,16 @@ def test_every_candidate_divides_what_it_must():
         assert 16 % one.parts == 0 and 16 // one.parts % (one.data * one.fsdp) == 0
     assert Candidate(1, 16, 1, 1, "none") in found
     assert Candidate(1, 2, 8, 8, "full") in found
+
+
+def test_a_split_of_sequences_stays_and_counts_for_tokens_and_weights():
+    found = list(search.candidates(16, 2, Model, context=4))
+    assert {one.data * one.fsdp * one.tensor for one in found} == {4}
+    assert all("mesh.context=4" in one.overrides for one in found)
+    split = next(one for one in found if (one.fsdp, one.tensor) == (2, 2))
+    wide = dataclasses.replace(split, data=1, fsdp=8, context=1)
+    assert ROUGH.memory(split) == ROUGH.memory(wide)
+    assert ROUGH.time(split) == ROUGH.time(wide)
 
 
 def test_the_fastest_that_fits_is_found_without_asking_for_all():
