@@ -1,7 +1,7 @@
 """Successive halving beside the whole grid: the winner, the steps, the time.
 
     python scripts/halving_check.py
-    python scripts/halving_check.py --steps 108 --factor 3
+    python scripts/halving_check.py --steps 18 training.batch_size=2
 
 Sweeps configs/quickstart.yaml over learning rates and ranks twice, once to the end of
 every point and once with `--halving`; each sweep is a process of its own with nothing
@@ -58,6 +58,7 @@ def main() -> None:
     """Print the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=54)
+    parser.add_argument("overrides", nargs="*", help="section.key=value, of all points")
     parser.add_argument("--factor", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/halving_check"))
     args = parser.parse_args()
@@ -71,7 +72,8 @@ def main() -> None:
     print("|---|---|---|---|---|")
     halving = ("--halving", str(args.factor))
     for name, more in (("whole grid", ()), (" ".join(halving), halving)):
-        found = sweep(folder / name.replace(" ", ""), *length, *more)
+        place = folder / name.replace(" ", "")
+        found = sweep(place, *length, *args.overrides, *more)
         seconds, processor, steps, best = found
         print(f"| {name} | {seconds:.0f} | {processor:.0f} | {steps} | {best} |")
 
