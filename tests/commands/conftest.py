@@ -1,7 +1,10 @@
 """A tiny model with the shipped tokenizer, and the commands run on it in-process."""
 
 import json
-from collections.abc import Callable, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,6 +202,52 @@ def finished(tmp_path_factory, settings, files) -> Path:
     path = write_config(folder / "finished.yaml", config)
     assert cli.run(train.main, ["--config", str(path)]) == 0
     return folder / "finished"
+
+
+# A process of eight devices, which trains as each file says that it is sent.
+EIGHT = """
+import sys
+from jaxpeft import cli, console, train
+for line in sys.stdin:
+    code = cli.run(train.main, ["--config", line.rstrip("\\n")])
+    console.flush()
+    sys.stdout.write(f"ENDED {code}\\n")
+    sys.stdout.flush()
+"""
+
+
+@pytest.fixture(scope="session")
+def on_eight() -> Iterator[Callable[[Path], None]]:
+    """on_eight(config): trains on eight devices; all runs share a process for that."""
+    child: subprocess.Popen[str] | None = None
+
+    def train_there(config: Path) -> None:
+        nonlocal child
+        if child is None:
+            count = "--xla_force_host_platform_device_count=8"
+            child = subprocess.Popen(
+                [sys.executable, "-c", EIGHT],
+                env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(f"{config}\n")
+        child.stdin.flush()
+        wrote = []
+        for line in child.stdout:
+            if line == "ENDED 0\n":
+                return
+            wrote.append(line)
+            if line.startswith("ENDED"):
+                break
+        raise AssertionError("".join(wrote))
+
+    yield train_there
+    if child is not None:
+        child.communicate(timeout=60)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,7 @@
 """A classifier from its command to its files, which transformers and PEFT open."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -184,21 +181,14 @@ def test_bases_of_few_bits_plans_and_sweeps(
 
 
 def test_eight_devices_take_the_step_of_one(
-    trained, labelled, settings, metrics, tmp_path
+    trained, labelled, settings, metrics, on_eight, tmp_path
 ):
     changes = {**labelled, "training.batch_size": 8, "training.max_steps": 3}
     assert trained("one", **changes).code == 0
     mesh = {"mesh": {"data": 2, "fsdp": 2, "tensor": 2}}
     path, output = tmp_path / "eight.yaml", tmp_path / "eight"
     path.write_text(yaml.safe_dump(settings(**changes, **mesh, output_dir=str(output))))
-    count = "--xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxpeft.train", "--config", str(path)],
-        env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    on_eight(path)
     losses = [[m["loss"] for m in metrics(tmp_path / n)[0]] for n in ("one", "eight")]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
