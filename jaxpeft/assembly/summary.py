@@ -88,7 +88,8 @@ def data_lines(kind: str, summary: Summary) -> list[str]:
     rows = f" in {summary.rows:,} packed rows" if summary.rows is not None else ""
     begins = "streamed; the first records are " if summary.sampled else ""
     lines = [
-        f"{kind} data: {begins}{summary.examples:,} examples{rows}, "
+        f"{kind} data: {begins}{summary.examples:,} "
+        f"{'example' if summary.examples == 1 else 'examples'}{rows}, "
         f"{summary.tokens:,} tokens, {summary.supervised:,} of them supervised; "
         f"padded to {lengths}"
     ]
@@ -117,6 +118,16 @@ def _often(summary: Summary) -> list[str]:
     """What equal weights do to sources of unlike size."""
     if summary.sampled:
         return []  # nobody knows the sizes
+    total = sum(one.weight for one in summary.sources)
+    never = [
+        f"data.train: {one.path}, of weight {one.weight:g}, is drawn less than once in "
+        f"an epoch of {summary.examples:,}: nothing or next to nothing of it is "
+        "learned; raise its weight, or lower those of the others"
+        for one in summary.sources
+        if summary.examples * one.weight < total
+    ]
+    if never:
+        return never
     weights = {one.weight for one in summary.sources}
     fewest = min(summary.sources, key=lambda one: one.examples)
     most = max(summary.sources, key=lambda one: one.examples)

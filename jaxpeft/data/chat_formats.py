@@ -76,10 +76,7 @@ def sharegpt_turns(record: Record, fields: Fields, name: str) -> list[Message]:
 def _sharegpt_turn(turn: Record, fields: Fields) -> Message:
     sender = string(turn, fields, "from")
     if sender not in _SHAREGPT_ROLES:
-        raise InputError(
-            f"'from' is {sender!r}{suggest(sender, ('human', 'gpt', 'system'))}; "
-            f"known are {', '.join(_SHAREGPT_ROLES)}"
-        )
+        raise InputError(f"'from' is {sender!r}{suggest(sender, _SHAREGPT_ROLES)}")
     message: Message = {
         "role": _SHAREGPT_ROLES[sender],
         "content": string(turn, fields, "value"),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxpeft.data import empty_answers
+from jaxpeft.data import empty_answers, sources
 from jaxpeft.data.batches import Batches, EvalBatches
 from jaxpeft.data.examples import Examples, Share, joined
 from jaxpeft.data.formats import SFT
@@ -241,6 +241,7 @@ def _share(
     rejects = Rejects(source.path)
     rejects.take(about.rejects)
     remarks += rejects.remark(len(own.of_examples("lengths")))
+    remarks += sources.passed_over(sources.source_of(source))
     return own._replace(remarks=remarks, skipped=rejects.skipped())
 
 

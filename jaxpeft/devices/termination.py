@@ -17,6 +17,7 @@ silence. There the thread looks for JAX's notice, and `check` is JAX's sync poin
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from jaxpeft.errors import EXIT_PREEMPTED
 LEAVE = 5.0  # seconds for the way out, where nothing has to be saved
 MARGIN = 2.0  # seconds by which the end comes before a grace is over
 LOOK = 0.2  # seconds between two looks at what can change
+AGAIN = 0.05  # seconds until a request is made again that came to nothing
 LISTEN = 1.0  # seconds between two questions for the notice of another process
 MEET = 25.0  # seconds that processes wait for each other before they end
 
@@ -92,6 +94,8 @@ class Listener:
                 self._ends[1], warn_on_full_buffer=False
             )
             self.take_over(signal.SIGTERM)
+            self._unraisable = sys.unraisablehook
+            sys.unraisablehook = self._swallowed
             self._start(self._follow_signals)
 
     def join(self, peers: Peers) -> None:
@@ -106,6 +110,7 @@ class Listener:
         for number in list(self._previous):
             self.give_back(number)
         if self._ends is not None:
+            sys.unraisablehook = self._unraisable
             signal.set_wakeup_fd(self._woken_before)
             os.write(self._ends[1], b"\0")  # no signal's number: wakes the thread
             self._thread.join()
@@ -148,6 +153,16 @@ class Listener:
                 raise KeyboardInterrupt
         if self.held is None and first:
             raise Asked(self.signal.name)
+
+    def _swallowed(self, told: Any) -> None:
+        """Asks again where Asked met a finalizer, from which Python raises nothing."""
+        if not isinstance(told.exc_value, Asked) or self.signal is None:
+            self._unraisable(told)
+            return
+        asked, self.signal = self.signal, None
+        again = threading.Timer(AGAIN, os.kill, (os.getpid(), asked))
+        again.daemon = True
+        again.start()
 
     def _start(self, work: Callable[[], None]) -> None:
         self._thread = threading.Thread(target=work, name="termination", daemon=True)

@@ -90,6 +90,8 @@ def facts(
 def share(part: float, whole: float) -> str:
     """A share in percent, with as many digits as tell it from none and from all."""
     percent = 100 * part / max(whole, 1)
+    if 99.5 <= percent < 100:  # two digits would be those of 100
+        return "over 99.9 %" if percent > 99.9 else f"{percent:.1f} %"
     return f"{percent:.0f} %" if percent in (0, 100) else f"{percent:.2g} %"
 
 

@@ -128,7 +128,9 @@ def why_cut(
     lost = "nothing is left to learn"
     if len(learned):
         is_whole = tokens[learned[-1]] in special
-        lost = "the answers left are whole" if is_whole else "an answer is cut off"
+        lost = (
+            "the answers left are whole" if is_whole else "what is learned is cut off"
+        )
     return (
         f"; cut at data.max_length {max_length:,}, {left_out:,} tokens are left out: "
         f"{lost}"

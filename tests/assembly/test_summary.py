@@ -33,3 +33,11 @@ def test_weights_by_size_and_like_sources_are_no_surprise():
 def test_remarks_of_sources_are_told():
     told = summary((10, 1.0, "2 rows left out"), (9, 1.0))
     assert data_warnings("evaluation", told) == ["2 rows left out"]
+
+
+def test_a_source_that_an_epoch_does_not_reach_is_told():
+    # Of 1,020 draws it gets 0.34, and with ten times its weight 3.4.
+    told = summary((1000, 3.0), (20, 0.001))
+    (line,) = data_warnings("training", told)
+    assert line.startswith("data.train: 20.json, of weight 0.001, is drawn less than")
+    assert not data_warnings("training", summary((1000, 3.0), (20, 0.01)))

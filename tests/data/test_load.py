@@ -317,3 +317,21 @@ def test_real_tool_calls(shared_data, tokenizer):
             if turn["from"] in ("gpt", "function_call")
         ]
         assert tokenizer.decode(batch["targets"][batch["supervised"]]) == "".join(said)
+
+
+def test_files_below_a_folder_are_told_and_not_read(write, tokenizer, tmp_path):
+    folder = tmp_path / "many"
+    for name in ("a.json", "below/b.json", "below/c.json", "below/.d.json", "x/e.md"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(ALPACA))
+    section = DataSection.model_validate({"train": {"path": str(folder)}})
+    batches = load_train(section, tokenizer, batch_size=1, seed=0)
+    assert len(batches.examples) == len(ALPACA)
+    (line,) = batches.examples.sources[0].remarks
+    assert (
+        "2 data files are not read, in folders below it, such as below/b.json" in line
+    )
+    every = DataSection.model_validate({"train": {"path": f"{folder}/**/*.json"}})
+    whole = load_train(every, tokenizer, batch_size=1, seed=0)
+    assert len(whole.examples) == 3 * len(ALPACA)
+    assert not whole.examples.sources[0].remarks

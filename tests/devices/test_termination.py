@@ -171,3 +171,20 @@ def test_several_processes_stop_at_the_question_that_they_agree_on():
         termination._listener.signal = None
     assert signal.getsignal(signal.SIGTERM) != before  # JAX's must not be displaced
     signal.signal(signal.SIGTERM, before)
+
+
+class Finalized:
+    """Is asked to end while Python lets go of it, where nothing can be raised."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+
+
+def test_a_request_that_meets_a_finalizer_is_not_lost(capfd):
+    with termination.listening(), pytest.raises(Asked, match="SIGTERM"):
+        held = Finalized()
+        del held
+        time.sleep(10)
+    assert "Traceback" not in capfd.readouterr().err

@@ -185,7 +185,7 @@ def test_a_pair_stands_side_by_side_with_its_columns(tokenizer):
     ("text", "learned", "words"),
     [
         ("an answer<|im_end|>", 2, "the answers left are whole"),
-        ("an answer", 1, "an answer is cut off"),
+        ("an answer", 1, "what is learned is cut off"),
         ("a question", 0, "nothing is left to learn"),
     ],
 )

@@ -130,6 +130,33 @@ def _in_folder(source: Source, folder: Path) -> Found:
     raise InputError(f"{folder}: this directory holds no {_suffixes()} file")
 
 
+def passed_over(source: Source) -> list[str]:
+    """A line about data files further down in a source's folder, which are not read.
+
+    Args:
+        source: one that `found` leads to files.
+    """
+    if remote.is_remote(source.path):
+        return []
+    folder = paths.find(source.path)
+    if not folder.is_dir() or source.name or source.split or source.data_dir:
+        return []
+    below = [
+        file
+        for file in folder.glob("*/**/*")
+        if kind(file.name)
+        and not any(p.startswith(".") for p in file.relative_to(folder).parts)
+    ]
+    if not below or not _inside(folder):
+        return []
+    count = "1 data file is" if len(below) == 1 else f"{len(below):,} data files are"
+    return [
+        f"{source.path}: {count} not read, in folders below it, such as "
+        f"{below[0].relative_to(folder)}; name them with a pattern, such as "
+        f"{folder.name}/**/*{below[0].suffix}"
+    ]
+
+
 def _inside(folder: Path) -> list[str]:
     """The data files of a directory, by name."""
     root = folder.resolve()
