@@ -8,6 +8,9 @@ import sys
 import numpy as np
 import pytest
 
+# One process compiles thirteen steps for eight devices: minutes where others work too.
+pytestmark = pytest.mark.timeout(900)
+
 CHILD = """
 import dataclasses
 import json
@@ -58,15 +61,10 @@ RULES = {
 CASES = {
     "windows, caps; lora; rows; 60": [
         {"data": 2, "context": 2, "tensor": 2},
-        {"fsdp": 2, "context": 4},
-        {"context": 8},
-    ],
-    "six heads; full; packed; 64": [
-        {"data": 2, "fsdp": 2, "context": 2},
-        {"context": 4, "tensor": 2},
         {"context": 8},
     ],
     "windows, caps; full; packed, tiles; 64": [{"fsdp": 2, "context": 4}],
+    "six heads; full; packed; 64": [{"data": 2, "fsdp": 2, "context": 2}],
     "six heads; lora; packed; 64": [{"context": 8}],
     "windows, caps; prefix; packed; 64": [{"context": 8}],
     "experts; lora; rows; 64": [{"fsdp": 2, "context": 4}],
