@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -47,6 +48,11 @@ adam_mini apollo_torch came_pytorch galore_torch grokadamw lomo_optim optimi pro
 schedulefree optuna alembic sqlalchemy tensorboard tensorboardX google wandb selenium
 coreweave_evaluations opentelemetry trackio gradio_client starlette uvicorn httpx
 urllib3""".split()
+
+# Of a Chromium that asks nobody for anything.
+CHROMIUM = """--headless=new --no-sandbox --disable-gpu --no-first-run --disable-sync
+--disable-background-networking --disable-component-update --disable-quic
+--disable-dev-shm-usage --window-size=1200,900""".split()
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -275,3 +281,26 @@ def make_llama(make_torch: Callable[..., Any]) -> Callable[..., Llama]:
 def llama(make_llama: Callable[..., Llama]) -> Llama:
     """The small random model with grouped queries and a head of its own."""
     return make_llama()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Chromium that notes what its pages say and ask for."""
+    from selenium import webdriver
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    binary = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("needs chromium and chromium-driver (apt-get install them)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in [*CHROMIUM, f"--user-data-dir={profile}"]:
+        options.add_argument(flag)
+    logs = {"browser": "ALL", "performance": "ALL"}
+    options.set_capability("goog:loggingPrefs", logs)
+    service = webdriver.ChromeService(executable_path=driver, log_output=os.devnull)
+    opened = webdriver.Chrome(options=options, service=service)
+    yield opened
+    opened.quit()

@@ -56,11 +56,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--job", help=argparse.SUPPRESS)
     # Likewise that of a model which is talked with.
     parser.add_argument("--talk", action="store_true", help=argparse.SUPPRESS)
+    # Likewise one that opens the data of a run.
+    parser.add_argument("--examples", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(list(argv))
     if args.job:
         from jaxpeft.board import processes
 
         return processes.work(Path(args.job))
+    if args.examples:
+        from jaxpeft.board import examples
+
+        return examples.main()
     if args.talk:
         from jaxpeft.board import talk
 

@@ -17,6 +17,7 @@ from jaxpeft.board import (
     about,
     actions,
     compare_pages,
+    examples,
     inside,
     job_pages,
     new_pages,
@@ -70,6 +71,8 @@ def application(
             Route("/run/{key}/events", run_events),
             Route("/run/{key}/findings", run_findings),
             Route("/run/{key}/settings", run_settings),
+            Route("/run/{key}/examples", run_examples),
+            Route("/run/{key}/examples/part", run_examples_part),
             Route("/run/{key}/file", run_file),
             Route("/run/{key}/do/{action}", run_action, methods=["POST"]),
             Route("/try", try_pages.talk),
@@ -294,6 +297,26 @@ async def run_settings(request: Request) -> Response:
     entry = await _entry(request)
     found, wrong = await asyncio.to_thread(about.settings, entry.place.folder)
     return page("settings.html", settings=found, complaints=wrong)
+
+
+async def run_examples(request: Request) -> Response:
+    """The first examples of a run as its model sees them; they take a while."""
+    entry = await _entry(request)
+    name = inside.shown(entry.place.name)
+    return page("examples.html", title=f"Data of {name}", key=entry.place.key)
+
+
+async def run_examples_part(request: Request) -> Response:
+    """The same, made now, a part of its page."""
+    entry = await _entry(request)
+    queue: Queue = request.app.state.queue
+    try:
+        text = await asyncio.to_thread(inside.text, entry.place.folder, CONFIG)
+    except OSError as error:
+        raise HTTPException(404, f"It cannot be read: {error.strerror}.") from None
+    told = await examples.of(text, queue.work)
+    sets, error = told.get("sets", ()), told.get("error", "")
+    return page("examples_part.html", sets=sets, error=error)
 
 
 async def run_file(request: Request) -> Response:

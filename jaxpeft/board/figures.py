@@ -50,8 +50,12 @@ def glance(text: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
+    if text == "null":
+        return None
+    if text.isdecimal() and text.isascii() and len(text) < 16:
+        return int(text)
     try:
-        return strict_yaml.parse_scalar(text) if text[:1] in "'\"0123456789.n" else text
+        return strict_yaml.parse_scalar(text) if text[:1] in "'\"0123456789." else text
     except InputError:
         return text
 

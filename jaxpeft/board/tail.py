@@ -8,6 +8,7 @@ replaces it, is read anew.
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ class Tail:
 
     Args:
         folder: the run's directory.
-        whole: whether the first reading gives all lines; else it begins so near to the
-            end that the last ones are there.
+        whole: whether the first reading gives all lines; else it gives the last two of
+            training and the last evaluation, as far as they stand near the end, and all
+            that come after.
 
     Attributes:
         bad: how many lines could not be read.
@@ -60,20 +62,22 @@ class Tail:
                 file.seek(self._offset)
                 if self._offset:
                     self._offset += len(file.readline())
+            few = self.fresh and not self._whole
             lines: list[Line] = []
             file.seek(self._offset)
             while piece := file.read(PIECE):
                 end = piece.rfind(b"\n") + 1
                 if not end:
                     break
-                lines += self._read(piece[:end])
+                text = piece[:end]
+                lines += self._read(_last(text) if few else text.split(b"\n"))
                 self._offset += end
                 file.seek(self._offset)
         return lines
 
-    def _read(self, text: bytes) -> list[Line]:
+    def _read(self, lines: Iterable[bytes]) -> list[Line]:
         found = []
-        for line in text.split(b"\n"):
+        for line in lines:
             if not line.strip():
                 continue
             entry = read(line)
@@ -82,6 +86,24 @@ class Tail:
             else:
                 found.append(entry)
         return found
+
+
+def _last(text: bytes) -> list[bytes]:
+    """The last two lines of training and the last evaluation, and what is after them.
+
+    The table wants no more of hundreds of files at once.
+    """
+    left = {b'"loss"': 2, b'"eval_loss"': 1}
+    found: list[bytes] = []
+    for line in reversed(text.split(b"\n")):
+        kind = next((name for name in left if name in line), None)
+        if kind is None or left[kind] > 0:
+            found.append(line)
+        if kind is not None:
+            left[kind] -= 1
+        if max(left.values()) <= 0:
+            break
+    return found[::-1]
 
 
 def read(text: bytes) -> Line | None:

@@ -39,7 +39,7 @@ def write(
                 "facts": about,
                 "picture": picture(about.bars),
                 "sources": [
-                    (source, [_record(record) for record in some])
+                    (source, [as_shown(record) for record in some])
                     for source, some in sources
                 ],
             }
@@ -79,7 +79,12 @@ def picture(bars: Sequence[Bar]) -> dict[str, Any]:
     }
 
 
-def _record(record: Record) -> dict[str, Any]:
+def as_shown(record: Record) -> dict[str, Any]:
+    """A record as a template shows it: its stretches of one kind, in their order.
+
+    Args:
+        record: the record.
+    """
     return {"title": record.title, "parts": [_part(part) for part in record.parts]}
 
 

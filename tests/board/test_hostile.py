@@ -1,7 +1,9 @@
 """Directories that are damaged, hostile or about to vanish: shown, never a fault."""
 
+import html
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -155,3 +157,23 @@ def test_only_files_that_are_offered_can_be_had(make_run, board, tmp_path, name)
     (run / "adapter").mkdir()
     (run / "adapter" / "link").symlink_to("/etc/passwd")
     assert board.get(f"/run/{board.key('one')}/file?name={name}").code == 404
+
+
+@pytest.mark.slow
+def test_examples_come_from_a_process_and_are_text(make_run, board, tmp_path):
+    data = tmp_path / "data.jsonl"
+    record = {"instruction": SCRIPT, "output": f"Say {SCRIPT}"}
+    data.write_text(json.dumps(record) + "\n")
+    make_run(
+        "one",
+        config="output_dir: x\nmodel: {path: 'jaxpeft:tiny-llama', dtype: float32}\n"
+        f"data: {{train: {{path: '{data}', format: alpaca}}}}\n",
+    )
+    make_run("two", config="output_dir: [")
+    one, two = board.key("one"), board.key("two")
+    text = board.get(f"/run/{one}/examples/part").text
+    assert 'class="stretch learned"' in text and "title=" in text
+    words = "".join(re.findall(r">([^<]*)</span>", text))
+    assert html.unescape(words).count(SCRIPT) == 2 and "<script" not in text
+    assert "examples/part" in board.get(f"/run/{one}/examples").text
+    assert 'class="fault"' in board.get(f"/run/{two}/examples/part").text

@@ -1,11 +1,8 @@
 """Pages in a real browser: what a reader sees and can do, with no request made."""
 
 import json
-import os
-import shutil
 
 import pytest
-from selenium import webdriver
 
 from jaxpeft.data.shown import Piece
 from jaxpeft.look import page as data_page
@@ -18,31 +15,6 @@ from jaxpeft.report.sweep_page import write_sweep
 from .conftest import HOSTILE
 
 pytestmark = pytest.mark.slow
-
-FLAGS = """--headless=new --no-sandbox --disable-gpu --no-first-run --disable-sync
---disable-background-networking --disable-component-update --disable-quic
---disable-dev-shm-usage --window-size=1200,900""".split()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A Chromium that notes what its pages say and ask for."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    binary = next(filter(None, map(shutil.which, names)), None)
-    driver = shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("needs chromium and chromium-driver (apt-get install them)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    profile = tmp_path_factory.mktemp("profile")
-    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
-        options.add_argument(flag)
-    logs = {"browser": "ALL", "performance": "ALL"}
-    options.set_capability("goog:loggingPrefs", logs)
-    service = webdriver.ChromeService(executable_path=driver, log_output=os.devnull)
-    opened = webdriver.Chrome(options=options, service=service)
-    yield opened
-    opened.quit()
 
 
 @pytest.fixture

@@ -105,16 +105,26 @@
   const address = document.body.dataset.events;
   if (!address) return;
   const live = byId("live");
-  const source = new EventSource(address);
-  source.onopen = () => {
-    live.textContent = "live";
-    live.className = "live on";
+  let source = null;
+  const follow = () => {
+    source = new EventSource(address);
+    source.onopen = () => {
+      live.textContent = "live";
+      live.className = "live on";
+    };
+    source.onerror = () => {
+      live.textContent = "the board does not answer";
+      live.className = "live off";
+    };
+    for (const [name, take] of Object.entries({ rows, keys, parts, charts })) {
+      source.addEventListener(name, (event) => take(JSON.parse(event.data)));
+    }
   };
-  source.onerror = () => {
-    live.textContent = "the board does not answer";
-    live.className = "live off";
-  };
-  for (const [name, take] of Object.entries({ rows, keys, parts, charts })) {
-    source.addEventListener(name, (event) => take(JSON.parse(event.data)));
-  }
+  // A page that nobody sees holds none of the few connections that a browser has.
+  document.addEventListener("visibilitychange", () => {
+    source?.close();
+    source = null;
+    if (!document.hidden) follow();
+  });
+  if (!document.hidden) follow();
 })();
