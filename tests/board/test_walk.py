@@ -111,7 +111,14 @@ class Page:
         )
 
     def link(self, text):
-        wait(lambda: self.browser.find_elements("link text", text))[0].click()
+        wait(
+            lambda: self.browser.execute_script(
+                "const found = [...document.querySelectorAll('a')]"
+                ".find((one) => one.textContent === arguments[0]);"
+                "found?.click(); return Boolean(found)",
+                text,
+            )
+        )
 
     def type(self, selector, text):
         from selenium.webdriver import Keys
@@ -150,6 +157,14 @@ def test_a_walk_through_all_of_it(browser, start, runs):
     for key, value in settings.items():
         if value:
             page.set(key, value)
+    # What is written in the YAML is in the form, too.
+    page.browser.execute_script(
+        "const yaml = document.querySelector('#yaml');"
+        "yaml.value = yaml.value.replace(/  eval: .*\\n/, '') + '  samples: 0\\n';"
+        "yaml.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    wait(lambda: page.value("[data-key='training.samples']") == "0")
+    assert page.value("[data-key='data.eval']") == ""
     page.click("button[value=train]")
     page.link("the run")
 
