@@ -284,12 +284,17 @@ class _Backward:
         context = context._replace(
             place=Place(tensor.place.name), index=tensor.index + layer
         )
-        change, new = self.leafwise.change(g, state, p, context)
+        before = host_memory.brought(state)
+        change, new = self.leafwise.change(g, before, p, context)
         moved = (p + change).astype(p.dtype)
-        kept = jax.tree.map(
-            lambda a, b: jnp.where(finite, a, b), (moved, new), (p, state)
+        moved, new = jax.tree.map(
+            lambda a, b: jnp.where(finite, a, b), (moved, new), (p, before)
         )
-        return *kept, jnp.where(finite, _squares(change), 0.0)
+        return (
+            moved,
+            host_memory.like(new, state),
+            jnp.where(finite, _squares(change), 0.0),
+        )
 
 
 def _next_state(

@@ -9,7 +9,7 @@ import optax
 from jaxpeft import adapters, kernel, models, tree
 from jaxpeft.assembly.step import TrainState
 from jaxpeft.config import RunConfig
-from jaxpeft.devices import sharding
+from jaxpeft.devices import host_memory, sharding
 from jaxpeft.errors import InputError
 from jaxpeft.models import ModelConfig
 
@@ -41,6 +41,7 @@ def make_places(
     mesh: jax.sharding.Mesh,
     tx: optax.GradientTransformation,
     scales_loss: bool = False,
+    offloads: bool = False,
 ) -> Places:
     """The places of a run's arrays, by the logical axes of its model.
 
@@ -50,6 +51,8 @@ def make_places(
         mesh: the devices of the run.
         tx: the optimizer, whose states lie beside what they belong to.
         scales_loss: whether its steps scale the loss.
+        offloads: whether the optimizer's state lies in the host's memory. Numbers by
+            themselves stay on the devices, where they are read at once.
     """
     specs = dict(tree.walk(models.specs_with_head(model)))
     axes = {
@@ -68,8 +71,30 @@ def make_places(
         lambda p: TrainState.create(p, tx, jax.random.key(0), scales_loss), trainable
     )
     opt_state = sharding.of_state(mesh, state.opt_state, trainable, theirs)
+    if offloads:
+        opt_state = jax.tree.map(
+            lambda x, place: host_memory.placed(place) if x.ndim else place,
+            state.opt_state,
+            opt_state,
+        )
     whole = jax.tree.map(lambda _: sharding.replicated(mesh), state)
     return Places(placed, mask, whole.replace(params=theirs, opt_state=opt_state))
+
+
+def check_offload(cfg: RunConfig, mesh: jax.sharding.Mesh) -> None:
+    """Checks that the devices reach the host's memory, where something is to lie there.
+
+    Args:
+        cfg: the configuration.
+        mesh: the devices.
+
+    Raises:
+        InputError: where they do not.
+    """
+    if cfg.model.offload != "none":
+        host_memory.check(mesh, "model.offload", cfg.model.offload)
+    if cfg.optimizer.offload:
+        host_memory.check(mesh, "optimizer.offload", True)
 
 
 def check_batches(cfg: RunConfig, mesh: jax.sharding.Mesh) -> None:

@@ -13,7 +13,12 @@ from jaxpeft.assembly import configuration, heads, precision, precomputed, updat
 from jaxpeft.assembly.adapter import add_adapter, check_adapter
 from jaxpeft.assembly.base import check_length, open_base
 from jaxpeft.assembly.configuration import TABLES
-from jaxpeft.assembly.places import check_batches, check_together, make_places
+from jaxpeft.assembly.places import (
+    check_batches,
+    check_offload,
+    check_together,
+    make_places,
+)
 from jaxpeft.assembly.step import (
     EvalStep,
     Frozen,
@@ -67,8 +72,7 @@ class Run:
 
     def __init__(self, cfg: RunConfig, like: "Run | None" = None, shares: bool = False):
         self.mesh = sharding.make_mesh(**cfg.mesh.model_dump())
-        if cfg.model.offload != "none":
-            host_memory.check(self.mesh, "model.offload", cfg.model.offload)
+        check_offload(cfg, self.mesh)
         cfg = precision.settled(cfg, hardware.of_mesh(self.mesh))
         cfg = configuration.settled(cfg)
         self.cfg, self.output = cfg, Path(cfg.output_dir)
@@ -99,7 +103,9 @@ class Run:
             # True for the arrays that are the base's own, the same in all such runs.
             self.of_base = jax.tree.map(lambda x: id(x) in own, params)
         scales = self.base.scales_loss
-        self.places = make_places(params, self.base.cfg, self.mesh, self.tx, scales)
+        self.places = make_places(
+            params, self.base.cfg, self.mesh, self.tx, scales, cfg.optimizer.offload
+        )
         params = sharding.put(params, self.places.params)
         if like is None and (wanted := self.objective.precomputed) is not None:
             given = precomputed.Given(cfg, self.base, self.mesh, wanted, params)
@@ -152,7 +158,10 @@ class Run:
         run._update_by(updates.updates(run.cfg, run.steps))
         params = tree.combine(run.trainable, run.frozen)
         scales = run.base.scales_loss
-        run.places = make_places(params, run.base.cfg, run.mesh, run.tx, scales)
+        offloads = run.cfg.optimizer.offload
+        run.places = make_places(
+            params, run.base.cfg, run.mesh, run.tx, scales, offloads
+        )
         return run
 
     def _update_by(self, ways: updates.Updates) -> None:
@@ -180,7 +189,8 @@ class Run:
         Args:
             state: of this run.
         """
-        return optim.evaluation_params(state.opt_state, state.params)
+        opt_state = host_memory.brought(state.opt_state)
+        return optim.evaluation_params(opt_state, state.params)
 
     @property
     def fixed(self) -> Frozen:

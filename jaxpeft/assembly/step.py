@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxpeft import tree
 from jaxpeft.assembly import scaling
+from jaxpeft.devices import host_memory
 from jaxpeft.models import ModelConfig
 from jaxpeft.objectives import Objective, sft
 
@@ -165,7 +166,8 @@ def _apply(
     """One update, or none where the loss or the gradient is not finite."""
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(value)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value)
+    before = host_memory.brought(state.opt_state)
+    updates, opt_state = tx.update(grads, before, state.params, value=value)
     params = optax.apply_updates(state.params, updates)
 
     def chosen(new: Array, old: Array) -> Array:
@@ -183,7 +185,9 @@ def _apply(
     new_state = TrainState(
         step=state.step + 1,
         params=jax.tree.map(chosen, params, state.params),
-        opt_state=jax.tree.map(chosen, opt_state, state.opt_state),
+        opt_state=host_memory.like(
+            jax.tree.map(chosen, opt_state, before), state.opt_state
+        ),
         key=state.key,
         skipped=state.skipped + skipped,
         skipped_in_row=in_row,

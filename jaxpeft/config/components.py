@@ -50,6 +50,7 @@ class Table(Generic[RowT]):
     Attributes:
         rows: name -> the component with its traits.
         aliases: another name -> a name in `rows`.
+        implied: alias -> {key of the section: what the alias sets unless it is given}.
         given: parameters that the code supplies when it builds; they are no keys.
         all_say: what the components' keys say of themselves, one of the constants of
             `keys`; None: they are no keys of a run's configuration.
@@ -60,6 +61,7 @@ class Table(Generic[RowT]):
 
     rows: Mapping[str, RowT]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     given: Collection[str] = ()
     all_say: JsonDict | None = None
     some_say: Mapping[str, JsonDict] = field(default_factory=dict)

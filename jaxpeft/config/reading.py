@@ -174,8 +174,9 @@ def _named(section: str, keys: Any, tables: Mapping[str, Table]) -> Any:
     if not isinstance(name, str):
         return keys
     row = tables[section].found(name)
-    defaults = getattr(row, "defaults", {})
-    return {**defaults, **keys, selector: tables[section].resolve(name)}
+    table = tables[section]
+    defaults = {**getattr(row, "defaults", {}), **table.implied.get(name, {})}
+    return {**defaults, **keys, selector: table.resolve(name)}
 
 
 def _known_keys(mapping: Mapping[str, Any], tables: Mapping[str, Table]) -> Keys:

@@ -216,6 +216,12 @@ class OptimizerSection(ComponentSection):
         description="keep the state in 8 bits between the steps, of any optimizer",
         json_schema_extra=keys.IF_SET,
     )
+    offload: bool = Field(
+        default=False,
+        description="keep the state in the host's memory between the steps; the names "
+        "paged_... set it",
+        json_schema_extra=keys.NEVER,
+    )
 
     @property
     def is_auto(self) -> bool:

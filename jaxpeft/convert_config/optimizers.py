@@ -35,10 +35,10 @@ class Optimizer:
     decays: bool = True
 
 
-_NOT_PAGED = "the state stays on the device, which it fits in 8 bits"
 _WHOLE_STATE = "its state is float32 here; adamw_8bit keeps 2 bytes a parameter"
 _ADAMW = Optimizer("adamw", adam=ADAM)
 _ADAMW_8BIT = Optimizer("adamw_8bit", adam=ADAM)
+_PAGED = {"offload": True}
 _LION = Optimizer("lion", adam=("b1", "b2"))
 _RMSPROP = Optimizer("rmsprop")
 _GALORE = Optimizer("galore", decays=False)
@@ -59,19 +59,19 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adamw_torch_xla": _ADAMW,
     "adamw_torch_npu_fused": _ADAMW,
     "adamw_apex_fused": _ADAMW,
-    "paged_adamw": _ADAMW,
-    "paged_adamw_32bit": _ADAMW,
+    "paged_adamw": replace(_ADAMW, own=_PAGED),
+    "paged_adamw_32bit": replace(_ADAMW, own=_PAGED),
     "adamw_anyprecision": Optimizer("adamw", "its moments are float32 here", ADAM),
     "adamw_8bit": _ADAMW_8BIT,
     "adamw_bnb_8bit": _ADAMW_8BIT,
-    "paged_adamw_8bit": Optimizer("adamw_8bit", _NOT_PAGED, ADAM),
+    "paged_adamw_8bit": replace(_ADAMW_8BIT, own=_PAGED),
     "adamw_torch_8bit": _ADAMW_8BIT,
     "adamw_torch_4bit": Optimizer("adamw_4bit", "", ADAM, {"block_size": 256}),
     "adafactor": Optimizer("adafactor"),
     "ademamix": Optimizer("ademamix", "", ADAM),
     "ademamix_8bit": Optimizer("ademamix", _WHOLE_STATE, ADAM),
-    "paged_ademamix_32bit": Optimizer("ademamix", "", ADAM),
-    "paged_ademamix_8bit": Optimizer("ademamix", _WHOLE_STATE, ADAM),
+    "paged_ademamix_32bit": Optimizer("ademamix", "", ADAM, _PAGED),
+    "paged_ademamix_8bit": Optimizer("ademamix", _WHOLE_STATE, ADAM, _PAGED),
     "sgd": Optimizer("sgd"),
     "adagrad": Optimizer("adagrad"),
     "rmsprop": _RMSPROP,
@@ -79,9 +79,9 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "rmsprop_bnb_32bit": _RMSPROP,
     "rmsprop_bnb_8bit": Optimizer("rmsprop", _WHOLE_STATE),
     "lion_32bit": _LION,
-    "paged_lion_32bit": _LION,
+    "paged_lion_32bit": replace(_LION, own=_PAGED),
     "lion_8bit": Optimizer("lion_8bit", adam=("b1", "b2")),
-    "paged_lion_8bit": Optimizer("lion_8bit", _NOT_PAGED, ("b1", "b2")),
+    "paged_lion_8bit": Optimizer("lion_8bit", "", ("b1", "b2"), _PAGED),
     "galore_adamw": _GALORE,
     "galore_adamw_8bit": _GALORE_8BIT,
     "galore_adafactor": _GALORE_FACTORED,

@@ -24,8 +24,8 @@ def spread(draft: Draft) -> None:
 
 
 _OFFLOAD = (
-    "nothing is kept in the host's memory; `plan` says what fits, with model.remat, "
-    "model.quantization and more devices"
+    "set optimizer.offload: true for the state and model.offload: activations for what "
+    "layers keep, if `plan` says that it does not fit without"
 )
 
 

@@ -45,7 +45,7 @@ SFT: dict[str, Row] = {
     "pad_token": Idle("masks go by position; which token pads does not matter"),
     "loss_type": To("objective.loss_type", off=(None, "nll", "chunked_nll")),
     "activation_offloading": Without(
-        "nothing is kept in the host's memory; model.remat says what is computed again"
+        "set model.offload: activations, if `plan` says that it does not fit without"
     ),
 }
 

@@ -240,7 +240,8 @@ def _initial_state(
 ) -> TrainState:
     params = tree.combine(run.trainable, run.frozen)
     scales = run.base.scales_loss
-    places = make_places(params, run.base.cfg, run.mesh, tx, scales)
+    offloads = run.cfg.optimizer.offload
+    places = make_places(params, run.base.cfg, run.mesh, tx, scales, offloads)
 
     def create(trainable: Any) -> TrainState:
         # Copies: the steps overwrite what they are given.

@@ -94,6 +94,10 @@ def of_optax(name: str) -> Optimizer | str | None:
     return Optimizer(found.make, leafwise=False, finds_rate=free, defaults=defaults)
 
 
+# Transformers' names of optimizers whose state lies in the host's memory.
+PAGED = ("paged_adamw", "paged_adamw_32bit", "paged_adamw_8bit")
+PAGED += ("paged_lion", "paged_lion_32bit", "paged_lion_8bit")
+
 OPTIMIZERS = config.Table(
     rows={
         "adamw": Optimizer(adamw, elementwise=True, lighter="adamw_8bit"),
@@ -157,6 +161,7 @@ OPTIMIZERS = config.Table(
         "momo": "optax.contrib.momo",
         "momo_adam": "optax.contrib.momo_adam",
     },
+    implied={name: {"offload": True} for name in PAGED},
     given={"learning_rate", "mask", "layout", "stacked", "warmup_steps"},
     all_say=keys.ALWAYS,
     some_say={"weight_decay": keys.NUMBER},

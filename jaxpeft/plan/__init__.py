@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     target, memory = args.target, args.device_memory
     if target is not None and not topologies.missing(target):
         return targeted.main(args, target, argv)
-    if target is not None and args.search:
+    if target is not None and (args.search or args.longest):
         raise InputError(topologies.missing(target))
     if target is not None:
         # What there is without its compiler; the same in the child.
@@ -134,11 +134,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "tokens a second that fit",
     )
     parser.add_argument(
+        "--longest",
+        action="store_true",
+        help="with --target: find the longest sequence that fits, one at a time on "
+        "each device, and what each setting that makes room would add",
+    )
+    parser.add_argument(
         "--compilations",
         metavar="N",
         type=int,
         default=6,
-        help="that --search may take, beside the first (default: 6)",
+        help="that --search or --longest may take (default: 6)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--in-child", action="store_true", help=argparse.SUPPRESS)
@@ -150,8 +156,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             if getattr(args, name) is not None:
                 raise InputError(f"--target says what --{name} says; give one of them")
         args.target = topologies.parse(args.target)
-    elif args.search:
-        raise InputError("--search needs a target; name one, such as --target v5e-16")
+    elif args.search or args.longest:
+        name = "--search" if args.search else "--longest"
+        raise InputError(f"{name} needs a target; name one, such as --target v5e-16")
+    if args.search and args.longest:
+        raise InputError("--search and --longest look for two things; give one of them")
     if args.compilations < 1:
         raise InputError(f"--compilations: found {args.compilations}; give 1 or more")
     memory = args.device_memory

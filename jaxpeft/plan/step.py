@@ -12,7 +12,7 @@ from jaxpeft import adapters, hardware, hf, models, tree
 from jaxpeft.assembly import configuration, heads, precision, updates
 from jaxpeft.assembly.adapter import gives_a_model, rules_for
 from jaxpeft.assembly.base import as_stored, base_shapes, model_config
-from jaxpeft.assembly.places import make_places
+from jaxpeft.assembly.places import check_offload, make_places
 from jaxpeft.assembly.step import Frozen, TrainState
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import host_memory, sharding
@@ -34,8 +34,7 @@ class Step:
     """
 
     def __init__(self, cfg: RunConfig, mesh: jax.sharding.Mesh, widened: bool):
-        if cfg.model.offload != "none":
-            host_memory.check(mesh, "model.offload", cfg.model.offload)
+        check_offload(cfg, mesh)
         target = hardware.of_mesh(mesh)
         cfg = precision.settled(cfg, None if widened else target)
         self.mesh, section, self._adapter = mesh, cfg.model, cfg.adapter
@@ -79,7 +78,8 @@ class Step:
         scales = precision.scales_loss(model, dtype)
         if scales:
             precision.check_trained(params)
-        places = make_places(params, model, self.mesh, tx, scales)
+        offloads = cfg.optimizer.offload
+        places = make_places(params, model, self.mesh, tx, scales, offloads)
         trainable, frozen = tree.partition(params, places.mask)
         state = jax.eval_shape(
             lambda p: TrainState.create(p, tx, jax.random.key(0), scales), trainable
@@ -206,9 +206,11 @@ def _placed(shapes: Any, places: Any) -> Any:
 
 
 def on_a_device(arrays: Any) -> int:
-    """The bytes that one device holds of arrays given as shapes with places."""
+    """The bytes in one device's own memory of arrays given as shapes with places."""
     total = 0
     for x in jax.tree.leaves(arrays):
+        if x.sharding.memory_kind == host_memory.KIND:
+            continue
         shape = x.sharding.shard_shape(x.shape)
         size = 8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
         total += math.prod(shape) * size

@@ -68,6 +68,8 @@ def main(args: argparse.Namespace, target: Topology, argv: Sequence[str]) -> int
     room = HEADROOM[target.platform] * target.memory
     if args.device_memory is not None:
         room = HEADROOM["gpu"] * args.device_memory * 1e9
+    if args.longest:
+        return _longest(args, reopen, room, trial)
     found = trial(cfg)
     say: Callable[[str], None] = (lambda _: None) if args.json else console.say
     for line in lines(found, target, room):
@@ -147,6 +149,65 @@ def _search(
         ]
         console.say(json.dumps({**said, "search_seconds": took}))
     return 0
+
+
+def _longest(
+    args: argparse.Namespace,
+    reopen: Callable[[Sequence[str]], Any],
+    room: float,
+    trial: Callable[[Any], "Compiled"],
+) -> int:
+    """Looks for the longest sequence that fits."""
+    from jaxpeft.plan import longest
+
+    say: Callable[[str], None] = (lambda _: None) if args.json else console.say
+    mesh, cfg = args.target.count, reopen(())
+    each = mesh // max(1, cfg.mesh.tensor * cfg.mesh.context)
+    alone = (f"training.batch_size={each}", "training.gradient_accumulation_steps=1")
+
+    def at(length: int, more: Sequence[str] = ()) -> "Compiled":
+        return trial(reopen((*alone, *more, f"data.max_length={length}")))
+
+    say("the longest sequence that fits, one at a time on each device:")
+    tried = []
+    search = longest.longest(at, room, cfg.data.max_length, args.compilations)
+    for one in search:
+        tried.append(one)
+        say(f"  {one.length:>9,} tokens  {_said(one.trial, room)}")
+    found = longest.best(tried, room)
+    if found is None:
+        say("none of these fits; more devices or larger ones do")
+    else:
+        say(f"the longest that was found: {found.length:,} tokens")
+        for line in lines(found.trial, args.target, room)[3:]:
+            say(f"  {line}")
+        say("what each would add, by a compilation at that length and a straight line:")
+    switches = []
+    for one in (
+        ()
+        if found is None
+        else longest.gains(found, cfg, lambda more, length: at(length, more), room)
+    ):
+        switches.append(one)
+        what = " ".join(one.overrides)
+        say(f"  {_said(one.trial, room)}  about {one.length:,} tokens  {what}")
+    if args.json:
+        said = {"target": args.target.text, "room": room}
+        said["tried"] = [
+            {"length": x.length, "total": x.trial.total, "fits": x.trial.fits(room)}
+            for x in tried
+        ]
+        said["longest"] = found and found.length
+        said["switches"] = [
+            {"overrides": list(x.overrides), "length": x.length, "total": x.trial.total}
+            for x in switches
+        ]
+        console.say(json.dumps(said))
+    return 0
+
+
+def _said(found: Any, room: float) -> str:
+    return f"{_gib(found.total):>11}  {'fits' if found.fits(room) else 'does not fit'}"
 
 
 def _trial(found: "Trial", room: float) -> str:

@@ -12,8 +12,11 @@ import optax
 import pytest
 
 from jaxpeft import adapters, tree
+from jaxpeft.assembly.places import make_places
 from jaxpeft.assembly.step import Frozen, TrainState, make_eval_step, make_train_step
 from jaxpeft.data import Examples, collate
+from jaxpeft.devices import sharding
+from jaxpeft.devices.compiled import Compiled
 
 LOG = logging.getLogger(__name__)
 KEY = jax.random.key(7)
@@ -118,6 +121,33 @@ def test_accumulation_gives_the_same_step(count, step, parts, unpacked, whole):
     agree(f"{count} micro-batches", found, whole[0])
     for name in ("loss", "grad_norm", "weight"):
         np.testing.assert_allclose(metrics[name], whole[1][name], rtol=1e-5)
+
+
+def test_a_state_in_the_hosts_memory_stays_there_and_changes_no_bit(
+    model, parts, unpacked
+):
+    trainable, frozen = parts
+    mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
+    batch = accumulated(unpacked, 2)
+    params = tree.combine(trainable, frozen)
+    found = []
+    for offloads in (False, True):
+        places = make_places(params, model.cfg, mesh, ADAM, offloads=offloads).state
+        own = jax.tree.map(jnp.copy, trainable)
+        state = TrainState.create(own, ADAM, jax.random.key(7))
+        state = jax.device_put(state, places)
+        step = Compiled(
+            make_train_step(model.cfg, ADAM), "step", lambda text: None, carries=True
+        )
+        for _ in range(3):
+            state, _ = step(state, Frozen(frozen), batch)
+        moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+        kinds = {x.sharding.memory_kind for x in moments}
+        assert kinds == {"pinned_host" if offloads else "device"}
+        found.append(state)
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_a_part_without_targets_weighs_nothing(step, parts, unpacked):

@@ -395,7 +395,10 @@ KEYS = [
             "optimizer.adjust_lr_fn": "match_rms_adamw",
         },
     ),
-    ({"optim": "paged_adamw_8bit"}, {"optimizer.name": "adamw_8bit"}),
+    (
+        {"optim": "paged_adamw_8bit"},
+        {"optimizer.name": "adamw_8bit", "optimizer.offload": True},
+    ),
     ({"warmup_ratio": 0, "warmup_steps": 20}, {"schedule.warmup_steps": 20}),
     (
         {"warmup_steps": 20},
