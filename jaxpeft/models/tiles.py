@@ -7,8 +7,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from jaxpeft.devices import sharding
-
 from jaxpeft.devices import constraints, per_device
 
 
@@ -31,19 +29,21 @@ def over(
         x's shape and dtype.
     """
     batch, seq, hidden = x.shape
-    # Of a sequence that is split over devices, each takes tiles of its own part.
-    parts = sharding.axis_sizes().get("context", 1)
-    parts = parts if seq % parts == 0 else 1
+    parts = per_device.parts(seq)
     own = seq // parts
     if tile is None or own <= tile:
         return function(x)
     count = -(-own // tile)
-    split = x.reshape(batch, parts, own, hidden)
-    split = jnp.pad(split, ((0, 0), (0, 0), (0, count * tile - own), (0, 0)))
-    split = jnp.moveaxis(split.reshape(batch, parts, count, tile, hidden), 2, 0)
+    padded = x.reshape(batch, parts, own, hidden)
+    padded = jnp.pad(padded, ((0, 0), (0, 0), (0, count * tile - own), (0, 0)))
+    tiles = padded.reshape(batch, parts, count, tile, hidden).transpose(2, 0, 1, 3, 4)
+    tiles = tiles.reshape(count, batch, parts * tile, hidden)
+
+    def of_tile(x: Array) -> Array:
+        return constraints.split_sequence(function(constraints.split_sequence(x)))
+
     # Inside a loop nothing could be shared with the forward pass by mistake.
-    again = jax.checkpoint(function, prevent_cse=False)
-    out = jax.lax.map(again, split.reshape(count, batch, parts * tile, hidden))
-    out = jnp.moveaxis(out.reshape(count, batch, parts, tile, hidden), 0, 2)
+    out = jax.lax.map(jax.checkpoint(of_tile, prevent_cse=False), tiles)
+    out = out.reshape(count, batch, parts, tile, hidden).transpose(1, 2, 0, 3, 4)
     out = out.reshape(batch, parts, count * tile, hidden)[:, :, :own]
     return out.reshape(batch, seq, hidden)

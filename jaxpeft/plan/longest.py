@@ -116,8 +116,6 @@ def switches(cfg: RunConfig) -> Iterator[tuple[str, ...]]:
         yield (f"model.tile={TILE}",)
     if cfg.model.quantization == "none" and cfg.adapter.method != "full":
         yield ("model.quantization=nf4",)
-    if not cfg.optimizer.offload:
-        yield ("optimizer.offload=true",)
 
 
 def gains(

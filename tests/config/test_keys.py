@@ -15,6 +15,7 @@ from jaxpeft.config.sections import SECTIONS, GroupSection
 # Changing these makes no other run of it.
 NOT_IDENTITY = {
     *("output_dir", "deterministic", "model.path", "model.remat"),
+    *("model.offload", "model.tile", "optimizer.offload"),
     *("training.logging_steps", "training.eval_steps", "training.save_steps"),
     *("training.save_total_limit", "training.samples", "training.report_to"),
     *("training.eval_on_start", "training.eval_max_examples"),
