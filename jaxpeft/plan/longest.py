@@ -8,6 +8,7 @@ the one that was given, and each further one from the two that are nearest.
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
 
@@ -114,7 +115,7 @@ def switches(cfg: RunConfig) -> Iterator[tuple[str, ...]]:
         yield ("model.offload=activations",)
     if cfg.model.tile is None:
         yield (f"model.tile={TILE}",)
-    if cfg.model.quantization == "none" and cfg.adapter.method != "full":
+    if cfg.model.quantization == "none" and not gives_a_model(cfg.adapter):
         yield ("model.quantization=nf4",)
 
 
