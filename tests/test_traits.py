@@ -27,6 +27,7 @@ OTHERS = {
     ("rundir/sinks.py", "key != 'step'"): "a line's step",
     ("plan/loops.py", "one.opcode == 'constant'"): "an operation of XLA's",
     ("plan/planning.py", "cfg.model.remat != 'full'"): "what is computed again",
+    ("plan/longest.py", "cfg.model.remat != 'full'"): "what is computed again",
 }
 
 
