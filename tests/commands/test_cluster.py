@@ -22,7 +22,7 @@ SCRIPT = str(ROOT / "scripts" / "launch_local.sh")
 A_MINUTE = 60.0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
     """Of the processes: one CPU device each."""
     return {
@@ -108,55 +108,125 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-MESHES = {
-    "2, fsdp": (2, {"fsdp": 2, "data": 1}),
-    "4, fsdp and tensor": (4, {"data": 1, "fsdp": 2, "tensor": 2}),
-}
+# One of two processes, which train together as each file says that they are sent.
+OF_TWO = """
+import sys
+from jaxpeft import console, train
+from jaxpeft.devices import cluster, termination
+from jaxpeft.devices.launch import Rank
+
+rank = Rank(sys.argv[1], 2, int(sys.argv[2]))
+with termination.listening():
+    cluster.join(rank, initialization_timeout=200, heartbeat_timeout=100)
+    for line in sys.stdin:
+        assert train.main(["--config", line.rstrip("\\n")]) == 0
+        console.flush()
+        sys.stdout.write("ENDED\\n")
+        sys.stdout.flush()
+    cluster.leave(0, failed=False)
+"""
 
 
-@pytest.mark.parametrize("case", MESHES)
-def test_several_processes_train_as_one_does(case, together, trained, tmp_path):
-    count, mesh = MESHES[case]
-    run = {"data.eval": None, "training.eval_steps": None, "optimizer.name": "adamw"}
-    changes = {**run, "optimizer.learning_rate": 1e-3}
-    assert trained("one", **changes).code == 0
-    done = together(count, "several", mesh=mesh, **changes).end()
-    assert done.code == 0, done.out
-    one, several = losses(tmp_path / "one"), losses(tmp_path / "several")
-    assert len(one) == 8 and list(one) == list(several)
-    np.testing.assert_allclose(list(several.values()), list(one.values()), rtol=1e-5)
+@pytest.fixture(scope="module")
+def of_two(environment) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes that have met, for all runs here that end well."""
+    command = [sys.executable, "-c", OF_TWO, f"127.0.0.1:{free_port()}"]
+    children = [
+        subprocess.Popen(
+            [*command, str(index)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    yield children
+    for child in children:
+        child.stdin.close()
+    try:
+        assert [child.wait(timeout=60) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
+            child.stdout.close()
+
+
+@pytest.fixture
+def by_two(of_two, settings, tmp_path) -> Callable[..., str]:
+    """by_two(name, **settings): trains into tmp_path / name; what both wrote."""
+
+    def run(name: str, **changes) -> str:
+        own = {"mesh": {"fsdp": 2, "data": 1}, "output_dir": str(tmp_path / name)}
+        config = write_config(tmp_path / f"{name}.yaml", settings(**changes, **own))
+        for child in of_two:
+            child.stdin.write(f"{config}\n")
+            child.stdin.flush()
+        wrote = []
+        for child in of_two:
+            lines = []
+            for line in child.stdout:
+                if line == "ENDED\n":
+                    break
+                lines.append(line)
+            else:
+                raise AssertionError("".join([*wrote, *lines]))
+            wrote += lines
+        return "".join(wrote)
+
+    return run
+
+
+AS_ONE = {"optimizer.name": "adamw", "optimizer.learning_rate": 1e-3}
+
+
+def is_as_one(one, several, wrote):
+    """Asserts that runs took the same steps, and that one process wrote."""
+    ours, theirs = losses(one), losses(several)
+    assert len(ours) == 8 and list(ours) == list(theirs)
+    np.testing.assert_allclose(list(theirs.values()), list(ours.values()), rtol=1e-5)
     alone, shared = (
-        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
-        for name in ("one", "several")
+        load_file(folder / "adapter" / "adapter_model.safetensors")
+        for folder in (one, several)
     )
     assert alone.keys() == shared.keys()
     for name, tensor in alone.items():
         assert np.abs(tensor - shared[name]).max() <= 1e-4, name
-    # One of them wrote.
-    assert done.out.count("step 8/8") == 1 and done.out.count("state after") == 1
+    assert wrote.count("step 8/8") == 1 and wrote.count("state after") == 1
 
 
-@pytest.mark.slow
-def test_several_processes_share_what_was_computed_before(together, pairs, tmp_path):
+def test_two_processes_train_as_one_does(by_two, trained, tmp_path):
+    assert trained("one", **AS_ONE).code == 0
+    wrote = by_two("several", **AS_ONE)
+    is_as_one(tmp_path / "one", tmp_path / "several", wrote)
+
+
+def test_four_processes_train_as_one_does(together, trained, tmp_path):
+    assert trained("one", **AS_ONE).code == 0
+    mesh = {"data": 1, "fsdp": 2, "tensor": 2}
+    done = together(4, "several", mesh=mesh, **AS_ONE).end()
+    assert done.code == 0, done.out
+    is_as_one(tmp_path / "one", tmp_path / "several", done.out)
+
+
+def test_several_processes_share_what_was_computed_before(by_two, pairs, tmp_path):
     """Each row has its own: a fresh adapter is where its reference is."""
     objective = {"name": "dpo", "precompute_reference": True}
     changes = {"objective": objective, "data.cache_dir": str(tmp_path / "kept")}
     changes |= {**pairs["dpo"], "training.max_steps": 1}
     for name, words in (("first", " computed\n"), ("second", " read back\n")):
-        done = together(2, name, mesh={"fsdp": 2, "data": 1}, **changes).end()
-        assert done.code == 0, done.out
-        assert done.out.count(words) == 2, done.out  # of both sides, by process 0
+        wrote = by_two(name, **changes)
+        assert wrote.count(words) == 2, wrote  # of both sides, by process 0
         assert losses(tmp_path / name)[1] == pytest.approx(np.log(2), abs=1e-5)
 
 
-def test_what_two_saved_one_continues_bit_for_bit(together, trained, tmp_path):
+def test_what_two_saved_one_continues_bit_for_bit(by_two, trained, tmp_path):
     changes = {"training.max_steps": 5, "adapter": {"method": "full"}}
-    changes |= {"mesh": {"data": 1, "fsdp": 2}, "optimizer.learning_rate": 1e-3}
-    done = together(2, "run", **changes).end()
-    assert done.code == 0, done.out
-    first = [s for s in done.out.splitlines() if s.startswith("state after")]
-    changes["mesh"] = {"data": -1}
-    again = trained("run", **changes)
+    changes |= {"optimizer.learning_rate": 1e-3}
+    wrote = by_two("run", **changes)
+    first = [s for s in wrote.splitlines() if s.startswith("state after")]
+    again = trained("run", **changes, mesh={"data": -1})
     assert again.code == 0 and first == [again.digest]
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
