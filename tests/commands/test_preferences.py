@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -246,21 +243,11 @@ def test_layers_updated_in_the_backward_pass(opened):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-ON_MANY = """
-import sys
-from jaxpeft import cli, train
-for path in sys.argv[1:]:
-    assert cli.run(train.main, ["--config", path]) == 0, path
-"""
-
-
 @pytest.mark.slow
 def test_eight_devices_take_the_steps_of_one(
-    command, settings, changes, metrics, tmp_path
+    command, settings, changes, metrics, on_eight, tmp_path
 ):
-    """One process of eight devices for all objectives."""
     objectives = {"dpo": DPO, "before": BEFORE, "kto": KTO}
-    paths = []
     for name, objective in objectives.items():
         more = {"training.batch_size": 16, "training.max_steps": 3}
         for many in (False, True):
@@ -269,18 +256,10 @@ def test_eight_devices_take_the_steps_of_one(
             path = tmp_path / f"{name}-{many:d}.yaml"
             write_config(path, settings(**changes(objective, **more, **own)))
             if many:
-                paths.append(str(path))
+                on_eight(path)
             else:
                 done = command("train", "--config", str(path))
                 assert done.code == 0, done.err
-    count = "--xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", ON_MANY, *paths],
-        env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
     for name in objectives:
         one, many = (metrics(tmp_path / f"{name}-{n}") for n in (0, 1))
         for ours, theirs in zip(many, one, strict=True):
