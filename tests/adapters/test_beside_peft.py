@@ -98,6 +98,9 @@ def here(folder):
     return cfg, hf.load(folder, cfg)
 
 
+forward = jax.jit(models.forward, static_argnums=2)
+
+
 def open_there(folder):
     return transformers.LlamaForCausalLM.from_pretrained(folder)
 
@@ -174,10 +177,8 @@ def test_ten_steps_beside_peft(name, folder, here, tmp_path):
     # The trained adapter, as PEFT reads it over the bare base.
     hf.save_adapter(params, tmp_path / "here", cfg, base=str(folder))
     again = peft.PeftModel.from_pretrained(open_there(folder), tmp_path / "here")
-    found = np.asarray(models.forward(params, TOKENS, cfg))
+    found = np.asarray(forward(params, TOKENS, cfg))
     np.testing.assert_allclose(logits_there(again.eval()), found, atol=1e-4)
     # And as it is read here: nothing is lost.
     read = hf.load_adapter(base, tmp_path / "here", cfg)
-    np.testing.assert_allclose(
-        models.forward(read, TOKENS, cfg), found, atol=1e-5, rtol=1e-5
-    )
+    np.testing.assert_allclose(forward(read, TOKENS, cfg), found, atol=1e-5, rtol=1e-5)
