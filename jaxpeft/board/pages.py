@@ -166,7 +166,7 @@ def texts(found: Mapping[str, Any], now: float) -> dict[str, str]:
         "share": progress(found),
         "loss": said("loss", loss),
         "eval_loss": said("eval_loss", loss),
-        "rate": said("rate", lambda value: f"{value:.2e}"),
+        "rate": said("rate", lambda value: f"{value:.2e}" if value else "0"),
         "speed": said("speed", lambda value: f"{value:,.0f}"),
         "memory": said("memory", wording.size),
         "left": said("left", wording.duration),
