@@ -21,6 +21,44 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: a folder is missing, the port is taken, or a package is not there.
     """
+    args = _parser().parse_args(list(argv))
+    if (code := _as_process(args)) is not None:
+        return code
+    folders = [Path(folder) for folder in args.runs or ["runs"]]
+    missing = [folder for folder in folders if not folder.is_dir()]
+    if missing:
+        raise InputError(
+            *(
+                f"--runs: {str(folder)!r} is no folder; name the one in which the "
+                "output_dir of runs are, or make it first"
+                for folder in missing
+            )
+        )
+    if not 0 <= args.port < 2**16:
+        raise InputError(f"--port: found {args.port}; give a number from 0 to 65535")
+
+    if args.places < 1:
+        raise InputError(f"--places: found {args.places}; give 1 or more")
+
+    # Imported here, so that --help answers at once.
+    try:
+        from jaxpeft.board import server
+        from jaxpeft.board.processes import TOKEN
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("jaxpeft"):
+            raise
+        raise InputError(
+            f"the board needs the package {error.name}; install it with "
+            "pip install 'jaxpeft[board]'"
+        ) from error
+
+    console.say("serving " + ", ".join(map(str, folders)))
+    token = os.environ.get(TOKEN, "")
+    server.serve(folders, args.host, args.port, args.places, token)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
         "board",
         "Serve a page in which the runs below some folders can be watched. It "
@@ -58,7 +96,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--talk", action="store_true", help=argparse.SUPPRESS)
     # Likewise one that opens the data of a run.
     parser.add_argument("--examples", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args(list(argv))
+    return parser
+
+
+def _as_process(args: argparse.Namespace) -> int | None:
+    """Does what the board has started this process for; None: nothing, it is one."""
     if args.job:
         from jaxpeft.board import processes
 
@@ -71,35 +113,4 @@ def main(argv: Sequence[str]) -> int:
         from jaxpeft.board import talk
 
         return talk.main()
-    folders = [Path(folder) for folder in args.runs or ["runs"]]
-    missing = [folder for folder in folders if not folder.is_dir()]
-    if missing:
-        raise InputError(
-            *(
-                f"--runs: {str(folder)!r} is no folder; name the one in which the "
-                "output_dir of runs are, or make it first"
-                for folder in missing
-            )
-        )
-    if not 0 <= args.port < 2**16:
-        raise InputError(f"--port: found {args.port}; give a number from 0 to 65535")
-
-    if args.places < 1:
-        raise InputError(f"--places: found {args.places}; give 1 or more")
-
-    # Imported here, so that --help answers at once.
-    try:
-        from jaxpeft.board import server
-        from jaxpeft.board.processes import TOKEN
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("jaxpeft"):
-            raise
-        raise InputError(
-            f"the board needs the package {error.name}; install it with "
-            "pip install 'jaxpeft[board]'"
-        ) from error
-
-    console.say("serving " + ", ".join(map(str, folders)))
-    token = os.environ.get(TOKEN, "")
-    server.serve(folders, args.host, args.port, args.places, token)
-    return 0
+    return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxpeft.board import inside
+from jaxpeft.board import inside, pages
 from jaxpeft.board.catalog import Entry
 from jaxpeft.board.tail import Tail
 from jaxpeft.config import strict_yaml
@@ -57,8 +57,6 @@ def headlines(found: Mapping[str, Any], entry: Entry) -> list[tuple[str, str, st
         found: the run's row, see `pages.row`.
         entry: what is known of it.
     """
-    from jaxpeft.board import pages
-
     cells = pages.texts(found, found["changed"] or 0.0)
     evaluation = entry.figures.evaluation
     best, step = entry.summary.get("best_eval_loss"), entry.summary.get("best_step")

@@ -76,10 +76,11 @@ class Folders:
                 seen = self._look(path, known)
                 if seen is None:
                     continue
-                if seen.kind and depth:
+                if seen.kind:
                     key = _key(number, name)
                     is_sweep = seen.kind == SWEEP
-                    place = Place(key, Path(path), prefix + name, is_sweep, sweep)
+                    shown = prefix + name if name else top.name
+                    place = Place(key, Path(path), shown, is_sweep, sweep)
                     found[key] = place
                     sweep = key
                 if depth < DEEPEST:

@@ -14,6 +14,7 @@ from jaxpeft.board.answers import Told, new_parts, page, stream
 from jaxpeft.board.jobs import DONE, Job, Queue
 
 DRAWN_UP = ("train", "plan", "lr_find", "sweep")
+DIGITS = 6  # of a job's number
 LAST = 2**16  # bytes of a log that are shown
 # What moves a terminal's cursor or colors its text.
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]")
@@ -60,7 +61,9 @@ async def job(request: Request) -> Response:
 
 
 def _job(request: Request) -> Job:
-    found = request.app.state.queue.job(request.path_params["number"])
+    number = request.path_params["number"]
+    known = number.isdecimal() and number.isascii() and len(number) <= DIGITS
+    found = request.app.state.queue.job(int(number)) if known else None
     if found is None:
         raise HTTPException(404, "There is no such job.")
     return found

@@ -38,6 +38,10 @@ def test_runs_appear_and_vanish_at_any_depth(make_run, tmp_path):
     assert names(folders) == {"one", "late"}
 
 
+def test_a_run_can_be_named_itself(make_run):
+    assert names(Folders([make_run("one")])) == {"one"}
+
+
 def test_no_link_leads_out_of_a_folder(make_run, tmp_path):
     secret = tmp_path / "secret"
     secret.mkdir()

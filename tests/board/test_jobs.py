@@ -228,7 +228,10 @@ def test_continue_queues_the_run_s_own_configuration_once(make_run, board):
     name, _, value = job.argv[3].partition("=")
     assert name == "output_dir" and strict_yaml.parse_scalar(value) == str(run)
     assert board.get("/jobs").text.count("<tr>") == 2
-    assert board.get("/jobs/1").code == 200 and board.get("/jobs/9").code == 404
+    assert board.get("/jobs/1").code == 200
+    for number in ("9", "9" * 5000, "x", "-1", "1e3"):
+        assert board.get(f"/jobs/{number}").code == 404
+    assert board.get(f"/events?since={board.catalog.epoch}-{'9' * 5000}").code == 200
 
 
 def test_report_and_export_are_queued(make_run, board):
