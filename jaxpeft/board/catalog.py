@@ -62,8 +62,8 @@ class Entry:
     _stamps: dict[str, Stamp | None] = field(default_factory=dict)
     _tail: Tail | None = None
 
-    def read(self, now: float) -> None:
-        """Reads what has changed, but for the state.
+    def read(self, now: float) -> bool:
+        """Reads what has changed, but for the state; whether that was looked at.
 
         Args:
             now: seconds since the epoch.
@@ -71,7 +71,7 @@ class Entry:
         folder = self.place.folder
         whole, grown = self._has_changed("."), self._has_changed(METRICS)
         if self.held is None and not whole and not grown:
-            return  # files that come, go or are replaced change the folder
+            return False  # files that come, go or are replaced change the folder
         if self._has_changed(SUMMARY):
             self.summary = inside.json_object(folder, SUMMARY)
             self._complain(SUMMARY, self._stamps[SUMMARY] and not self.summary)
@@ -95,10 +95,11 @@ class Entry:
         found = (self._stamps.get(name) for name in names)
         stamps = [stamp[0] / 1e9 for stamp in found if stamp]
         self.changed = max(stamps, default=0.0)
+        return True
 
     def _has_changed(self, name: str) -> bool:
         try:
-            found = os.stat(self.place.folder / name, follow_symlinks=False)
+            found = os.stat(f"{self.place.folder}/{name}", follow_symlinks=False)
             stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
         except OSError:
             stamp = None
@@ -247,8 +248,9 @@ class Catalog:
             entry.place = place
             entries[key] = entry
         for entry in entries.values():
-            before = entry.seen()
-            entry.read(now)
+            before = entry.seen() if entry.held or entry.place.sweep else None
+            if not entry.read(now) and before is None and entry.version:
+                continue
             entry.judge(entries.get(entry.place.sweep), now)
             if entry.seen() != before or not entry.version:
                 self.version += 1

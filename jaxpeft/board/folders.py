@@ -43,6 +43,7 @@ class _Seen:
     changed: int = -1
     below: list[str] = field(default_factory=list)
     kind: str = ""
+    place: Place | None = None
 
 
 class Folders:
@@ -77,12 +78,12 @@ class Folders:
                 if seen is None:
                     continue
                 if seen.kind:
-                    key = _key(number, name)
-                    is_sweep = seen.kind == SWEEP
-                    shown = prefix + name if name else top.name
-                    place = Place(key, Path(path), shown, is_sweep, sweep)
-                    found[key] = place
-                    sweep = key
+                    if seen.place is None or seen.place.sweep != sweep:
+                        key, is_sweep = _key(number, name), seen.kind == SWEEP
+                        shown = prefix + name if name else top.name
+                        seen.place = Place(key, Path(path), shown, is_sweep, sweep)
+                    sweep = seen.place.key
+                    found[sweep] = seen.place
                 if depth < DEEPEST:
                     start = f"{name}/" if name else ""
                     todo += [
