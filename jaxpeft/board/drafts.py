@@ -245,7 +245,7 @@ def _written(text: str, queue: Queue) -> Path:
     """Where a configuration is written, under a name that says when."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     try:
-        queue.folder.mkdir(mode=0o700, exist_ok=True)
+        queue.make()
         for number in itertools.count():
             path = queue.folder / f"config-{stamp}-{number}.yaml"
             if not path.exists():

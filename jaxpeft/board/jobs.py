@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from jaxpeft.board.processes import COMMANDS, TOKEN, terminate, write_end
 from jaxpeft.errors import EXIT_PREEMPTED, InputError
 
 FOLDER = ".board"
+OTHERS = stat.S_IWGRP | stat.S_IWOTH
 MOST = 100  # jobs that may wait
 KEPT = 500  # jobs that are remembered
 EVERY = 1.0  # seconds between two looks at the queue
@@ -102,7 +104,7 @@ class Queue:
             raise InputError(f"{waiting} jobs wait already; stop some of them first")
         content = {"argv": list(argv), "run": run, "made": time.time()}
         try:
-            self.folder.mkdir(mode=0o700, exist_ok=True)
+            self.make()
             number = 1 + max(self._numbers(), default=0)
             while True:
                 try:
@@ -117,6 +119,30 @@ class Queue:
                 "make room"
             ) from error
 
+    def make(self) -> None:
+        """Makes the folder of the jobs, and sees to it that nobody else writes it.
+
+        What stands in it is started: who could write there could start anything.
+
+        Raises:
+            InputError: it is somebody else's, or others may write it.
+            OSError: it cannot be made.
+        """
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        if not self._is_ours():
+            raise InputError(
+                f"{self.folder}: is somebody else's, or others may write it, and what "
+                "stands in it would be started; remove it, or serve another folder"
+            )
+
+    def _is_ours(self) -> bool:
+        try:
+            found = os.stat(self.folder, follow_symlinks=False)
+        except OSError:
+            return False
+        mine = found.st_uid == os.geteuid() and not found.st_mode & OTHERS
+        return stat.S_ISDIR(found.st_mode) and mine
+
     def jobs(self) -> list[Job]:
         """The jobs that are remembered, the newest first."""
         found = []
@@ -128,6 +154,8 @@ class Queue:
 
     def job(self, number: int) -> Job | None:
         """A job as it stands now; None where there is none of that number."""
+        if not self._is_ours():
+            return None
         if number in self._over:
             return self._over[number]
         about = inside.json_object(self.folder, f"{number:06}.json")
@@ -212,7 +240,7 @@ class Queue:
         """Starts what waits, as far as there are places; from one thread at a time."""
         with self._turn:
             self._children = [one for one in self._children if one.poll() is None]
-            if not self.folder.is_dir():
+            if not self._is_ours():
                 return
             jobs = self.jobs()
             free = self.places - sum(job.state == RUNNING for job in jobs)
@@ -251,6 +279,8 @@ class Queue:
         return self.folder / f"{number:06}.{kind}"
 
     def _numbers(self) -> list[int]:
+        if not self._is_ours():
+            return []
         try:
             names = os.listdir(self.folder)
         except OSError:

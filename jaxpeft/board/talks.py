@@ -78,7 +78,6 @@ class Talk:
                 self.used = time.monotonic()
 
     async def _begun(self) -> asyncio.subprocess.Process:
-        self._log.parent.mkdir(mode=0o700, exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if k != TOKEN}
         with self._log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(

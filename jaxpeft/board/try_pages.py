@@ -88,6 +88,7 @@ async def say(request: Request) -> Response:
         asked["messages"] = json.loads(fields.get("messages", "[]"))
     except (ValueError, RecursionError):
         raise HTTPException(400, "The conversation is no JSON.") from None
+    await asyncio.to_thread(request.app.state.queue.make)  # the log is there
     talks: Talks = request.app.state.talks
     is_base = fields.get("base") == "1"
 

@@ -81,6 +81,29 @@ def test_only_commands_of_the_table_are_queued(queue, argv):
     assert queue.jobs() == []
 
 
+@pytest.mark.parametrize("how", ["others may write", "a link", "a file"])
+def test_nothing_is_started_from_a_folder_that_others_can_write(tmp_path, how):
+    top, away = tmp_path / "runs", tmp_path / "away"
+    for folder in (top, away):
+        folder.mkdir()
+    planted = away if how == "a link" else top / ".board"
+    if how == "a file":
+        planted.write_text("x")
+    else:
+        planted.mkdir(exist_ok=True)
+        planted.chmod(0o777 if how == "others may write" else 0o700)
+        content = json.dumps({"argv": ["train", "--config", "evil.yaml"]})
+        (planted / "000001.json").write_text(content)
+    if how == "a link":
+        (top / ".board").symlink_to(away)
+    found = Queue(top)
+    found._start = pytest.fail  # type: ignore[assignment]
+    found.tend()
+    assert found.jobs() == [] and found.job(1) is None
+    with pytest.raises(InputError):
+        found.add(["plan"])
+
+
 def test_the_queue_is_bounded(queue, monkeypatch):
     monkeypatch.setattr(jobs, "MOST", 3)
     for _ in range(3):

@@ -48,6 +48,7 @@ def model(tmp_path, monkeypatch):
         return real(sys.executable, str(path), **settings)
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", begin)
+    (tmp_path / ".board").mkdir()
     return Talks(tmp_path / ".board", tmp_path)
 
 
@@ -176,6 +177,8 @@ def test_the_model_s_process_answers_as_the_chat_does(tmp_path, asset_model):
         "output_dir: x\nmodel: {path: 'jaxpeft:tiny-llama', dtype: float32}\n"
         "data: {train: {path: x.json}}\n"
     )
+
+    (tmp_path / ".board").mkdir()
 
     async def course():
         found = Talks(tmp_path / ".board", tmp_path)
