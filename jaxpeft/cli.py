@@ -44,7 +44,7 @@ COMMANDS: dict[str, str] = {
     "export": "write a run as an adapter for PEFT or vLLM, or as a merged model",
     "report": "a page with curves, samples and figures of a run or a sweep",
     "compare": "runs side by side: settings that differ, losses, scores, speed, memory",
-    "board": "runs in a browser: watched while they train, and after",
+    "board": "runs in a browser: made, watched, stopped, compared and tried",
     "combine": "the weighted sum of several adapters as a single one",
     "convert_config": "translate a configuration of LLaMA-Factory or transformers",
     "cache": "what is kept between commands: tokenized examples, compiled programs",

@@ -1,4 +1,4 @@
-"""`python -m jaxpeft.board`: runs watched in a browser, while they train and after."""
+"""`python -m jaxpeft.board`: runs in a browser: made, watched, compared and tried."""
 
 import argparse
 import os
@@ -61,8 +61,8 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
         "board",
-        "Serve a page in which the runs below some folders can be watched. It "
-        "stores nothing: the files of the runs are all there is. Only the address that "
+        "Serve pages on which the runs below some folders can be watched, stopped, "
+        "compared and tried, and new ones made. It stores nothing of its own: the files of the runs are all there is. Only the address that "
         "it prints opens it, since that holds a token.",
     )
     parser.add_argument(
