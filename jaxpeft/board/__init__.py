@@ -62,8 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
         "board",
         "Serve pages on which the runs below some folders can be watched, stopped, "
-        "compared and tried, and new ones made. It stores nothing of its own: the files of the runs are all there is. Only the address that "
-        "it prints opens it, since that holds a token.",
+        "compared and tried, and new ones made. It stores nothing of its own: the "
+        "files of the runs are all there is. Only the address that it prints opens it, "
+        "since that holds a token.",
     )
     parser.add_argument(
         "--runs",
