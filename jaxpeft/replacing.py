@@ -24,8 +24,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """The path to write a file at, which takes the place of `path` in the end.
 
     It lies in the same folder, as `path` with `.partial` after its name: what a killed
-    process left there is written over. When the block fails it is deleted, and `path`
-    stays as it was.
+    process left there, or whoever made the folder, a link above all, is removed first.
+    When the block fails it is deleted, and `path` stays as it was.
 
     Args:
         path: the file that is to be written; it need not exist, its folder must.
@@ -36,6 +36,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         OSError: where the place cannot be written or the disk is full.
     """
     partial = path.with_name(path.name + PARTIAL)
+    partial.unlink(missing_ok=True)
     try:
         yield partial
         if durable:
@@ -59,8 +60,12 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: where the place cannot be written or the disk is full.
     """
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with (
+        replacing(path) as partial,
+        open(os.open(partial, flags, 0o666), "w", encoding="utf-8") as file,
+    ):
+        file.write(text)
 
 
 def rename(path: Path, target: Path) -> None:

@@ -48,6 +48,22 @@ def test_what_a_killed_process_left_is_written_over(tmp_path):
     assert list(contents(tmp_path)) == ["a.txt"]
 
 
+def test_a_link_is_never_written_through(tmp_path):
+    """Whoever made a folder may have put one where a file will be written."""
+    mine, folder = tmp_path / "mine", tmp_path / "folder"
+    mine.write_text("mine")
+    folder.mkdir()
+    for name in ("a", "a.partial"):
+        (folder / name).symlink_to(mine)
+    replacing.write_text(folder / "a", "new")
+    (folder / "b.partial").symlink_to(mine)
+    with replacing.replacing(folder / "b") as partial:
+        partial.write_text("new")
+    assert mine.read_text() == "mine"
+    assert contents(folder) == {"a": "new", "b": "new"}
+    assert not any(path.is_symlink() for path in folder.iterdir())
+
+
 def test_a_folder_that_a_killed_process_began_is_removed(tmp_path):
     begun = tmp_path / "out" / ".partial-abc"
     begun.mkdir(parents=True)
@@ -74,9 +90,12 @@ def test_a_block_that_fails_changes_nothing(tmp_path, error):
 def test_on_a_full_disk_the_old_content_stands(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    (tmp_path / "a.txt.partial").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
-        replacing.write_text(path, "new")
+    with (
+        pytest.raises(OSError, match="No space left"),
+        replacing.replacing(path) as partial,
+    ):
+        partial.write_text("ne")
+        Path("/dev/full").write_text("w")
     assert contents(tmp_path) == {"a.txt": "old"}
     with (
         pytest.raises(InputError, match=r"cannot be written \(No space left"),

@@ -88,7 +88,7 @@ class RunLock:
         """Renews the lock file's time of change until the block ends."""
         while not self._over.wait(BEAT):
             with contextlib.suppress(OSError):
-                os.utime(self.path)
+                os.utime(self.path, follow_symlinks=False)
 
     def _say(self, error: BaseException) -> None:
         """Writes what ended the block, where it has left anything to be asked about."""
@@ -106,10 +106,19 @@ class RunLock:
 
     def _acquire(self) -> int | None:
         """The locked file's descriptor; None if its holder removed it just now."""
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            # A link here could lead to any file, which would then be overwritten.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            file = os.open(self.path, flags, 0o644)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise InputError(
+                f"{self.path}: is a link, and would be overwritten; remove it"
+            ) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file), os.stat(self.path)):
+            if os.path.samestat(os.fstat(file), os.lstat(self.path)):
                 return file
         except BlockingIOError:
             holder = _describe(os.pread(file, 4096, 0))

@@ -75,6 +75,20 @@ def test_a_leftover_file_does_not_block(tmp_path, content):
             pass
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_never_written_through(tmp_path, there):
+    """Whoever made the directory may have put one there, to any file."""
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    run.mkdir()
+    if there:
+        mine.write_text("mine")
+    (run / LOCK).symlink_to(mine)
+    with pytest.raises(InputError, match=r"\.lock: is a link.*remove it"), RunLock(run):
+        pass
+    assert mine.exists() == there and (run / LOCK).is_symlink()
+    assert not there or mine.read_text() == "mine"
+
+
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/run.*cannot be written"):
