@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.board.processes import TOKEN
+from jaxpeft.board.processes import TOKEN, python
 from jaxpeft.errors import InputError
 
 EACH = 3  # examples of a source
@@ -65,7 +65,8 @@ async def of(text: str, work: Path) -> dict[str, Any]:
         {"sets": [(kind, source, records)]}, or {"error": why there are none}.
     """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "jaxpeft.board", "--examples"),
+        *python("jaxpeft.board"),
+        "--examples",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

@@ -14,7 +14,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxpeft.board import inside
-from jaxpeft.board.processes import COMMANDS, TOKEN, terminate, write_end
+from jaxpeft.board.processes import COMMANDS, TOKEN, python, terminate, write_end
 from jaxpeft.errors import EXIT_PREEMPTED, InputError
 
 FOLDER = ".board"
@@ -259,10 +258,9 @@ class Queue:
 
     def _start(self, number: int) -> None:
         environment = {k: v for k, v in os.environ.items() if k != TOKEN}
-        command = [sys.executable, "-m", "jaxpeft.board"]
         with self._path(number, "log").open("ab") as log:
             child = subprocess.Popen(
-                [*command, "--job", str(self._path(number, "json"))],
+                [*python("jaxpeft.board"), "--job", str(self._path(number, "json"))],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -28,6 +28,21 @@ FOREVER = 1e9  # seconds
 PATIENCE = 2.0  # seconds that a job waits for its own lock
 
 
+def python(module: str) -> list[str]:
+    """The command of a module of the package, as a list.
+
+    Python would look for modules in the folder where it starts first, and there lies
+    whatever somebody put there. It does not, unless the package itself was found so.
+
+    Args:
+        module: its dotted name.
+    """
+    home = Path(__file__).parents[2]
+    places = [Path(place or ".").absolute() for place in sys.path]
+    is_here = not sys.flags.safe_path and places[0] == home and home not in places[1:]
+    return [sys.executable, *([] if is_here else ["-P"]), "-m", module]
+
+
 def write_end(path: Path, code: int) -> None:
     """Writes down how a job ended.
 
@@ -63,7 +78,7 @@ def work(path: Path) -> int:
         with termination.holding(FOREVER):
             # The command holds the lock, too: the place is taken while either lives.
             child = subprocess.Popen(
-                [sys.executable, "-m", f"jaxpeft.{argv[0]}", *map(str, argv[1:])],
+                [*python(f"jaxpeft.{argv[0]}"), *map(str, argv[1:])],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(mine.fileno(),),
             )

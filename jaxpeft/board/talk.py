@@ -1,12 +1,14 @@
 """A model that answers: a process that loads it, and is asked line by line.
 
 Each line of standard input is a request and each of standard output a part of an
-answer, both JSON. The process ends with its standard input, so that it never outlives
-the board.
+answer, both JSON. A request has a number, which the parts of its answer repeat; loading
+is the first one, and {"stop": number} ends an answer early. The process ends with its
+standard input, so that it never outlives the board.
 """
 
 import dataclasses
 import json
+import math
 import os
 import queue
 import sys
@@ -17,40 +19,59 @@ from typing import Any, TextIO
 
 from jaxpeft.errors import InputError
 
+LOADING = 0  # the number of the first request
 MOST = 4096  # tokens of an answer
 DRAWING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
 
 
+class _Asked:
+    """What standard input has asked for so far."""
+
+    def __init__(self) -> None:
+        self.requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.stopped: float = -1  # the last number whose answer nobody wants
+
+    def listen(self) -> None:
+        """Takes requests; one to stop counts at once."""
+        for line in sys.stdin:
+            request = json.loads(line)
+            if "stop" in request:
+                self.stopped = request["stop"]
+            else:
+                self.requests.put(request)
+        self.stopped = math.inf
+        self.requests.put(None)
+
+
 def main() -> int:
-    """Answers until nobody asks any more; the first line says which model it is."""
+    """Answers until nobody asks any more; the first part says that it is ready."""
     out = _alone()
-    asked: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    stopped = threading.Event()
-    threading.Thread(target=_listen, args=[asked, stopped], daemon=True).start()
-    first = asked.get()
+    asked = _Asked()
+    threading.Thread(target=asked.listen, daemon=True).start()
+    first = asked.requests.get()
     if first is None:
         return 0
     try:
         model = _load(first)
     except InputError as error:
-        _tell(out, error="; ".join(error.problems))
+        _tell(out, LOADING, error="; ".join(error.problems))
         return 0
-    _tell(out, ready=True)
+    _tell(out, LOADING, ready=True)
     dialogue, settings = None, None
-    while (request := asked.get()) is not None:
-        stopped.clear()
+    while (request := asked.requests.get()) is not None:
+        number = request["number"]
         try:
             wanted = _settings(request)
             if dialogue is None or wanted != settings:
                 dialogue, settings = _dialogue(model, wanted), wanted
             dialogue.messages = _messages(request, wanted["system"])
             for piece in dialogue.say(str(request.get("text", ""))):
-                _tell(out, piece=piece)
-                if stopped.is_set():
+                _tell(out, number, piece=piece)
+                if asked.stopped >= number:
                     break
-            _tell(out, end=True)
+            _tell(out, number, end=True)
         except InputError as error:
-            _tell(out, error="; ".join(error.problems))
+            _tell(out, number, error="; ".join(error.problems))
     return 0
 
 
@@ -62,20 +83,8 @@ def _alone() -> TextIO:
     return os.fdopen(mine, "w", encoding="utf-8")
 
 
-def _listen(asked: queue.Queue, stopped: threading.Event) -> None:
-    """Takes requests; one to stop counts at once."""
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request.get("stop"):
-            stopped.set()
-        else:
-            asked.put(request)
-    stopped.set()
-    asked.put(None)
-
-
-def _tell(out: TextIO, **content: Any) -> None:
-    out.write(json.dumps(content) + "\n")
+def _tell(out: TextIO, number: int, **content: Any) -> None:
+    out.write(json.dumps({"number": number, **content}) + "\n")
     out.flush()
 
 

@@ -4,25 +4,29 @@ import asyncio
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.board.processes import TOKEN
+from jaxpeft.board.processes import TOKEN, python
+from jaxpeft.board.talk import LOADING
 
 IDLE = 600.0  # seconds without a question after which a model is let go
 MOST = 2  # models at a time
 LINE = 2**20  # bytes of a part of an answer
 PATIENCE = 5.0  # seconds that a process has to end
 ENDED = "the process of the model has ended; what it said is in .board/talk.log"
+FULL = f"{MOST} models answer already; stop one of them, or wait until it has answered"
 Told = dict[str, Any]
 Parts = AsyncGenerator[Told, None]
 
 
 class Talk:
     """A process with a model.
+
+    Requests are numbered, and a part of an answer says to which it belongs: what is
+    left of one that nobody reads on never begins the next.
 
     Args:
         folder: the run's directory.
@@ -32,56 +36,77 @@ class Talk:
 
     Attributes:
         used: when it was last asked, by the monotonic clock.
-        busy: held while it answers.
+        asking: how many ask it now, or wait until they may.
     """
 
     def __init__(self, folder: Path, base: bool, log: Path, work: Path):
-        self._first = {"run": str(folder), "base": base}
+        self._first = {"run": str(folder), "base": base, "number": LOADING}
         self._log, self._work = log, work
         self._process: asyncio.subprocess.Process | None = None
+        self._number = LOADING
+        self._busy = asyncio.Lock()
+        # Who leaves has been cancelled, and could wait for nothing: this task does.
+        self._leaving: asyncio.Task | None = None
         self.used = time.monotonic()
-        self.busy = asyncio.Lock()
+        self.asking = 0
 
     async def ask(self, request: Told) -> Parts:
         """The parts of an answer, as they come.
 
-        If it is left before its end the process is told to stop.
+        If it is left before its end the process is told to stop, or ended where it
+        still loads.
 
         Args:
             request: see `talk`.
         """
-        async with self.busy:
-            self.used = time.monotonic()
+        self.asking += 1
+        try:
+            async with self._busy:
+                await self._left()
+                async with contextlib.aclosing(self._answer(request)) as parts:
+                    async for part in parts:
+                        yield part
+        finally:
+            self.asking -= 1
+
+    async def _answer(self, request: Told) -> Parts:
+        self.used = time.monotonic()
+        self._number += 1
+        lives = done = False
+        try:
             if self._process is None or self._process.returncode is not None:
                 yield {"status": "loading the model"}
                 self._process = await self._begun()
-                told = await self._hear()
+                told = await _hear(self._process, LOADING)
                 if "ready" not in told:
                     yield told
-                    await self.close()
                     return
-            done = False
-            try:
-                await self._say(request)
-                while True:
-                    told = await self._hear()
-                    done = "piece" not in told
-                    if told.get("error") == ENDED:
-                        await self.close()
-                    yield told
-                    if done:
-                        break
-            finally:
-                if not done:
-                    # Nobody reads on: the rest of the answer must not begin the next.
-                    await asyncio.shield(self._stop())
-                self.used = time.monotonic()
+            lives = True
+            process = self._process
+            await _say(process, {**request, "number": self._number})
+            while not done:
+                told = await _hear(process, self._number)
+                done = "piece" not in told
+                lives = told.get("error") != ENDED
+                yield told
+        finally:
+            if not lives:
+                self._leaving = asyncio.create_task(self._end())
+            elif not done:
+                self._leaving = asyncio.create_task(self._stop(self._number))
+            self.used = time.monotonic()
+
+    async def _left(self) -> None:
+        """Waits for who left before; the waiting may be cancelled, that may not."""
+        while self._leaving is not None and not self._leaving.done():
+            await asyncio.wait([self._leaving])
 
     async def _begun(self) -> asyncio.subprocess.Process:
         environment = {k: v for k, v in os.environ.items() if k != TOKEN}
         with self._log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "jaxpeft.board", "--talk"),
+                *python("jaxpeft.board"),
+                "--talk",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -91,33 +116,28 @@ class Talk:
                 start_new_session=True,
             )
         self._process = process
-        await self._say(self._first)
+        await _say(process, self._first)
         return process
 
-    async def _say(self, request: Told) -> None:
-        assert self._process is not None and self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it has ended: `_hear` says so
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            await self._process.stdin.drain()
-
-    async def _hear(self) -> Told:
-        assert self._process is not None and self._process.stdout is not None
-        try:
-            return json.loads(await self._process.stdout.readline())
-        except ValueError:
-            return {"error": ENDED}
-
-    async def _stop(self) -> None:
-        await self._say({"stop": True})
+    async def _stop(self, number: int) -> None:
+        process = self._process
+        if process is None:
+            return
+        await _say(process, {"stop": number})
         try:
             async with asyncio.timeout(PATIENCE):
-                while "piece" in await self._hear():
+                while "piece" in await _hear(process, number):
                     pass
         except TimeoutError:
-            await self.close()
+            await self._end()
 
     async def close(self) -> None:
         """Lets the model go."""
+        await self._left()
+        self._leaving = asyncio.create_task(self._end())
+        await self._left()
+
+    async def _end(self) -> None:
         process, self._process = self._process, None
         if process is None or process.returncode is not None:
             return
@@ -132,6 +152,25 @@ class Talk:
                 await process.wait()
 
 
+async def _say(process: asyncio.subprocess.Process, request: Told) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):  # it has ended: `_hear` says so
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        await process.stdin.drain()
+
+
+async def _hear(process: asyncio.subprocess.Process, number: int) -> Told:
+    """The next part of the answer to a request; those of others are dropped."""
+    assert process.stdout is not None
+    while True:
+        try:
+            told = json.loads(await process.stdout.readline())
+        except ValueError:
+            return {"error": ENDED}
+        if told.pop("number", None) == number:
+            return told
+
+
 class Talks:
     """The models that are loaded, at most so many at a time.
 
@@ -143,6 +182,7 @@ class Talks:
     def __init__(self, folder: Path, work: Path):
         self._log, self._work = folder / "talk.log", work
         self._talks: dict[tuple[Path, bool], Talk] = {}
+        self._room = asyncio.Lock()  # held while a model comes or goes
         self._letting_go: asyncio.Task | None = None
 
     async def ask(self, folder: Path, base: bool, request: Told) -> Parts:
@@ -154,27 +194,36 @@ class Talks:
             request: see `talk`.
         """
         key = (folder, base)
-        if key not in self._talks:
-            await self._make_room()
-            self._talks[key] = Talk(folder, base, self._log, self._work)
+        async with self._room:
+            one = self._talks.get(key)
+            if one is None and await self._has_room():
+                one = self._talks[key] = Talk(folder, base, self._log, self._work)
+        if one is None:
+            yield {"error": FULL}
+            return
         if self._letting_go is None or self._letting_go.done():
             self._letting_go = asyncio.create_task(self._let_go())
-        async with contextlib.aclosing(self._talks[key].ask(request)) as parts:
+        async with contextlib.aclosing(one.ask(request)) as parts:
             async for part in parts:
                 yield part
 
-    async def _make_room(self) -> None:
-        idle = [key for key, one in self._talks.items() if not one.busy.locked()]
-        idle.sort(key=lambda key: self._talks[key].used)
-        while len(self._talks) >= MOST and idle:
-            await self._talks.pop(idle.pop(0)).close()
+    async def _has_room(self) -> bool:
+        """Lets go of the models that were asked longest ago, until there is room."""
+        while len(self._talks) >= MOST:
+            idle = [key for key, one in self._talks.items() if not one.asking]
+            if not idle:
+                return False
+            oldest = min(idle, key=lambda key: self._talks[key].used)
+            await self._talks.pop(oldest).close()
+        return True
 
     async def _let_go(self) -> None:
         """Lets go of models that nobody has asked for long, until there are none."""
         while self._talks:
             await asyncio.sleep(IDLE / 20)
             now = time.monotonic()
-            for key, one in list(self._talks.items()):
-                if now - one.used > IDLE and not one.busy.locked():
-                    del self._talks[key]
-                    await one.close()
+            async with self._room:
+                for key, one in list(self._talks.items()):
+                    if now - one.used > IDLE and not one.asking:
+                        del self._talks[key]
+                        await one.close()

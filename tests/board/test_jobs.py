@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -172,6 +173,27 @@ def _children(queue: Queue, number: int) -> str:
     if found:
         time.sleep(1)
     return "planning" if found else ""
+
+
+def test_a_module_in_the_folder_of_the_start_is_never_run(tmp_path):
+    """Which lies there like any file: of a download, or of somebody else."""
+    (tmp_path / "json.py").write_text("raise SystemExit(7)")
+    command = processes.python("json.tool")
+    done = subprocess.run(command, input=b"[]", cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"[]\n")
+
+
+@pytest.mark.parametrize(
+    ("places", "flags"),
+    [([""], []), (["elsewhere", ""], ["-P"]), (["", ""], ["-P"])],
+    ids=["in this folder alone", "elsewhere", "by another way as well"],
+)
+def test_a_package_that_lies_in_the_folder_of_the_start_is_found(
+    monkeypatch, places, flags
+):
+    monkeypatch.setattr(sys, "path", places)
+    monkeypatch.chdir(Path(processes.__file__).parents[2])
+    assert processes.python("x") == [sys.executable, *flags, "-m", "x"]
 
 
 def test_no_token_reaches_a_job(queue, tmp_path, monkeypatch):

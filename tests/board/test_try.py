@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlencode
 
+import anyio
 import pytest
 
 from jaxpeft.board import talk, talks
@@ -16,23 +17,28 @@ from .conftest import HOST, TOKEN
 
 OWN = {"x-board-token": TOKEN, "origin": f"http://{HOST}"}
 
-# Stands for a model: it says each letter of the text, and how many were told before.
+# Stands for a model: it says each letter of the text, slowly where the run says so.
 MODEL = """
 import json, sys, time
 first = json.loads(sys.stdin.readline())
+def tell(number, **content):
+    print(json.dumps({"number": number, **content}), flush=True)
 if "missing" in first["run"]:
-    print(json.dumps({"error": "it is gone"}), flush=True)
+    tell(0, error="it is gone")
     sys.exit()
-print(json.dumps({"ready": True}), flush=True)
+pause = 0.02 if "slow" in first["run"] else 0
+time.sleep(10 * pause)
+tell(0, ready=True)
 for line in sys.stdin:
     request = json.loads(line)
-    if request.get("stop"):
+    if "stop" in request:
         continue
     if request.get("text") == "die":
         sys.exit(1)
     for letter in request.get("text", ""):
-        print(json.dumps({"piece": letter}), flush=True)
-    print(json.dumps({"end": True}), flush=True)
+        tell(request["number"], piece=letter)
+        time.sleep(pause)
+    tell(request["number"], end=True)
 """
 
 
@@ -44,7 +50,8 @@ def model(tmp_path, monkeypatch):
     real = asyncio.create_subprocess_exec
 
     def begin(*command, **settings):
-        assert settings["start_new_session"] and command[1:3] == ("-m", "jaxpeft.board")
+        assert settings["start_new_session"]
+        assert command[1:] == ("-P", "-m", "jaxpeft.board", "--talk")
         return real(sys.executable, str(path), **settings)
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", begin)
@@ -91,6 +98,51 @@ def test_what_is_left_of_an_answer_does_not_begin_the_next(model):
         return second
 
     assert asyncio.run(course()) == [{"piece": "a"}, {"piece": "b"}, {"end": True}]
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["loading", "answering"])
+def test_who_is_cancelled_leaves_nothing_for_the_next(model, begun):
+    """As the server cancels: each waiting ends at once, until the task has ended."""
+
+    async def course():
+        if begun:
+            await asked(model, "/slow", "a")
+        with anyio.move_on_after(0.1):
+            await asked(model, "/slow", "x" * 20)
+            pytest.fail("it was not cancelled")
+        found = [await asked(model, "/slow", text) for text in ("ab", "c")]
+        await all_closed(model)
+        return [[part.get("piece") for part in parts] for parts in found]
+
+    first, second = asyncio.run(course())
+    assert first == [None] * (not begun) + ["a", "b", None] and second == ["c", None]
+
+
+def test_who_waits_for_their_turn_may_leave(model):
+    async def course():
+        with anyio.move_on_after(0.1):
+            async with asyncio.TaskGroup() as group:
+                for _ in range(3):
+                    group.create_task(asked(model, "/slow", "x" * 20))
+        (one,) = model._talks.values()
+        assert one.asking == 0
+        found = await asked(model, "/slow", "a")
+        await all_closed(model)
+        return found
+
+    assert asyncio.run(course())[-2:] == [{"piece": "a"}, {"end": True}]
+
+
+def test_several_who_ask_at_once_load_no_more_than_two(model):
+    async def course():
+        found = await asyncio.gather(*(asked(model, f"/{n}/slow") for n in range(4)))
+        held = len(model._talks)
+        await all_closed(model)
+        return held, found
+
+    held, found = asyncio.run(course())
+    assert held == 2 and [parts[-1] for parts in found[:2]] == [{"end": True}] * 2
+    assert all("2 models answer already" in parts[0]["error"] for parts in found[2:])
 
 
 def test_a_model_that_cannot_be_loaded_or_ends_is_said_and_begun_again(model):
