@@ -7,7 +7,7 @@ from jaxpeft import hardware, hf
 from jaxpeft.assembly import configuration, heads, precision, updates
 from jaxpeft.assembly.adapter import check_adapter
 from jaxpeft.assembly.base import Base, check_length, open_base
-from jaxpeft.assembly.places import check_batches
+from jaxpeft.assembly.places import check_batches, check_offload
 from jaxpeft.config import RunConfig
 from jaxpeft.data import sources
 from jaxpeft.devices import sharding
@@ -113,6 +113,8 @@ def _fitted(base: Base, cfg: RunConfig) -> Base:
 
 def _check_settings(cfg: RunConfig) -> None:
     """Checks what needs neither model nor data."""
-    check_batches(cfg, sharding.make_mesh(**cfg.mesh.model_dump()))
+    mesh = sharding.make_mesh(**cfg.mesh.model_dump())
+    check_batches(cfg, mesh)
+    check_offload(cfg, mesh)
     configuration.objective(cfg)
     updates.fused_backward(cfg)

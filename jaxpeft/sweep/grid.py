@@ -177,4 +177,6 @@ def can_share(cfg: RunConfig, devices: int) -> bool:
     whole = cfg.optimizer.quantize_state or not traits.leafwise
     known = not whole and not cfg.optimizer.is_auto
     alike = not precomputed.is_of_new_adapter(cfg)
-    return devices == 1 and not fused and known and alike
+    # A program's stacked states lie on the device.
+    here = not cfg.optimizer.offload
+    return devices == 1 and not fused and known and alike and here

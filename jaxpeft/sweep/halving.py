@@ -22,7 +22,6 @@ from jaxpeft.rundir.sweep_files import DROPPED
 from jaxpeft.sweep.judge import Judge
 from jaxpeft.sweep.point import Point
 from jaxpeft.sweep.replicates import identity
-from jaxpeft.train.standing import DIVERGED
 
 if TYPE_CHECKING:
     from jaxpeft.sweep.sweep import Sweep
@@ -147,10 +146,12 @@ def prepare(sweep: "Sweep", factor: int) -> Plan:
     Raises:
         InputError: for all that is wrong; nothing has been written then.
     """
+    left = [point for point in sweep.points if not point.ended]
+    if left:
+        _check_comparable(sweep)
     if sweep.rungs is None:
         sweep.keep_rungs(Halving.of(factor, sweep.points).rungs)
     plan = Plan(sweep, Halving(factor, sweep.rungs or 0), Lengths())
-    left = [point for point in sweep.points if not point.ended]
     problems: list[str] = []
     for cfg in sweep.configurations(left):
         try:
@@ -159,7 +160,56 @@ def prepare(sweep: "Sweep", factor: int) -> Plan:
             problems += error.problems
     if problems:
         raise InputError(*dict.fromkeys(problems))
+    _check_alike(plan, left)
     return plan
+
+
+def _check_comparable(sweep: "Sweep") -> None:
+    """Checks that the points are judged by figures that mean the same."""
+    judge = sweep.judge
+    varied = [key for key, values in sweep.axes.items() if len(values) > 1]
+    if unlike := judge.incomparable(varied):
+        ways = ("leave --halving out", judge.way_to_compare)
+        remedy = ", or ".join(reversed(ways)) if judge.tells else " and ".join(ways)
+        raise InputError(
+            f"--halving: {', '.join(unlike)}: another value is another loss, by which "
+            f"points cannot be dropped; {remedy}"
+        )
+
+
+def _check_alike(plan: Plan, left: Sequence[Point]) -> None:
+    """Checks that all points, also those that have ended, meet at the same steps."""
+    sweep, halving = plan.sweep, plan.halving
+    rungs = [
+        tuple(halving.steps(cfg, plan.lengths.of(cfg)))
+        for cfg in sweep.configurations(left)
+    ]
+    found = list(zip(left, rungs))
+    for point in sweep.points:
+        if point.scores and point.steps is not None and rungs:
+            reached = len(point.scores) - 1
+            fits = [one for one in rungs if one[reached] == point.steps]
+            found.append((point, fits[0] if fits else (point.steps,)))
+    if len({steps for _, steps in found}) < 2:
+        return
+    keys = [key for key in sweep.axes if _changes_steps(found, key)]
+    shown = sorted({", ".join(map(str, steps)) for _, steps in found})[:3]
+    own = {"training.max_steps", "training.eval_steps"} & set(keys)
+    set_it = "" if own else "set training.max_steps for all, "
+    raise InputError(
+        f"--halving: {', '.join(keys or sweep.axes)}: points of other values would be "
+        f"compared after other steps ({' against '.join(shown)}); {set_it}take the key "
+        "out of --grid, or leave --halving out"
+    )
+
+
+def _changes_steps(found: Sequence[tuple[Point, tuple[int, ...]]], key: str) -> bool:
+    """Whether points that differ by a key alone have other rungs."""
+    rungs: dict[Any, set[tuple[int, ...]]] = {}
+    for point, steps in found:
+        others = tuple(kv for kv in point.written.items() if kv[0] != key)
+        rungs.setdefault(others, set()).add(steps)
+    return any(len(different) > 1 for different in rungs.values())
 
 
 class Lengths:
@@ -221,31 +271,51 @@ def drop(
     Returns:
         Those that are dropped now.
     """
-    rivals: dict[Any, list[Point]] = {}
-    for point in points:
-        alone = point.status == DROPPED and len(point.scores) <= rung
-        if point.turn <= turn and not alone:
-            rivals.setdefault((point.turn, identity(point)), []).append(point)
-
-    def mean(group: list[Point]) -> float:
-        return sum(_figure(point, rung, judge) for point in group) / len(group)
-
-    sign = -1 if judge.prefers_greater else 1
-    order = sorted(rivals.values(), key=lambda group: sign * mean(group))
+    order = _rivals(points, rung, turn, judge, halving)
     kept = max(1, len(order) // halving.factor)
     gone = []
-    for place, group in enumerate(order[kept:], kept + 1):
+    for place, group in enumerate(list(order.values())[kept:], kept + 1):
         for point in group:
             if point.turn == turn and not point.ended:
                 point.status = DROPPED
                 figure = "" if len(group) == 1 else "mean "
                 point.why = (
                     f"after step {point.steps}: {figure}{judge.column} "
-                    f"{mean(group):.4f}, place {place} of {len(order)}; "
+                    f"{_mean(group, rung, judge):.4f}, place {place} of {len(order)}; "
                     f"{'the best' if kept == 1 else f'the best {kept}'} went on"
                 )
                 gone.append(point)
     return gone
+
+
+def _rivals(
+    points: Sequence[Point], rung: int, turn: int, judge: Judge, halving: Halving
+) -> dict[Any, list[Point]]:
+    """The candidates that are compared at a rung, best first; see `drop`.
+
+    They have reached it, or ended by themselves with a place among those that went on
+    from the one before: what diverged or stopped takes one place, and not one at each
+    later rung.
+    """
+    groups: dict[Any, list[Point]] = {}
+    for point in points:
+        behind = point.status == DROPPED and len(point.scores) <= rung
+        if point.turn <= turn and not behind:
+            groups.setdefault((point.turn, identity(point)), []).append(point)
+    if rung:
+        before = list(_rivals(points, rung - 1, turn, judge, halving))
+        kept = set(before[: max(1, len(before) // halving.factor)])
+        for key, group in list(groups.items()):
+            reached = any(len(point.scores) > rung for point in group)
+            if key not in kept and not reached:
+                del groups[key]
+    sign = -1 if judge.prefers_greater else 1
+    order = sorted(groups, key=lambda key: sign * _mean(groups[key], rung, judge))
+    return {key: groups[key] for key in order}
+
+
+def _mean(group: Sequence[Point], rung: int, judge: Judge) -> float:
+    return sum(_figure(point, rung, judge) for point in group) / len(group)
 
 
 def _figure(point: Point, rung: int, judge: Judge) -> float:
@@ -255,4 +325,4 @@ def _figure(point: Point, rung: int, judge: Judge) -> float:
     if len(point.scores) > rung:
         score = point.scores[rung]
         return worst if score is None else score
-    return worst if point.status == DIVERGED else judge.score(point)  # it has stopped
+    return judge.score(point)  # it has stopped, or diverged

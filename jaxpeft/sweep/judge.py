@@ -9,6 +9,7 @@ from jaxpeft.config import RunConfig
 from jaxpeft.config.training import EVAL, LOSS
 from jaxpeft.objectives import OBJECTIVES
 from jaxpeft.sweep.point import Point
+from jaxpeft.train.standing import DIVERGED
 
 
 @dataclass(frozen=True)
@@ -51,24 +52,32 @@ class Judge:
         Args:
             keys: those of the sweep.
         """
-        alike = OBJECTIVES[self.base.objective.name].tells is None
+        alike = self.tells is None
         if alike or not self.column.endswith("loss"):
             return []
         return [key for key in keys if key.startswith("objective.")]
 
     @property
+    def tells(self) -> str | None:
+        """The figure that points of unlike losses share; see `objectives.Line`."""
+        return OBJECTIVES[self.base.objective.name].tells
+
+    @property
     def way_to_compare(self) -> str:
         """What to judge points by whose losses cannot be compared."""
-        figure = OBJECTIVES[self.base.objective.name].tells
-        if not figure:
+        if not self.tells:
             return "compare the answers that they give"
-        return f"rank by training.metric_for_best_model={figure}"
+        return f"rank by training.metric_for_best_model={self.tells}"
 
     def score(self, point: Point) -> float:
-        """The number that a point is judged by; an infinity, the worst, for none."""
+        """The number that a point is judged by; an infinity, the worst, for none.
+
+        What diverged has none, whatever its last evaluation said.
+        """
         value = self.columns(point)[self.column]
         worst = -math.inf if self.prefers_greater else math.inf
-        return worst if value is None or math.isnan(value) else value
+        none = value is None or math.isnan(value) or point.status == DIVERGED
+        return worst if none else value
 
     def order(self, point: Point) -> float:
         """The same, so that the lower one is the better."""

@@ -11,8 +11,10 @@ from typing import Any, Protocol
 
 import jax
 
+from jaxpeft import console
 from jaxpeft.assembly.run import Run
 from jaxpeft.assembly.step import TrainState
+from jaxpeft.errors import InputError
 from jaxpeft.rundir.checkpoint import Checkpoints
 from jaxpeft.sweep import joint_step, padding
 from jaxpeft.train.standing import Standing
@@ -43,10 +45,12 @@ class Stretch:
     Attributes:
         until: the step that it ends with; None: the last one.
         folders: of each point, where its state is kept between two stretches.
+        since: the step that the stretch before ended with; None: there was none.
     """
 
     until: int | None
     folders: Sequence[Path]
+    since: int | None = None
 
 
 def gathered(
@@ -63,7 +67,10 @@ def gathered(
 
     Returns:
         (what the program saves, the note of a checkpoint); None before the first
-        stretch.
+        stretch, and, with a warning, where a state is lost.
+
+    Raises:
+        InputError: the states are of unlike steps.
     """
     found: list[Any] = []
     if stretch is None:
@@ -71,10 +78,22 @@ def gathered(
     for number, fingerprint in enumerate(fingerprints):
         with _kept(stretch, number, fingerprint) as checkpoints:
             found.append(checkpoints.restore(_abstract(program, number)))
-    if not all(found):
+    lost = [path for path, one in zip(stretch.folders, found, strict=True) if not one]
+    if lost:
+        if stretch.since is not None or len(lost) < len(found):
+            console.warn(
+                f"{', '.join(map(str, lost))}: the paused state is missing; its "
+                "program begins again at step 0, with all of its points"
+            )
         return None
-    saved = [one[0] for one in found if one]
-    notes = [one[1] for one in found if one]
+    saved = [one[0] for one in found]
+    if len(steps := {int(one["state"].step) for one in saved}) > 1:
+        raise InputError(
+            "--at-once: the points of one program have paused after unlike steps, "
+            f"{' and '.join(map(str, sorted(steps)))}; repeat the command with the "
+            "--at-once that it was interrupted with"
+        )
+    notes = [one[1] for one in found]
     positions = {str(n): note[POSITION] for n, note in enumerate(notes)}
     if len(notes) == 1:  # a lone run's stands by itself, see `standing.positions`
         positions = notes[0][POSITION]

@@ -249,7 +249,7 @@ class Sweep:
         for number, point in zip(numbers, group):
             console.say(f"  {number}  {point.name}")
         kept = [self._kept(point) for point in group]
-        stretch = None if self.halving is None else Stretch(until, kept)
+        stretch = None if self.halving is None else Stretch(until, kept, group[0].steps)
         shared = self._shared(group, until)
         ends = joint.train(configs, shared, console.say, stretch)
         for point, status in zip(group, ends):

@@ -17,21 +17,32 @@ WIDE = 8.0  # the largest over the smallest value of a grid that goes by factors
 
 def over_seeds(sweep: Tried) -> list[str]:
     """Mean and spread over the seeds, best first, where points differ by seed alone."""
-    return [
-        f"{one.name}: {one.mean:.4f} on average over {len(one.scores)} seeds, "
-        f"standard error {one.error:.4f}, from {min(one.scores):.4f} to "
-        f"{max(one.scores):.4f}"
-        for one in candidates(sweep)
-        if one.error is not None and one.name and math.isfinite(one.mean)
-    ]
+    several = [one for one in candidates(sweep) if one.name and len(one.scores) > 1]
+    return [f"{one.name}: {_spread(one)}" for one in several]
+
+
+def _spread(one: Candidate) -> str:
+    finite = [score for score in one.scores if math.isfinite(score)]
+    ends = f"from {min(finite):.4f} to {max(finite):.4f}" if finite else ""
+    count = len(one.scores)
+    if len(finite) == count:
+        return (
+            f"{one.mean:.4f} on average over {count} seeds, "
+            f"standard error {one.error:.4f}, {ends}"
+        )
+    told = f"{count - len(finite)} of {count} seeds diverged"
+    if len(finite) == 1:
+        return f"{told}, the other had {finite[0]:.4f}"
+    return f"{told}, the others {ends}" if finite else told
 
 
 def advice(sweep: Tried) -> list[str]:
     """Lines on the best point, how sure that is, and what to try next."""
     judge = sweep.judge
-    ranked = [one for one in candidates(sweep) if math.isfinite(one.mean)]
+    tried = candidates(sweep)
+    ranked = [one for one in tried if math.isfinite(one.mean)]
     if not ranked:
-        return ["no point has a finite loss: lower optimizer.learning_rate"]
+        return _without_any(sweep, tried)
     first, best = ranked[0], ranked[0].points[0]
     said = f"{best.name}, {judge.column} {judge.score(best):.4f}{judge.unit}"
     if first.error is not None and first.name:
@@ -49,6 +60,21 @@ def advice(sweep: Tried) -> list[str]:
     ends = list(_at_ends(sweep, best))
     finer = [] if sure is False else list(_finer(sweep, best))
     return text + told + ends + finer
+
+
+def _without_any(sweep: Tried, tried: list[Candidate]) -> list[str]:
+    """What is said where no candidate has a finite mean."""
+    judge = sweep.judge
+    points = [point for one in tried for point in one.points]
+    finite = [point for point in points if math.isfinite(judge.score(point))]
+    if not finite:
+        return ["no point has a finite loss: lower optimizer.learning_rate"]
+    best = min(finite, key=judge.order)
+    return [
+        "of every candidate a seed diverged: lower optimizer.learning_rate",
+        f"the best point: {best.name}, {judge.column} {judge.score(best):.4f}"
+        f"{judge.unit}",
+    ]
 
 
 def _difference(sweep: Tried, ranked: list[Candidate]) -> tuple[bool | None, list[str]]:
@@ -103,9 +129,8 @@ def _finer(sweep: Tried, best: Point) -> Iterator[str]:
         between = [
             math.sqrt(at * side) if by_factors else (at + side) / 2 for side in sides
         ]
-        if all(isinstance(value, int) for value in tried):
-            between = [round(value) for value in between]
-        values = [f"{value:.2g}" for value in between]
+        whole = all(isinstance(value, int) for value in tried)
+        values = [str(round(x)) if whole else f"{x:.2g}" for x in between]
         values = [text for text in values if float(text) not in tried]
         if values:
             yield (

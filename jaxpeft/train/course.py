@@ -202,11 +202,9 @@ def follow(
             again = evaluate if due else []
             for hook in evaluate if known else ():
                 hook.heed(first, known or ())
-            display.note(
-                f"continuing after step {first}"
-                if active(standings).any() and first < last or again
-                else f"finished after step {first}: nothing is left to train"
-            )
+            goes_on = bool(active(standings).any())
+            continues = goes_on and first < last or bool(again)
+            display.note(_restored(first, continues, goes_on and until is not None))
             for hook in again:  # it was interrupted
                 hook(Moment(first, {}, ()))
         else:
@@ -238,6 +236,15 @@ def follow(
     if until is None or not active(standings).any():
         _settle(program, standings, checkpoints)
     return Ended(standings, log.seconds)
+
+
+def _restored(first: int, continues: bool, pauses: bool) -> str:
+    """What is said of a start after step `first`."""
+    if continues:
+        return f"continuing after step {first}"
+    if pauses:
+        return f"paused after step {first}"
+    return f"finished after step {first}: nothing is left to train"
 
 
 def _hooks(

@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from jaxpeft.devices import host_memory
 from jaxpeft.errors import InputError
 from jaxpeft.sweep import check, grid
 from jaxpeft.sweep import sweep as sweeping
@@ -73,6 +74,14 @@ def test_paths_and_lengths_are_checked_by_point(sweep, tmp_path):
     assert told.startswith("max_length=1000000: data.max_length: found 1000000")
     (told,) = problems(sweep({"adapter.init_from": [None, missing]}))
     assert told.startswith("init_from=") and missing in told
+
+
+def test_memory_that_the_devices_lack_is_told_before_any_trains(sweep, monkeypatch):
+    monkeypatch.setattr(host_memory, "is_lacking", lambda device: True)
+    (told,) = problems(sweep({"optimizer.offload": [False, True]}))
+    assert told.startswith("offload=true: optimizer.offload: found true; ")
+    (told,) = problems(sweep({"model.offload": ["activations"], "seed": [1, 2]}))
+    assert told.startswith("model.offload: found 'activations'; ")
 
 
 def test_what_is_wrong_with_every_point_is_said_once(sweep, tmp_path):

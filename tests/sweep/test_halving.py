@@ -109,6 +109,73 @@ def test_what_cannot_be_halved_is_refused(sweep, axes, overrides, said):
     assert said in error.value.problems[0] and len(error.value.problems) == 1
 
 
+@pytest.mark.parametrize(
+    "name, way",
+    [
+        ("dpo", "metric_for_best_model=rewards/accuracies, or leave --halving out"),
+        ("kto", "leave --halving out and compare the answers that they give"),
+    ],
+)
+def test_points_are_not_dropped_by_unlike_losses(sweep, name, way):
+    axes = {"objective.beta": [0.1, 0.2, 0.3], RATE: rates(2)}
+    objective = f"objective.name={name}"
+    with pytest.raises(InputError) as error:
+        halving.prepare(sweep(axes, objective), 3)
+    (said,) = error.value.problems
+    assert said.startswith("--halving: objective.beta: another value is another loss")
+    assert said.endswith(way)
+
+
+def test_a_figure_that_unlike_losses_share_drops_points(sweep):
+    axes = {"objective.beta": [0.1, 0.2, 0.3]}
+    metric = "training.metric_for_best_model=rewards/accuracies"
+    halving.prepare(sweep(axes, "objective.name=dpo", metric), 3)
+
+
+def test_one_value_for_all_points_is_one_loss(sweep):
+    axes = {"objective.beta": [0.1], RATE: rates(3)}
+    halving.prepare(sweep(axes, "objective.name=dpo"), 3)
+
+
+@pytest.mark.parametrize(
+    "key, values, said",
+    [
+        ("training.max_steps", [90, 180], "10, 30 against 20, 60); take the key"),
+        ("training.eval_steps", [5, 9], "10, 30 against 18, 36); take the key"),
+    ],
+)
+def test_points_that_meet_at_unlike_steps_are_refused(sweep, key, values, said):
+    made = sweep({RATE: rates(5), key: values})
+    with pytest.raises(InputError) as error:
+        halving.prepare(made, 3)
+    (told,) = error.value.problems
+    assert told.startswith(f"--halving: {key}: points of other") and said in told
+    assert not made.directory.exists()
+
+
+def test_batches_of_another_size_are_refused_where_epochs_count(sweep, monkeypatch):
+    monkeypatch.setattr(
+        halving, "_steps_per_epoch", lambda cfg: 720 / cfg.training.batch_size
+    )
+    axes = {RATE: rates(5), "training.batch_size": [4, 8]}
+    epochs = ("training.max_steps=null", "training.num_epochs=1")
+    with pytest.raises(InputError, match="set training.max_steps for all") as error:
+        halving.prepare(sweep(axes, *epochs), 3)
+    assert error.value.problems[0].startswith("--halving: training.batch_size: points")
+    halving.prepare(sweep(axes), 3)  # steps are given
+
+
+def test_later_points_meet_the_earlier_ones_at_their_steps(sweep):
+    made = sweep({RATE: rates(9), "training.max_steps": [90]})
+    halving.prepare(made, 3)
+    for point in made.points:
+        point.status, point.scores, point.steps = "dropped", [1.0], 10
+    made.save()
+    grown = sweep({RATE: rates(9), "training.max_steps": [180]})
+    with pytest.raises(InputError, match="--halving: training.max_steps: points of"):
+        halving.prepare(grown, 3)
+
+
 def simulated(points, judge, plan, loss, turn=0):
     """Goes through the rungs as training would, and decides twice, as if killed."""
     for rung in range(plan.rungs):
@@ -174,6 +241,31 @@ def test_what_stopped_or_diverged_by_itself_is_a_rival_too(sweep):
     simulated(made.points, made.judge, plan, lambda point, rung: 2 + point.values[RATE])
     states = [point.status for point in made.points]
     assert states == ["stopped early", "diverged", "done", *["dropped"] * 3]
+
+
+@pytest.mark.parametrize("diverged, trained", [(6, [1, 2, 2]), (7, [1, 2]), (8, [2])])
+def test_what_diverged_takes_one_place_and_not_one_at_each_rung(
+    sweep, diverged, trained
+):
+    made = sweep({RATE: rates(9)})
+    for point in made.points[:diverged]:
+        point.status = "diverged"
+    plan = Halving.of(3, made.points)
+    simulated(made.points, made.judge, plan, lambda point, rung: point.values[RATE])
+    left = made.points[diverged:]
+    assert [point.status for point in left] == ["done", *["dropped"] * (len(left) - 1)]
+    for place, point in enumerate(left[1:], 2):
+        assert f"place {place} of 3; the best went on" in point.why
+
+
+def test_what_stopped_among_the_best_keeps_its_place(sweep):
+    made = sweep({RATE: rates(9)})
+    for point in made.points[:2]:
+        point.status, point.eval_loss = "stopped early", 1e-5
+    plan = Halving.of(3, made.points)
+    simulated(made.points, made.judge, plan, lambda point, rung: point.values[RATE])
+    assert [len(point.scores) for point in made.points[2:]] == [2, *[1] * 6]
+    assert made.points[2].why.endswith("place 3 of 3; the best went on")
 
 
 def test_how_a_point_went_on_changes_nothing_that_was_decided(sweep):

@@ -142,6 +142,7 @@ AVERAGING = {
         ({"schedule": {"name": "greedy"}}, [{"seed": 1}, {"seed": 2}], 1),
         (AVERAGING, [{RATE: 1e-4}, {RATE: 2e-4}], 1),
         (AVERAGING, [{"schedule.warmup_steps": 1}, {"schedule.warmup_steps": 2}], 2),
+        ({"optimizer": {"offload": True}}, [{"seed": 1}, {"seed": 2}], 2),
         ({"adapter": {"method": "full"}}, [{"seed": 1}, {"seed": 2}], 2),
         (
             {"adapter": {"method": "full"}, "optimizer": {"name": "adalomo"}},
@@ -203,7 +204,8 @@ def test_the_best_come_first_and_the_diverged_last(sweep):
 
 
 def test_seeds_are_taken_together(sweep):
-    best, other = verdict.over_seeds(sweep)
+    best, other, worst = verdict.over_seeds(sweep)
+    assert worst == "learning_rate=0.0001: 2 of 2 seeds diverged"
     assert best == (
         "learning_rate=0.01: 1.9150 on average over 2 seeds, standard error 0.0050, "
         "from 1.9100 to 1.9200"
@@ -259,6 +261,32 @@ def test_the_margin_is_that_of_welchs_test():
         theirs = (test.high - test.low) / 2
         # Degrees of freedom are rounded down: never less than theirs.
         assert theirs * (1 - 1e-3) <= ours <= theirs * 3.1
+
+
+def test_a_seed_of_every_candidate_that_diverged_is_told(config, tmp_path):
+    axes = {RATE: [1e-3, 3e-3], "seed": [1, 2, 3]}
+    losses = [1.0, 1.2, 0.1, 0.9, 0.2, None]
+    made = scored(config, tmp_path / "sweep", axes, losses)
+    for number in (2, 4, 5):  # the evaluation before it was finite
+        made.points[number].status = "diverged"
+    assert verdict.over_seeds(made) == [
+        "learning_rate=0.003: 2 of 3 seeds diverged, the other had 0.9000",
+        "learning_rate=0.001: 1 of 3 seeds diverged, the others from 1.0000 to 1.2000",
+    ]
+    assert verdict.advice(made) == [
+        f"of every candidate a seed diverged: lower {RATE}",
+        "the best point: learning_rate=0.003 seed=1, eval_loss 0.9000 nats per token",
+    ]
+    for point in made.points:
+        point.status = "diverged"
+    assert verdict.advice(made) == [f"no point has a finite loss: lower {RATE}"]
+    assert verdict.over_seeds(made)[0].endswith("3 of 3 seeds diverged")
+
+
+def test_a_finer_grid_of_whole_numbers_can_be_read(config, tmp_path):
+    axes = {"adapter.r": [128, 256, 512]}
+    made = scored(config, tmp_path / "sweep", axes, [2.0, 1.0, 2.0])
+    assert "--grid adapter.r=192,384, " in verdict.advice(made)[-1]
 
 
 def test_what_to_try_next_is_said(config, tmp_path):
