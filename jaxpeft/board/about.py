@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxpeft.board import inside, pages
 from jaxpeft.board.catalog import Entry
-from jaxpeft.board.tail import Tail
+from jaxpeft.board.tail import Tail, is_number
 from jaxpeft.config import strict_yaml
 from jaxpeft.errors import InputError
 from jaxpeft.report import wording
@@ -66,7 +66,11 @@ def headlines(found: Mapping[str, Any], entry: Entry) -> list[tuple[str, str, st
         ("steps", cells["share"], "optimizer updates"),
         ("training loss", cells["loss"], unit),
         ("evaluation loss", cells["eval_loss"], _at(evaluation)),
-        ("best evaluation", "" if best is None else f"{best:.4f}", f"at step {step}"),
+        (
+            "best evaluation",
+            f"{best:.4f}" if is_number(best) else "",
+            f"at step {step}",
+        ),
         ("token accuracy", "" if accuracy is None else f"{accuracy:.1%}", ""),
         ("learning rate", cells["rate"], "per update"),
         ("speed", cells["speed"], "tokens per second"),
@@ -121,6 +125,8 @@ def files(folder: Path) -> list[tuple[str, str]]:
         names += [f"{below}/{name}" for name in inner[:100]] if is_folder else []
     found = []
     for name in names:
+        if inside.shown(name) != name:
+            continue  # no address can name it
         try:
             about = os.stat(folder / name, follow_symlinks=False)
         except OSError:

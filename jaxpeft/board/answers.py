@@ -15,6 +15,7 @@ from jaxpeft.board import pages
 from jaxpeft.errors import InputError
 
 EVERY = 1.0  # seconds between two looks for what is new
+MOST = 2000  # fields of a form
 QUIET = 15.0  # seconds of silence after which a stream says that it lives
 
 Told = Sequence[tuple[str, Any]]
@@ -28,7 +29,18 @@ def page(template: str, status: int = 200, **content: Any) -> Response:
         status: the code of the answer.
         content: what it shows.
     """
-    return HTMLResponse(pages.render(template, **content), status)
+    text = pages.render(template, **content)
+    # Texts of a run may hold what no encoding can.
+    return HTMLResponse(text.encode("utf-8", "replace"), status)
+
+
+def data(content: Any) -> Response:
+    """JSON as an answer.
+
+    Args:
+        content: what it says.
+    """
+    return Response(json.dumps(content), media_type="application/json")
 
 
 def stream(request: Request, changes: Callable[[], Told]) -> Response:
@@ -77,7 +89,10 @@ async def form(request: Request) -> dict[str, str]:
         request: whose body they are.
     """
     text = (await request.body()).decode("utf-8", "replace")
-    fields = parse_qs(text, keep_blank_values=True, max_num_fields=2000)
+    try:
+        fields = parse_qs(text, keep_blank_values=True, max_num_fields=MOST)
+    except ValueError:
+        raise HTTPException(413, f"A form has at most {MOST:,} fields.") from None
     return {name: values[-1] for name, values in fields.items()}
 
 

@@ -109,7 +109,7 @@ async def static(request: Request) -> Response:
 async def index(request: Request) -> Response:
     """The table of runs."""
     catalog: Catalog = request.app.state.catalog
-    entries = await asyncio.to_thread(catalog.refresh)
+    entries, version = await asyncio.to_thread(catalog.latest)
     key = request.query_params.get("sort", "changed")
     if key != "name" and key not in {column.key for column in pages.COLUMNS}:
         key = "changed"
@@ -122,7 +122,7 @@ async def index(request: Request) -> Response:
         title="Runs",
         tops=[inside.shown(top) for top in catalog.folders.tops],
         complaints=[inside.shown(one) for one in catalog.folders.complaints],
-        since=f"{catalog.epoch}-{catalog.version}",
+        since=f"{catalog.epoch}-{version}",
         columns=(pages.Column("name", "run", False), *pages.COLUMNS),
         sort=key,
         down=down,
@@ -156,11 +156,11 @@ async def index_events(request: Request) -> Response:
 
     def changes() -> Told:
         nonlocal keys
-        entries = catalog.refresh()
+        entries, version = catalog.latest()
         told: list[tuple[str, Any]] = []
         new = [one for one in entries.values() if one.version > seen["version"]]
+        seen["version"] = version
         if new:
-            seen["version"] = max(one.version for one in new)
             rows = [pages.row(one) for one in new]
             told.append(
                 (

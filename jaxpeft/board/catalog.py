@@ -15,11 +15,12 @@ from typing import Any
 from jaxpeft.board import inside, life
 from jaxpeft.board.figures import Figures, glance, resident
 from jaxpeft.board.folders import Folders, Place
-from jaxpeft.board.tail import Tail
+from jaxpeft.board.tail import Tail, is_number
 from jaxpeft.rundir.files import CONFIG, METRICS, SUMMARY
 from jaxpeft.rundir.lock import ENDED
 from jaxpeft.rundir.sweep_files import SWEEP
 
+FAULT = "."  # stands for all files in `Entry.faults`
 OLD = 0.8  # seconds after which what is known is looked after again
 Stamp = tuple[int, int, int]
 
@@ -72,6 +73,7 @@ class Entry:
         whole, grown = self._has_changed("."), self._has_changed(METRICS)
         if self.held is None and not whole and not grown:
             return False  # files that come, go or are replaced change the folder
+        self.faults.pop(FAULT, None)
         if self._has_changed(SUMMARY):
             self.summary = inside.json_object(folder, SUMMARY)
             self._complain(SUMMARY, self._stamps[SUMMARY] and not self.summary)
@@ -139,6 +141,12 @@ class Entry:
                 "step"
             )
 
+    def fail(self, error: Exception) -> None:
+        """Says that it cannot be read, and reads all of it again the next time."""
+        self._stamps.clear()
+        self._tail = None
+        self.faults[FAULT] = f"cannot be read: {error!r}"
+
     def judge(self, sweep: "Entry | None", now: float) -> None:
         """Says in which state it is.
 
@@ -164,7 +172,7 @@ class Entry:
             )
         held = self.held
         peak = self.summary.get("peak_memory_bytes")
-        self.memory = peak if isinstance(peak, int) else None
+        self.memory = int(peak) if is_number(peak) else None
         if held is not None and held.alive and held.is_here:
             self.memory = resident(held.pid or 0)
 
@@ -231,12 +239,19 @@ class Catalog:
         Returns:
             `entries`, a mapping that does not change any more.
         """
+        return self.latest()[0]
+
+    def latest(self) -> tuple[dict[str, Entry], int]:
+        """Likewise; (`entries`, the version that belongs to them).
+
+        An entry that changes later has a higher one, also where that is seen at once.
+        """
         with self._turn:
             now = time.time()
             if not 0 <= now - self.read_at < OLD:
                 self._refresh(now)
                 self.read_at = time.time()
-            return self.entries
+            return self.entries, self.version
 
     def _refresh(self, now: float) -> None:
         places = self.folders.find()
@@ -248,10 +263,15 @@ class Catalog:
             entry.place = place
             entries[key] = entry
         for entry in entries.values():
-            before = entry.seen() if entry.held or entry.place.sweep else None
-            if not entry.read(now) and before is None and entry.version:
-                continue
-            entry.judge(entries.get(entry.place.sweep), now)
+            moves = entry.held or entry.place.sweep or FAULT in entry.faults
+            before = entry.seen() if moves else None
+            try:
+                if not entry.read(now) and before is None and entry.version:
+                    continue
+                entry.judge(entries.get(entry.place.sweep), now)
+            except Exception as error:  # noqa: BLE001
+                # One run must not hide all others.
+                entry.fail(error)
             if entry.seen() != before or not entry.version:
                 self.version += 1
                 entry.version = self.version

@@ -21,6 +21,7 @@ from jaxpeft.rundir.files import CONFIG
 QUICKSTART = "jaxpeft:quickstart.yaml"
 RECIPES = "configs"
 NAME = "the configuration"
+LONGEST = 100  # characters of a name that is made up
 KINDS = ("train", "plan", "lr_find", "sweep")
 
 
@@ -44,9 +45,17 @@ def recipe(name: str, work: Path) -> str:
     Args:
         name: of `recipes`; any other stands for the one that ships.
         work: as for `recipes`.
+
+    Raises:
+        InputError: it cannot be read.
     """
     path = recipes(work).get(name) or paths.find(QUICKSTART)
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{inside.shown(path.name)}: cannot be read ({error}); mend or remove it"
+        ) from None
 
 
 def of_run(entry: Entry) -> str:
@@ -97,11 +106,12 @@ def fresh(text: str, top: Path, work: Path) -> str:
         given = str(strict_yaml.load(text, NAME).get("output_dir") or "run")
     except InputError:
         return text
-    if is_inside(given, [top], work) and not (work / given).exists():
+    if is_inside(given, [top], work) and not os.path.lexists(work / given):
         return text
-    stem = re.sub(r"-\d+$", "", Path(given).name)
+    # A name may be too long for a file; what could not be made is "not there".
+    stem = re.sub(r"-\d+$", "", Path(given).name)[:LONGEST]
     names = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
-    place = next(top / name for name in names if not (top / name).exists())
+    place = next(top / name for name in names if not os.path.lexists(top / name))
     return changed(text, "output_dir", strict_yaml.dump_scalar(str(place)))
 
 

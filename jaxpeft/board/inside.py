@@ -11,6 +11,9 @@ import stat
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from jaxpeft.rundir.files import finite
+
+LARGEST = 2**1000  # so that a float can hold it
 MOST = 16 * 2**20  # bytes of a file that is read whole
 
 
@@ -94,17 +97,29 @@ def json_object(folder: Path, name: str) -> dict[str, Any]:
 def json_value(folder: Path, name: str) -> Any:
     """The value in a JSON file; None where there is none that can be read.
 
+    None also stands in it for each number that no float can hold.
+
     Args:
         folder: the folder.
         name: the path of the file from there.
     """
     try:
         with opened(folder, name) as file:
-            return json.loads(file.read(MOST))
+            return json.loads(
+                file.read(MOST),
+                parse_int=_whole,
+                parse_float=lambda text: finite(float(text)),
+                parse_constant=lambda text: None,
+            )
     except (OSError, ValueError, RecursionError):
         return None
 
 
+def _whole(text: str) -> int | None:
+    value = int(text)
+    return value if abs(value) < LARGEST else None
+
+
 def shown(path: str | Path) -> str:
-    """A path as text that can be sent: bytes in it that are no UTF-8 are replaced."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    """A path as text that can be sent: what is no UTF-8 in it is replaced."""
+    return str(path).encode("utf-16", "surrogatepass").decode("utf-16", "replace")

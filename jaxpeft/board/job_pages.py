@@ -23,16 +23,17 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]
 async def index(request: Request) -> Response:
     """The table of jobs."""
     queue: Queue = request.app.state.queue
-    jobs = await asyncio.to_thread(_rows, queue)
-    return page("jobs.html", title="Jobs", jobs=jobs, places=queue.places)
+    jobs = await asyncio.to_thread(_table, queue)
+    return page("jobs.html", title="Jobs", **jobs, places=queue.places)
 
 
-def _rows(queue: Queue) -> list[tuple[Job, str, str]]:
+def _table(queue: Queue) -> dict[str, Any]:
     now = time.time()
-    return [
+    rows = [
         (job, inside.shown(actions.shell(job.argv)), f"{pages.ago(now - job.made)} ago")
         for job in queue.jobs()
     ]
+    return {"jobs": rows, "fault": inside.shown(queue.fault)}
 
 
 async def index_events(request: Request) -> Response:
@@ -41,7 +42,7 @@ async def index_events(request: Request) -> Response:
     seen: dict[str, str] = {}
 
     def changes() -> Told:
-        html = pages.render("jobs_table.html", jobs=_rows(queue))
+        html = pages.render("jobs_table.html", **_table(queue))
         return new_parts(seen, {"jobs": html})
 
     return stream(request, changes)

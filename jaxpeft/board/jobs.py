@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxpeft.board import inside
+from jaxpeft.board.life import named
 from jaxpeft.board.processes import COMMANDS, TOKEN, python, terminate, write_end
+from jaxpeft.board.tail import is_number
 from jaxpeft.errors import EXIT_PREEMPTED, InputError
 
 FOLDER = ".board"
@@ -69,11 +71,13 @@ class Queue:
         top: the folder of runs.
         places: how many run at a time.
         work: where the commands are started.
+        fault: why nothing is started now; "": it is.
     """
 
     top: Path
     places: int = 1
     work: Path = field(default_factory=Path.cwd)
+    fault: str = ""
 
     def __post_init__(self) -> None:
         self.folder = self.top / FOLDER
@@ -162,7 +166,7 @@ class Queue:
         if not isinstance(argv, list) or not argv or argv[0] not in COMMANDS:
             return None
         made = about.get("made")
-        made = float(made) if isinstance(made, int | float) else 0.0
+        made = float(made) if is_number(made) else 0.0
         words = tuple(map(str, argv))
         state, code, pid = self._state(number)
         run = str(about.get("run", ""))
@@ -184,10 +188,7 @@ class Queue:
         except OSError:
             return WAITING, None, None
         with file:
-            try:
-                pid = int(json.loads(file.read(4096))["pid"])
-            except (ValueError, KeyError, TypeError):
-                pid = None  # it begins
+            pid, _ = named(file.read(4096))  # None: it begins
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -66,7 +66,7 @@ def holder(folder: Path, now: float) -> Holder | None:
         return None
     with file:
         beat = os.fstat(file.fileno()).st_mtime
-        pid, host = _named(file.read(4096))
+        pid, host = named(file.read(4096))
         if pid is None or host != socket.gethostname():
             alive = now - beat < SILENT
             why = "" if alive else f"nothing was heard of it for {SILENT:.0f} s"
@@ -76,7 +76,12 @@ def holder(folder: Path, now: float) -> Holder | None:
         return Holder(pid, host, beat, alive, why)
 
 
-def _named(content: bytes) -> tuple[int | None, str]:
+def named(content: bytes) -> tuple[int | None, str]:
+    """(pid, host) of the process that a lock file names; None and "" where it does not.
+
+    Args:
+        content: what the file says.
+    """
     try:
         found = json.loads(content)
         pid, host = found["pid"], str(found["host"])

@@ -6,10 +6,10 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
 from jaxpeft.board import pages
-from jaxpeft.board.answers import form, page
+from jaxpeft.board.answers import data, form, page
 from jaxpeft.board.jobs import Queue
 from jaxpeft.config import strict_yaml
 from jaxpeft.errors import InputError
@@ -75,7 +75,7 @@ def _tops(request: Request) -> list[Path]:
 async def check(request: Request) -> Response:
     """What is right and wrong with a configuration, after a change of one key."""
     fields = await form(request)
-    return JSONResponse(await asyncio.to_thread(_checked, request, fields))
+    return data(await asyncio.to_thread(_checked, request, fields))
 
 
 def _checked(request: Request, fields: dict[str, str]) -> dict[str, Any]:

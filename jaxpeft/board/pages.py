@@ -12,10 +12,12 @@ from markupsafe import Markup
 
 from jaxpeft.board import inside, life
 from jaxpeft.board.catalog import Entry
+from jaxpeft.board.tail import is_number
 from jaxpeft.config.sections import ModelSection, ObjectiveSection
 from jaxpeft.report import wording
 from jaxpeft.report.page import TEMPLATES as OF_REPORTS
 from jaxpeft.report.page import script_data
+from jaxpeft.rundir.files import finite
 
 TEMPLATES = resources.files("jaxpeft.board") / "templates"
 # What a page may ask for beside itself: name -> (folder, kind).
@@ -111,18 +113,23 @@ def row(entry: Entry) -> dict[str, Any]:
     Args:
         entry: what is known of it.
     """
-    figures, settings, summary = entry.figures, entry.settings, entry.summary
-    steps, step = figures.steps(settings, summary), figures.step
-    if entry.place.is_sweep:
-        step, steps = entry.points
-    seconds = figures.seconds_a_step
-    left = seconds * (steps - step) if seconds and steps else None
-    training = figures.training
-    speed = summary.get("tokens_per_second") or training.get("tokens_per_second")
+    found = _unknown(entry)
+    try:
+        known = {**found, **_known(entry)}
+        texts(known, 0.0)
+    except Exception as error:  # noqa: BLE001
+        # One run must not take the others off the table.
+        return {**found, "faults": [*found["faults"], f"cannot be shown: {error!r}"]}
+    return known
+
+
+def _unknown(entry: Entry) -> dict[str, Any]:
+    """The row of a run of which nothing is known but its place and its state."""
     name = entry.place.name
     if entry.place.sweep and f"/{POINTS}/" in name:
         name = name.rsplit(f"/{POINTS}/", 1)[1]
     return {
+        **{column.key: None for column in COLUMNS},
         "key": entry.place.key,
         "name": inside.shown(name),
         "title": entry.title,
@@ -131,6 +138,22 @@ def row(entry: Entry) -> dict[str, Any]:
         "state": entry.state,
         "why": entry.why,
         "faults": list(entry.faults.values()),
+        "step": 0,
+        "steps": None,
+        "changed": entry.changed or None,
+    }
+
+
+def _known(entry: Entry) -> dict[str, Any]:
+    figures, settings, summary = entry.figures, entry.settings, entry.summary
+    steps, step = figures.steps(settings, summary), figures.step
+    if entry.place.is_sweep:
+        step, steps = entry.points
+    seconds = figures.seconds_a_step
+    left = finite(seconds * (steps - step)) if seconds and steps else None
+    training = figures.training
+    speed = summary.get("tokens_per_second") or training.get("tokens_per_second")
+    return {
         "step": step,
         "steps": steps,
         "share": min(1.0, step / steps) if steps else None,
@@ -143,7 +166,6 @@ def row(entry: Entry) -> dict[str, Any]:
         "method": _method(settings),
         "model": _last(settings.get("model.path")),
         "data": ", ".join(map(_last, settings.get("data.train", ()))) or None,
-        "changed": entry.changed or None,
     }
 
 
@@ -238,8 +260,7 @@ def render_row(found: Mapping[str, Any], hidden: bool = False) -> str:
 
 def _number(value: Any) -> float | None:
     """A number, or NaN, which stands for a loss that is not finite."""
-    is_one = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_one else None
+    return float(value) if is_number(value) else None
 
 
 def _method(settings: Mapping[str, Any]) -> str | None:

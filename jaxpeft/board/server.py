@@ -68,8 +68,13 @@ def _tend(queue: Queue) -> None:
     while True:
         try:
             queue.tend()
-        except OSError as error:
-            console.remark(f"{queue.folder}: {error.strerror}; nothing is started")
+            queue.fault = ""
+        except Exception as error:  # noqa: BLE001
+            # Whatever stands there: the queue goes on after it.
+            fault = f"{queue.folder}: nothing is started ({error})"
+            if fault != queue.fault:
+                console.remark(fault)
+            queue.fault = fault
         time.sleep(EVERY)
 
 

@@ -132,4 +132,4 @@ def is_number(value: Any) -> bool:
     """Whether a value of JSON is a number that a float can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return isinstance(value, float) or abs(value) < 2**1000
+    return isinstance(value, float) or abs(value) < inside.LARGEST

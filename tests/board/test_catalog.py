@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 
 import pytest
 
@@ -36,6 +37,26 @@ def test_runs_appear_and_vanish_at_any_depth(make_run, tmp_path):
         file.unlink()
     two.rmdir()
     assert names(folders) == {"one", "late"}
+
+
+def test_a_change_while_the_table_is_made_is_told_by_its_stream(
+    make_run, board, monkeypatch
+):
+    run = make_run("one")
+    real = pages.row
+
+    def late(entry):
+        found = real(entry)
+        if not run.joinpath("summary.json").exists():
+            run.joinpath("summary.json").write_text('{"steps": 20}')
+            board.entry("one")  # as another page looks meanwhile
+        return found
+
+    monkeypatch.setattr(pages, "row", late)
+    text = board.get("/").text
+    since = re.search(r"since=([0-9a-f]+-\d+)", text)[1]
+    assert "finished" not in text
+    assert "finished" in board.get(f"/events?since={since}").text
 
 
 def test_a_run_can_be_named_itself(make_run):

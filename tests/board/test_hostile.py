@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxpeft.board import life
+from jaxpeft.board import catalog, life, pages
 
 from .conftest import CONFIG, line
 
@@ -78,6 +78,69 @@ def test_odd_json_is_no_fault(make_run, board):
         for content in ("3", "[1, null, {}]", '{"prompt": 3}', '[{"prompt": [1]}]'):
             run.joinpath(name).write_text(content)
             all_pages(board, "one")
+
+
+HUGE = "1" + "0" * 400
+FIGURES = '{"steps": %s, "tokens_per_second": %s, "peak_memory_bytes": %s}'
+
+
+@pytest.mark.parametrize("number", [HUGE, f"-{HUGE}", "1e999", "NaN", '"x"', "[]"])
+def test_a_number_that_is_none_or_too_large_is_not_shown(make_run, board, number):
+    run = make_run("one", steps=2)
+    make_run("two")
+    run.joinpath("summary.json").write_text(FIGURES % (number, number, number))
+    environment = f'{{"seconds": {number}, "peak_memory_bytes": {number}}}'
+    run.joinpath("environment.json").write_text(environment)
+    all_pages(board, "one")
+    found = f'{{"best_eval_loss": {number}, "best_step": {number}}}'
+    run.joinpath("summary.json").write_text(found)
+    pages = all_pages(board, "one")
+    assert pages[0].count("<tr id=") == 2 and "cannot be shown" not in pages[0]
+    assert board.get(f"/compare?run={board.key('one')}").code == 200
+
+
+def test_half_a_character_is_shown_as_a_mark(make_run, board):
+    """JSON and YAML can hold one, no encoding of a page can."""
+    half = "\\ud800"
+    run = make_run("one", config=CONFIG.replace("jaxpeft:tiny-llama", f'"a/{half}"'))
+    run.joinpath(".ended").write_text(f'{{"status": "failed", "why": "{half}!"}}')
+    run.joinpath("samples.json").write_text(f'[{{"prompt": "{half}"}}]')
+    run.joinpath("environment.json").write_text(f'{{"{half}": "{half}"}}')
+    pages = all_pages(board, "one")
+    assert 'title="?!"' in pages[0]
+
+
+def test_a_file_whose_name_no_address_can_hold_is_not_offered(make_run, board):
+    run = make_run("one")
+    (run / "adapter").mkdir()
+    (run / "adapter" / "good").write_text("x")
+    with open(os.fsencode(run / "adapter") + b"/caf\xe9", "w") as file:
+        file.write("x")
+    text = all_pages(board, "one")[-1]
+    assert "adapter/good" in text and "caf" not in text
+
+
+@pytest.mark.parametrize("where", [catalog.Entry, pages])
+def test_a_fault_with_one_run_stands_in_its_row_alone(
+    make_run, board, monkeypatch, where
+):
+    make_run("one")
+    make_run("two")
+    name = "read" if where is catalog.Entry else "_known"
+    real = getattr(where, name)
+
+    def broken(entry, *rest):
+        if entry.place.name == "one":
+            raise ValueError("it is broken")
+        return real(entry, *rest)
+
+    monkeypatch.setattr(where, name, broken)
+    for _ in range(2):
+        text = board.get("/").text
+        assert text.count("<tr id=") == 2 and text.count("it is broken") == 2
+    assert "two" in board.get("/events").text
+    monkeypatch.setattr(where, name, real)
+    assert "it is broken" not in board.get("/").text
 
 
 def test_half_a_line_is_waited_for(make_run, board):

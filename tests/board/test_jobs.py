@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxpeft.board import actions, jobs, processes
+from jaxpeft.board import actions, jobs, processes, server
 from jaxpeft.board.jobs import Queue
 from jaxpeft.config import strict_yaml
 from jaxpeft.errors import InputError
@@ -121,6 +121,35 @@ def test_a_damaged_job_is_passed_over(queue, content):
     (queue.folder / "x.json").write_text("{}")
     queue.tend()
     assert {job.number for job in queue.jobs()} == {1}
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "1e999", "NaN"])
+def test_a_number_without_sense_stops_no_queue(queue, number):
+    for _ in range(3):
+        queue.add(["plan"])
+    path = queue.folder / "000001.json"
+    path.write_text(f'{{"argv": ["plan"], "made": {number}}}')
+    (queue.folder / "000002.started").write_text(f'{{"pid": {number}, "host": "x"}}')
+    queue.tend()
+    assert queue.begun == [1] and {job.pid for job in queue.jobs()} == {None}
+
+
+def test_a_fault_of_the_queue_is_said_and_does_not_end_it(board, monkeypatch):
+    def tend():
+        raise ValueError("<it> is broken")
+
+    def slept(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(board.queue, "tend", tend)
+    monkeypatch.setattr(server.time, "sleep", slept)
+    with pytest.raises(KeyboardInterrupt):
+        server._tend(board.queue)
+    assert "nothing is started (&lt;it&gt; is broken)" in board.get("/jobs").text
+    monkeypatch.setattr(board.queue, "tend", list)
+    with pytest.raises(KeyboardInterrupt):
+        server._tend(board.queue)
+    assert "is broken" not in board.get("/jobs").text
 
 
 def test_a_job_whose_process_is_gone_has_failed(queue):

@@ -48,6 +48,29 @@ def test_the_form_has_every_key_of_the_schema():
     assert "lora" in fields["adapter.method"].choices
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\\0b", "\\ud800"])
+def test_an_output_dir_that_no_folder_can_have_is_no_fault(board, make_run, text, name):
+    given = drafts.changed(text, "output_dir", f'"{board.queue.top}/{name}"')
+    run = make_run("one", config=given)
+    assert board.get(f"/new?run={board.key(run.name)}").code == 200
+    assert post(board, "/new/check", yaml=given).code == 200
+
+
+def test_a_recipe_that_cannot_be_read_is_said(board, tmp_path):
+    board.queue.work = tmp_path
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.yaml").write_bytes(b"\xff")
+    (tmp_path / "configs" / "folder.yaml").mkdir()
+    for name in ("mine", "folder"):
+        answer = board.get(f"/new?recipe={name}")
+        assert answer.code == 409 and f"{name}.yaml: cannot be read" in answer.text
+
+
+def test_a_form_of_too_many_fields_is_refused(board):
+    body = urlencode([("a", "")] * 2001).encode()
+    assert board.ask("POST", "/new/check", OWN, body).code == 413
+
+
 @pytest.mark.parametrize("method", ["lora", "dora", "vera", "full", "nobody", 3])
 def test_the_keys_follow_the_component_that_is_chosen(method):
     mapping = strict_yaml.load(QUICKSTART, "x")
