@@ -76,8 +76,9 @@ class Judge:
         """
         value = self.columns(point)[self.column]
         worst = -math.inf if self.prefers_greater else math.inf
-        none = value is None or math.isnan(value) or point.status == DIVERGED
-        return worst if none else value
+        if value is None or math.isnan(value) or point.status == DIVERGED:
+            return worst
+        return value
 
     def order(self, point: Point) -> float:
         """The same, so that the lower one is the better."""

@@ -8,9 +8,10 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from jaxpeft.assembly import configuration
 from jaxpeft.sweep import stretches
 from jaxpeft.sweep import sweep as sweeping
-from jaxpeft.train import hooks
+from jaxpeft.train import course, hooks
 
 GRID = (
     *("--grid", "optimizer.learning_rate=1e-4,1e-3,1e-2"),
@@ -146,7 +147,7 @@ def test_the_winner_is_its_lone_run_and_resuming_decides_alike(
 
 
 @pytest.mark.slow
-def test_what_no_program_can_share_is_halved_too(command, config, tmp_path):
+def test_what_no_program_can_share_is_halved_too(command, config, tmp_path, capfd):
     """Prodigy's points train by themselves, as `train` trains them, in stretches."""
     path, out = config(optimizer={"name": "prodigy"}), tmp_path / "out"
     grid = ("--grid", "adapter.lora_alpha=1,8", "--halving", "2")
@@ -166,6 +167,10 @@ def test_what_no_program_can_share_is_halved_too(command, config, tmp_path):
 
     # One that was dropped goes on as a run of its own, from where it was.
     gone = out / "points" / f"{1 - winner:02}"
+    # Asked again for the step that it is at, it still pauses.
+    course.train(configuration.open_config(str(gone / "config.yaml")), until=4)
+    said = capfd.readouterr().out
+    assert "paused after step 4" in said and "finished" not in said
     more = command("train", "--config", str(gone / "config.yaml"))
     assert more.code == 0 and "continuing after step 4" in more.out
     shutil.rmtree(gone)
