@@ -353,6 +353,24 @@ def with_dropout(params: Mapping, key: Array) -> Mapping:
     return tree.replace(params, changes) if changes else params
 
 
+def with_part(params: Mapping, part: Array) -> Mapping:
+    """The params with dropout keys of their own for a part of the tokens.
+
+    A key says what is dropped by the place in an array alone, so that parts of the same
+    shape would drop the same.
+
+    Args:
+        params: nested mappings, after `with_dropout` or without it.
+        part: (), the number of the part.
+    """
+    changes = {
+        name: _said(node, "with_key")(jax.random.fold_in(node.key, part))
+        for name, node in nodes(params).items()
+        if drops(node) and node.key is not None
+    }
+    return tree.replace(params, changes) if changes else params
+
+
 def dropout(x: Array, rate: float, key: Array) -> Array:
     """An array with entries zeroed at random, and the rest divided by `1 - rate`.
 

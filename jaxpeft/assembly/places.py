@@ -92,9 +92,17 @@ def check_offload(cfg: RunConfig, mesh: jax.sharding.Mesh) -> None:
         InputError: where they do not.
     """
     if cfg.model.offload != "none":
-        host_memory.check(mesh, "model.offload", cfg.model.offload)
+        remedy = (
+            "set model.offload: none, and model.remat: full, model.tile: 4096 or "
+            "shorter sequences in its place"
+        )
+        host_memory.check(mesh, "model.offload", cfg.model.offload, remedy)
     if cfg.optimizer.offload:
-        host_memory.check(mesh, "optimizer.offload", True)
+        remedy = (
+            "set optimizer.offload: false, and an optimizer whose state is small, such "
+            "as adamw_8bit, in its place"
+        )
+        host_memory.check(mesh, "optimizer.offload", True, remedy)
 
 
 def check_batches(cfg: RunConfig, mesh: jax.sharding.Mesh) -> None:

@@ -45,7 +45,7 @@ class Spelling:
         """
         flat = list(itertools.chain.from_iterable(ids))
         written = "".join(texts).encode("utf-8", errors="surrogatepass")
-        counts = np.cumsum(list(map(len, ids)))
+        counts = np.cumsum(list(map(len, ids)), dtype=np.int64)
         sizes = self._lengths[np.array(flat, np.int64)]
         ends = np.cumsum(sizes)
         ends_of = np.append(0, ends)[counts]

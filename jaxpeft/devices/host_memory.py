@@ -25,13 +25,14 @@ def is_lacking(device: Any) -> bool:
     return bool(kinds) and KIND not in kinds
 
 
-def check(mesh: jax.sharding.Mesh, key: str, value: Any) -> None:
+def check(mesh: jax.sharding.Mesh, key: str, value: Any, remedy: str) -> None:
     """Checks that the devices of a mesh can keep arrays in the host's memory.
 
     Args:
         mesh: the devices.
         key: the configuration key that asks for it, for the message.
         value: what it says.
+        remedy: what to do without it, for the message.
 
     Raises:
         InputError: they cannot.
@@ -41,8 +42,7 @@ def check(mesh: jax.sharding.Mesh, key: str, value: Any) -> None:
         shown = str(value).lower() if isinstance(value, bool) else repr(value)
         raise InputError(
             f"{key}: found {shown}; {device.device_kind} ({device.platform}) has no "
-            f"memory of the kind {KIND!r}, which arrays would lie in: leave {key} out, "
-            "and use model.remat: full, shorter sequences or a smaller batch instead"
+            f"memory of the kind {KIND!r}, which arrays would lie in: {remedy}"
         )
 
 

@@ -12,7 +12,11 @@ from jaxpeft.devices import sharding
 
 
 def on_each_part(
-    function: Callable[[Any, Any], tuple[Any, Any]], rows: Any, whole: Any
+    function: Callable[[Any, Any], tuple[Any, Any]],
+    rows: Any,
+    whole: Any,
+    *,
+    cuts: bool = True,
 ) -> tuple[Any, Any]:
     """The value of `function(rows, whole)`, computed on each device for its sequences.
 
@@ -21,10 +25,12 @@ def on_each_part(
 
     Args:
         function: gives (what adds up over places, what there is of each): no place of a
-            sequence needs another.
+            sequence needs another, unless `cuts` is false.
         rows: (batch, seq, ...), split like a batch.
         whole: what every device needs all of, brought together once, however often
             `function` uses it; sums of its kind are added up once.
+        cuts: whether a device may have a part of a sequence alone; otherwise all
+            devices that share one have the whole of it.
 
     Returns:
         (the sums over all sequences, the rows of all).
@@ -32,7 +38,7 @@ def on_each_part(
     sizes, axes = sharding.axis_sizes(), sharding.BATCH
     batch, seq = jax.tree.leaves(rows)[0].shape[:2]
     place = PartitionSpec(sharding.BATCH)
-    if parts(seq) > 1:
+    if cuts and parts(seq) > 1:
         axes = (*axes, sharding.CONTEXT)
         place = PartitionSpec(sharding.BATCH, sharding.CONTEXT)
     if sharding.parts_of(sizes, axes) == 1 or not divides(batch):

@@ -194,7 +194,8 @@ def _scores(
 
     names = ("targets", "supervised", "end", "last")
     rows = (hidden, *(batch[name] for name in names))
-    return per_device.on_each_part(of_rows, rows, head)[1]
+    # Each row is summed, and asked for its end: it has to be there whole.
+    return per_device.on_each_part(of_rows, rows, head, cuts=False)[1]
 
 
 def _before(

@@ -26,8 +26,8 @@ def main(argv: Sequence[str]) -> int:
         help="the output_dir of a run: its rate is carried over to --config or, "
         "without, to its own configuration with the given keys replaced",
     )
-    parser.add_argument("--start", type=float, default=1e-6, help="default: 1e-6")
-    parser.add_argument("--stop", type=float, default=1e-1, help="default: 1e-1")
+    parser.add_argument("--start", type=float, help="default: 1e-6")
+    parser.add_argument("--stop", type=float, help="default: 1e-1")
     parser.add_argument(
         "--steps",
         metavar="N",
@@ -43,6 +43,9 @@ def main(argv: Sequence[str]) -> int:
     cli.process_arguments(parser)
     args = parser.parse_intermixed_args(list(argv))
     if args.known:
+        for name in ("start", "stop", "steps", "out"):
+            if getattr(args, name) is not None:
+                parser.error(f"--{name} goes with a range test, and --from runs none")
         return _carry(args)
     if args.config is None:
         parser.error("the following arguments are required: --config")
@@ -61,14 +64,14 @@ def main(argv: Sequence[str]) -> int:
         determinism.require()
     cluster.join(rank, **cfg.cluster.model_dump())
     programs.keep()
-    ramp.check(args.start, args.stop, args.steps)
+    start = ramp.START if args.start is None else args.start
+    stop = ramp.STOP if args.stop is None else args.stop
+    ramp.check(start, stop, args.steps)
     output = Path(args.out or cfg.output_dir)
     if (output / CONFIG).exists():
         output = output / "lr_find"
     run = ramp.prepare(cfg)
-    curve = ramp.range_test(
-        run, start=args.start, stop=args.stop, steps=args.steps, keep=False
-    )
+    curve = ramp.range_test(run, start=start, stop=stop, steps=args.steps, keep=False)
     if cluster.is_primary():
         ramp.write_lines(curve, output)  # also where nothing can be suggested
     test = ramp.conclude(curve, cfg)

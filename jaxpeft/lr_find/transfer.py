@@ -175,6 +175,10 @@ def _model(known: Side, wanted: Side) -> Move | None:
     before, after = (_parameters(side) for side in (known, wanted))
     if before == after:
         return None
+    method = wanted.cfg.adapter.method
+    what = f"model of {before / 1e9:.3g} to {after / 1e9:.3g} billion parameters"
+    if _lora(wanted) is None and not adapters.TABLE[method].gives_model:
+        return Move(what, None, f"no rule is known for {method}; run lr_find for it")
     if _lora(wanted) is None:
         power, why = _SIZE_FULL, "parameters^-0.5 (Tinker's rule for full fine-tuning)"
     else:
@@ -183,7 +187,6 @@ def _model(known: Side, wanted: Side) -> Move | None:
             f"parameters^{power:g}, fitted to a public sweep of LoRA over 34 models of "
             "1 to 1000 billion, of which single ones are up to 2.4 times off"
         )
-    what = f"model of {before / 1e9:.3g} to {after / 1e9:.3g} billion parameters"
     return Move(what, (after / before) ** power, why)
 
 

@@ -105,16 +105,21 @@ def apply_layer(
         return x + (h if cfg.residual_scale is None else h * cfg.residual_scale)
 
     mlp = _mlp if cfg.experts is None else _mixture
+
+    def of_mlp(part: Array, number: Array | None) -> Array:
+        weights = layer["mlp"]
+        if number is not None:
+            weights = kernel.with_part(weights, number)
+        return mlp(part, weights, cfg)
+
     read = normed(x, before_attention)
     h = _self_attention(read, layer["self_attn"], angles, attention, cfg)
     x = checkpoint_name(added(x, normed(h, after_attention)), "residual")
     if cfg.norms == "parallel":
-        h = tiles.over(lambda part: mlp(part, layer["mlp"], cfg), read, cfg.tile)
-        return added(x, h)
+        return added(x, tiles.over(of_mlp, read, cfg.tile))
 
-    def own(part: Array) -> Array:
-        h = mlp(normed(part, before_mlp), layer["mlp"], cfg)
-        return normed(h, after_mlp)
+    def own(part: Array, number: Array | None) -> Array:
+        return normed(of_mlp(normed(part, before_mlp), number), after_mlp)
 
     return added(x, tiles.over(own, x, cfg.tile))
 

@@ -62,7 +62,11 @@ class Switch(NamedTuple):
 
 
 def longest(
-    trial: Callable[[int], Trial], room: float, first: int, compilations: int
+    trial: Callable[[int], Trial],
+    room: float,
+    first: int,
+    compilations: int,
+    step: int = STEP,
 ) -> Iterator[Tried]:
     """Compiles lengths until the longest that fits is known to 2 %.
 
@@ -71,21 +75,22 @@ def longest(
         room: the bytes of a device that a program may have.
         first: the length to begin with.
         compilations: how many it may take.
+        step: lengths are its multiples.
 
     Yields:
         Each length that was compiled; `best` names the longest that fits.
     """
     tried: list[Tried] = []
-    length = _rounded(first)
+    length = _rounded(first, step)
     for _ in range(compilations):
         tried.append(Tried(length, trial(length)))
         yield tried[-1]
         low = max((x.length for x in tried if x.trial.fits(room)), default=0)
         misses = [x.length for x in tried if not x.trial.fits(room)]
         high = min(misses, default=None)
-        length = _rounded(_reached(tried, room))
+        length = _rounded(_reached(tried, room), step)
         if high is not None and length >= high:
-            length = _rounded((low + high) // 2)  # the line ends too far
+            length = _rounded((low + high) // 2, step)  # the line ends too far
         if length in (low, high) or length < NEAR * low:
             return
 
@@ -124,6 +129,7 @@ def gains(
     cfg: RunConfig,
     trial: Callable[[tuple[str, ...], int], Trial],
     room: float,
+    step: int = STEP,
 ) -> Iterator[Switch]:
     """What each setting would add, by one compilation at the length that was found.
 
@@ -132,13 +138,14 @@ def gains(
         cfg: the configuration.
         trial: (overrides, length) -> what the compiler says.
         room: the bytes of a device that a program may have.
+        step: lengths are its multiples.
     """
     for overrides in switches(cfg):
         try:
             one = Tried(found.length, trial(overrides, found.length))
         except InputError:
             continue  # it does not go together with the rest
-        reached = _rounded(_reached([one], room))
+        reached = _rounded(_reached([one], room), step)
         yield Switch(overrides, reached, one.trial)
 
 
@@ -156,5 +163,5 @@ def _reached(tried: Sequence[Tried], room: float) -> float:
     return one.length + (room - one.trial.total) / slope if slope > 0 else one.length
 
 
-def _rounded(length: float) -> int:
-    return max(STEP, int(length) // STEP * STEP)
+def _rounded(length: float, step: int) -> int:
+    return max(step, int(length) // step * step)

@@ -2,16 +2,17 @@
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jaxpeft import console
-from jaxpeft.devices import topologies
+from jaxpeft.devices import sharding, topologies
 from jaxpeft.devices.topologies import Topology
 from jaxpeft.plan.collectives import collectives, totals
 
@@ -75,7 +76,7 @@ def main(args: argparse.Namespace, target: Topology, argv: Sequence[str]) -> int
     if args.device_memory is not None:
         room = HEADROOM["gpu"] * args.device_memory * 1e9
     if args.longest:
-        return _longest(args, reopen, room, trial)
+        return _longest(args, reopen, room, trial, devices)
     found = trial(cfg)
     say: Callable[[str], None] = (lambda _: None) if args.json else console.say
     for line in lines(found, target, room):
@@ -162,13 +163,16 @@ def _longest(
     reopen: Callable[[Sequence[str]], Any],
     room: float,
     trial: Callable[[Any], "Compiled"],
+    devices: Sequence[Any],
 ) -> int:
     """Looks for the longest sequence that fits."""
     from jaxpeft.plan import longest
 
     say: Callable[[str], None] = (lambda _: None) if args.json else console.say
-    mesh, cfg = args.target.count, reopen(())
-    each = mesh // max(1, cfg.mesh.tensor * cfg.mesh.context)
+    cfg = reopen(())
+    sizes = sharding.make_mesh(**cfg.mesh.model_dump(), devices=devices).shape
+    each = sharding.parts_of(sizes, sharding.BATCH)
+    step = math.lcm(longest.STEP, sizes.get(sharding.CONTEXT, 1))
     alone = (f"training.batch_size={each}", "training.gradient_accumulation_steps=1")
 
     def at(length: int, more: Sequence[str] = ()) -> "Compiled":
@@ -176,7 +180,7 @@ def _longest(
 
     say("the longest sequence that fits, one at a time on each device:")
     tried = []
-    search = longest.longest(at, room, cfg.data.max_length, args.compilations)
+    search = longest.longest(at, room, cfg.data.max_length, args.compilations, step)
     for one in search:
         tried.append(one)
         say(f"  {one.length:>9,} tokens  {_said(one.trial, room)}")
@@ -185,14 +189,14 @@ def _longest(
         say("none of these fits; more devices or larger ones do")
     else:
         say(f"the longest that was found: {found.length:,} tokens")
-        for line in lines(found.trial, args.target, room)[3:]:
+        for line in lines(cast("Compiled", found.trial), args.target, room)[3:]:
             say(f"  {line}")
         say("what each would add, by a compilation at that length and a straight line:")
     switches = []
     for one in (
         ()
         if found is None
-        else longest.gains(found, cfg, lambda more, length: at(length, more), room)
+        else longest.gains(found, cfg, lambda more, n: at(n, more), room, step)
     ):
         switches.append(one)
         what = " ".join(one.overrides)

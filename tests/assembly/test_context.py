@@ -24,6 +24,7 @@ from jaxpeft.assembly.places import make_places
 from jaxpeft.assembly.step import Frozen, TrainState, make_train_step
 from jaxpeft.devices import sharding
 from jaxpeft.devices.compiled import build
+from jaxpeft.generate import likelihood
 from jaxpeft.plan.collectives import collectives
 
 SMALL = {
@@ -127,7 +128,22 @@ def run(case, sizes):
     return {"losses": losses, "sizes": sizes, "sent": [x._asdict() for x in sent]}
 
 
-print(json.dumps({c: [run(c, s) for s in ({}, *CASES[c])] for c in CASES}))
+def of_pairs(sizes):
+    # Texts that end in unlike places, two of them after the same.
+    cfg = models.config(MODELS["six heads"])
+    params, rng = params_of(cfg), np.random.default_rng(5)
+    long, short = rng.integers(1, 96, 30).tolist(), rng.integers(1, 96, 3).tolist()
+    pairs = [(long, [7, 8]), (long, [7, 9]), (short, [4]), (short, long[:20])]
+    mesh = sharding.make_mesh(**sizes) if sizes else None
+    found = likelihood.likelihoods(
+        params, cfg, pairs, batch_size=2, mesh=mesh, told=lambda new: None
+    )
+    return [one.log_probability for one in found]
+
+
+steps = {c: [run(c, s) for s in ({}, *CASES[c])] for c in CASES}
+pairs = [of_pairs(s) for s in (None, {"data": 2, "context": 4}, {"context": 8})]
+print(json.dumps([steps, pairs]))
 """
 
 
@@ -146,8 +162,8 @@ def found():
 
 @pytest.mark.slow
 def test_losses_are_those_of_one_device(found):
-    assert len(found) == 6
-    for case, (one, *others) in found.items():
+    assert len(found[0]) == 6
+    for case, (one, *others) in found[0].items():
         assert one["losses"][0] > 4 and len(set(one["losses"])) == 10
         for other in others:
             np.testing.assert_allclose(
@@ -156,8 +172,15 @@ def test_losses_are_those_of_one_device(found):
 
 
 @pytest.mark.slow
+def test_likelihoods_of_whole_texts_are_those_of_one_device(found):
+    one, *others = found[1]
+    for other in others:
+        np.testing.assert_allclose(other, one, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_attention_alone_sends_activations_and_as_much_as_it_must(found):
-    last = found["six heads; lora; packed; 64"][-1]
+    last = found[0]["six heads; lora; packed; 64"][-1]
     sent = [one for one in last["sent"] if one["nbytes"] > 2**13]
     # Nothing brings a sequence together: kernels of one layer are the largest.
     assert max(x["nbytes"] for x in sent if x["kind"] == "all-gather") == 4 * 64 * 96

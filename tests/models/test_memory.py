@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpeft import adapters, models, tree
+from jaxpeft import adapters, kernel, models, tree
+from jaxpeft.models import tiles
 
 TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
 
@@ -58,3 +59,31 @@ def test_tiles_of_the_mlp_are_the_whole(model, parts, tile):
         scale = np.max(np.abs(g))
         assert scale > 0, name
         np.testing.assert_allclose(h, g, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
+
+
+def test_each_tile_drops_by_itself(model, parts):
+    """Equal tokens come out unlike in two tiles, as they do in two places of one."""
+    rules = {"r": 4, "lora_alpha": 8, "target_modules": ["up_proj", "down_proj"]}
+    rules |= {"init_lora_weights": False, "lora_dropout": 0.5}
+    params = adapters.inject(model.params, rules, jax.random.key(3))
+    dropping = kernel.with_dropout(params, jax.random.key(4))
+    layer = up_proj(dropping)
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(5), (16,)), (1, 32, 16))
+
+    def own(part, number):
+        weights = layer if number is None else kernel.with_part(layer, number)
+        return kernel.linear(part, weights["up_proj"])[..., :16]
+
+    out = tiles.over(own, x, 8).reshape(4, 8, -1)
+    for other in out[1:]:
+        assert not np.array_equal(other, out[0])
+    # Without a key nothing differs between tiles.
+    layer = up_proj(params)
+    out = tiles.over(own, x, 8).reshape(4, 8, -1)
+    np.testing.assert_array_equal(out, jnp.broadcast_to(out[:1], out.shape))
+
+
+def up_proj(params):
+    """The adapted kernel of one layer."""
+    (node,) = (n for name, n in kernel.nodes(params).items() if "up_proj" in name)
+    return {"up_proj": jax.tree.map(lambda x: x[0], node)}
