@@ -1,6 +1,6 @@
 """How a task of the harness wants its answers: `generation_kwargs`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,15 +52,16 @@ def asking_of(
     Raises:
         InputError: for other settings, and ones out of range.
     """
-    given = dict(settings)
+    given = {name: value for name, value in settings.items() if value is not None}
     until = given.pop("until", None) or []
     texts = [until] if isinstance(until, str) else until
     counts = [given.pop(name, None) for name in COUNTS]
-    count = int(next((n for n in counts if n is not None), MAX_NEW_TOKENS))
+    count = next((n for n in counts if n is not None), MAX_NEW_TOKENS)
+    count = _number(int, count, f"{place}: {COUNTS[0]}")
     draws = given.pop("do_sample", None)
     drawing = {name: given.pop(name) for name in DRAWS if name in given}
     others = [name for name, value in given.items() if value != NEUTRAL.get(name)]
-    sampling = _sampling(draws, drawing, base)
+    sampling = _sampling(draws, drawing, base, place)
     problems = [f"{place}: {text}" for text in sampling.problems()]
     if others:
         problems.append(
@@ -80,15 +81,29 @@ def asking_of(
     return Asking(tuple(filter(None, [*texts, *end])), count, sampling)
 
 
-def _sampling(draws: bool | None, given: Mapping[str, Any], base: Base) -> Sampling:
+def _number(kind: Callable[[Any], Any], value: Any, name: str) -> Any:
+    """A setting as the number that it has to be."""
+    try:
+        return kind(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: found {value!r}, which is no number") from error
+
+
+def _sampling(
+    draws: bool | None, given: Mapping[str, Any], base: Base, place: str
+) -> Sampling:
     own = hf.sampling(base.directory, REMEDY)
-    warmth = float(given.get("temperature") or 0.0)
-    penalty = float(given.get("repetition_penalty", own.repetition_penalty))
+
+    def number(kind: Callable[[Any], Any], name: str, default: Any) -> Any:
+        return _number(kind, given.get(name, default), f"{place}: {name}")
+
+    warmth = number(float, "temperature", 0.0)
+    penalty = number(float, "repetition_penalty", own.repetition_penalty)
     if draws is False or not warmth:
         return Sampling(repetition_penalty=penalty)
     return Sampling(
         temperature=warmth,
-        top_k=int(given.get("top_k", own.top_k or TOP_K)),
-        top_p=float(given.get("top_p", own.top_p)),
+        top_k=number(int, "top_k", own.top_k or TOP_K),
+        top_p=number(float, "top_p", own.top_p),
         repetition_penalty=penalty,
     )

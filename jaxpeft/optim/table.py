@@ -96,7 +96,7 @@ def of_optax(name: str) -> Optimizer | str | None:
 
 # Transformers' names of optimizers whose state lies in the host's memory.
 PAGED = ("paged_adamw", "paged_adamw_32bit", "paged_adamw_8bit")
-PAGED += ("paged_lion", "paged_lion_32bit", "paged_lion_8bit")
+PAGED += ("paged_ademamix_32bit", "paged_lion", "paged_lion_32bit", "paged_lion_8bit")
 
 OPTIMIZERS = config.Table(
     rows={
@@ -151,6 +151,7 @@ OPTIMIZERS = config.Table(
         "paged_adamw": "adamw",
         "paged_adamw_32bit": "adamw",
         "lion_32bit": "lion",
+        "paged_ademamix_32bit": "ademamix",
         "paged_lion": "lion",
         "paged_lion_32bit": "lion",
         "schedule_free_radamw": "schedule_free_radam",

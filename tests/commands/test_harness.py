@@ -109,6 +109,8 @@ def test_what_cannot_be_asked_is_said(models):
         ({"typical_p": 0.5}, "found typical_p, which are not handled"),
         ({"max_gen_toks": 256}, "fit into the model's context of 256 tokens"),
         ({"temperature": 1.0, "top_p": 2.0}, "top-p: found 2.0"),
+        ({"temperature": 1.0, "top_p": "half"}, "top_p: found 'half', which is no nu"),
+        ({"max_gen_toks": "many"}, "max_gen_toks: found 'many', which is no number"),
     ):
         with pytest.raises(InputError, match=text):
             ours.generate_until(requests("generate_until", ("Snow", settings)))
