@@ -167,8 +167,7 @@ def prepare(sweep: "Sweep", factor: int) -> Plan:
 def _check_comparable(sweep: "Sweep") -> None:
     """Checks that the points are judged by figures that mean the same."""
     judge = sweep.judge
-    varied = [key for key, values in sweep.axes.items() if len(values) > 1]
-    if unlike := judge.incomparable(varied):
+    if unlike := judge.incomparable(sweep.axes):
         ways = ("leave --halving out", judge.way_to_compare)
         remedy = ", or ".join(reversed(ways)) if judge.tells else " and ".join(ways)
         raise InputError(

@@ -1,7 +1,7 @@
 """What the points of a sweep are judged by: a loss, or another figure."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,16 +46,18 @@ class Judge:
         unit = OBJECTIVES[self.base.objective.name].unit
         return f" {unit}" if unit and self.column.endswith("loss") else ""
 
-    def incomparable(self, keys: Iterable[str]) -> list[str]:
+    def incomparable(self, axes: Mapping[str, Any]) -> list[str]:
         """Those swept keys that change what the figure itself measures.
 
         Args:
-            keys: those of the sweep.
+            axes: those of the sweep; one that has a single value changes nothing.
         """
-        alike = self.tells is None
-        if alike or not self.column.endswith("loss"):
+        if not self.column.endswith("loss"):
             return []
-        return [key for key in keys if key.startswith("objective.")]
+        varied = [key for key, values in axes.items() if len(values) > 1]
+        if self.tells is None:  # evaluations leave its settings out
+            return [key for key in varied if key == "objective.name"]
+        return [key for key in varied if key.startswith("objective.")]
 
     @property
     def tells(self) -> str | None:

@@ -242,6 +242,12 @@ class Sweep:
             self.halving and grid.can_share(configs[0], jax.device_count())
         ):
             console.say(f"point {numbers[0]}{only}: {group[0].name}")
+            kept = self._output(group[0]) / course.CHECKPOINTS
+            if group[0].steps is not None and not any(kept.glob("[0-9]*")):
+                console.warn(
+                    f"{kept}: the paused state is missing; the point begins again at "
+                    "step 0"
+                )
             group[0].status = _alone(configs[0], until)
             return
         several = f"{len(group)} points in" if len(group) > 1 else "a point in"

@@ -126,6 +126,11 @@ def test_points_are_not_dropped_by_unlike_losses(sweep, name, way):
     assert said.endswith(way)
 
 
+def test_points_are_not_dropped_by_losses_of_two_objectives(sweep):
+    with pytest.raises(InputError, match="--halving: objective.name: another value"):
+        halving.prepare(sweep({"objective.name": ["orpo", "cpo", "simpo"]}), 3)
+
+
 def test_a_figure_that_unlike_losses_share_drops_points(sweep):
     axes = {"objective.beta": [0.1, 0.2, 0.3]}
     metric = "training.metric_for_best_model=rewards/accuracies"
@@ -174,6 +179,17 @@ def test_later_points_meet_the_earlier_ones_at_their_steps(sweep):
     grown = sweep({RATE: rates(9), "training.max_steps": [180]})
     with pytest.raises(InputError, match="--halving: training.max_steps: points of"):
         halving.prepare(grown, 3)
+
+
+def test_a_lone_point_whose_paused_state_is_lost_is_told(sweep, monkeypatch, capsys):
+    made = sweep({RATE: rates(3)}, "optimizer.offload=true")
+    monkeypatch.setattr(sweeping.course, "train", lambda cfg, until: None)
+    folders = [made.directory / point.directory for point in made.points]
+    made.points[1].steps = made.points[2].steps = 10
+    (folders[2] / "checkpoints/10").mkdir(parents=True)
+    made.train(made.points)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{folders[1] / 'checkpoints'}: the paused state is missing" in line
 
 
 def simulated(points, judge, plan, loss, turn=0):
