@@ -179,7 +179,7 @@ class Entry:
     def _of_sweep(self, now: float) -> tuple[str, str]:
         done, total = self.points
         about = {"begun": True, "last": None, "every": None, "now": now}
-        if self.held is None and not self.ended and done == total:
+        if self.held is None and not self.ended and done == total > 0:
             return life.FINISHED, ""
         return life.of_run(self.held, summary={}, ended=self.ended, **about)
 

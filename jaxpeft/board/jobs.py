@@ -24,10 +24,11 @@ from jaxpeft.board import inside
 from jaxpeft.board.life import named
 from jaxpeft.board.processes import COMMANDS, TOKEN, python, terminate, write_end
 from jaxpeft.board.tail import is_number
-from jaxpeft.errors import EXIT_PREEMPTED, InputError
+from jaxpeft.errors import EXIT_INPUT, EXIT_PREEMPTED, InputError
 
 FOLDER = ".board"
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
+TURN = "tend"  # the file that a board locks while it starts what waits
 MOST = 100  # jobs that may wait
 KEPT = 500  # jobs that are remembered
 EVERY = 1.0  # seconds between two looks at the queue
@@ -44,6 +45,8 @@ class Job:
         argv: the command and its arguments.
         run: the directory that it is about, or "".
         made: when it was asked for, in seconds since the epoch.
+        host: the name of the one on which it is to run; "": any.
+        work: the folder in which it is; "": that of the board which starts it.
         state: WAITING, RUNNING, DONE, FAILED or STOPPED.
         code: the exit code; None: not ended, or killed.
         pid: the process that works on it; None: nobody does.
@@ -53,6 +56,8 @@ class Job:
     argv: tuple[str, ...]
     run: str
     made: float
+    host: str
+    work: str
     state: str
     code: int | None = None
     pid: int | None = None
@@ -105,7 +110,13 @@ class Queue:
         waiting = sum(job.state == WAITING for job in self.jobs())
         if waiting >= MOST:
             raise InputError(f"{waiting} jobs wait already; stop some of them first")
-        content = {"argv": list(argv), "run": run, "made": time.time()}
+        content = {
+            "argv": list(argv),
+            "run": run,
+            "made": time.time(),
+            "host": socket.gethostname(),
+            "work": str(self.work),
+        }
         try:
             self.make()
             number = 1 + max(self._numbers(), default=0)
@@ -169,8 +180,8 @@ class Queue:
         made = float(made) if is_number(made) else 0.0
         words = tuple(map(str, argv))
         state, code, pid = self._state(number)
-        run = str(about.get("run", ""))
-        job = Job(number, words, run, made, state, code, pid)
+        run, host, work = (str(about.get(key, "")) for key in ("run", "host", "work"))
+        job = Job(number, words, run, made, host, work, state, code, pid)
         if code is not None:
             self._over[number] = job
         return job
@@ -231,23 +242,48 @@ class Queue:
                 self._end(number, EXIT_PREEMPTED)
                 return
             raise InputError("the job begins just now; stop it once it runs")
+        if job.pid is None:
+            raise InputError("the job begins just now; stop it once it runs")
         about = inside.json_object(self.folder, f"{number:06}.started")
-        if job.pid is None or about.get("host") != socket.gethostname():
+        if about.get("host") != socket.gethostname():
             raise InputError(f"the job runs on host {about.get('host')}; stop it there")
         terminate(job.pid, self._path(number, "started"))
 
     def tend(self) -> None:
-        """Starts what waits, as far as there are places; from one thread at a time."""
+        """Starts what waits here, as far as there are places.
+
+        One board does at a time, so that two of them do not fill a place twice.
+        """
         with self._turn:
             self._children = [one for one in self._children if one.poll() is None]
             if not self._is_ours():
                 return
-            jobs = self.jobs()
-            free = self.places - sum(job.state == RUNNING for job in jobs)
-            for job in reversed(jobs):
-                if free > 0 and job.state == WAITING and self._take(job.number):
-                    self._start(job.number)
-                    free -= 1
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            turn = os.open(self.folder / TURN, flags, 0o600)
+            try:
+                # A file system without locks is left to one board at a time.
+                with contextlib.suppress(OSError):
+                    try:
+                        fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        return
+                self._tend()
+            finally:
+                os.close(turn)
+
+    def _tend(self) -> None:
+        here = ("", socket.gethostname())
+        jobs = [job for job in self.jobs() if job.host in here]
+        free = self.places - sum(job.state == RUNNING for job in jobs)
+        for job in reversed(jobs):
+            if free > 0 and job.state == WAITING and self._take(job.number):
+                try:
+                    self._start(job.number, Path(job.work or self.work))
+                except OSError as error:  # the folder in which it was asked for is gone
+                    why = f"it cannot be started: {error}\n"
+                    self._path(job.number, "log").write_text(why, errors="replace")
+                    self._end(job.number, EXIT_INPUT)
+                free -= 1
 
     def _take(self, number: int) -> bool:
         """Whether the job is this board's to start: one board gets it."""
@@ -257,7 +293,7 @@ class Queue:
             return False
         return True
 
-    def _start(self, number: int) -> None:
+    def _start(self, number: int, work: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if k != TOKEN}
         with self._path(number, "log").open("ab") as log:
             child = subprocess.Popen(
@@ -265,7 +301,7 @@ class Queue:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=self.work,
+                cwd=work,
                 env=environment,
                 start_new_session=True,
             )
@@ -285,4 +321,10 @@ class Queue:
         except OSError:
             return []
         stems = [Path(name).stem for name in names if name.endswith(".json")]
-        return [int(stem) for stem in stems if stem.isdecimal() and len(stem) == 6]
+        found = [int(stem) for stem in stems if stem.isdecimal() and len(stem) == 6]
+        there = set(found)
+        # Whoever removes the folder makes the numbers free for others.
+        for number in list(self._over):
+            if number not in there:
+                self._over.pop(number, None)
+        return found

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxpeft.board import inside
+from jaxpeft.board.tail import is_number
 from jaxpeft.rundir.lock import BEAT, LOCK
 
 RUNNING, STALLED, WAITING = "running", "stalled", "waiting"
@@ -36,6 +37,7 @@ class Holder(NamedTuple):
         beat: when it last renewed the file, in seconds since the epoch.
         alive: whether it lives.
         why: what says that it does not; "" where it does.
+        since: when it began, in seconds since the epoch; None: the file does not say.
     """
 
     pid: int | None
@@ -43,6 +45,7 @@ class Holder(NamedTuple):
     beat: float
     alive: bool
     why: str = ""
+    since: float | None = None
 
     @property
     def is_here(self) -> bool:
@@ -66,14 +69,16 @@ def holder(folder: Path, now: float) -> Holder | None:
         return None
     with file:
         beat = os.fstat(file.fileno()).st_mtime
-        pid, host = named(file.read(4096))
+        content = file.read(4096)
+        pid, host = named(content)
+        since = _since(content)
         if pid is None or host != socket.gethostname():
             alive = now - beat < SILENT
             why = "" if alive else f"nothing was heard of it for {SILENT:.0f} s"
-            return Holder(pid, host, beat, alive, why)
+            return Holder(pid, host, beat, alive, why, since)
         alive = _exists(pid) and _is_locked(file.fileno())
         why = "" if alive else f"process {pid} ended without a word: it was killed"
-        return Holder(pid, host, beat, alive, why)
+        return Holder(pid, host, beat, alive, why, since)
 
 
 def named(content: bytes) -> tuple[int | None, str]:
@@ -89,6 +94,14 @@ def named(content: bytes) -> tuple[int | None, str]:
         return None, ""
     is_one = isinstance(pid, int) and not isinstance(pid, bool) and 0 < pid < 2**31
     return (pid if is_one else None), host
+
+
+def _since(content: bytes) -> float | None:
+    try:
+        found = json.loads(content)["since"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return float(found) if is_number(found) else None
 
 
 def _exists(pid: int) -> bool:
@@ -157,11 +170,14 @@ def _alive(
 ) -> tuple[str, str]:
     if now - held.beat > SILENT + BEAT:
         return STALLED, f"the process has done nothing for {_minutes(now - held.beat)}"
-    allowed = max(LEAST, SLOW * (every or 0.0)) if begun else FIRST
-    silence = 0.0 if last is None else now - last
+    # Lines from before it began are of the process that it continues.
+    trains = begun and (last or 0.0) > (held.since or 0.0)
+    allowed = max(LEAST, SLOW * (every or 0.0)) if trains else FIRST
+    times = [time for time in (last, held.since) if time is not None]
+    silence = now - max(times, default=now)
     if silence > allowed:
         return STALLED, f"logged nothing for {_minutes(silence)}"
-    return RUNNING, "" if begun else "loads and compiles"
+    return RUNNING, "" if trains else "loads and compiles"
 
 
 def _minutes(seconds: float) -> str:
@@ -199,6 +215,8 @@ def of_point(
     if status != RUNNING:
         return WAITING, "its turn has not come"
     if held is not None and held.alive:
+        if not begun:  # the sweep began long before its turn came
+            held = held._replace(since=None)
         return _alive(held, begun, last, every, now)
     if held is not None:
         return FAILED, held.why

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from jaxpeft.board import inside
 from jaxpeft.rundir.files import METRICS
@@ -128,7 +128,7 @@ def read(text: bytes) -> Line | None:
     return {**numbers, "step": int(entry["step"])}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a value of JSON is a number that a float can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False

@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -54,7 +55,11 @@ class RunLock:
             while self._file is None:
                 self._file = self._acquire()
             os.ftruncate(self._file, 0)
-            holder = {"pid": os.getpid(), "host": socket.gethostname()}
+            holder = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": round(time.time(), 3),
+            }
             os.pwrite(self._file, json.dumps(holder).encode(), 0)
             (directory / ENDED).unlink(missing_ok=True)
         except OSError as error:

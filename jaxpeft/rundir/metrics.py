@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,8 +49,9 @@ class MetricsFile:
         self._file, self._also = None, also
         if path is None:
             return
-        kept = []
+        kept, last = [], None
         if resumed_at is not None and path.exists():
+            last = path.stat().st_mtime_ns
             for line in path.read_text().splitlines(keepends=True):
                 # A killed process may have left half a line, always the last one.
                 if not line.endswith("\n"):
@@ -60,6 +62,9 @@ class MetricsFile:
                     kept.append(line)
         # Moved into place, so that a kill right here cannot cost the lines kept.
         replacing.write_text(path, "".join(kept))
+        if kept and last is not None:
+            # Whoever looks on sees by the time how long ago the last line came.
+            os.utime(path, ns=(last, last))
         self._file = path.open("a")
 
     def write(self, entry: dict[str, Any]) -> None:

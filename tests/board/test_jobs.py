@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def queue(tmp_path, monkeypatch) -> Queue:
     """A queue of two places that starts nothing, and keeps what it would."""
     made = Queue(tmp_path, places=2)
     made.begun = []  # type: ignore[attr-defined]
-    monkeypatch.setattr(made, "_start", made.begun.append)  # type: ignore[attr-defined]
+    monkeypatch.setattr(made, "_start", lambda *job: made.begun.append(job[0]))
     return made
 
 
@@ -53,13 +54,71 @@ def test_another_board_finds_the_same_jobs_and_starts_none_twice(queue):
     queue.places = 1
     queue.tend()
     other = Queue(queue.top, places=2)
-    other._start = queue.begun.append  # type: ignore[method-assign]
+    other._start = lambda *job: queue.begun.append(job[0])
     assert states(other) == {1: "running", 2: "waiting"}
     other.tend()
     queue.places = 2
     queue.tend()
     assert queue.begun == [1, 2]
     assert other.jobs()[0].argv == ("train", "x") and other.jobs()[0].run == "somewhere"
+
+
+def test_while_one_board_starts_jobs_another_does_not(queue, monkeypatch):
+    """Both would find the same place free."""
+    for _ in range(3):
+        queue.add(["plan"])
+    other, begun = Queue(queue.top, places=2), []
+    other._start = lambda *job: begun.append(job[0])
+
+    def start(number, work):
+        queue.begun.append(number)
+        other.tend()
+
+    monkeypatch.setattr(queue, "_start", start)
+    queue.tend()
+    other.tend()
+    assert queue.begun == [1, 2] and begun == []
+    queue._end(1, 0)
+    other.tend()
+    assert begun == [3]
+
+
+def test_a_job_runs_where_it_was_asked_for(queue, tmp_path, monkeypatch):
+    queue.work = tmp_path / "mine"
+    queue.add(["plan"])
+    monkeypatch.setattr(jobs.socket, "gethostname", lambda: "another-host")
+    queue.add(["plan"])
+    monkeypatch.undo()
+    other, begun = Queue(queue.top, places=2, work=tmp_path / "others"), []
+    other._start = lambda *job: begun.append(job)
+    other.tend()
+    assert begun == [(1, tmp_path / "mine")]
+    assert states(other) == {1: "running", 2: "waiting"}
+
+
+def test_a_job_whose_folder_is_gone_has_failed_and_says_why(tmp_path):
+    queue = Queue(tmp_path, work=tmp_path / "gone")
+    number = queue.add(["plan"])
+    queue.tend()
+    assert states(queue) == {number: "failed"}
+    assert "cannot be started" in queue.log(number, 1000)
+
+
+def test_a_number_that_is_free_again_is_another_job(queue):
+    queue.add(["plan", "a"])
+    queue.tend()
+    queue._end(1, 0)
+    assert states(queue) == {1: "done"}
+    shutil.rmtree(queue.folder)
+    assert queue.add(["plan", "b"]) == 1
+    assert queue.job(1).argv == ("plan", "b") and states(queue) == {1: "waiting"}
+
+
+def test_a_job_that_begins_cannot_be_stopped_yet(queue):
+    queue.add(["plan"])
+    queue.tend()
+    with pytest.raises(InputError, match="begins just now"):
+        queue.stop(1)
 
 
 def test_a_waiting_job_can_be_taken_out(queue):

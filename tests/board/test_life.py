@@ -22,6 +22,7 @@ AWAY = {"pid": 7, "host": "another-host"}
 def test_a_run_whose_lock_is_held_here_runs(make_run, board):
     run = make_run("one")
     with RunLock(run):
+        begun_before(run, 10)
         entry = board.entry("one")
         assert (entry.state, entry.why) == (life.RUNNING, "")
         assert entry.held.pid == os.getpid() and entry.memory > 2**20
@@ -63,14 +64,63 @@ def test_a_lock_file_without_sense_is_judged_by_its_age(make_run, board, content
     assert board.entry("one").state == life.FAILED
 
 
+def begun_before(run, seconds):
+    """Makes the process that holds a run's lock look as if it began so long ago."""
+    path = run / ".lock"
+    path.write_text(json.dumps(here() | {"since": time.time() - seconds}))
+
+
 def test_a_run_that_logs_nothing_for_long_is_stalled(make_run, board):
     run = make_run("one")
     with RunLock(run):
+        begun_before(run, 1000)
         grow_old(run / "metrics.jsonl", 200)
         assert board.entry("one").state == life.RUNNING
         grow_old(run / "metrics.jsonl", 400)
         entry = board.entry("one")
         assert (entry.state, entry.why) == (life.STALLED, "logged nothing for 7 min")
+
+
+def test_a_run_that_goes_on_has_time_to_load(make_run, board):
+    """Its metrics are those of before, until a line comes."""
+    run = make_run("one")
+    grow_old(run / "metrics.jsonl", 10_000)
+    with RunLock(run):
+        entry = board.entry("one")
+        assert (entry.state, entry.why) == (life.RUNNING, "loads and compiles")
+        begun_before(run, 1300)
+        entry = board.entry("one")
+        assert (entry.state, entry.why) == (life.STALLED, "logged nothing for 22 min")
+        with run.joinpath("metrics.jsonl").open("a") as file:
+            file.write(line(21))
+        entry = board.entry("one")
+        assert (entry.state, entry.why) == (life.RUNNING, "")
+
+
+def test_a_run_that_hangs_before_its_first_line_is_stalled(make_run, board):
+    run = make_run("one", steps=0)
+    run.joinpath("metrics.jsonl").unlink()
+    with RunLock(run):
+        for seconds, state in ((1100, life.RUNNING), (1300, life.STALLED)):
+            begun_before(run, seconds)
+            assert board.entry("one").state == state
+
+
+@pytest.mark.parametrize("since", ['"x"', "1" + "0" * 400, "null", "[]"])
+def test_a_time_without_sense_is_none(make_run, board, since):
+    run = make_run("one")
+    with RunLock(run) as held:
+        lock = json.dumps(here()).replace("}", f', "since": {since}}}')
+        held.path.write_text(lock)
+        assert board.entry("one").state == life.RUNNING
+
+
+def test_a_sweep_that_says_nothing_of_its_points_has_not_finished(tmp_path, board):
+    folder = tmp_path / "runs" / "sweep"
+    folder.mkdir()
+    for content in ("{}", '{"points": []}'):
+        folder.joinpath("sweep.json").write_text(content)
+        assert board.entry("sweep").state == life.FAILED
 
 
 def test_slow_lines_are_no_stall(make_run, board):
@@ -79,6 +129,7 @@ def test_slow_lines_are_no_stall(make_run, board):
         for step in (100, 200):  # 50 tokens a step at 100 a second: 50 s a line
             file.write(line(step))
     with RunLock(run):
+        begun_before(run, 1000)
         grow_old(run / "metrics.jsonl", 400)
         assert board.entry("one").state == life.RUNNING
         grow_old(run / "metrics.jsonl", 501)

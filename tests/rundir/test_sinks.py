@@ -1,6 +1,7 @@
 """What arrives at each sink, read back as its own programs read it."""
 
 import json
+import os
 import struct
 
 import pytest
@@ -34,6 +35,18 @@ def twice(output, name):
     """A run that is killed after its third step and continues after the second."""
     take(output, name, [evaluate(0), train(1), train(2), evaluate(2), train(3)])
     take(output, name, [train(3), train(4), evaluate(4)], first=2)
+
+
+def test_a_run_that_goes_on_leaves_the_time_of_its_last_line(output):
+    """Until it adds one: who looks on sees how long ago the last one came."""
+    path = output / "metrics.jsonl"
+    path.write_text("".join(json.dumps(train(step)) + "\n" for step in (1, 2, 3)))
+    os.utime(path, (1000, 1000))
+    file = MetricsFile(path, 2)
+    assert path.stat().st_mtime == 1000 and path.read_text().count("\n") == 2
+    file.write(train(3))
+    file.close()
+    assert path.stat().st_mtime > 1000
 
 
 STEPS = {"train/loss": [1, 2, 3, 4], "eval/loss": [0, 2, 4]}
