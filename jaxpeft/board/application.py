@@ -1,6 +1,7 @@
 """The addresses of the board, and what stands behind each."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,7 @@ async def index(request: Request) -> Response:
         sort=key,
         down=down,
         words=words,
+        now=time.time(),
     )
 
 

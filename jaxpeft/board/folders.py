@@ -9,12 +9,14 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxpeft.rundir.files import CONFIG, METRICS
+from jaxpeft.rundir.files import ADAPTER, CONFIG, METRICS, MODEL, PREDICTIONS
 from jaxpeft.rundir.sweep_files import SWEEP
 
 DEEPEST = 6  # folders below the one that was named
 MOST = 20_000  # folders that are looked at
 POINTS = "points"
+# What a run has within it that is none itself.
+OWN = {ADAPTER, MODEL, PREDICTIONS, "checkpoints", "tensorboard"}
 
 
 @dataclass
@@ -74,7 +76,7 @@ class Folders:
             todo = [(str(top), "", 0, "")]
             while todo and len(self._seen) < MOST:
                 path, name, depth, sweep = todo.pop()
-                seen = self._look(path, known)
+                seen = self._look(path, known, is_top=depth == 0)
                 if seen is None:
                     continue
                 if seen.kind:
@@ -82,8 +84,8 @@ class Folders:
                         key, is_sweep = _key(number, name), seen.kind == SWEEP
                         shown = prefix + name if name else top.name
                         seen.place = Place(key, Path(path), shown, is_sweep, sweep)
-                    sweep = seen.place.key
-                    found[sweep] = seen.place
+                    found[seen.place.key] = seen.place
+                    sweep = seen.place.key if seen.place.is_sweep else ""
                 if depth < DEEPEST:
                     start = f"{name}/" if name else ""
                     todo += [
@@ -96,13 +98,13 @@ class Folders:
                 )
         return found
 
-    def _look(self, path: str, known: dict[str, _Seen]) -> _Seen | None:
+    def _look(self, path: str, known: dict[str, _Seen], is_top: bool) -> _Seen | None:
         """What is in a folder; None where it is gone."""
         try:
             changed = os.stat(path, follow_symlinks=False).st_mtime_ns
             seen = known.get(path)
             if seen is None or seen.changed != changed:
-                seen = _into(path, changed)
+                seen = _into(path, changed, is_top)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -112,14 +114,18 @@ class Folders:
         return seen
 
 
-def _into(path: str, changed: int) -> _Seen:
+def _into(path: str, changed: int, is_top: bool) -> _Seen:
+    """What is in a folder; a run is not looked into, unless it was named itself.
+
+    Then what lies there may as well be a configuration above all runs.
+    """
     with os.scandir(path) as entries:
         kinds = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
     below = sorted(n for n, is_dir in kinds.items() if is_dir and n[:1] != ".")
     if SWEEP in kinds:
         return _Seen(changed, [n for n in below if n == POINTS], SWEEP)
     if CONFIG in kinds or METRICS in kinds:
-        return _Seen(changed, [], CONFIG)
+        return _Seen(changed, [n for n in below if is_top and n not in OWN], CONFIG)
     return _Seen(changed, below)
 
 

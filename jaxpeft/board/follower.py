@@ -9,25 +9,54 @@ from jaxpeft.report.charts import run_charts
 MOST = 20_000  # lines that are kept; of more every second one goes
 
 
+class Thinned:
+    """Lines, thinned where there are very many.
+
+    Attributes:
+        lines: those that are kept.
+        every: which of all they are: each, each second, ...
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+        self.every = 1
+        self._count = 0
+
+    def add(self, line: Line) -> None:
+        """Takes the next line."""
+        if self._count % self.every == 0:
+            self.lines.append(line)
+        self._count += 1
+        if len(self.lines) > MOST:
+            self.lines, self.every = self.lines[::2], 2 * self.every
+
+
 class Follower:
     """The lines of a run, read once each, and the charts of them.
 
     Args:
         folder: the run's directory.
-
-    Attributes:
-        training: the lines of its training, thinned where there are very many.
-        evaluation: those of its evaluations.
-        every: which of the training's lines are kept: each, each second, ...
     """
 
     def __init__(self, folder: Path):
         self._tail = Tail(folder, whole=True)
-        self._count = 0
         self._drawn = False
-        self.training: list[Line] = []
-        self.evaluation: list[Line] = []
-        self.every = 1
+        self._training, self._evaluation = Thinned(), Thinned()
+
+    @property
+    def training(self) -> list[Line]:
+        """The lines of its training, thinned where there are very many."""
+        return self._training.lines
+
+    @property
+    def evaluation(self) -> list[Line]:
+        """Those of its evaluations, likewise."""
+        return self._evaluation.lines
+
+    @property
+    def every(self) -> int:
+        """Which of the training's lines are kept: each, each second, ..."""
+        return self._training.every
 
     @property
     def bad(self) -> int:
@@ -40,20 +69,17 @@ class Follower:
         Raises:
             OSError: the metrics cannot be read.
         """
-        lines = self._tail.more()
-        if self._tail.fresh:
-            self._count, self.every = 0, 1
-            self.training, self.evaluation = [], []
-        for line in lines:
-            if "eval_loss" in line:
-                self.evaluation.append(line)
-            if "loss" in line:
-                if self._count % self.every == 0:
-                    self.training.append(line)
-                self._count += 1
-                if len(self.training) > MOST:
-                    self.training, self.every = self.training[::2], 2 * self.every
-        changed = bool(lines) or self._tail.fresh or not self._drawn
+        changed = not self._drawn
+        for number, lines in enumerate(self._tail.pieces()):
+            if number == 0 and self._tail.fresh:
+                self._training, self._evaluation = Thinned(), Thinned()
+                changed = True
+            changed = changed or bool(lines)
+            for line in lines:
+                if "eval_loss" in line:
+                    self._evaluation.add(line)
+                if "loss" in line:
+                    self._training.add(line)
         self._drawn = True
         return changed
 

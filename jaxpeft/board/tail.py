@@ -8,7 +8,7 @@ replaces it, is read anew.
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -16,7 +16,7 @@ from jaxpeft.board import inside
 from jaxpeft.rundir.files import METRICS
 
 LAST = 2**16  # bytes at the end of a file in which its last lines are looked for
-PIECE = 2**24  # bytes that are read at once
+PIECE = 2**20  # bytes that are read at once; a line that is longer is none
 Line = dict[str, Any]
 
 
@@ -38,6 +38,7 @@ class Tail:
         self._folder, self._whole = folder, whole
         self._stamp: tuple[int, int] | None = None
         self._offset = 0
+        self._skips = False  # whether it stands within a line that is too long
         self.bad = 0
         self.fresh = True
 
@@ -47,33 +48,59 @@ class Tail:
         Raises:
             OSError: the file cannot be read; one that is not there has no lines.
         """
+        return [line for piece in self.pieces() for line in piece]
+
+    def pieces(self) -> Iterator[list[Line]]:
+        """The same in pieces, so that not all of a long file is held at once.
+
+        Yields:
+            At least one; with the first `fresh` says whether this begins anew.
+
+        Raises:
+            OSError: as for `more`.
+        """
         self.fresh = False
         try:
             file = inside.opened(self._folder, METRICS)
         except FileNotFoundError:
             self.fresh, self._stamp, self._offset = self._stamp is not None, None, 0
-            return []
+            yield []
+            return
         with file:
             found = os.fstat(file.fileno())
             stamp = (found.st_dev, found.st_ino)
             if stamp != self._stamp or found.st_size < self._offset:
                 self._stamp, self.bad, self.fresh = stamp, 0, True
+                self._skips = False
                 self._offset = 0 if self._whole else max(0, found.st_size - LAST)
                 file.seek(self._offset)
                 if self._offset:
                     self._offset += len(file.readline())
             few = self.fresh and not self._whole
-            lines: list[Line] = []
-            file.seek(self._offset)
-            while piece := file.read(PIECE):
-                end = piece.rfind(b"\n") + 1
-                if not end:
-                    break
-                text = piece[:end]
-                lines += self._read(_last(text) if few else text.split(b"\n"))
-                self._offset += end
+            yield []
+            piece = b"?" * PIECE
+            while len(piece) == PIECE:
                 file.seek(self._offset)
-        return lines
+                piece = file.read(PIECE)
+                text = self._taken(piece)
+                yield self._read(_last(text) if few else text.split(b"\n"))
+
+    def _taken(self, piece: bytes) -> bytes:
+        """The whole lines at the beginning of what is read next, which count as read.
+
+        A line of which a whole piece shows no end is too long: it is counted, and
+        passed over until its end comes.
+        """
+        begin = 0
+        if self._skips:
+            begin = piece.find(b"\n") + 1
+            self._skips = not begin
+        end = piece.rfind(b"\n") + 1
+        if not end and not self._skips and len(piece) == PIECE:
+            self._skips = True
+            self.bad += 1
+        self._offset += len(piece) if self._skips else end
+        return piece[begin:end]
 
     def _read(self, lines: Iterable[bytes]) -> list[Line]:
         found = []

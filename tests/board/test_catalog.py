@@ -63,6 +63,17 @@ def test_a_run_can_be_named_itself(make_run):
     assert names(Folders([make_run("one")])) == {"one"}
 
 
+def test_a_configuration_above_all_runs_hides_none(make_run, tmp_path):
+    run = make_run("a/one")
+    (run / "checkpoints" / "20").mkdir(parents=True)
+    for folder in ("runs", "runs/checkpoints", "runs/a/one/checkpoints/20"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "config.yaml").write_text(CONFIG)
+    folders = Folders([tmp_path / "runs"])
+    assert names(folders) == {"runs", "a/one"}
+    assert {place.sweep for place in folders.find().values()} == {""}
+
+
 def test_no_link_leads_out_of_a_folder(make_run, tmp_path):
     secret = tmp_path / "secret"
     secret.mkdir()
@@ -134,6 +145,35 @@ def test_a_line_that_is_none_is_passed_over_and_counted(tmp_path, text):
     found = Tail(tmp_path, whole=True)
     assert [one["step"] for one in found.more()] == [1, 2]
     assert found.bad == 1
+
+
+@pytest.mark.parametrize("length", [999, 1000, 1001, 2000, 5678])
+def test_a_line_that_is_too_long_is_counted_and_passed_over(
+    tmp_path, monkeypatch, length
+):
+    monkeypatch.setattr(tail, "PIECE", 1000)
+    path, found = tmp_path / "metrics.jsonl", Tail(tmp_path, whole=True)
+    path.write_text(line(1) + "x" * length)
+    assert [one["step"] for one in found.more()] == [1] and found.more() == []
+    with path.open("a") as file:
+        file.write("x" * length)
+    assert found.more() == []
+    with path.open("a") as file:
+        file.write("\n" + "".join(map(line, range(2, 40))) + line(40)[:9])
+    assert [one["step"] for one in found.more()] == [*range(2, 40)]
+    assert found.bad == 1
+    with path.open("a") as file:
+        file.write(line(40)[9:])
+    assert [one["step"] for one in found.more()] == [40] and found.bad == 1
+
+
+def test_of_long_metrics_a_piece_at_a_time_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(tail, "PIECE", 1000)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(map(line, range(1, 1001))))
+    pieces = list(Tail(tmp_path, whole=True).pieces())
+    assert [one["step"] for piece in pieces for one in piece] == [*range(1, 1001)]
+    assert max(map(len, pieces)) <= 1000 // len(line(1))
 
 
 def test_what_is_no_number_in_a_line_is_left_out():
@@ -210,6 +250,7 @@ def test_very_long_metrics_are_thinned_while_they_come(tmp_path, monkeypatch):
     found = Follower(tmp_path)
     assert found.read() and not found.read()
     assert found.every == 16 and len(found.training) <= 100
+    assert found.evaluation == []
     steps = [one["step"] for one in found.training]
     assert {b - a for a, b in zip(steps, steps[1:])} == {16}
 

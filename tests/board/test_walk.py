@@ -253,6 +253,23 @@ def test_words_filter_and_titles_sort_by_keyboard_alone(browser, start, make_run
     browser.set_window_size(1200, 900)
 
 
+def test_what_has_the_focus_stays_and_its_news_are_not_lost(browser, start, make_run):
+    run = make_run("one")
+    page, board = Page(browser), start()
+    browser.get(board.url)
+    page.click("tbody th a")
+    wait(lambda: page.text("#live") == "live" and page.all("#head button"))
+    browser.execute_script("document.querySelector('#head button').focus()")
+    run.joinpath("summary.json").write_text('{"steps": 20}')
+    wait(lambda: "summary.json" in page.text("#files"))
+    assert "failed" in page.text("#head .state").lower()
+    browser.execute_script("document.activeElement.blur()")
+    wait(lambda: "finished" in page.text("#head .state").lower(), 10)
+    browser.get(board.address)
+    browser.execute_script("document.querySelector('[data-at]').textContent = ''")
+    assert re.fullmatch(r"\d+ s", wait(lambda: page.text("[data-at]"), 20))
+
+
 def test_texts_of_runs_run_nothing_in_a_browser(browser, start, make_run):
     hostile = "<img src=x onerror='window.hit=1'><script>window.hit=1<!--"
     make_run(hostile.replace("/", ""), ended={"status": "failed", "why": hostile})

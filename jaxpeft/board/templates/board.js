@@ -54,6 +54,20 @@
     filter();
   };
 
+  // How long ago a row's run changed, by the server's clock, as `pages.ago` has it.
+  const ahead = Date.now() / 1000 - document.querySelector("[data-now]")?.dataset.now;
+  const ago = (seconds) => {
+    for (const [unit, length] of [["d", 86400], ["h", 3600], ["min", 60]]) {
+      if (seconds >= 2 * length) return `${Math.round(seconds / length)} ${unit}`;
+    }
+    return `${Math.round(Math.max(0, seconds))} s`;
+  };
+  setInterval(() => {
+    for (const cell of document.querySelectorAll("[data-at]")) {
+      cell.textContent = ago(Date.now() / 1000 - ahead - cell.dataset.at);
+    }
+  }, 5000);
+
   // A part of the page that is slow to make comes after the page.
   const load = async (section) => {
     section.setAttribute("aria-busy", "true");
@@ -73,16 +87,26 @@
   };
   document.querySelectorAll("[data-from]").forEach(load);
 
+  // What has the focus is not taken away: its part waits until the focus leaves it.
+  const waiting = new Map();
   const parts = (changed) => {
     for (const [id, html] of Object.entries(changed)) {
       const part = byId(id);
-      if (!part || part.contains(document.activeElement)) continue;
+      waiting.delete(id);
+      if (!part) continue;
+      if (part.contains(document.activeElement)) {
+        waiting.set(id, html);
+        continue;
+      }
       part.innerHTML = html;
       part.querySelectorAll("[data-end]").forEach((one) => {
         one.scrollTop = one.scrollHeight;
       });
     }
   };
+  document.addEventListener("focusout", () => {
+    setTimeout(() => parts(Object.fromEntries(waiting))); // when it is elsewhere
+  });
 
   for (const button of document.querySelectorAll("[data-copy]")) {
     button.addEventListener("click", async () => {
