@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from jaxpeft.board import actions, inside, pages
 from jaxpeft.board.answers import Told, new_parts, page, stream
-from jaxpeft.board.jobs import DONE, Job, Queue
+from jaxpeft.board.jobs import DONE, WAITING, Job, Queue
 
 DRAWN_UP = ("train", "plan", "lr_find", "sweep")
 DIGITS = 6  # of a job's number
@@ -79,7 +80,10 @@ def _head(request: Request, found: Job) -> dict[str, Any]:
         draft = "new run at this rate"
     elif found.name in DRAWN_UP:
         draft = "back to its configuration"
-    return {"job": found, "key": next(keys, ""), "draft": draft}
+    away = found.state == WAITING and found.host not in ("", socket.gethostname())
+    elsewhere = found.host if away else ""
+    content = {"job": found, "key": next(keys, ""), "draft": draft}
+    return {**content, "elsewhere": inside.shown(elsewhere)}
 
 
 async def job_events(request: Request) -> Response:
@@ -105,7 +109,7 @@ async def act(request: Request) -> Response:
     if request.path_params["action"] == "stop":
         await asyncio.to_thread(queue.stop, number)
     elif request.path_params["action"] == "again":
-        number = await asyncio.to_thread(queue.add, found.argv, found.run)
+        number = await asyncio.to_thread(queue.add, found.argv, found.run, found.work)
     else:
         raise HTTPException(404, "There is no such button.")
     return RedirectResponse(f"/jobs/{number}", 303)

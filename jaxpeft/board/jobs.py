@@ -90,12 +90,13 @@ class Queue:
         self._over: dict[int, Job] = {}  # of which nothing changes any more
         self._turn = threading.Lock()
 
-    def add(self, argv: Sequence[str], run: str = "") -> int:
+    def add(self, argv: Sequence[str], run: str = "", work: str = "") -> int:
         """Puts a command at the end of the queue; returns the job's number.
 
         Args:
             argv: the command and its arguments.
             run: the directory that it is about.
+            work: the folder in which it is to run; "": this board's.
 
         Raises:
             InputError: the command is none that the board starts, the queue is full or
@@ -115,7 +116,7 @@ class Queue:
             "run": run,
             "made": time.time(),
             "host": socket.gethostname(),
-            "work": str(self.work),
+            "work": work or str(self.work),
         }
         try:
             self.make()

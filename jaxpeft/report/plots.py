@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpeft.replacing import replacing
 from jaxpeft.report.wording import choice
 from jaxpeft.rundir.files import METRICS
 from jaxpeft.rundir.metrics import (
@@ -71,7 +72,8 @@ def plot_losses(metrics: Path, target: Path, title: str) -> None:
     bottom.set_ylabel("learning rate\n(per update)")
     bottom.set_xlabel(STEP)
     bottom.grid(alpha=0.3)
-    figure.savefig(target, dpi=120)
+    with replacing(target) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     pyplot.close(figure)
 
 
@@ -147,7 +149,8 @@ def plot_sweep(sweep: SweepRecord, target: Path, title: str) -> None:
     if 0 < len(sweep.points) <= 30:
         beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
         right.legend(fontsize="x-small", title="best first", **beside)
-    figure.savefig(target, dpi=120)
+    with replacing(target) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     pyplot.close(figure)
 
 

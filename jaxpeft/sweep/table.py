@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from jaxpeft.replacing import replacing
 from jaxpeft.report import wording
 from jaxpeft.rundir.sweep_files import DROPPED
 from jaxpeft.sweep.point import LAST_LINES
@@ -47,7 +48,10 @@ def write(sweep: Tried, path: Path) -> None:
         row = {"rank": rank, **point.written, **sweep.judge.columns(point)}
         rows.append(row | ({} if sweep.halving is None else {"why": point.why or ""}))
     if rows:
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with (
+            replacing(path) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)

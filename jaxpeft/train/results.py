@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxpeft import config, hf, tree
+from jaxpeft import config, hf, replacing, tree
 from jaxpeft.assembly import summary
 from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.assembly.run import Run
@@ -36,7 +36,7 @@ def begin(run: Run, first: int, fingerprint: Mapping[str, str]) -> None:
         first: how many steps are taken already.
         fingerprint: see `Run.fingerprint`.
     """
-    (run.output / CONFIG).write_text(config.to_yaml(run.cfg))
+    replacing.write_text(run.output / CONFIG, config.to_yaml(run.cfg))
     write_skipped(run, anew=not first)
     for path in (run.output / PREDICTIONS).glob("*.jsonl"):
         if path.stem.isdigit() and int(path.stem) > first:

@@ -93,6 +93,7 @@ def test_a_number_that_is_none_or_too_large_is_not_shown(make_run, board, number
     run.joinpath("environment.json").write_text(environment)
     all_pages(board, "one")
     found = f'{{"best_eval_loss": {number}, "best_step": {number}}}'
+    run.joinpath("summary.json").unlink()  # as a file that is replaced is seen
     run.joinpath("summary.json").write_text(found)
     pages = all_pages(board, "one")
     assert pages[0].count("<tr id=") == 2 and "cannot be shown" not in pages[0]

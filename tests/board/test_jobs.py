@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -94,6 +95,19 @@ def test_a_job_runs_where_it_was_asked_for(queue, tmp_path, monkeypatch):
     other.tend()
     assert begun == [(1, tmp_path / "mine")]
     assert states(other) == {1: "running", 2: "waiting"}
+
+
+def test_a_job_waits_for_its_host_and_goes_again_in_its_folder(board, tmp_path):
+    number = board.queue.add(["plan"], work=str(tmp_path))
+    path = board.queue.folder / f"{number:06}.json"
+    path.write_text(path.read_text().replace(socket.gethostname(), "<other>"))
+    assert "for a board on host &lt;other&gt;" in board.get(f"/jobs/{number}").text
+    board.queue._take(number)
+    board.queue._end(number, 0)
+    board.ask("POST", f"/jobs/{number}/again", OWN)
+    again = board.queue.job(number + 1)
+    assert (again.work, again.host) == (str(tmp_path), socket.gethostname())
+    assert "for a board" not in board.get(f"/jobs/{number + 1}").text
 
 
 def test_a_job_whose_folder_is_gone_has_failed_and_says_why(tmp_path):

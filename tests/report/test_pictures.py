@@ -25,6 +25,17 @@ def labels(axes):
     return axes.get_xlabel(), axes.get_ylabel()
 
 
+@pytest.mark.parametrize("name", ["loss.png", "report.html"])
+def test_a_link_in_the_place_of_a_file_is_replaced(make_run, tmp_path, name):
+    """Whoever made the run's folder may have put one there, to any file."""
+    run, mine = make_run("one"), tmp_path / "mine"
+    mine.write_text("mine")
+    for link in (name, f"{name}.partial"):
+        (run / link).symlink_to(mine)
+    assert cli.run(report.main, ["--run", str(run)]) == 0
+    assert mine.read_text() == "mine" and not (run / name).is_symlink()
+
+
 def test_the_picture_of_a_run_marks_its_best_evaluation(make_run, drawn):
     run = make_run("one")
     assert cli.run(report.main, ["--run", str(run)]) == 0
