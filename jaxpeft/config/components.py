@@ -50,22 +50,22 @@ class Table(Generic[RowT]):
     Attributes:
         rows: name -> the component with its traits.
         aliases: another name -> a name in `rows`.
-        implied: alias -> {key of the section: what the alias sets unless it is given}.
         given: parameters that the code supplies when it builds; they are no keys.
         all_say: what the components' keys say of themselves, one of the constants of
             `keys`; None: they are no keys of a run's configuration.
         some_say: key -> what it says instead.
         others: from a name that `rows` has not to its row, where another library has
             the component, or to why it cannot be had; None: it is nobody's.
+        implied: alias -> {key of the section: what the alias sets unless it is given}.
     """
 
     rows: Mapping[str, RowT]
     aliases: Mapping[str, str] = field(default_factory=dict)
-    implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     given: Collection[str] = ()
     all_say: JsonDict | None = None
     some_say: Mapping[str, JsonDict] = field(default_factory=dict)
     others: Callable[[str], RowT | str | None] = lambda name: None
+    implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[str]:
         """The names of the rows."""
