@@ -91,13 +91,18 @@ def render(template: str, **content: Any) -> str:
     return environment().get_template(template).render(**content)
 
 
+def _asset(name: str) -> str:
+    """A template of the board's own, or a part that reports have, too."""
+    own = TEMPLATES / name
+    path = own if own.is_file() else OF_REPORTS / name
+    return path.read_text(encoding="utf-8")
+
+
 @functools.cache
 def environment() -> jinja2.Environment:
     """The environment of the templates."""
     made = jinja2.Environment(
-        loader=jinja2.FunctionLoader(
-            lambda name: (TEMPLATES / name).read_text(encoding="utf-8")
-        ),
+        loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -3,18 +3,15 @@
 import json
 import shutil
 
+import harness_check
 import pytest
 import yaml
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook, hash_args
 
 from jaxpeft.errors import InputError
 from jaxpeft.evaluate import loading
 from jaxpeft.generate.likelihood import batches
-
-pytest.importorskip("lm_eval", reason="the extra eval brings it")
-
-import harness_check
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import CacheHook, hash_args
 
 LONG = " ".join(
     f"The sky over hill {number} is clear and cold." for number in range(40)
