@@ -12,6 +12,7 @@ from jaxtyping import Float32
 
 from jaxpeft import kernel as kernels
 from jaxpeft.adapters.lora import Init, Patterns, lora, low_rank_product
+from jaxpeft.devices import host_memory
 from jaxpeft.errors import InputError
 from jaxpeft.kernel import Axes
 
@@ -211,7 +212,7 @@ def column_squares(base: Any) -> Float32[Array, "*layers d_out"]:
 
 
 def _of_layer(layer: Any) -> Array:
-    return jnp.sum(jnp.square(kernels.dense(layer)), axis=-2)
+    return jnp.sum(jnp.square(kernels.dense(host_memory.brought(layer))), axis=-2)
 
 
 @jax.jit  # compiled once for all modules of a shape

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxpeft import kernel as kernels
+from jaxpeft.devices import host_memory
 
 RANDOM = (True, False, "gaussian", "zero")
 _NITER = re.compile(r"pissa_niter_(\d{1,3})")
@@ -123,7 +124,8 @@ def _by_layer(factors: Factors, base: Any, scale: Array) -> tuple[Array, Array]:
 
     def of_one(args: tuple[Any, Array]) -> tuple[Array, Array]:
         layer, scale = args
-        return factors(kernels.dense(layer), jnp.where(scale == 0, 1.0, scale))
+        matrix = kernels.dense(host_memory.brought(layer))
+        return factors(matrix, jnp.where(scale == 0, 1.0, scale))
 
     if scale.ndim == 0:
         return of_one((base, scale))

@@ -10,6 +10,7 @@ from jax import Array
 from jaxpeft import kernel as kernels
 from jaxpeft import tree
 from jaxpeft.adapters import targets
+from jaxpeft.devices import host_memory
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.kernel import Axes
 
@@ -87,7 +88,8 @@ def save(weight: Any) -> Saved:
         weight: an array, or a kernel of any kind.
     """
     # A copy even of float32: a step takes over the buffers of what trains.
-    return Saved(jnp.array(kernels.dense(weight), jnp.float32), str(weight.dtype))
+    whole = kernels.dense(host_memory.brought(weight))
+    return Saved(jnp.array(whole, jnp.float32), str(weight.dtype))
 
 
 def saved_names(

@@ -206,9 +206,16 @@ def check_length(cfg: RunConfig, base: Base) -> None:
     Raises:
         InputError: where `data.max_length` exceeds the context.
     """
-    context = base.cfg.max_position_embeddings
-    if cfg.data.max_length > context:
+    context, wanted = base.cfg.context, cfg.data.max_length
+    if wanted > context:
+        longer = ""
+        if base.cfg.position_embedding == "rotary" and base.cfg.rope.kind == "default":
+            longer = (
+                ', or stretch it knowingly: in config.json, rope_scaling {"rope_type": '
+                f'"yarn", "factor": {float(-(-wanted // context))}, '
+                f'"original_max_position_embeddings": {context}}}'
+            )
         raise InputError(
-            f"data.max_length: found {cfg.data.max_length}; the model's context is "
-            f"{context} tokens (config.json: max_position_embeddings); use at most that"
+            f"data.max_length: found {wanted}; the model's context is {context} tokens "
+            f"(config.json: max_position_embeddings); use at most that{longer}"
         )

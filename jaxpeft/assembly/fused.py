@@ -110,7 +110,7 @@ def _forward(
     def layer(x: Array, layer: tuple[Any, Array]) -> tuple[Array, Array]:
         return block(x, *layer), host_memory.sent(x) if offloads else x
 
-    offloads = cfg.offload == "activations"
+    offloads = cfg.offloads_activations
     numbered = weights["layers"], jnp.arange(cfg.num_hidden_layers)
     last, inputs = jax.lax.scan(layer, x, numbered)
     assert objective.from_hidden is not None  # as `updates` has seen to

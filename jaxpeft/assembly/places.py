@@ -1,5 +1,6 @@
 """Where the arrays of a run lie on its mesh."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,11 +8,14 @@ import jax
 import optax
 
 from jaxpeft import adapters, kernel, models, tree
+from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.assembly.step import TrainState
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import host_memory, sharding
 from jaxpeft.errors import InputError
 from jaxpeft.models import ModelConfig
+
+LAYERS = "model.layers."  # what names of the layers' weights begin with
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ def make_places(
         for name, value in tree.walk(params)
     }
     placed = sharding.of(mesh, tree.replace(params, axes), params)
+    if model.offloads_weights:
+        places = dict(tree.walk(placed))
+        layers = [(n, x) for n, x in tree.walk(params) if n.startswith(LAYERS)]
+        changes = {name: _on_the_host(x, places[name]) for name, x in layers}
+        placed = tree.replace(placed, changes)
     mask = adapters.trainable_mask(params)
     trainable, _ = tree.partition(params, mask)
     theirs, _ = tree.partition(placed, mask)
@@ -81,6 +90,16 @@ def make_places(
     return Places(placed, mask, whole.replace(params=theirs, opt_state=opt_state))
 
 
+def _on_the_host(value: Any, place: Any) -> Any:
+    """The places of one weight of the layers, what lies beneath its adapters moved."""
+    if not kernel.is_adapter(value):
+        return host_memory.placed_stacks(place, value)
+    base = kernel.base_of(value)
+    if base is value:
+        return place  # it trains itself
+    return dataclasses.replace(place, base=_on_the_host(base, place.base))
+
+
 def check_offload(cfg: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """Checks that the devices reach the host's memory, where something is to lie there.
 
@@ -89,14 +108,22 @@ def check_offload(cfg: RunConfig, mesh: jax.sharding.Mesh) -> None:
         mesh: the devices.
 
     Raises:
-        InputError: where they do not.
+        InputError: where they do not, or where weights that train would lie there.
     """
-    if cfg.model.offload != "none":
-        remedy = (
-            "set model.offload: none, and model.remat: full, model.tile: 4096 or "
-            "shorter sequences in its place"
+    offload, method = cfg.model.offload, cfg.adapter.method
+    if offload in ("weights", "both") and gives_a_model(cfg.adapter):
+        raise InputError(
+            f"model.offload: found {offload!r} with adapter.method {method}; weights "
+            "that train stay on the devices: set model.offload: activations and "
+            "optimizer.offload: true, or use an adapter"
         )
-        host_memory.check(mesh, "model.offload", cfg.model.offload, remedy)
+    if offload != "none":
+        weights = "" if offload == "activations" else "model.quantization: nf4, "
+        remedy = (
+            f"set model.offload: none, and {weights}model.remat: full, model.tile: "
+            "4096 or shorter sequences in its place"
+        )
+        host_memory.check(mesh, "model.offload", offload, remedy)
     if cfg.optimizer.offload:
         remedy = (
             "set optimizer.offload: false, and an optimizer whose state is small, such "

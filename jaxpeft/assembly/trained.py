@@ -11,6 +11,7 @@ from jaxpeft import adapters, console, data, hardware, hf, models, tree
 from jaxpeft.assembly import configuration, heads, precision, precomputed
 from jaxpeft.assembly.adapter import add_adapter, gives_a_model
 from jaxpeft.assembly.base import Base, open_base
+from jaxpeft.assembly.places import check_offload
 from jaxpeft.assembly.step import Frozen, make_eval_step
 from jaxpeft.config import ModelSection, RunConfig
 from jaxpeft.devices import sharding
@@ -163,6 +164,7 @@ def to_evaluate(
             "'data.eval={path: eval.json, format: alpaca}'"
         )
     mesh = sharding.make_mesh(**cfg.mesh.model_dump())
+    check_offload(cfg, mesh)
     cfg = configuration.settled(precision.settled(cfg, hardware.of_mesh(mesh)))
     cfg = precomputed.in_step(cfg)  # what is used once is worth no store
     objective = configuration.objective(cfg)

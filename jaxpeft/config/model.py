@@ -41,10 +41,11 @@ class ModelSection(Section):
         "wide, the MLP's products (dots), or whole layers (full)",
         json_schema_extra=keys.NEVER,
     )
-    offload: Literal["none", "activations"] = Field(
+    offload: Literal["none", "activations", "weights", "both"] = Field(
         default="none",
         description="what lies in the host's memory while no device needs it: nothing, "
-        "or what layers keep for the backward pass (activations)",
+        "what layers keep for the backward pass (activations), the layers' frozen "
+        "weights (weights), or both",
         json_schema_extra=keys.NEVER,
     )
     tile: int | None = Field(

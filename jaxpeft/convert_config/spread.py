@@ -24,8 +24,9 @@ def spread(draft: Draft) -> None:
 
 
 _OFFLOAD = (
-    "set optimizer.offload: true for the state and model.offload: activations for what "
-    "layers keep, if `plan` says that it does not fit without"
+    "set optimizer.offload: true for the state, model.offload: activations for what "
+    "layers keep, or weights for a frozen base, if `plan` says that it does not fit "
+    "without"
 )
 
 

@@ -8,10 +8,12 @@ nothing changes.
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from jaxpeft.errors import InputError
 
 KIND = "pinned_host"
+STACK = 3  # dimensions of a stack of matrices, at the least
 
 
 def is_lacking(device: Any) -> bool:
@@ -93,4 +95,30 @@ def placed(places: Any) -> Any:
     Args:
         places: a tree of shardings.
     """
-    return jax.tree.map(lambda place: place.with_memory_kind(KIND), places)
+    return jax.tree.map(_placed, places)
+
+
+def _placed(place: NamedSharding) -> NamedSharding:
+    there = place.with_memory_kind(KIND)
+    if there.memory_kind == KIND:
+        return there
+    # Of devices that name no memory JAX drops the kind, of a mesh's mere axes it does
+    # not; the devices are those of the arguments that lie in their own memory.
+    return NamedSharding(place.mesh.abstract_mesh, place.spec, memory_kind=KIND)
+
+
+def placed_stacks(places: Any, arrays: Any) -> Any:
+    """Shardings of stacks of matrices in the host's memory; others are as they were.
+
+    What is smaller, such as norms and the scale of each layer, is needed at once and
+    saves nothing.
+
+    Args:
+        places: a tree of shardings.
+        arrays: what lies there, arrays or shapes, in the same structure.
+    """
+    return jax.tree.map(
+        lambda place, x: _placed(place) if len(x.shape) >= STACK else place,
+        places,
+        arrays,
+    )

@@ -118,14 +118,14 @@ def check(
     if max_new_tokens < 1:
         problems.append(f"max-new-tokens: found {max_new_tokens}; it must be 1 or more")
     problems += sampling.problems()
-    room = cfg.max_position_embeddings - max_new_tokens
+    room = cfg.context - max_new_tokens
     for place, prompt in zip(places or ["prompt"] * len(prompts), prompts):
         if not len(prompt):
             problems.append(f"{place}: it is empty; give at least one token")
         elif len(prompt) > room:
             problems.append(
                 f"{place}: {len(prompt)} tokens and max-new-tokens {max_new_tokens} "
-                f"exceed the model's context of {cfg.max_position_embeddings}; "
+                f"exceed the model's context of {cfg.context}; "
                 "shorten either"
             )
     if problems:

@@ -217,7 +217,7 @@ class Scoring:
     def _askable(self, data: EvalBatches) -> tuple[list[Question], int]:
         """The questions that have an answer and room for one, and how many have not."""
         tokenizer, stop = self._base.tokenizer, set(self.stop)
-        room = self._base.cfg.max_position_embeddings - self._max_new_tokens
+        room = self._base.cfg.context - self._max_new_tokens
         found = []
         for number in data.numbers.tolist():
             prompt, reference = data.examples.question(number)

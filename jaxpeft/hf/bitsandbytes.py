@@ -12,11 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft import hardware, kernel, quant, tree
-from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
 from jaxpeft.hf.safetensors_file import FLOATS
@@ -111,7 +109,7 @@ def read(
     spec: ParamSpec,
     kind: str,
     dtype: str,
-    mesh: jax.sharding.Mesh | None = None,
+    target: hardware.Target,
 ) -> NF4:
     """The kernels of all layers of a weight, of the codes and scales that are stored.
 
@@ -121,23 +119,21 @@ def read(
         kind: "nf4" with double quantization, "nf4_single" without.
         dtype: What products are to be formed in; with the dtype of the weights before,
             they are bit for bit those of bitsandbytes.
-        mesh: The devices over which the kernels are laid by their axes; None: one
-            device.
+        target: What they are held for.
+
+    Returns:
+        The node, with numpy's arrays.
 
     Raises:
         InputError: Where a scale is not finite.
     """
-    target = hardware.current() if mesh is None else hardware.of_mesh(mesh)
 
     def layer(name: str) -> NF4:
         one = NF4(**_layer(sources, name, spec, kind), dtype=dtype)
         return jax.tree.map(np.asarray, quant.held(one, target))
 
     layers = [layer(name) for name in spec.hf_names()]
-    node = jax.tree.map(lambda *parts: np.stack(parts), *layers)
-    if mesh is None:
-        return jax.tree.map(jnp.asarray, node)
-    return sharding.put(node, sharding.of(mesh, node.axes(spec.axes), node))
+    return jax.tree.map(lambda *parts: np.stack(parts), *layers)
 
 
 def _layer(sources: Sources, name: str, spec: ParamSpec, kind: str) -> dict[str, Any]:

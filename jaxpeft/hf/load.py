@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from jaxpeft import console, hardware, quant, tree
-from jaxpeft.devices import sharding
+from jaxpeft.devices import host_memory, sharding
 from jaxpeft.errors import InputError, suggest
 from jaxpeft.hf import bitsandbytes, layout, stored_tensors
 from jaxpeft.hf.safetensors_file import FLOATS
@@ -54,7 +54,8 @@ def load(
         path: A local folder with `model.safetensors` or its shards.
         cfg: The model's configuration.
         dtype: "float32", "bfloat16" or "float16".
-        mesh: The devices, each of which then reads its own part alone.
+        mesh: The devices, each of which then reads its own part alone; with
+            `cfg.offload` the layers' matrices go to the memory of their hosts.
         shardings: Where a weight goes, by its declaration, if not where its logical
             axes say.
         quantization: One of `quant.KERNELS`, which every stacked kernel is stored in, a
@@ -85,7 +86,9 @@ def load(
             array = jax.make_array_from_callback(spec.shape, shardings(spec), read)
         elif mesh is not None:
             by_axes = sharding.named(mesh, spec.axes, spec.shape)
-            array = jax.make_array_from_callback(spec.shape, by_axes, read)
+            array = jax.make_array_from_callback(
+                spec.shape, _placed(by_axes, spec, spec, cfg), read
+            )
         else:
             array = jax.device_put(read((slice(None),) * len(spec.shape)))
         # Transfers are asynchronous: without waiting, the host could hold several.
@@ -98,12 +101,19 @@ def load(
 
     def load_node(path: str, spec: ParamSpec, pool: Executor) -> Any:
         if kind is not None and path in ready:
-            return bitsandbytes.read(sources, spec, kind, dtype, mesh)
+            return put(bitsandbytes.read(sources, spec, kind, dtype, target), spec)
         if kind or quantization is None or not is_quantized(path, spec, skip):
             return place(spec, pool)
         make = quant.KERNELS[quantization]
-        return _quantized(sources, dtype, spec, pool, make, mesh)
+        return put(_quantized(sources, dtype, spec, pool, make, target), spec)
 
+    def put(node: Any, spec: ParamSpec) -> Any:
+        if mesh is None:
+            return jax.tree.map(jnp.asarray, node)
+        by_axes = sharding.of(mesh, node.axes(spec.axes), node)
+        return sharding.put(node, _placed(by_axes, node, spec, cfg))
+
+    target = hardware.current() if mesh is None else hardware.of_mesh(mesh)
     total = sum(math.prod(spec.shape) for _, spec in tree.walk(specs))
     with (
         console.Work("loading weights, in parameters", total) as work,
@@ -112,6 +122,13 @@ def load(
         return tree.map_named(
             lambda path, spec: load_one(path, spec, pool), specs, is_leaf=is_spec
         )
+
+
+def _placed(places: Any, arrays: Any, spec: ParamSpec, cfg: ModelConfig) -> Any:
+    """The places of a weight's arrays, those of layers where the model has them."""
+    if cfg.offloads_weights and spec.stacked:
+        return host_memory.placed_stacks(places, arrays)
+    return places
 
 
 def _check_names(dtype: str, quantization: str | None) -> None:
@@ -198,10 +215,12 @@ def _quantized(
     spec: ParamSpec,
     pool: Executor,
     make: Callable[[Array, str], Any],
-    mesh: jax.sharding.Mesh | None,
+    target: hardware.Target,
 ) -> Any:
-    """A stack of kernels in few bits, from its matrices one after another."""
-    target = hardware.current() if mesh is None else hardware.of_mesh(mesh)
+    """A stack of kernels in few bits, from its matrices one after another.
+
+    Its arrays are numpy's.
+    """
     kernels = []
     for at in np.ndindex(*spec.stack):
         index = (*(slice(i, i + 1) for i in at), slice(None), slice(None))
@@ -213,10 +232,7 @@ def _quantized(
     def stacked(*parts: np.ndarray) -> np.ndarray:
         return np.stack(parts).reshape(*spec.stack, *parts[0].shape)
 
-    stack = jax.tree.map(stacked, *kernels)
-    if mesh is None:
-        return jax.tree.map(jnp.asarray, stack)
-    return sharding.put(stack, sharding.of(mesh, stack.axes(spec.axes), stack))
+    return jax.tree.map(stacked, *kernels)
 
 
 def _read(

@@ -29,10 +29,10 @@ def policy(cfg: ModelConfig) -> Callable:
     """What `jax.checkpoint` is to keep of a layer, and where.
 
     Args:
-        cfg: how the model is run: `remat`, and `offload`, which takes all that is kept
-            to the host's memory and back when the backward pass wants it.
+        cfg: how the model is run: `remat`, and `offload`, which may take all that is
+            kept to the host's memory and back when the backward pass wants it.
     """
-    if cfg.offload != "activations":
+    if not cfg.offloads_activations:
         return POLICIES[cfg.remat]
     return jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
@@ -49,4 +49,4 @@ def read(x: Array, cfg: ModelConfig) -> Array:
         x: (batch, seq, hidden).
         cfg: see `policy`.
     """
-    return checkpoint_name(x, INPUT) if cfg.offload == "activations" else x
+    return checkpoint_name(x, INPUT) if cfg.offloads_activations else x

@@ -160,7 +160,8 @@ class ModelConfig:
         remat: likewise set by the caller: what the backward pass computes once more
             (see `jaxpeft.models.kept`).
         offload: likewise: what lies in the host's memory while it is not needed, the
-            activations that a layer keeps for the backward pass or nothing.
+            activations that a layer keeps for the backward pass, the layers' frozen
+            weights, both or nothing.
         tile: likewise: how many tokens of a sequence go through an MLP at a time; None:
             all of them.
         hf: `config.json` as read, for writing the model back.
@@ -211,7 +212,7 @@ class ModelConfig:
     pad_token_id: int | None = None
     activation_dtype: str | None = None
     remat: Literal["none", "full", "dots"] = "none"
-    offload: Literal["none", "activations"] = "none"
+    offload: Literal["none", "activations", "weights", "both"] = "none"
     tile: int | None = None
     hf: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -219,6 +220,29 @@ class ModelConfig:
     def sees(self) -> bool:
         """Whether it is the language model in one that sees, too."""
         return "." in self.decoder
+
+    @property
+    def context(self) -> int:
+        """The longest sequence, in tokens, that its positions are made for.
+
+        A file whose `rope_scaling` is yarn or dynamic may leave its
+        `max_position_embeddings` as it was before (Qwen's pages say to do so).
+        """
+        trained, rope = self.max_position_embeddings, self.rope
+        if rope.kind == "yarn":
+            trained = rope.original_max_position_embeddings
+        stretched = rope.factor if rope.kind in ("yarn", "dynamic") else 1.0
+        return max(self.max_position_embeddings, int(stretched * trained))
+
+    @property
+    def offloads_activations(self) -> bool:
+        """Whether the host holds what layers keep for the backward pass."""
+        return self.offload in ("activations", "both")
+
+    @property
+    def offloads_weights(self) -> bool:
+        """Whether the host holds the layers' frozen weights."""
+        return self.offload in ("weights", "both")
 
     def untied(self) -> "ModelConfig":
         """The same model with a head of its own, in its config.json as well."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxpeft import kernel, tree
+from jaxpeft.devices import host_memory
 
 
 class Span(NamedTuple):
@@ -22,7 +23,7 @@ class Span(NamedTuple):
             place of what does not.
         numbers: (n,) int32, which layers they are.
         complete: the function (one slice of `stacked`, the layer's number) -> the
-            weights of that layer.
+            weights of that layer, in the device's memory.
     """
 
     stacked: Mapping
@@ -42,7 +43,8 @@ def whole(layers: Mapping, count: int) -> Span:
     stacked, with_shared = kernel.shared_apart(holes)
 
     def complete(layer: Mapping, number: Array) -> Mapping:
-        layer = with_shared(layer)
+        # A slice of a stack in the host's memory lies there, too.
+        layer = with_shared(host_memory.brought(layer))
         if not partly:
             return layer
         weights = {name: node.of_layer(number) for name, node in partly.items()}

@@ -116,12 +116,15 @@ def switches(cfg: RunConfig) -> Iterator[tuple[str, ...]]:
     """
     if cfg.model.remat != "full":
         yield ("model.remat=full",)
-    if cfg.model.offload == "none":
-        yield ("model.offload=activations",)
+    has_adapter, offload = not gives_a_model(cfg.adapter), cfg.model.offload
+    if offload in ("none", "weights"):
+        yield (f"model.offload={'activations' if offload == 'none' else 'both'}",)
     if cfg.model.tile is None:
         yield (f"model.tile={TILE}",)
-    if cfg.model.quantization == "none" and not gives_a_model(cfg.adapter):
+    if cfg.model.quantization == "none" and has_adapter:
         yield ("model.quantization=nf4",)
+    if offload in ("none", "activations") and has_adapter:
+        yield (f"model.offload={'weights' if offload == 'none' else 'both'}",)
 
 
 def gains(

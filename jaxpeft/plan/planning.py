@@ -194,6 +194,9 @@ def _changes(cfg: RunConfig, devices: int) -> Iterator[tuple[str, ...]]:
     full, lighter = gives_a_model(cfg.adapter), OPTIMIZERS[cfg.optimizer.name].lighter
     if lighter is not None and full:
         yield (f"optimizer.name={lighter}",)
+    if cfg.model.offload in ("none", "activations") and not full:
+        both = cfg.model.offload == "activations"
+        yield (f"model.offload={'both' if both else 'weights'}",)
     yield (f"data.max_length={cfg.data.max_length // 2}",)
     if full:
         yield ("adapter.method=lora",)

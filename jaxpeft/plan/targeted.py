@@ -66,12 +66,6 @@ def main(args: argparse.Namespace, target: Topology, argv: Sequence[str]) -> int
     with topologies.hushed():
         jax.devices()
         devices = topologies.devices(target)
-    if cfg.optimizer.offload and not devices[0].addressable_memories():
-        console.warn(
-            f"{target.text}: what JAX knows of a GPU that is not here names no memory "
-            "of its host, so that the optimizer's state is counted on the device; "
-            "in a run optimizer.offload takes it from there"
-        )
     room = HEADROOM[target.platform] * target.memory
     if args.device_memory is not None:
         room = HEADROOM["gpu"] * args.device_memory * 1e9

@@ -31,7 +31,7 @@ def answers(run: Run, trainable: Any) -> list[tuple[str, str, str]]:
         return []
     source = run.evaluation or run.batches
     stop = hf.stop_ids(run.base.directory, run.base.tokenizer)
-    tokenizer, room = run.base.tokenizer, run.base.cfg.max_position_embeddings
+    tokenizer, room = run.base.tokenizer, run.base.cfg.context
     shown = []
     for index in range(min(run.cfg.training.samples, len(source.examples))):
         prompt, reference = source.examples.question(index)

@@ -68,7 +68,7 @@ CASES = {
     "six heads; full; packed; 64": [{"data": 2, "fsdp": 2, "context": 2}],
     "six heads; lora; packed; 64": [{"context": 8}],
     "windows, caps; prefix; packed; 64": [{"context": 8}],
-    "experts; lora; rows; 64": [{"fsdp": 2, "context": 4}],
+    "experts; lora; rows, offloaded; 64": [{"fsdp": 2, "context": 4}],
 }
 
 
@@ -106,8 +106,12 @@ def run(case, sizes):
     model, method, rows, seq = case.split("; ")
     devices = jax.devices() if sizes else jax.devices()[:1]
     mesh = sharding.make_mesh(**{"data": 1, **sizes}, devices=devices)
-    tile = 5 if "tiles" in rows else None
-    cfg = dataclasses.replace(models.config(MODELS[model], remat="full"), tile=tile)
+    cfg = models.config(MODELS[model], remat="full")
+    cfg = dataclasses.replace(
+        cfg,
+        tile=5 if "tiles" in rows else None,
+        offload="both" if sizes and "offloaded" in rows else "none",
+    )
     settings = {"name": "adamw", "learning_rate": 3e-3, "max_grad_norm": 1.0}
     tx = optim.make(settings, {"name": "constant"}, 100)
     params = adapters.inject(params_of(cfg), RULES[method], jax.random.key(1))

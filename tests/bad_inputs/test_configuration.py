@@ -141,7 +141,13 @@ def batch_not_divisible(place):
     place.set("training.gradient_accumulation_steps", 2)
 
 
-@bad(15, "data.max_length: found 1025", "1024", "max_position_embeddings")
+@bad(14, "model.offload: found 'weights' with adapter.method full", "activations")
+def weights_that_train_on_the_host(place):
+    place.set("model.offload", "weights")
+    place.set("adapter", {"method": "full"})
+
+
+@bad(15, "data.max_length: found 1025", "1024", "max_position_embeddings", "yarn")
 def longer_than_the_context(place):
     place.set("data.max_length", 1025)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxpeft import adapters, kernel, models, tree
+from jaxpeft.devices import host_memory, sharding
 from jaxpeft.models import tiles
 
 TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
@@ -43,6 +44,22 @@ def gradients(model, parts, **settings):
 def test_offloaded_activations_change_no_bit(model, parts, remat):
     value, grads = gradients(model, parts, remat=remat)
     again, other = gradients(model, parts, remat=remat, offload="activations")
+    assert value == again
+    jax.tree.map(np.testing.assert_array_equal, grads, other)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_offloaded_weights_change_no_bit(model, parts, remat):
+    value, grads = gradients(model, parts, remat=remat)
+    trainable, frozen = parts
+    mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
+    places = jax.tree.map(lambda x: sharding.replicated(mesh), frozen)
+    layers = host_memory.placed_stacks(places, frozen)["model"]["layers"]
+    places["model"]["layers"] = layers
+    kinds = [place.memory_kind for place in jax.tree.leaves(layers)]
+    assert kinds.count(host_memory.KIND) == 7
+    there = trainable, jax.device_put(frozen, places)
+    again, other = gradients(model, there, remat=remat, offload="both")
     assert value == again
     jax.tree.map(np.testing.assert_array_equal, grads, other)
 

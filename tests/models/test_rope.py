@@ -25,6 +25,13 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+SIZES = {
+    "vocab_size": 8,
+    "hidden_size": 64,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 KINDS = {
     "default": {"rope_type": "default"},
     "large base": {"rope_type": "default", "rope_theta": 500000.0},
@@ -46,11 +53,7 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_angles_match_transformers(name, length):
     settings = {
-        "vocab_size": 8,
-        "hidden_size": 64,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
+        **SIZES,
         "max_position_embeddings": 256 if "original" in str(KINDS[name]) else 128,
         "rope_parameters": {"rope_theta": 10000.0, **KINDS[name]},
     }
@@ -63,6 +66,23 @@ def test_angles_match_transformers(name, length):
         assert found.dtype == jnp.float32
         both = np.concatenate([found, found], axis=-1)
         np.testing.assert_allclose(both, expected.numpy(), atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained", "context"),
+    [
+        ("default", 64, 64),
+        ("linear", 64, 64),  # its files say the longer one, or not: nobody knows
+        ("dynamic", 64, 128),
+        ("yarn", 64, 256),  # as Qwen's pages have it: the field stays as it was
+        ("yarn", 256, 256),
+        ("yarn", 512, 512),
+        ("llama3", 512, 512),
+    ],
+)
+def test_a_context_is_as_long_as_its_scaling_makes_it(kind, trained, context):
+    fields = {"max_position_embeddings": trained, "rope_scaling": KINDS[kind]}
+    assert models.config({"model_type": "llama", **SIZES, **fields}).context == context
 
 
 def test_rotation_keeps_lengths_and_depends_on_distances():

@@ -60,8 +60,9 @@ def test_what_each_setting_adds_is_asked_once_and_only_where_it_is_not_set():
 
     found = longest.Tried(102400, Sized(102400, 100e3))
     gains = list(longest.gains(found, cfg, trial, ROOM))
-    assert [one.overrides for one in gains] == [("model.tile=4096",)]
-    assert len(asked) == 2
+    made = [("model.tile=4096",), ("model.offload=both",)]
+    assert [one.overrides for one in gains] == made
+    assert len(asked) == 3
     assert {one.length for one in gains} == {359424}  # 18e9 / 50e3, a multiple of 1024
 
 
