@@ -114,7 +114,8 @@ def _parts(
             read += part.done == 1
             rejects.take(made.rejects.told())
             yield made
-            work.advance(part.count, max(records, round(records / max(share, 1e-6))))
+            total = max(records, round(records / max(share, 1e-6)))
+            work.advance(part.count, min(total, max_samples or total))
     rejects.settle(records)
 
 

@@ -137,6 +137,7 @@ def test_parquet_without_pyarrow_names_the_extra(write, monkeypatch):
         ("d.json", '[{"a": 1}]\n[]', r"d\.json:2: .*after the first value .*'\[\]'"),
         ("d.jsonl", '{\n "a": 1}', r"d\.jsonl:1: .* one line .* name the file \.json"),
         ("d.jsonl", '[\n{"a": 1}]', r"d\.jsonl:1: .* one line .* name the file \.json"),
+        ("d.jsonl", '[{"a": 1}, {"a": 2}]', r"d\.jsonl:1: .* 2 records; .* \.json"),
         (
             "d.json",
             '[{"a": {}},\n {"a": 1, "b": 2, "a": 3}]',

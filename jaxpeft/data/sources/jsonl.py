@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jaxpeft.data.json_text import after_blank, line_value, raw_value
 from jaxpeft.data.rejects import Rejects
@@ -63,6 +64,12 @@ class Lines:
                     ) from error
                 item: Row | InputError = error
             else:
+                if number == 1 and _are_records(value):
+                    raise InputError(
+                        f"{self.path}:{line}: this line is a list of {len(value):,} "
+                        "records; write each on a line of its own, or name the file "
+                        ".json"
+                    )
                 item = row(f"{self.path}:{line} (row {number})", value)
             rows.append(usable(item, rejects))
         return rows
@@ -105,6 +112,11 @@ def _is_blank(line: bytes) -> bool:
     return not stripped or (
         stripped[0] not in b'{["' and not stripped.decode(errors="replace").strip()
     )
+
+
+def _are_records(value: Any) -> bool:
+    """Whether a value is a list of objects, as a .json file holds them."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _is_json(text: str) -> bool:
