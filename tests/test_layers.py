@@ -25,7 +25,8 @@ STOREYS = (
     + ("doctor",),
     ("report", "chat", "combine", "evaluate"),
     ("train", "look", "compare"),
-    ("sweep", "board", "__main__"),
+    ("sweep",),
+    ("board", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}
 

@@ -89,6 +89,21 @@ def load(
     return Trained(base, adapters.several(params, adapted), tuple(folders))
 
 
+def untrained(section: ModelSection) -> Trained:
+    """The base that a run began with, as its configuration has it.
+
+    Args:
+        section: the section `model` of the configuration.
+
+    Raises:
+        InputError: for what is missing, and for a model that gives scores.
+    """
+    base = open_base(section)
+    if base.cfg.num_labels:
+        raise _writes_no_text(f"model.path: found {section.path!r}", base)
+    return Trained(base, _adapted(base.load(), base, None))
+
+
 def to_answer(
     section: ModelSection,
     adapter: Path | None,

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from jaxpeft.board import inside, pages
 from jaxpeft.board.catalog import Entry
-from jaxpeft.board.tail import Tail, is_number
+from jaxpeft.board.follower import Follower
+from jaxpeft.board.tail import is_number
 from jaxpeft.config import strict_yaml
 from jaxpeft.errors import InputError
 from jaxpeft.report import wording
@@ -211,11 +212,12 @@ def _of_fields(cls: Any) -> dict[str, Any]:
     return found
 
 
-def findings(folder: Path) -> Sequence[str]:
+def findings(folder: Path, ended: bool) -> Sequence[str]:
     """What the curves of a run say of its settings, a sentence each.
 
     Args:
         folder: the run's directory.
+        ended: whether the run is over.
     """
     from jaxpeft import config
     from jaxpeft.assembly.configuration import TABLES
@@ -228,8 +230,29 @@ def findings(folder: Path) -> Sequence[str]:
         about = Settings.of(config.parse(mapping, CONFIG, TABLES))
     except (OSError, InputError):
         pass  # the curves still say what they can
+    follower = Follower(folder)  # which holds no more lines than curves show
     try:
-        lines = Tail(folder, whole=True).more()
+        follower.read()
     except OSError as error:
         return [f"{METRICS} cannot be read ({error.strerror})"]
-    return [str(finding) for finding in diagnose(lines, about)]
+    # A line may be of both.
+    both = {id(line): line for line in (*follower.training, *follower.evaluation)}
+    lines = sorted(both.values(), key=lambda line: line["step"])
+    return [str(finding) for finding in diagnose(lines, about, ended=ended)]
+
+
+def stamps(folder: Path, *names: str) -> tuple[tuple[int, int, int] | None, ...]:
+    """What changes with the content of files of a run; None for one that is missing.
+
+    Args:
+        folder: the run's directory.
+        names: of the files.
+    """
+    found: list[tuple[int, int, int] | None] = []
+    for name in names:
+        try:
+            about = os.stat(folder / name, follow_symlinks=False)
+            found.append((about.st_mtime_ns, about.st_size, about.st_ino))
+        except OSError:
+            found.append(None)
+    return tuple(found)

@@ -1,7 +1,7 @@
 """The addresses of the board, and what stands behind each."""
 
 import asyncio
-import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -32,9 +32,12 @@ from jaxpeft.board.answers import (
 from jaxpeft.board.catalog import Catalog, Entry
 from jaxpeft.board.guard import Guard, TooLarge, too_large
 from jaxpeft.board.jobs import Queue
+from jaxpeft.board.kept import Kept
+from jaxpeft.board.shared import Shared
 from jaxpeft.board.talks import Talks
 from jaxpeft.errors import InputError
 
+MOST = 5000  # rows that are kept
 DIGITS = 16  # of a number in an address that is worth reading
 
 
@@ -93,6 +96,12 @@ def application(
     app.state.catalog = catalog
     app.state.queue = queue
     app.state.talks = Talks(queue.folder, queue.work)
+    # What a GET may set to work, by what it takes: a process, much memory, a thread.
+    app.state.examples = Kept(places=1, waiting=8, most=8)
+    app.state.comparisons = Kept(places=1, waiting=8, most=2)
+    app.state.looks = Kept(places=2, waiting=32, most=64)
+    app.state.shared = Shared()
+    app.state.rows = Rows()
     app.state.is_ending = is_ending
     return Guard(app, token, host, port)
 
@@ -128,7 +137,6 @@ async def index(request: Request) -> Response:
         sort=key,
         down=down,
         words=words,
-        now=time.time(),
     )
 
 
@@ -151,6 +159,7 @@ def _table(
 async def index_events(request: Request) -> Response:
     """What is new in the table."""
     catalog: Catalog = request.app.state.catalog
+    drawn: Rows = request.app.state.rows
     epoch, _, version = request.query_params.get("since", "").partition("-")
     known = epoch == catalog.epoch and version.isdecimal() and len(version) < DIGITS
     begun = int(version) if known else 0
@@ -163,23 +172,35 @@ async def index_events(request: Request) -> Response:
         new = [one for one in entries.values() if one.version > seen["version"]]
         seen["version"] = version
         if new:
-            rows = [pages.row(one) for one in new]
-            told.append(
-                (
-                    "rows",
-                    [
-                        {
-                            "id": one["key"],
-                            "group": one["key"] if one["is_sweep"] else one["sweep"],
-                            "html": pages.render_row(one),
-                        }
-                        for one in rows
-                    ],
-                )
-            )
+            told.append(("rows", [drawn.told(one) for one in new]))
         if entries.keys() != keys:
             keys = set(entries)
             told.append(("keys", sorted(keys)))
         return told
 
     return stream(request, changes)
+
+
+class Rows:
+    """The rows of the table as they are told, made once for all of its pages."""
+
+    def __init__(self) -> None:
+        self._told: OrderedDict[str, tuple[int, dict[str, Any]]] = OrderedDict()
+
+    def told(self, entry: Entry) -> dict[str, Any]:
+        """What the page is told of a run that has changed; from any thread.
+
+        Args:
+            entry: the run.
+        """
+        key, version = entry.place.key, entry.version
+        of, told = self._told.get(key, (-1, {}))
+        if of != version:
+            found = pages.row(entry)
+            group = found["key"] if found["is_sweep"] else found["sweep"]
+            html = pages.render_row(found)
+            told = {"id": found["key"], "group": group, "html": html}
+            self._told[key] = (version, told)
+            while len(self._told) > MOST:
+                self._told.popitem(last=False)
+        return told

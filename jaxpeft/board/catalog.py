@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.board import inside, life
+from jaxpeft.board import inside, life, motion
 from jaxpeft.board.figures import Figures, glance, resident
 from jaxpeft.board.folders import Folders, Place
 from jaxpeft.board.tail import Tail, is_number
@@ -41,6 +41,8 @@ class Entry:
         ended: its `.ended`.
         sweep: its `sweep.json`.
         memory: bytes, of the process now or the most of the run; None: not known.
+        heard: when the board last had a sign of its process, where that is on another
+            host, in seconds since the epoch.
         changed: when it last changed, in seconds since the epoch.
         title: what its sweep calls it, where it is a point of one.
         faults: what could not be read, a sentence each.
@@ -57,17 +59,20 @@ class Entry:
     ended: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, Any] = field(default_factory=dict)
     memory: int | None = None
+    heard: float | None = None
     changed: float = 0.0
     title: str = ""
     faults: dict[str, str] = field(default_factory=dict)
     _stamps: dict[str, Stamp | None] = field(default_factory=dict)
     _tail: Tail | None = None
+    _lines: motion.Motion | None = None  # of its metrics
 
-    def read(self, now: float) -> bool:
+    def read(self, now: float, tick: float) -> bool:
         """Reads what has changed, but for the state; whether that was looked at.
 
         Args:
             now: seconds since the epoch.
+            tick: by the monotonic clock.
         """
         folder = self.place.folder
         whole, grown = self._has_changed("."), self._has_changed(METRICS)
@@ -89,7 +94,7 @@ class Entry:
             if grown:
                 self._read_metrics()
         try:
-            self.held = life.holder(folder, now)
+            self.held = life.holder(folder, now, tick, self.held)
         except OSError as error:
             self.held = None
             self.why = f"the lock file cannot be read ({error.strerror})"
@@ -147,22 +152,25 @@ class Entry:
         self._tail = None
         self.faults[FAULT] = f"cannot be read: {error!r}"
 
-    def judge(self, sweep: "Entry | None", now: float) -> None:
+    def judge(self, sweep: "Entry | None", now: float, tick: float) -> None:
         """Says in which state it is.
 
         Args:
             sweep: the sweep that it is a point of, which has been read.
             now: seconds since the epoch.
+            tick: by the monotonic clock.
         """
-        stamp = self._stamps.get(METRICS)
+        stamp, lines = self._stamps.get(METRICS), self._lines
+        self._lines = stamp and motion.seen(stamp[0] / 1e9, tick, lines)
         about = {
             "begun": bool(self.figures.training or self.figures.evaluation),
-            "last": None if stamp is None else stamp[0] / 1e9,
+            "last": self._lines,
             "every": self.figures.seconds_a_line,
             "now": now,
+            "tick": tick,
         }
         if self.place.is_sweep:
-            self.state, self.why = self._of_sweep(now)
+            self.state, self.why = self._of_sweep(now, tick)
         elif sweep is not None and self.held is None and (row := _row(sweep, self)):
             self.title = str(row.get("name", ""))
             self.state, self.why = life.of_point(row, sweep.held, sweep.ended, **about)
@@ -173,12 +181,15 @@ class Entry:
         held = self.held
         peak = self.summary.get("peak_memory_bytes")
         self.memory = int(peak) if is_number(peak) else None
+        self.heard = None
+        if held is not None and held.alive and not held.is_here:
+            self.heard = now - held.quiet
         if held is not None and held.alive and held.is_here:
             self.memory = resident(held.pid or 0)
 
-    def _of_sweep(self, now: float) -> tuple[str, str]:
+    def _of_sweep(self, now: float, tick: float) -> tuple[str, str]:
         done, total = self.points
-        about = {"begun": True, "last": None, "every": None, "now": now}
+        about = {"begun": True, "last": None, "every": None, "now": now, "tick": tick}
         if self.held is None and not self.ended and done == total > 0:
             return life.FINISHED, ""
         return life.of_run(self.held, summary={}, ended=self.ended, **about)
@@ -194,9 +205,10 @@ class Entry:
 
     def seen(self) -> tuple:
         """What a change of is worth telling."""
-        alive = self.held is not None and self.held.alive
+        held = self.held
+        process = held and (held.alive, held.is_sure, held.beat.at if self.heard else 0)
         return (
-            *(self.state, self.why, self.title, alive),
+            *(self.state, self.why, self.title, process),
             *(sorted(self.faults.values()), tuple(self._stamps.items())),
         )
 
@@ -231,6 +243,7 @@ class Catalog:
         self.read_at = 0.0
         self.epoch = secrets.token_hex(4)
         self.version = 0
+        self._known = self.entries, self.version
         self._turn = threading.Lock()
 
     def refresh(self) -> dict[str, Entry]:
@@ -245,15 +258,22 @@ class Catalog:
         """Likewise; (`entries`, the version that belongs to them).
 
         An entry that changes later has a higher one, also where that is seen at once.
+        While one thread looks, others are told what was there before, unless that was
+        nothing: a disk that answers slowly holds up no page.
         """
-        with self._turn:
-            now = time.time()
-            if not 0 <= now - self.read_at < OLD:
-                self._refresh(now)
-                self.read_at = time.time()
-            return self.entries, self.version
+        if self._turn.acquire(blocking=not self.read_at):
+            try:
+                now = time.time()
+                if not 0 <= now - self.read_at < OLD:
+                    self._refresh(now)
+                    self._known = self.entries, self.version
+                    self.read_at = time.time()
+            finally:
+                self._turn.release()
+        return self._known
 
     def _refresh(self, now: float) -> None:
+        tick = time.monotonic()
         places = self.folders.find()
         entries = {}
         for key, place in places.items():
@@ -266,9 +286,9 @@ class Catalog:
             moves = entry.held or entry.place.sweep or FAULT in entry.faults
             before = entry.seen() if moves else None
             try:
-                if not entry.read(now) and before is None and entry.version:
+                if not entry.read(now, tick) and before is None and entry.version:
                     continue
-                entry.judge(entries.get(entry.place.sweep), now)
+                entry.judge(entries.get(entry.place.sweep), now, tick)
             except Exception as error:  # noqa: BLE001
                 # One run must not hide all others.
                 entry.fail(error)

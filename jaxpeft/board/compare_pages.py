@@ -1,6 +1,5 @@
 """The page on which runs stand side by side."""
 
-import asyncio
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -8,13 +7,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jaxpeft.board import pages
-from jaxpeft.board.answers import Told, new_parts, page, stream
+from jaxpeft.board.answers import Encoded, Told, encoded, new_parts, page, stream
+from jaxpeft.board.catalog import Catalog
+from jaxpeft.board.kept import Kept
+from jaxpeft.board.shared import SECONDS
 
 
 async def compare(request: Request) -> Response:
     """The page."""
-    content = await asyncio.to_thread(_opened, request)
+    kept: Kept = request.app.state.comparisons
+    key = ("opened", *_asked(request))
+    content = await kept.in_thread(key, SECONDS, _opened, request)
     return page("compare.html", **content)
+
+
+def _asked(request: Request) -> tuple[str, ...]:
+    """What makes one comparison another than the next: the axis, and the runs."""
+    keys = request.query_params.getlist("run")
+    return request.query_params.get("x", ""), *dict.fromkeys(keys)
 
 
 def _compared(request: Request) -> Any:
@@ -64,20 +74,41 @@ def _table(found: Any, records: Any) -> dict[str, Any]:
 
 async def compare_events(request: Request) -> Response:
     """What is new of the runs on the page."""
-    found = await asyncio.to_thread(_compared, request)
+    state = request.app.state
+    kept: Kept = state.comparisons
+    key = _asked(request)
+    # Once here, so that who asks for none is told.
+    first = await kept.in_thread(("begun", *key), 0, _Live, request)
     seen: dict[str, str] = {}
-    first = True
+    shown = 0
 
     def changes() -> Told:
-        nonlocal first
-        if not found.read() and not first:
-            return ()
-        first = False
-        entries = request.app.state.catalog.refresh()
+        nonlocal shown
+        _, (drawn, charts, html) = state.shared.look(("compare", key), lambda: first)
+        curves = [("charts", charts)] if drawn != shown else []
+        shown = drawn
+        return curves + new_parts(seen, {"side-by-side": html})
+
+    return stream(request, changes)
+
+
+class _Live:
+    """Runs side by side, looked at once for all pages that show them."""
+
+    def __init__(self, request: Request):
+        self._catalog: Catalog = request.app.state.catalog
+        self._found = _compared(request)
+        self._last: tuple[int, Encoded, str] | None = None
+
+    def __call__(self) -> tuple[int, Encoded, str]:
+        """(how often they were drawn, their curves, the table)."""
+        found, last = self._found, self._last
+        if not found.read() and last is not None:
+            return last
+        entries = self._catalog.refresh()
         found.entries = [entries.get(e.place.key, e) for e in found.entries]
         records = found.records()
         html = pages.render("compare_table.html", **_table(found, records))
-        told = new_parts(seen, {"side-by-side": html})
-        return [("charts", found.charts(records)), *told]
-
-    return stream(request, changes)
+        drawn = 1 if last is None else last[0] + 1
+        self._last = drawn, encoded(found.charts(records)), html
+        return self._last

@@ -22,6 +22,8 @@ from jaxpeft.rundir.metrics import values
 from jaxpeft.rundir.outcome import USUAL
 
 MOST = 60  # runs
+LINES = 40_000  # of all of them together that are held, of training and of evaluations
+LEAST = 1000  # of each
 PLACE = "output_dir"
 # What curves can go over: name -> the title of the axis.
 STEPS, TOKENS, TIME = "step", "tokens", "time"
@@ -51,7 +53,8 @@ class Compared:
                 found[one.place.key] = one
         self.entries = list(found.values())[:MOST]
         self.axis = axis
-        self._followers = [Follower(one.place.folder) for one in self.entries]
+        most = max(LEAST, LINES // max(1, len(self.entries)))
+        self._followers = [Follower(one.place.folder, most) for one in self.entries]
 
     def read(self) -> bool:
         """Reads what is new; whether there was anything."""

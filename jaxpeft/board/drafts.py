@@ -3,11 +3,10 @@
 import itertools
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxpeft import config, replacing
+from jaxpeft import config
 from jaxpeft.assembly.configuration import TABLES
 from jaxpeft.board import inside
 from jaxpeft.board.catalog import Entry
@@ -238,7 +237,7 @@ def begin(
     if wrong:
         raise InputError(*wrong)
     cfg = config.parse(strict_yaml.load(text, NAME), NAME, TABLES, METRICS)
-    path = _written(text, queue)
+    path = queue.written(text)
     run = Path(os.path.realpath(queue.work / cfg.output_dir))
     argv = [kind, "--config", str(path)]
     if kind == "plan" and memory:
@@ -249,24 +248,6 @@ def begin(
         run = run.with_name(f"{run.name}-sweep")
         argv += [*(f"--grid={line}" for line in grid), "--out", str(run)]
     return queue.add(argv, str(run) if kind in ("train", "sweep") else "")
-
-
-def _written(text: str, queue: Queue) -> Path:
-    """Where a configuration is written, under a name that says when."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    try:
-        queue.make()
-        for number in itertools.count():
-            path = queue.folder / f"config-{stamp}-{number}.yaml"
-            if not path.exists():
-                replacing.write_text(path, text)
-                return path
-    except OSError as error:
-        raise InputError(
-            f"{queue.folder}: cannot be written ({error.strerror}); permit it, or make "
-            "room"
-        ) from error
-    raise AssertionError
 
 
 def converted(text: str) -> tuple[str, list[str]]:

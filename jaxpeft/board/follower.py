@@ -12,12 +12,16 @@ MOST = 20_000  # lines that are kept; of more every second one goes
 class Thinned:
     """Lines, thinned where there are very many.
 
+    Args:
+        most: how many are kept.
+
     Attributes:
         lines: those that are kept.
         every: which of all they are: each, each second, ...
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self.lines: list[Line] = []
         self.every = 1
         self._count = 0
@@ -27,7 +31,7 @@ class Thinned:
         if self._count % self.every == 0:
             self.lines.append(line)
         self._count += 1
-        if len(self.lines) > MOST:
+        if len(self.lines) > self._most:
             self.lines, self.every = self.lines[::2], 2 * self.every
 
 
@@ -36,12 +40,13 @@ class Follower:
 
     Args:
         folder: the run's directory.
+        most: lines of training, and of evaluations, that are kept; None: `MOST`.
     """
 
-    def __init__(self, folder: Path):
-        self._tail = Tail(folder, whole=True)
+    def __init__(self, folder: Path, most: int | None = None):
+        self._tail, self._most = Tail(folder, whole=True), most or MOST
         self._drawn = False
-        self._training, self._evaluation = Thinned(), Thinned()
+        self._training, self._evaluation = Thinned(self._most), Thinned(self._most)
 
     @property
     def training(self) -> list[Line]:
@@ -72,7 +77,8 @@ class Follower:
         changed = not self._drawn
         for number, lines in enumerate(self._tail.pieces()):
             if number == 0 and self._tail.fresh:
-                self._training, self._evaluation = Thinned(), Thinned()
+                self._training = Thinned(self._most)
+                self._evaluation = Thinned(self._most)
                 changed = True
             changed = changed or bool(lines)
             for line in lines:

@@ -4,9 +4,15 @@ A page of another site can make a browser send requests here, and a name that it
 can be made to mean this address. So the name that was asked for (Host) must be this
 machine's, a request that changes something must come from a page of the board (Origin),
 and each needs the token, which no other page can read.
+
+A cookie is also sent with what another service's page at this host name asks for, at
+whatever port. What a browser says of such a request (Sec-Fetch-Site) refuses it; and
+what a page asks for behind its back, and takes work, needs a header that no page of
+another origin can set.
 """
 
 import hmac
+import html
 import ipaddress
 import socket
 from collections.abc import Mapping
@@ -15,7 +21,12 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import (
+    HTMLResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+)
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST = 2**20  # bytes of a request's body
@@ -23,6 +34,8 @@ DIGITS = 12  # of a length that is worth reading
 SAFE = ("GET", "HEAD")
 TOKEN = "token"
 HEADER = "x-board-token"
+PAGE = "x-board-page"  # what the board's own script sets
+OWN_SITES = ("same-origin", "none")  # none: typed, or a bookmark
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -95,7 +108,11 @@ class Guard:
             if not self._is_token(asked.pop(TOKEN)[0]):
                 return _refused("The token in this address is not this board's.")
             rest = urlencode(asked, doseq=True)
-            answer = RedirectResponse(_path(scope) + (f"?{rest}" if rest else ""), 303)
+            place = _path(scope) + (f"?{rest}" if rest else "")
+            # A redirection of another site's link would still be that site's request,
+            # and would come without the cookie; what this page leads to is its own.
+            own = _is_of_own_site(headers)
+            answer = RedirectResponse(place, 303) if own else _leading(place)
             # No page of another site makes a browser send it.
             answer.set_cookie(
                 self._cookie, self._token, httponly=True, samesite="strict"
@@ -106,8 +123,12 @@ class Guard:
                 "Open the address that the board printed when it began: it holds a "
                 "token, without which nothing is shown."
             )
-        if scope["method"] not in SAFE and not _is_own(headers):
-            return _refused("This request comes from a page that is not the board's.")
+        changes = scope["method"] not in SAFE
+        if not _is_of_own_site(headers) or (changes and not _is_own(headers)):
+            return _refused(
+                "This request comes from a page that is not the board's. Open the "
+                "board's address itself."
+            )
         return None
 
     def knows(self, host: str) -> bool:
@@ -143,6 +164,32 @@ def _path(scope: Scope) -> str:
     """The path that was asked for, which leads to no other host: // would name one."""
     raw = scope.get("raw_path") or scope["path"].encode()
     return "/" + raw.decode("latin-1").split("?")[0].lstrip("/\\")
+
+
+def _leading(place: str) -> Response:
+    """A page that leads on to another of the board."""
+    at = html.escape(place)
+    return HTMLResponse(
+        f'<!DOCTYPE html><title>jaxpeft board</title><meta http-equiv="refresh" '
+        f'content="0; url={at}"><a href="{at}">the board</a>'
+    )
+
+
+def _is_of_own_site(headers: Mapping[str, str]) -> bool:
+    """Whether no page of another origin has made a browser ask.
+
+    Programs say nothing of it, nor do browsers over plain HTTP from elsewhere.
+    """
+    return headers.get("sec-fetch-site", "none") in OWN_SITES
+
+
+def is_from_page(request: Request) -> bool:
+    """Whether a page of the board, or a program with the token, asks for a part.
+
+    Args:
+        request: which has been let through.
+    """
+    return HEADER in request.headers or PAGE in request.headers
 
 
 def _is_own(headers: Mapping[str, str]) -> bool:

@@ -13,6 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from jaxpeft.board import actions, inside, pages
 from jaxpeft.board.answers import Told, new_parts, page, stream
 from jaxpeft.board.jobs import DONE, WAITING, Job, Queue
+from jaxpeft.board.shared import Shared
 
 DRAWN_UP = ("train", "plan", "lr_find", "sweep")
 DIGITS = 6  # of a job's number
@@ -25,7 +26,13 @@ async def index(request: Request) -> Response:
     """The table of jobs."""
     queue: Queue = request.app.state.queue
     jobs = await asyncio.to_thread(_table, queue)
-    return page("jobs.html", title="Jobs", **jobs, places=queue.places)
+    return page(
+        "jobs.html",
+        title="Jobs",
+        **jobs,
+        places=queue.places,
+        folder=inside.shown(queue.folder),
+    )
 
 
 def _table(queue: Queue) -> dict[str, Any]:
@@ -40,10 +47,14 @@ def _table(queue: Queue) -> dict[str, Any]:
 async def index_events(request: Request) -> Response:
     """What is new among the jobs."""
     queue: Queue = request.app.state.queue
+    shared: Shared = request.app.state.shared
     seen: dict[str, str] = {}
 
+    def look() -> str:
+        return pages.render("jobs_table.html", **_table(queue))
+
     def changes() -> Told:
-        html = pages.render("jobs_table.html", **_table(queue))
+        _, html = shared.look("jobs", lambda: look)
         return new_parts(seen, {"jobs": html})
 
     return stream(request, changes)
@@ -89,14 +100,19 @@ def _head(request: Request, found: Job) -> dict[str, Any]:
 async def job_events(request: Request) -> Response:
     """What is new of a job."""
     queue: Queue = request.app.state.queue
+    shared: Shared = request.app.state.shared
     seen: dict[str, str] = {}
-    await asyncio.to_thread(_job, request)
+    number = (await asyncio.to_thread(_job, request)).number
 
-    def changes() -> Told:
+    def look() -> dict[str, str]:
         found = _job(request)
         text = pages.render("log_text.html", log=log(queue, found))
         head = pages.render("job_head.html", **_head(request, found))
-        return new_parts(seen, {"job": head, "log": text})
+        return {"job": head, "log": text}
+
+    def changes() -> Told:
+        _, parts = shared.look(("job", number), lambda: look)
+        return new_parts(seen, parts)
 
     return stream(request, changes)
 

@@ -1,6 +1,6 @@
 """Commands that the board starts: a queue of files, and processes that outlive it.
 
-A job is a few files of one number in `.board/` below the first folder of runs: what it
+A job is a few files of one number in a folder of the user's own (see `state`): what it
 is (`.json`), who works on it (`.started`, locked as long as they live), what it says
 (`.log`) and how it ended (`.ended`). Nothing is known of it otherwise, so that a board
 that begins finds what another one has started.
@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxpeft.board import inside
+from jaxpeft import replacing
+from jaxpeft.board import inside, state
 from jaxpeft.board.life import named
 from jaxpeft.board.processes import COMMANDS, TOKEN, python, terminate, write_end
 from jaxpeft.board.tail import is_number
 from jaxpeft.errors import EXIT_INPUT, EXIT_PREEMPTED, InputError
 
-FOLDER = ".board"
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 TURN = "tend"  # the file that a board locks while it starts what waits
 MOST = 100  # jobs that may wait
@@ -67,25 +67,34 @@ class Job:
         """The first word of the command."""
         return self.argv[0]
 
+    @property
+    def is_left(self) -> bool:
+        """Whether it has not ended."""
+        return self.state in (WAITING, RUNNING)
+
 
 @dataclass
 class Queue:
-    """The jobs in a folder, of which some run at a time.
+    """The jobs about a folder of runs, of which some run at a time.
 
     Attributes:
         top: the folder of runs.
         places: how many run at a time.
         work: where the commands are started.
+        tops: the folders that commands may go to; (): `top` alone.
         fault: why nothing is started now; "": it is.
+        folder: where the files of the jobs are.
     """
 
     top: Path
     places: int = 1
     work: Path = field(default_factory=Path.cwd)
+    tops: Sequence[Path] = ()
     fault: str = ""
 
     def __post_init__(self) -> None:
-        self.folder = self.top / FOLDER
+        self.folder = state.folder(self.top)
+        self.tops = tuple(self.tops) or (Path(os.path.realpath(self.top)),)
         self._children: list[subprocess.Popen] = []
         self._over: dict[int, Job] = {}  # of which nothing changes any more
         self._turn = threading.Lock()
@@ -117,6 +126,7 @@ class Queue:
             "made": time.time(),
             "host": socket.gethostname(),
             "work": work or str(self.work),
+            "tops": [str(top) for top in self.tops],
         }
         try:
             self.make()
@@ -129,10 +139,7 @@ class Queue:
                 except FileExistsError:
                     number += 1
         except OSError as error:
-            raise InputError(
-                f"{self.folder}: cannot be written ({error.strerror}); permit it, or "
-                "make room"
-            ) from error
+            raise self._unwritable(error) from error
 
     def make(self) -> None:
         """Makes the folder of the jobs, and sees to it that nobody else writes it.
@@ -143,12 +150,39 @@ class Queue:
             InputError: it is somebody else's, or others may write it.
             OSError: it cannot be made.
         """
-        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._is_ours():
             raise InputError(
                 f"{self.folder}: is somebody else's, or others may write it, and what "
-                "stands in it would be started; remove it, or serve another folder"
+                f"stands in it would be started; remove it, or set {state.SETTING} to "
+                "a folder of your own"
             )
+
+    def written(self, text: str) -> Path:
+        """Where the configuration of a job is written, under a name that says when.
+
+        Args:
+            text: the configuration.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        try:
+            self.make()
+            number = 0
+            while (path := self.folder / f"config-{stamp}-{number}.yaml").exists():
+                number += 1
+            replacing.write_text(path, text)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return path
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(
+            f"{self.folder}: cannot be written ({error.strerror}); permit it, or make "
+            "room"
+        )
 
     def _is_ours(self) -> bool:
         try:

@@ -2,7 +2,7 @@
 
 A process that is killed leaves its lock file. On its own host the operating system has
 let go of the lock then; elsewhere the file's time of change, which the process renews,
-grows old. So a run that was killed never looks alive.
+stops moving. So a run that was killed never looks alive, whatever a clock says.
 """
 
 import fcntl
@@ -12,9 +12,11 @@ import socket
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxpeft.board import inside
+from jaxpeft.board import inside, motion
+from jaxpeft.board.motion import Motion
 from jaxpeft.board.tail import is_number
 from jaxpeft.rundir.lock import BEAT, LOCK
+from jaxpeft.rundir.sweep_files import DROPPED
 
 RUNNING, STALLED, WAITING = "running", "stalled", "waiting"
 FINISHED, STOPPED_EARLY = "finished", "stopped early"
@@ -34,18 +36,22 @@ class Holder(NamedTuple):
     Attributes:
         pid: its number on its host; None where the file does not say.
         host: the name of that.
-        beat: when it last renewed the file, in seconds since the epoch.
+        beat: how its renewals of the file were watched.
+        quiet: the seconds since the last of them.
         alive: whether it lives.
         why: what says that it does not; "" where it does.
         since: when it began, in seconds since the epoch; None: the file does not say.
+        is_sure: whether that it does not live is more than a guess by another's clock.
     """
 
     pid: int | None
     host: str
-    beat: float
+    beat: Motion
+    quiet: float
     alive: bool
     why: str = ""
     since: float | None = None
+    is_sure: bool = True
 
     @property
     def is_here(self) -> bool:
@@ -53,12 +59,16 @@ class Holder(NamedTuple):
         return self.pid is not None and self.host == socket.gethostname()
 
 
-def holder(folder: Path, now: float) -> Holder | None:
+def holder(
+    folder: Path, now: float, tick: float = 0.0, before: Holder | None = None
+) -> Holder | None:
     """The process that writes a directory, or was killed while it did; None: neither.
 
     Args:
         folder: of a run or a sweep.
         now: seconds since the epoch.
+        tick: by the monotonic clock.
+        before: what it was when it was last asked for.
 
     Raises:
         OSError: the lock file cannot be read.
@@ -68,17 +78,29 @@ def holder(folder: Path, now: float) -> Holder | None:
     except FileNotFoundError:
         return None
     with file:
-        beat = os.fstat(file.fileno()).st_mtime
+        renewed = os.fstat(file.fileno()).st_mtime
         content = file.read(4096)
         pid, host = named(content)
         since = _since(content)
+        same = before is not None and before[:2] == (pid, host)
+        same = same and before is not None and before.since == since
+        beat = motion.seen(renewed, tick, before.beat if same and before else None)
+        quiet = beat.age(now, tick)
         if pid is None or host != socket.gethostname():
-            alive = now - beat < SILENT
-            why = "" if alive else f"nothing was heard of it for {SILENT:.0f} s"
-            return Holder(pid, host, beat, alive, why, since)
+            alive, watched = quiet < SILENT, tick - beat.at
+            why = "" if alive else _silent(watched)
+            sure = watched >= SILENT
+            return Holder(pid, host, beat, quiet, alive, why, since, sure)
         alive = _exists(pid) and _is_locked(file.fileno())
         why = "" if alive else f"process {pid} ended without a word: it was killed"
-        return Holder(pid, host, beat, alive, why, since)
+        return Holder(pid, host, beat, quiet, alive, why, since)
+
+
+def _silent(watched: float) -> str:
+    why = f"nothing was heard of it for {SILENT:.0f} s"
+    if watched >= SILENT:
+        return why
+    return f"{why} by this machine's clock; the board watches whether that changes"
 
 
 def named(content: bytes) -> tuple[int | None, str]:
@@ -136,9 +158,10 @@ def of_run(
     summary: dict[str, Any],
     ended: dict[str, Any],
     begun: bool,
-    last: float | None,
+    last: Motion | None,
     every: float | None,
     now: float,
+    tick: float,
 ) -> tuple[str, str]:
     """The state of a run that has a lock of its own, and what there is to say of it.
 
@@ -147,12 +170,13 @@ def of_run(
         summary: its `summary.json`, empty where there is none.
         ended: its `.ended`, likewise.
         begun: whether it has logged anything.
-        last: when its metrics last changed, in seconds since the epoch; None: never.
+        last: how the changes of its metrics were watched; None: it has none.
         every: the seconds that a line of its log takes; None: not known.
         now: seconds since the epoch.
+        tick: by the monotonic clock.
     """
     if held is not None and held.alive:
-        return _alive(held, begun, last, every, now)
+        return _alive(held, begun, last, every, now, tick)
     if held is not None:
         return FAILED, held.why
     if ended:
@@ -166,15 +190,22 @@ def of_run(
 
 
 def _alive(
-    held: Holder, begun: bool, last: float | None, every: float | None, now: float
+    held: Holder,
+    begun: bool,
+    last: Motion | None,
+    every: float | None,
+    now: float,
+    tick: float,
 ) -> tuple[str, str]:
-    if now - held.beat > SILENT + BEAT:
-        return STALLED, f"the process has done nothing for {_minutes(now - held.beat)}"
+    if held.quiet > SILENT + BEAT:
+        return STALLED, f"the process has done nothing for {_minutes(held.quiet)}"
     # Lines from before it began are of the process that it continues.
-    trains = begun and (last or 0.0) > (held.since or 0.0)
+    since = held.since or 0.0
+    trains = begun and last is not None and (last.moved or last.value > since)
     allowed = max(LEAST, SLOW * (every or 0.0)) if trains else FIRST
-    times = [time for time in (last, held.since) if time is not None]
-    silence = now - max(times, default=now)
+    ages = [] if held.since is None else [now - held.since]
+    ages += [] if last is None else [last.age(now, tick)]
+    silence = min(ages, default=0.0)
     if silence > allowed:
         return STALLED, f"logged nothing for {_minutes(silence)}"
     return RUNNING, "" if trains else "loads and compiles"
@@ -190,9 +221,10 @@ def of_point(
     ended: dict[str, Any],
     *,
     begun: bool,
-    last: float | None,
+    last: Motion | None,
     every: float | None,
     now: float,
+    tick: float,
 ) -> tuple[str, str]:
     """The state of a sweep's point, whose lock is the sweep's.
 
@@ -204,20 +236,21 @@ def of_point(
         last: likewise.
         every: likewise.
         now: seconds since the epoch.
+        tick: by the monotonic clock.
     """
     status = row.get("status")
     if status == "done":
         return FINISHED, ""
     if status == "diverged":
         return FAILED, "diverged: its steps were not finite"
-    if status == STOPPED_EARLY:
-        return STOPPED_EARLY, ""
+    if status in (STOPPED_EARLY, DROPPED):
+        return STOPPED_EARLY, str(row.get("why") or "")
     if status != RUNNING:
         return WAITING, "its turn has not come"
     if held is not None and held.alive:
         if not begun:  # the sweep began long before its turn came
             held = held._replace(since=None)
-        return _alive(held, begun, last, every, now)
+        return _alive(held, begun, last, every, now, tick)
     if held is not None:
         return FAILED, held.why
     if ended.get("status") == PREEMPTED:

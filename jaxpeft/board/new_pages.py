@@ -11,15 +11,21 @@ from starlette.responses import RedirectResponse, Response
 from jaxpeft.board import pages
 from jaxpeft.board.answers import data, form, page
 from jaxpeft.board.jobs import Queue
+from jaxpeft.board.kept import Kept
 from jaxpeft.config import strict_yaml
 from jaxpeft.errors import InputError
 
 
 async def new(request: Request) -> Response:
     """The form, from a recipe, a run or a job."""
-    text = await asyncio.to_thread(_from, request)
-    content = await asyncio.to_thread(_content, request, text)
+    looks: Kept = request.app.state.looks
+    key = ("new", str(request.query_params))
+    content = await looks.in_thread(key, 0, _opened, request)
     return page("new.html", **content, **EMPTY)
+
+
+def _opened(request: Request) -> dict[str, Any]:
+    return _content(request, _from(request))
 
 
 EMPTY: dict[str, Any] = {"remarks": (), "kind": "", "grid": "", "memory": ""}

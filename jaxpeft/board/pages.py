@@ -108,6 +108,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.globals["ago"], made.globals["clock"] = ago, lambda: time.time()
     made.globals["as_data"] = lambda content: Markup(script_data(content))
     return made
 
@@ -146,6 +147,8 @@ def _unknown(entry: Entry) -> dict[str, Any]:
         "step": 0,
         "steps": None,
         "changed": entry.changed or None,
+        "heard": entry.heard,
+        "host": "" if entry.held is None else inside.shown(entry.held.host),
     }
 
 

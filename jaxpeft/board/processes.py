@@ -13,12 +13,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxpeft import replacing
-from jaxpeft.board import inside
+from jaxpeft.board import confine, inside
 from jaxpeft.devices import termination
-from jaxpeft.errors import InputError
+from jaxpeft.errors import EXIT_INPUT, InputError
 
 # Those that the board starts, each a module of the package.
 COMMANDS = ("train", "sweep", "lr_find", "plan", "report", "export")
@@ -64,7 +66,8 @@ def work(path: Path) -> int:
         The exit code of the command.
 
     Raises:
-        InputError: there is no such job, or another process works on it.
+        InputError: there is no such job, another process works on it, or the run that
+            it is about leads out of the folders that were named.
     """
     about = inside.json_object(path.parent, path.name)
     argv = about.get("argv")
@@ -75,6 +78,11 @@ def work(path: Path) -> int:
             raise InputError(f"{path}: another process works on it")
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, mine)
         mine.flush()
+        try:
+            _check(about)  # what has come into the run's folder while the job waited
+        except InputError:
+            write_end(path.with_suffix(".ended"), EXIT_INPUT)
+            raise
         with termination.holding(FOREVER):
             # The command holds the lock, too: the place is taken while either lives.
             child = subprocess.Popen(
@@ -85,6 +93,12 @@ def work(path: Path) -> int:
             code = _awaited(child)
             write_end(path.with_suffix(".ended"), code)
     return code
+
+
+def _check(about: Mapping[str, Any]) -> None:
+    run, tops = about.get("run"), about.get("tops")
+    if isinstance(run, str) and run and isinstance(tops, list):
+        confine.check(Path(run), [Path(str(top)) for top in tops])
 
 
 def _locked(file: int) -> bool:

@@ -10,14 +10,28 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from jaxpeft.board import about, actions, examples, inside, job_pages, pages, try_pages
+from jaxpeft.board import (
+    about,
+    actions,
+    examples,
+    guard,
+    inside,
+    life,
+    live,
+    pages,
+    resume,
+)
 from jaxpeft.board.answers import Told, form, new_parts, page, stream
 from jaxpeft.board.catalog import Catalog, Entry
-from jaxpeft.board.follower import Follower
 from jaxpeft.board.jobs import Queue
-from jaxpeft.rundir.files import CONFIG
+from jaxpeft.board.kept import Kept
+from jaxpeft.board.live import Live
+from jaxpeft.board.shared import Look
+from jaxpeft.rundir.files import CONFIG, METRICS
 
 PIECE = 2**20  # bytes of a file that are sent at once
+MOMENT = 30.0  # seconds for which examples are as good as new: their data may change
+LONG = 600.0  # for which it is that of files which have not changed
 
 
 async def run(request: Request) -> Response:
@@ -35,35 +49,16 @@ def _content(entry: Entry, queue: Queue) -> dict[str, Any]:
     except OSError:
         config = ""
     return {
-        **_head(entry),
+        **live.head(entry),
         "title": found["name"],
         "folder": inside.shown(folder),
         "samples": about.samples(folder),
-        "log": _log(entry, queue),
-        "command": actions.command(entry),
+        "log": live.log(entry, queue),
+        "command": resume.began(entry),
         "config": config,
         "environment": about.environment(folder),
         "files": about.files(folder),
     }
-
-
-def _head(entry: Entry) -> dict[str, Any]:
-    found = pages.row(entry)
-    return {
-        "row": found,
-        "headlines": about.headlines(found, entry),
-        "buttons": actions.buttons(entry),
-        "can_try": try_pages.has_result(entry),
-    }
-
-
-def _log(entry: Entry, queue: Queue) -> str:
-    """What the newest command about a run says, if the board has started one."""
-    folder = str(entry.place.folder)
-    for job in queue.jobs():
-        if job.run == folder and job.name in ("train", "sweep"):
-            return pages.render("log.html", job=job, log=job_pages.log(queue, job))
-    return ""
 
 
 async def act(request: Request) -> Response:
@@ -81,51 +76,40 @@ async def act(request: Request) -> Response:
 async def events(request: Request) -> Response:
     """What is new of a run: its head, its curves, its samples, its files."""
     entry = await _entry(request)
-    catalog: Catalog = request.app.state.catalog
-    queue: Queue = request.app.state.queue
-    key, follower = entry.place.key, Follower(entry.place.folder)
+    state, place = request.app.state, entry.place
     seen: dict[str, str] = {}
+    shown = 0
+
+    def begin() -> Look:
+        return Live(state.catalog, state.queue, place.key, place.folder).look
 
     def changes() -> Told:
-        now = catalog.refresh().get(key)
-        if now is None:
-            return new_parts(seen, {"head": pages.render("gone.html")})
-        told: list[tuple[str, Any]] = []
-        remarks = []
-        try:
-            if follower.read():
-                told.append(("charts", follower.charts()))
-        except OSError as error:
-            remarks.append(f"the metrics cannot be read ({error.strerror})")
-        if follower.bad:
-            remarks.append(f"{follower.bad} lines of the metrics could not be read")
-        if follower.every > 1:
-            remarks.append(f"the curves show one of {follower.every} lines")
-        folder = now.place.folder
-        parts = {
-            "head": pages.render("head.html", **_head(now), remarks=remarks),
-            "log": _log(now, queue),
-            "samples": pages.render("samples.html", samples=about.samples(folder)),
-            "files": pages.render(
-                "files.html", row={"key": key}, files=about.files(folder)
-            ),
-        }
-        return told + new_parts(seen, parts)
+        nonlocal shown
+        _, (drawn, charts, parts) = state.shared.look(("run", place.key), begin)
+        curves = [("charts", charts)] if drawn != shown else []
+        shown = drawn
+        return curves + new_parts(seen, parts)
 
     return stream(request, changes)
 
 
 async def findings(request: Request) -> Response:
     """What the curves of a run say, a part of its page."""
-    entry = await _entry(request)
-    found = await asyncio.to_thread(about.findings, entry.place.folder)
+    entry = await _entry_of_part(request)
+    folder, ended = entry.place.folder, entry.state not in life.LIVE
+    key = ("findings", folder, ended, about.stamps(folder, CONFIG, METRICS))
+    looks: Kept = request.app.state.looks
+    found = await looks.in_thread(key, LONG, about.findings, folder, ended)
     return page("findings.html", findings=found)
 
 
 async def settings(request: Request) -> Response:
     """The settings of a run that are not the defaults, a part of its page."""
-    entry = await _entry(request)
-    found, wrong = await asyncio.to_thread(about.settings, entry.place.folder)
+    entry = await _entry_of_part(request)
+    folder = entry.place.folder
+    key = ("settings", folder, about.stamps(folder, CONFIG))
+    looks: Kept = request.app.state.looks
+    found, wrong = await looks.in_thread(key, LONG, about.settings, folder)
     return page("settings.html", settings=found, complaints=wrong)
 
 
@@ -138,13 +122,14 @@ async def examples_of(request: Request) -> Response:
 
 async def examples_part(request: Request) -> Response:
     """The same, made now, a part of its page."""
-    entry = await _entry(request)
+    entry = await _entry_of_part(request)
     queue: Queue = request.app.state.queue
+    kept: Kept = request.app.state.examples
     try:
         text = await asyncio.to_thread(inside.text, entry.place.folder, CONFIG)
     except OSError as error:
         raise HTTPException(404, f"It cannot be read: {error.strerror}.") from None
-    told = await examples.of(text, queue.work)
+    told = await kept.get(text, MOMENT, lambda: examples.of(text, queue.work))
     sets, error = told.get("sets", ()), told.get("error", "")
     return page("examples_part.html", sets=sets, error=error)
 
@@ -179,6 +164,13 @@ async def download(request: Request) -> Response:
         media_type="application/octet-stream",
         headers={"content-disposition": f"attachment; filename={plain}"},
     )
+
+
+async def _entry_of_part(request: Request) -> Entry:
+    """The run, where a page of the board asks for a part that takes work."""
+    if not guard.is_from_page(request):
+        raise HTTPException(403, "This is a part of a page; open the page.")
+    return await _entry(request)
 
 
 async def _entry(request: Request) -> Entry:

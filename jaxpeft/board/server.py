@@ -38,7 +38,8 @@ def serve(
     with listening(host, port) as listener:
         port = listener.getsockname()[1]
         catalog = Catalog(list(folders))
-        queue = Queue(catalog.folders.tops[0], places)
+        tops = catalog.folders.tops
+        queue = Queue(tops[0], places, tops=tops)
         server = uvicorn.Server(
             uvicorn.Config(
                 application(

@@ -99,7 +99,7 @@ def _load(first: Mapping[str, Any]) -> Any:
     model = configuration.began(run)
     if model is None:
         raise InputError(f"{Path(run).name}: says not which model it began with")
-    return trained.load(None, model.path, None, None)
+    return trained.untrained(model)  # as the run had it: quantized, in its dtype
 
 
 def _settings(request: Mapping[str, Any]) -> dict[str, Any]:

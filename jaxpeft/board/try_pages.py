@@ -9,11 +9,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from jaxpeft.board import inside
+from jaxpeft.board import confine, inside
 from jaxpeft.board.answers import form, page
 from jaxpeft.board.catalog import Entry
 from jaxpeft.board.talk import DRAWING
 from jaxpeft.board.talks import Talks
+from jaxpeft.errors import InputError
 from jaxpeft.rundir.files import ADAPTER, MODEL
 
 BASE = "base"
@@ -90,10 +91,16 @@ async def say(request: Request) -> Response:
         raise HTTPException(400, "The conversation is no JSON.") from None
     await asyncio.to_thread(request.app.state.queue.make)  # the log is there
     talks: Talks = request.app.state.talks
-    is_base = fields.get("base") == "1"
+    is_base, folder = fields.get("base") == "1", entry.place.folder
+    tops = request.app.state.queue.tops
 
     async def parts() -> AsyncIterator[str]:
-        async for part in talks.ask(entry.place.folder, is_base, asked):
+        try:
+            await asyncio.to_thread(confine.check, folder, tops)
+        except InputError as error:
+            yield json.dumps({"error": "; ".join(error.problems)}) + "\n"
+            return
+        async for part in talks.ask(folder, is_base, asked):
             yield json.dumps(part) + "\n"
 
     return StreamingResponse(parts(), media_type="application/x-ndjson")

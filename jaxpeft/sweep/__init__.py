@@ -36,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
     sweep = sweeping.Sweep(
         *(args.config, args.overrides, directory, axes, args.at_once, args.halving)
     )
-    if not args.search:
+    if args.search:
+        sweep.trials = args.trials or TRIALS
+    else:
         sweep.add(grid.points(axes))
     check(sweep)  # all complaints, before anything is written
     plan = halving.prepare(sweep, args.halving) if args.halving else None
@@ -44,8 +46,8 @@ def main(argv: Sequence[str]) -> int:
         left = sum(not point.ended for point in sweep.points)
         if sweep.points and not left and not args.search:
             console.say(f"all {len(sweep.points)} points have ended: nothing to train")
-        if args.search:
-            search.train(sweep, args.trials or TRIALS, base.seed)
+        if sweep.trials is not None:
+            search.train(sweep, sweep.trials, base.seed)
         elif plan is not None:
             plan.train()
         else:

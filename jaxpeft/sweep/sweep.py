@@ -44,6 +44,7 @@ class Sweep:
         at_once: the most points that one program trains; None: see `grid.together`.
         halving: the factor by which points are dropped on the way, or None.
         points: the points so far.
+        trials: how many points a search draws; None: there is none.
 
     Raises:
         InputError: where the directory holds another sweep, or anything else.
@@ -56,6 +57,7 @@ class Sweep:
     at_once: int | None = None
     halving: int | None = None
     points: list[Point] = field(default_factory=list)
+    trials: int | None = None
 
     def __post_init__(self) -> None:
         self.base = configuration.open_config(self.source, self.overrides)
@@ -175,9 +177,12 @@ class Sweep:
     def save(self) -> None:
         """Writes how the points stand, and the table of those that have ended."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        # Settings of no point, which whoever repeats the command needs all the same.
+        repeated = {"at_once": self.at_once, "trials": self.trials}
         state = {
             "base_config": self.source,
             **self._asked,
+            **{key: value for key, value in repeated.items() if value is not None},
             "judged_by": self.judge.column,
             "prefers_greater": self.judge.prefers_greater,
             "remarks": [*verdict.over_seeds(self), *verdict.advice(self)]

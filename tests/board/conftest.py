@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from jaxpeft.board import shared
 from jaxpeft.board.application import application
 from jaxpeft.board.catalog import Catalog
 from jaxpeft.board.jobs import Queue
@@ -40,6 +41,14 @@ training:
   max_steps: 40
   num_epochs: null
 """
+
+
+@pytest.fixture(autouse=True)
+def state_home(tmp_path, monkeypatch) -> Path:
+    """Where boards keep their jobs: nothing of the user's own is read or added to."""
+    home = tmp_path / "state-home"
+    monkeypatch.setenv("XDG_STATE_HOME", str(home))
+    return home
 
 
 @pytest.fixture
@@ -104,8 +113,9 @@ class Answer(NamedTuple):
 
 
 @pytest.fixture
-def board(tmp_path) -> "Asked":
-    """A board over tmp_path/runs."""
+def board(tmp_path, monkeypatch) -> "Asked":
+    """A board over tmp_path/runs, which looks anew each time that it is asked."""
+    monkeypatch.setattr(shared, "SECONDS", 0.0)
     tmp_path.joinpath("runs").mkdir(exist_ok=True)
     return Asked(tmp_path / "runs")
 

@@ -122,3 +122,26 @@ def test_a_port_that_is_taken_is_said():
         port = found.getsockname()[1]
         with pytest.raises(InputError, match=f"port {port}.*another --port"):
             listening(HERE, port)
+
+
+@pytest.mark.parametrize("site", ["same-site", "cross-site", "x"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", ["/", "/run/x/examples/part", "/new", "/compare"])
+def test_a_browser_s_word_that_another_page_asks_is_taken(board, site, method, path):
+    """As of one at another port of this host, with whose requests the cookie comes."""
+    own = {"cookie": cookie(board).split(";")[0], "origin": f"http://{HOST}"}
+    for mode in ("navigate", "no-cors", "cors"):
+        asked = {**own, "sec-fetch-site": site, "sec-fetch-mode": mode}
+        assert board.ask(method, path, asked).code == 403
+    for site in ("same-origin", "none"):
+        asked = {**own, "sec-fetch-site": site}
+        assert board.ask(method, "/x", asked).code == 404
+
+
+def test_the_printed_address_opens_the_board_from_another_page_as_well(board):
+    """A terminal in a browser, whose redirection would come without the cookie."""
+    path = f"/?token={TOKEN}&words=%22%3E%3Cscript%3E"
+    answer = board.ask("GET", path, {"sec-fetch-site": "cross-site"})
+    assert answer.code == 200 and "HttpOnly" in answer.headers["set-cookie"]
+    assert 'content="0; url=/?words=%22%3E%3Cscript%3E"' in answer.text
+    assert TOKEN not in answer.text and "<script" not in answer.text

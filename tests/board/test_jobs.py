@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -87,9 +88,9 @@ def test_while_one_board_starts_jobs_another_does_not(queue, monkeypatch):
 def test_a_job_runs_where_it_was_asked_for(queue, tmp_path, monkeypatch):
     queue.work = tmp_path / "mine"
     queue.add(["plan"])
-    monkeypatch.setattr(jobs.socket, "gethostname", lambda: "another-host")
-    queue.add(["plan"])
-    monkeypatch.undo()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(jobs.socket, "gethostname", lambda: "another-host")
+        queue.add(["plan"])
     other, begun = Queue(queue.top, places=2, work=tmp_path / "others"), []
     other._start = lambda *job: begun.append(job)
     other.tend()
@@ -157,25 +158,51 @@ def test_only_commands_of_the_table_are_queued(queue, argv):
 
 @pytest.mark.parametrize("how", ["others may write", "a link", "a file"])
 def test_nothing_is_started_from_a_folder_that_others_can_write(tmp_path, how):
-    top, away = tmp_path / "runs", tmp_path / "away"
-    for folder in (top, away):
-        folder.mkdir()
-    planted = away if how == "a link" else top / ".board"
+    away, found = tmp_path / "away", Queue(tmp_path)
+    away.mkdir()
+    found.folder.parent.mkdir(parents=True)
+    planted = away if how == "a link" else found.folder
     if how == "a file":
         planted.write_text("x")
     else:
         planted.mkdir(exist_ok=True)
         planted.chmod(0o777 if how == "others may write" else 0o700)
-        content = json.dumps({"argv": ["train", "--config", "evil.yaml"]})
-        (planted / "000001.json").write_text(content)
+        plant(planted)
     if how == "a link":
-        (top / ".board").symlink_to(away)
-    found = Queue(top)
+        found.folder.symlink_to(away)
     found._start = pytest.fail  # type: ignore[assignment]
     found.tend()
     assert found.jobs() == [] and found.job(1) is None
     with pytest.raises(InputError):
         found.add(["plan"])
+
+
+def plant(folder):
+    """A job that nobody has asked for."""
+    content = json.dumps({"argv": ["train", "--config", "evil.yaml"], "made": 1.0})
+    (folder / "000001.json").write_text(content)
+
+
+@pytest.mark.parametrize("place", ["", ".board", ".jaxpeft", "one", "one/.board"])
+def test_what_comes_with_the_runs_is_never_a_job(board, tmp_path, make_run, place):
+    """An archive of runs holds whatever its maker wants."""
+    make_run("one")
+    folder = tmp_path / "runs" / place
+    folder.mkdir(exist_ok=True)
+    plant(folder)
+    board.queue._start = pytest.fail
+    board.queue.tend()
+    assert board.queue.jobs() == [] and "evil" not in board.get("/jobs").text
+    assert board.get("/jobs/1").code == 404
+
+
+def test_jobs_lie_in_a_folder_of_the_user_alone(queue, state_home, tmp_path):
+    queue.add(["plan"])
+    assert queue.folder.parent == state_home / "jaxpeft" / "board"
+    assert stat.S_IMODE(queue.folder.stat().st_mode) == 0o700
+    assert Queue(tmp_path / "other").folder != queue.folder
+    (tmp_path / "by-another-name").symlink_to(tmp_path)
+    assert states(Queue(tmp_path / "by-another-name")) == {1: "waiting"}
 
 
 def test_the_queue_is_bounded(queue, monkeypatch):
@@ -374,7 +401,7 @@ def test_continue_queues_the_run_s_own_configuration_once(make_run, board):
     assert job.argv[:3] == ("train", "--config", str(run / "config.yaml"))
     name, _, value = job.argv[3].partition("=")
     assert name == "output_dir" and strict_yaml.parse_scalar(value) == str(run)
-    assert board.get("/jobs").text.count("<tr>") == 2
+    assert board.get("/jobs").text.count("<tr ") == 2
     assert board.get("/jobs/1").code == 200
     for number in ("9", "9" * 5000, "x", "-1", "1e3"):
         assert board.get(f"/jobs/{number}").code == 404

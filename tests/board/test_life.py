@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from jaxpeft.board import life
+from jaxpeft.board import actions, catalog, life
 from jaxpeft.errors import InputError, Preempted
 from jaxpeft.rundir import lock
 from jaxpeft.rundir.lock import RunLock
@@ -53,6 +53,88 @@ def test_elsewhere_the_heartbeat_tells(make_run, board):
     grow_old(run / ".lock", 59)
     entry = board.entry("one")
     assert entry.state == life.FAILED and "heard" in entry.why
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """clock(seconds): as much later."""
+    passed = [0.0]
+    for name in ("time", "monotonic"):
+        real = getattr(time, name)
+        fake = lambda real=real: real() + passed[0]  # noqa: E731
+        monkeypatch.setattr(catalog.time, name, fake)
+
+    def later(seconds):
+        passed[0] += seconds
+
+    return later
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 0.0, 3600.0])
+def test_a_disk_with_another_clock_is_judged_by_what_moves(
+    make_run, board, clock, ahead
+):
+    """The disk's time is an hour away from this machine's."""
+    run = make_run("one", lock=AWAY)
+
+    def beat(seconds):
+        grow_old(run / ".lock", -ahead - seconds)
+
+    beat(0)
+    first = board.entry("one")
+    assert (first.state == life.FAILED) == (ahead < 0)  # it can only be guessed yet
+    if ahead < 0:
+        assert not first.held.is_sure and "watches" in first.why
+        assert "do/continue" not in board.get(f"/run/{board.key('one')}").text
+    for step in range(1, 8):
+        clock(10)
+        beat(10 * step)
+        assert board.entry("one").state == life.RUNNING
+    clock(30)
+    assert board.entry("one").state == life.RUNNING
+    clock(15)
+    dead = board.entry("one")
+    assert dead.state == life.FAILED and dead.held.is_sure
+    assert dead.why == "nothing was heard of it for 40 s"
+    assert "do/continue" in board.get(f"/run/{board.key('one')}").text
+
+
+def test_a_run_that_is_dead_since_before_the_board_looked_never_lives_long(
+    make_run, board, clock
+):
+    """Also where its last sign is from this machine's future."""
+    run = make_run("one", lock=AWAY)
+    grow_old(run / ".lock", -5000)
+    assert board.entry("one").state == life.RUNNING
+    clock(41)
+    assert board.entry("one").state == life.FAILED
+    clock(10_000)  # nobody looked: nobody can say when this sign came
+    grow_old(run / ".lock", 60)
+    assert board.entry("one").state == life.FAILED
+
+
+def test_how_long_ago_a_sign_came_from_another_host_is_said(make_run, board, clock):
+    run = make_run("one", lock={**AWAY, "host": "<away>"})
+    board.entry("one")
+    clock(10)
+    grow_old(run / ".lock", -500)
+    board.entry("one")
+    clock(7)
+    seen = "on &lt;away&gt;, seen by the board <span data-at="
+    for text in (board.get("/").text, board.get(f"/run/{board.key('one')}").text):
+        assert seen in text and ">7 s</span> ago" in text
+    assert "seen by the board" not in board.get("/static/board.js").text
+
+
+def test_continuing_waits_until_the_board_has_watched_another_host(
+    make_run, board, clock
+):
+    run = make_run("one", lock=AWAY)
+    grow_old(run / ".lock", 3600)
+    with pytest.raises(InputError, match="another-host may be writing"):
+        actions.go_on(board.entry("one"), board.queue, "")
+    clock(40)
+    assert actions.go_on(board.entry("one"), board.queue, "") == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": "x"}', b"\xff"])
@@ -205,6 +287,10 @@ def test_the_points_of_a_sweep_are_judged_by_the_sweep(make_run, board, tmp_path
         make_run(f"sweep/points/{number:02}")
         place = f"points/{number:02}"
         rows.append({"name": place, "directory": place, "status": status})
+    make_run("sweep/points/05")
+    why = "others were better"
+    dropped = {"name": "x", "directory": "points/05", "status": "dropped", "why": why}
+    rows.append(dropped)
     sweep = tmp_path / "runs" / "sweep"
     sweep.joinpath("sweep.json").write_text(json.dumps({"points": rows}))
 
@@ -215,8 +301,10 @@ def test_the_points_of_a_sweep_are_judged_by_the_sweep(make_run, board, tmp_path
     with RunLock(sweep):
         assert states() == [*ended, life.RUNNING]
         entry = board.entry("sweep")
-        assert entry.state == life.RUNNING and entry.points == (3, 5)
+        assert entry.state == life.RUNNING and entry.points == (4, 6)
     assert states() == [*ended, life.FAILED]
+    entry = board.entry("sweep/points/05")
+    assert (entry.state, entry.why) == (life.STOPPED_EARLY, why)
     with pytest.raises(Preempted), RunLock(sweep):
         raise Preempted("saved")
     assert states() == [*ended, life.PREEMPTED]

@@ -261,7 +261,8 @@ deepspeed: ds.json
 
 def test_a_queue_that_cannot_be_written_is_said(tmp_path, text):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / ".board").write_text("in the way")
     queue = Queue(tmp_path / "runs")
+    queue.folder.parent.mkdir(parents=True)
+    queue.folder.write_text("in the way")
     with pytest.raises(InputError, match="cannot be written"):
         drafts.begin("plan", text, [], queue, [tmp_path / "runs"])

@@ -55,8 +55,7 @@ def model(tmp_path, monkeypatch):
         return real(sys.executable, str(path), **settings)
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", begin)
-    (tmp_path / ".board").mkdir()
-    return Talks(tmp_path / ".board", tmp_path)
+    return Talks(tmp_path, tmp_path)
 
 
 async def asked(found, run, text="ab", most=100):
@@ -216,6 +215,26 @@ def test_only_runs_with_a_result_can_be_tried(make_run, board):
     )
 
 
+@pytest.mark.parametrize("quantization", ["int8", "none"])
+def test_the_base_is_loaded_as_the_run_s_configuration_says(tmp_path, quantization):
+    """An adapter of a quantized base is asked beside that base."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxpeft.quant.by_column import ByColumn
+
+    tmp_path.joinpath("config.yaml").write_text(
+        "output_dir: x\nmodel: {path: 'jaxpeft:tiny-llama', dtype: bfloat16, "
+        f"quantization: {quantization}}}\ndata: {{train: {{path: x.json}}}}\n"
+    )
+    found = talk._load({"run": str(tmp_path), "base": True}).params
+    kernels = jax.tree.leaves(found, is_leaf=lambda one: isinstance(one, ByColumn))
+    count = sum(isinstance(one, ByColumn) for one in kernels)
+    assert (count > 0) == (quantization == "int8")
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(found)}
+    assert jnp.dtype(jnp.bfloat16) in kinds
+
+
 @pytest.mark.slow
 def test_the_model_s_process_answers_as_the_chat_does(tmp_path, asset_model):
     """And it ends with its standard input."""
@@ -230,10 +249,8 @@ def test_the_model_s_process_answers_as_the_chat_does(tmp_path, asset_model):
         "data: {train: {path: x.json}}\n"
     )
 
-    (tmp_path / ".board").mkdir()
-
     async def course():
-        found = Talks(tmp_path / ".board", tmp_path)
+        found = Talks(tmp_path, tmp_path)
         request = {"text": "Write.", "max_new_tokens": "8"}
         parts = [part async for part in found.ask(run, True, request)]
         (one,) = found._talks.values()

@@ -211,7 +211,7 @@ def test_a_walk_through_all_of_it(browser, start, runs):
         page.click(f".runs tbody tr:nth-child({number}) input")
     page.click("#compare button")
     wait(lambda: page.all("svg.parallel polyline"))
-    assert "optimizer.learning_rate" in page.text(".results")
+    wait(lambda: "optimizer.learning_rate" in page.text(".results"))
     wait(lambda: len(page.all(".chart .legend button")) >= 4)
 
     # Asked, beside its base.

@@ -25,6 +25,7 @@
     const made = document.createElement("tbody");
     made.id = `group-${key}`;
     made.className = "sweep";
+    made.setAttribute("role", "rowgroup");
     document.querySelector(".runs").append(made);
     return made;
   };
@@ -55,7 +56,7 @@
   };
 
   // How long ago a row's run changed, by the server's clock, as `pages.ago` has it.
-  const ahead = Date.now() / 1000 - document.querySelector("[data-now]")?.dataset.now;
+  const ahead = Date.now() / 1000 - document.body.dataset.now;
   const ago = (seconds) => {
     for (const [unit, length] of [["d", 86400], ["h", 3600], ["min", 60]]) {
       if (seconds >= 2 * length) return `${Math.round(seconds / length)} ${unit}`;
@@ -72,20 +73,39 @@
   const load = async (section) => {
     section.setAttribute("aria-busy", "true");
     try {
-      const answer = await fetch(section.dataset.from);
+      // No page of another origin can set the header.
+      const headers = { "x-board-page": "1" };
+      const answer = await fetch(section.dataset.from, { headers });
       if (answer.ok) section.innerHTML = await answer.text();
+      else if (answer.status === 503) return again(section); // busy: it asks again
     } catch { /* the board has ended; `live` says so */ }
     section.removeAttribute("aria-busy");
   };
   const later = new Map();
   const again = (section) => {
     if (later.has(section)) return;
-    later.set(section, setTimeout(() => {
+    const wait = setTimeout(() => {
       later.delete(section);
       load(section);
-    }, 5000));
+    }, 5000);
+    later.set(section, wait);
   };
   document.querySelectorAll("[data-from]").forEach(load);
+
+  // A log that has grown keeps its place, and says only what is new to who hears it.
+  const grown = (part, html) => {
+    const made = document.createElement("template");
+    made.innerHTML = html;
+    const [old, now] = [part, made.content].map((one) => one.querySelector("pre.log"));
+    if (!now || !old || !now.textContent.startsWith(old.textContent)) return false;
+    const atEnd = old.scrollHeight - old.scrollTop - old.clientHeight < 20;
+    const more = now.textContent.slice(old.textContent.length);
+    if (more) old.append(more);
+    if (atEnd) old.scrollTop = old.scrollHeight;
+    const [before, after] = [part, made.content].map((one) => one.querySelector(".remark"));
+    if (before && after) before.replaceWith(after);
+    return true;
+  };
 
   // What has the focus is not taken away: its part waits until the focus leaves it.
   const waiting = new Map();
@@ -93,7 +113,7 @@
     for (const [id, html] of Object.entries(changed)) {
       const part = byId(id);
       waiting.delete(id);
-      if (!part) continue;
+      if (!part || grown(part, html)) continue;
       if (part.contains(document.activeElement)) {
         waiting.set(id, html);
         continue;
