@@ -14,6 +14,8 @@ from jaxpeft.errors import InputError
 
 KIND = "pinned_host"
 STACK = 3  # dimensions of a stack of matrices, at the least
+# On some GPUs alone XLA begins a copy before the operation that wants it by itself.
+AHEAD = {"xla_gpu_enable_latency_hiding_scheduler": True}
 
 
 def is_lacking(device: Any) -> bool:
@@ -46,6 +48,17 @@ def check(mesh: jax.sharding.Mesh, key: str, value: Any, remedy: str) -> None:
             f"{key}: found {shown}; {device.device_kind} ({device.platform}) has no "
             f"memory of the kind {KIND!r}, which arrays would lie in: {remedy}"
         )
+
+
+def options(lowered: Any, platform: str) -> dict[str, bool]:
+    """What a compiler is told so that copies to and from there run beside the rest.
+
+    Args:
+        lowered: a program, `jax.stages.Lowered`.
+        platform: "cpu", "gpu" or "tpu".
+    """
+    # Arguments, results and copies say the kind of memory that they lie in or go to.
+    return AHEAD if platform == "gpu" and KIND in lowered.as_text() else {}
 
 
 def brought(tree: Any) -> Any:

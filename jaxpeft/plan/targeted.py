@@ -185,16 +185,19 @@ def _longest(
         say(f"the longest that was found: {found.length:,} tokens")
         for line in lines(cast("Compiled", found.trial), args.target, room)[3:]:
             say(f"  {line}")
-        say("what each would add, by a compilation at that length and a straight line:")
-    switches = []
+        say(
+            "what each of these would add by itself: the memory at that length by a "
+            "compilation, and how far it would reach by a straight line:"
+        )
+    switches, start = [], 0 if found is None else found.length
     for one in (
         ()
         if found is None
         else longest.gains(found, cfg, lambda more, n: at(n, more), room, step)
     ):
         switches.append(one)
-        what = " ".join(one.overrides)
-        say(f"  {_said(one.trial, room)}  about {one.length:,} tokens  {what}")
+        reached = f"{one.length:,} tokens, {one.length - start:+,}"
+        say(f"  {_said(one.trial, room)}  {reached}  {' '.join(one.overrides)}")
     if args.json:
         said = {"target": args.target.text, "room": room}
         said["tried"] = [

@@ -159,7 +159,7 @@ def by_two(of_two, settings, tmp_path) -> Callable[..., str]:
 
     def run(name: str, **changes) -> str:
         own = {"mesh": {"fsdp": 2, "data": 1}, "output_dir": str(tmp_path / name)}
-        config = write_config(tmp_path / f"{name}.yaml", settings(**changes, **own))
+        config = write_config(tmp_path / f"{name}.yaml", settings(**{**own, **changes}))
         for child in of_two:
             child.stdin.write(f"{config}\n")
             child.stdin.flush()
@@ -200,6 +200,10 @@ def test_two_processes_train_as_one_does(by_two, trained, tmp_path):
     assert trained("one", **AS_ONE).code == 0
     wrote = by_two("several", **AS_ONE)
     is_as_one(tmp_path / "one", tmp_path / "several", wrote)
+    # Each has a part of every sequence, and frozen weights on its host.
+    mesh = {"data": 1, "context": 2}
+    wrote = by_two("parts", mesh=mesh, **AS_ONE, **{"model.offload": "both"})
+    is_as_one(tmp_path / "one", tmp_path / "parts", wrote)
 
 
 def test_four_processes_train_as_one_does(together, trained, tmp_path):
