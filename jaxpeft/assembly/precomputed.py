@@ -119,14 +119,13 @@ def _computed(given: Given, batches: data.EvalBatches, about: str) -> np.ndarray
         logps = given.wanted.logps(params, batch, model)
         return jax.lax.with_sharding_constraint(logps, whole)
 
-    def placed(batch: data.Batch) -> dict[str, jax.Array]:
-        unpacked = {name: x for name, x in batch.items() if name != "segments"}
-        return sharding.put_batch(sharding.filled_up(unpacked, given.mesh), given.mesh)
-
     step = Compiled(of_batch, "reference", lambda text: None, mesh=given.mesh)
     with console.Work(f"{about}, in batches", len(batches)) as work:
         rows = evaluation.streamed(
-            (step(given.params, placed(batch)) for batch in batches),
+            (
+                step(given.params, sharding.placed(batch, given.mesh))
+                for batch in batches
+            ),
             lambda done: work.advance(),
         )
     return np.concatenate(rows)[: len(batches.numbers)].astype(np.float32)

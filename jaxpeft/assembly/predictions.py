@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxpeft import console, data, replacing
 from jaxpeft.assembly.trained import Evaluated
 from jaxpeft.devices import sharding
@@ -34,10 +32,7 @@ def write(one: Evaluated, path: Path) -> None:
     step = Compiled(of_batch, "predictions", lambda text: None, mesh=mesh)
     with console.Work("predictions, in batches", len(batches)) as work:
         scores = evaluation.streamed(
-            (
-                step(params, sharding.put_batch(_on_devices(batch, mesh), mesh))
-                for batch in batches
-            ),
+            (step(params, sharding.placed(batch, mesh)) for batch in batches),
             lambda done: work.advance(),
         )
     texts = [
@@ -52,8 +47,3 @@ def write(one: Evaluated, path: Path) -> None:
             f"--predictions: {str(path)!r} cannot be written ({error.strerror}); name "
             "a file in a folder that exists"
         ) from None
-
-
-def _on_devices(batch: data.Batch, mesh: jax.sharding.Mesh) -> data.Batch:
-    one = {name: value for name, value in batch.items() if name != "segments"}
-    return sharding.filled_up(one, mesh)

@@ -228,9 +228,7 @@ class Run:
 
     def on_devices(self, batch: data.Batch) -> dict[str, jax.Array]:
         """A batch on the mesh; segments only where they say something."""
-        names = set(batch) - (set() if self.cfg.data.packing else {"segments"})
-        kept = sharding.filled_up({name: batch[name] for name in names}, self.mesh)
-        return sharding.put_batch(kept, self.mesh)
+        return sharding.placed(batch, self.mesh, segments=self.cfg.data.packing)
 
     def micro_batches(self, batch: data.Batch) -> dict[str, jax.Array]:
         """A training batch cut for accumulation, (parts, batch / parts, seq)."""

@@ -220,10 +220,7 @@ def losses(one: Evaluated) -> dict[str, float]:
     step = Compiled(eval_step, "evaluation", lambda text: None, mesh=mesh)
     with console.Work("evaluation, in batches", len(batches)) as work:
         sums = evaluation.streamed(
-            (
-                step(trainable, fixed, sharding.put_batch(_unpacked(batch, mesh), mesh))
-                for batch in batches
-            ),
+            (step(trainable, fixed, sharding.placed(batch, mesh)) for batch in batches),
             lambda done: work.advance(),
         )
     return evaluation.figures(objective, sums)
@@ -264,8 +261,3 @@ def _adapted(weights: Any, base: Base, adapter: Path | None, seed: int = 0) -> A
         return hf.load_adapter(weights, adapter, base.cfg)
     key, _ = jax.random.split(jax.random.key(seed))
     return heads.with_head(weights, base.cfg, key)
-
-
-def _unpacked(batch: data.Batch, mesh: jax.sharding.Mesh) -> data.Batch:
-    one = {name: value for name, value in batch.items() if name != "segments"}
-    return sharding.filled_up(one, mesh)

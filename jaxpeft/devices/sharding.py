@@ -263,6 +263,21 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
+def placed(
+    batch: Mapping[str, np.ndarray], mesh: Mesh, *, segments: bool = False
+) -> dict[str, jax.Array]:
+    """A batch of the data on the devices, as long as the mesh wants its rows.
+
+    Args:
+        batch: as for `put_batch`, padded on the right.
+        mesh: the device mesh.
+        segments: whether `segments` goes with it; in rows of one example each it says
+            nothing, and a step without it asks less of attention.
+    """
+    kept = {n: x for n, x in batch.items() if segments or n != "segments"}
+    return put_batch(filled_up(kept, mesh), mesh)
+
+
 def filled_up(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
     """A batch with rows as long as it takes to split them over "context".
 
