@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxpeft import config
 from jaxpeft.assembly.configuration import TABLES
-from jaxpeft.board import inside
+from jaxpeft.board import confine, inside
 from jaxpeft.board.catalog import Entry
 from jaxpeft.board.jobs import Job, Queue
 from jaxpeft.config import paths, strict_yaml
@@ -237,8 +237,9 @@ def begin(
     if wrong:
         raise InputError(*wrong)
     cfg = config.parse(strict_yaml.load(text, NAME), NAME, TABLES, METRICS)
-    path = queue.written(text)
     run = Path(os.path.realpath(queue.work / cfg.output_dir))
+    confine.check(run, queue.tops)  # it may be there, and be gone on with
+    path = queue.written(text)
     argv = [kind, "--config", str(path)]
     if kind == "plan" and memory:
         argv += ["--device-memory", memory]

@@ -67,6 +67,7 @@ class Kept:
             if len(self._under_way) >= self._waiting:
                 raise HTTPException(503, BUSY)
             task = asyncio.create_task(self._made(key, seconds, make))
+            task.add_done_callback(_heard)
             self._under_way[key] = task
         # Who asked may leave; the others, and whoever asks next, still want it.
         return await asyncio.shield(task)
@@ -85,3 +86,9 @@ class Kept:
             return answer
         finally:
             self._under_way.pop(key, None)
+
+
+def _heard(task: asyncio.Task) -> None:
+    """Nobody is left to tell what went wrong, and asyncio would complain of that."""
+    if not task.cancelled():
+        task.exception()
