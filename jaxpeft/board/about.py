@@ -58,6 +58,9 @@ def headlines(found: Mapping[str, Any], entry: Entry) -> list[tuple[str, str, st
         found: the run's row, see `pages.row`.
         entry: what is known of it.
     """
+    if entry.place.is_sweep:
+        done, total = entry.points
+        return [("points", f"{done:,} of {total:,}", "have ended")]
     cells = pages.texts(found, found["changed"] or 0.0)
     evaluation = entry.figures.evaluation
     best, step = entry.summary.get("best_eval_loss"), entry.summary.get("best_step")

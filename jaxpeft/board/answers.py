@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from jaxpeft.board import pages
 from jaxpeft.errors import InputError
 
-EVERY = 0.7  # seconds between two looks for what is new: a line is seen within 1 s
+EVERY = 0.5  # seconds between two looks for what is new: a line is seen within 1 s
 MOST = 2000  # fields of a form
 QUIET = 15.0  # seconds of silence after which a stream says that it lives
 

@@ -1,5 +1,6 @@
 """What is new of a run, looked at once for all pages that show it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ class Live:
 
     def look(self) -> tuple[int, Encoded, dict[str, str]]:
         """(how often its curves were drawn, the curves, {id of a part: its HTML})."""
-        now = self._catalog.refresh().get(self._key)
+        entries = self._catalog.refresh()
+        now = entries.get(self._key)
         if now is None:
             return self._drawn, self._charts, {"head": pages.render("gone.html")}
         follower, remarks = self._follower, []
@@ -46,6 +48,7 @@ class Live:
             *(self._drawn, self._charts),
             {
                 "head": pages.render("head.html", **head(now), remarks=remarks),
+                "points": pages.render("points.html", points=points(now, entries)),
                 "log": log(now, self._queue),
                 "samples": pages.render("samples.html", samples=about.samples(folder)),
                 "files": pages.render(
@@ -68,6 +71,22 @@ def head(entry: Entry) -> dict[str, Any]:
         "buttons": actions.buttons(entry),
         "can_try": try_pages.has_result(entry),
     }
+
+
+def points(
+    entry: Entry, entries: Mapping[str, Entry]
+) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """(the row, the same as texts) of the points of a sweep, the best first.
+
+    Args:
+        entry: the sweep; any other run has none.
+        entries: all runs.
+    """
+    own = [one for one in entries.values() if one.place.sweep == entry.place.key]
+    rows = [pages.row(one) for one in own]
+    evaluated = any(row["eval_loss"] is not None for row in rows)
+    rows = pages.in_order(rows, "eval_loss" if evaluated else "loss", False)
+    return [(row, pages.texts(row, 0.0)) for row in rows]
 
 
 def log(entry: Entry, queue: Queue) -> str:

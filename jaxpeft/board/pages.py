@@ -158,7 +158,7 @@ def _known(entry: Entry) -> dict[str, Any]:
     if entry.place.is_sweep:
         step, steps = entry.points
     seconds = figures.seconds_a_step
-    left = finite(seconds * (steps - step)) if seconds and steps else None
+    left = finite(seconds * max(0, steps - step)) if seconds and steps else None
     training = figures.training
     speed = summary.get("tokens_per_second") or training.get("tokens_per_second")
     return {

@@ -37,12 +37,13 @@ LONG = 600.0  # for which it is that of files which have not changed
 async def run(request: Request) -> Response:
     """The page of a run or a sweep."""
     entry = await _entry(request)
-    queue: Queue = request.app.state.queue
-    content = await asyncio.to_thread(_content, entry, queue)
+    content = await asyncio.to_thread(_content, request, entry)
     return page("run.html", **content)
 
 
-def _content(entry: Entry, queue: Queue) -> dict[str, Any]:
+def _content(request: Request, entry: Entry) -> dict[str, Any]:
+    queue: Queue = request.app.state.queue
+    entries = request.app.state.catalog.refresh()
     folder, found = entry.place.folder, pages.row(entry)
     try:
         config = inside.text(folder, CONFIG)
@@ -50,6 +51,7 @@ def _content(entry: Entry, queue: Queue) -> dict[str, Any]:
         config = ""
     return {
         **live.head(entry),
+        "points": live.points(entry, entries),
         "title": found["name"],
         "folder": inside.shown(folder),
         "samples": about.samples(folder),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-SECONDS = 0.25  # for which a look is new
+SECONDS = 0.2  # for which a look is new
 IDLE = 30.0  # seconds after which what nobody follows is let go
 MOST = 32  # things that are followed at a time
 

@@ -261,3 +261,28 @@ def test_an_unchanged_run_is_not_read_again(make_run, board, monkeypatch):
     monkeypatch.setattr(inside, "opened", lambda *_: pytest.fail("it was opened"))
     entry = board.entry("one")
     assert entry.version == version and entry.state == life.FINISHED
+
+
+def test_the_page_of_a_sweep_shows_its_points_the_best_first(make_run, board, tmp_path):
+    rows = []
+    for number, loss in enumerate((2.0, 1.0, 3.0)):
+        run = make_run(f"sweep/points/{number:02}", summary={"steps": 20})
+        with run.joinpath("metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 22, "eval_loss": loss}) + "\n")
+        name, place = f"point <{number}>", f"points/{number:02}"
+        rows.append({"name": name, "directory": place, "status": "done"})
+    sweep = tmp_path / "runs" / "sweep" / "sweep.json"
+    sweep.write_text(json.dumps({"points": rows}))
+    for path in ("", "/events"):
+        text = board.get(f"/run/{board.key('sweep')}{path}").text
+        at = [text.index(f"point &lt;{number}&gt;") for number in (1, 0, 2)]
+        assert at == sorted(at)
+    page = board.get(f"/run/{board.key('sweep')}").text
+    assert "3 of 3" in page and "compare its points" in page
+    assert "best first" not in board.get(f"/run/{board.key('sweep/points/00')}").text
+
+
+def test_no_time_is_left_of_a_run_that_goes_past_its_steps(make_run, board):
+    make_run("one", steps=50, lock={"pid": 7, "host": "another-host"})
+    text = board.get(f"/run/{board.key('one')}").text
+    assert "50 of 40" in text and ">0.0 s<" in text
