@@ -29,7 +29,10 @@ def add_harness(parser: argparse.ArgumentParser) -> None:
         "are run",
     )
     group.add_argument(
-        "--limit", metavar="N", type=int, help="documents of each task; default: all"
+        "--limit",
+        metavar="N",
+        type=float,
+        help="documents of each task, or below 1 the share of them; default: all",
     )
     group.add_argument(
         "--num_fewshot",
@@ -89,7 +92,13 @@ def problems(args: argparse.Namespace) -> list[str]:
         found.append("--adapter and --dtype: belong to --model; a run has its own")
     if args.model and args.overrides:
         found.append(f"{args.overrides[0]}: there is no configuration with --model")
-    for name, least in {"limit": 1, "num_fewshot": 0, "batch_size": 1}.items():
+    limit = args.limit
+    if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit % 1 == 0)):
+        found.append(
+            f"--limit: found {limit:g}; it must be a number of documents, 1 or more, "
+            "or a share of them below 1"
+        )
+    for name, least in {"num_fewshot": 0, "batch_size": 1}.items():
         value = getattr(args, name)
         if value is not None and value < least:
             found.append(f"--{name}: found {value}; it must be {least} or more")

@@ -26,14 +26,14 @@ class Choice:
         names: of tasks, groups and tags of the harness; `*` stands for anything.
         include_path: a folder with tasks of the user's own, or None.
         num_fewshot: examples before each question; None: as a task says.
-        limit: documents of each task; None: all.
+        limit: documents of each task, below 1 the share of them; None: all.
         chat: whether questions are turns of a chat, which the model's template writes.
     """
 
     names: Sequence[str]
     include_path: str | None = None
     num_fewshot: int | None = None
-    limit: int | None = None
+    limit: float | None = None
     chat: bool = False
 
 

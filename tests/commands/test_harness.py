@@ -200,8 +200,13 @@ def test_a_run_is_asked_and_its_answers_are_kept(
     given = ["--model", str(tiny), "--adapter", str(run / "adapter"), *given[2:]]
     done = command("evaluate", *given, *limits[:4])
     lines = {tuple(line.split()[:3]) for line in done.out.splitlines()}
-    assert (harness_check.CHOICE, "acc", f"{figures['acc,none']:.4f}") in lines
-    assert len(lines) == 3
+    line = harness_check.CHOICE, "acc", f"{figures['acc,none']:.4f}"
+    assert line in lines and len(lines) == 3
+    # And as a configuration says, of the first four by their share.
+    given = ["--config", str(run / "config.yaml"), "--tasks", harness_check.CHOICE]
+    given += ["--include_path", str(folder), "--limit", "0.6", *limits[2:4]]
+    done = command("evaluate", *given, f"adapter.init_from={run / 'adapter'}")
+    assert line in {tuple(line.split()[:3]) for line in done.out.splitlines()}
 
 
 def test_what_is_wrong_with_tasks_is_said_at_once(command, tiny, folder, monkeypatch):
@@ -230,7 +235,8 @@ def test_what_is_wrong_with_tasks_is_said_at_once(command, tiny, folder, monkeyp
     assert "own cannot be loaded (RuntimeError: in my file)" in done.err
     for given, text in (
         (["--limit", "3"], "--limit: belongs to --tasks"),
-        ([*model, "--tasks", "our_choice", *ours, "--limit", "0"], "must be 1 or more"),
+        ([*model, "--tasks", "our_choice", *ours, "--limit", "0"], "1 or more"),
+        ([*model, "--tasks", "our_choice", *ours, "--limit", "2.5"], "below 1"),
         (["--tasks", "our_choice"], "one of --run DIR, --config FILE and --model PATH"),
         ([*model, "--tasks", "x", "--metric", "bleu"], "which score themselves"),
         ([*model, "--tasks", "x", "--include_path", "no/folder"], "is no folder"),
