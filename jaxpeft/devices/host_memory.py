@@ -16,6 +16,7 @@ KIND = "pinned_host"
 STACK = 3  # dimensions of a stack of matrices, at the least
 # On some GPUs alone XLA begins a copy before the operation that wants it by itself.
 AHEAD = {"xla_gpu_enable_latency_hiding_scheduler": True}
+SENT = f'_xla_buffer_placement = "{KIND}"'  # said of a copy in a lowered program
 
 
 def is_lacking(device: Any) -> bool:
@@ -51,14 +52,17 @@ def check(mesh: jax.sharding.Mesh, key: str, value: Any, remedy: str) -> None:
 
 
 def options(lowered: Any, platform: str) -> dict[str, bool]:
-    """What a compiler is told so that copies to and from there run beside the rest.
+    """What a compiler is told so that copies from there run beside the rest.
+
+    Where something is sent as well it is told nothing: to send beside the rest keeps
+    several layers' activations at once, the very memory that was to be saved.
 
     Args:
         lowered: a program, `jax.stages.Lowered`.
         platform: "cpu", "gpu" or "tpu".
     """
-    # Arguments, results and copies say the kind of memory that they lie in or go to.
-    return AHEAD if platform == "gpu" and KIND in lowered.as_text() else {}
+    text = lowered.as_text() if platform == "gpu" else ""
+    return AHEAD if KIND in text and SENT not in text else {}
 
 
 def brought(tree: Any) -> Any:

@@ -1,12 +1,14 @@
 """`plan --search`: the mesh, accumulation and rematerialization with the best speed.
 
 What does not change what is learned is searched: how the devices are divided, in how
-many parts a batch goes through them, and what the backward pass computes once more. A
-formula ranks all combinations, fitted to the compiled configuration that was given;
-then the compiler is asked, the most promising one first, until no other promises more
-than the best that it has taken.
+many parts a batch goes through them, and what the backward pass computes once more; of
+long sequences also over how many devices each is split, and whether an MLP takes them
+in tiles. A formula ranks all combinations, fitted to the compiled configuration that
+was given; then the compiler is asked, the most promising one first, until no other
+promises more than the best that it has taken.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +24,11 @@ REMATS = ("none", "dots", "full")
 REACHED = 0.6
 MARGIN = 1.15  # how far beyond the room a prediction of memory is still tried
 GAIN = 1.02  # what another compilation has to promise
+LONG = 2**14  # tokens of a sequence from which on it may be split, and taken in tiles
+TILE = 4096
+# How many times as long as without tiles a step takes with them: they compute an MLP
+# once more, which `full` and `dots` do anyway, and their products are smaller.
+TILED = {"none": 1.4, "dots": 1.08, "full": 1.08}
 
 
 class Trial(Protocol):
@@ -58,6 +65,8 @@ class Candidate:
         parts: that a batch goes through the devices in.
         remat: one of `REMATS`.
         context: over how many each sequence is split, and weights too.
+        tile: tokens of a sequence that go through an MLP at a time; None: all.
+        is_long: whether `context` is searched, too, and so is named.
     """
 
     data: int
@@ -66,6 +75,8 @@ class Candidate:
     parts: int
     remat: str
     context: int = 1
+    tile: int | None = None
+    is_long: bool = field(default=False, compare=False)
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -74,10 +85,16 @@ class Candidate:
             f"mesh.data={self.data}",
             f"mesh.fsdp={self.fsdp}",
             f"mesh.tensor={self.tensor}",
-            *([f"mesh.context={self.context}"] if self.context > 1 else []),
+            *([f"mesh.context={self.context}"] if self.names_context else []),
             f"training.gradient_accumulation_steps={self.parts}",
             f"model.remat={self.remat}",
+            *([f"model.tile={self.tile}"] if self.tile is not None else []),
         )
+
+    @property
+    def names_context(self) -> bool:
+        """Whether its overrides say over how many devices a sequence is split."""
+        return self.is_long or self.context > 1
 
     @property
     def holders(self) -> int:
@@ -145,10 +162,15 @@ class Formula:
         tokens = self.sequences * self.length / one.replicas
         added = 4 * self.layers * tokens * self.hidden * 2
         added *= 2 * (one.tensor - 1) / one.tensor / link
+        # Heads are exchanged for parts of sequences four ways, forwards, once more and
+        # back; as much of q, k, v and what attention gives as four times the width.
+        exchanged = 12 * self.layers * tokens * self.hidden * 2
+        exchanged *= (one.context - 1) / one.context / link
         # Weights are read for every part, however few its rows are, and decoded to 16
         # bits before that where they are in few: written and read once more.
         read = 2 * one.parts * self.read / one.tensor / (self.device.bandwidth or 1e12)
-        total = max(products, gathered) + read + added
+        total = max(products, gathered) + read + added + exchanged
+        total *= 1.0 if one.tile is None else TILED[one.remat]
         return self.seconds * self.slower.get(one.remat, 1.0) * total / REACHED
 
     def activations(self, one: Candidate) -> float:
@@ -159,6 +181,8 @@ class Formula:
         """
         rows = self.sequences / one.parts / one.replicas
         narrow, wide = self.hidden, self.wide / one.tensor
+        if one.tile is not None:
+            wide *= min(1.0, one.tile * one.context / self.length)
         width = {"none": 3 * narrow + wide, "dots": 2 * narrow + wide / 3}
         kept = self.layers * width.get(one.remat, narrow) + 2 * wide
         return self.kept * rows * self.length * kept * 2
@@ -232,32 +256,65 @@ def of_config(cfg: RunConfig, mesh: dict[str, int]) -> Candidate:
     """
     parts = cfg.training.gradient_accumulation_steps
     sizes = mesh["data"], mesh["fsdp"], mesh["tensor"]
-    return Candidate(*sizes, parts, cfg.model.remat, mesh.get("context", 1))
+    context = mesh.get("context", 1)
+    return Candidate(*sizes, parts, cfg.model.remat, context, cfg.model.tile)
 
 
 def candidates(
-    count: int, sequences: int, model: ModelConfig, most: int = 8, context: int = 1
+    count: int,
+    sequences: int,
+    model: ModelConfig,
+    most: int = 8,
+    given: Candidate | None = None,
+    length: int = 0,
+    *,
+    tiles: bool = False,
 ) -> Iterator[Candidate]:
     """All ways to run a step that divide what they must.
 
     Args:
         count: of the devices.
         sequences: of a batch.
-        model: which says how far `tensor` can divide.
-        most: devices that `tensor` may go over, those with the fastest links.
-        context: over how many of them each sequence is split, which stays.
+        model: which says how far `tensor` and `context` can divide.
+        most: devices that `tensor` and `context` may go over, those with the fastest
+            links.
+        given: what the configuration is; of sequences that are not long, its `context`
+            stays, and so does a `tile` that it has.
+        length: of a sequence, in tokens.
+        tiles: whether tiles leave the training as it is, and may be tried.
     """
-    heads, count = model.num_key_value_heads, count // context
-    for tensor in (n for n in range(1, min(count, most) + 1) if count % n == 0):
-        if heads % tensor:
+    context, tile = (1, None) if given is None else (given.context, given.tile)
+    is_long = length >= LONG
+    contexts, sizes = [context], [tile]
+    if is_long:
+        contexts = [n for n in _divisors(count, most) if length % n == 0]
+        sizes += [TILE] if tiles and tile is None else []
+    for split in contexts:
+        for data, fsdp, tensor in _meshes(count // split, model, most):
+            if split > 1 and model.num_attention_heads % (split * tensor):
+                continue
+            for parts in _divisors(sequences):
+                if sequences // parts % (data * fsdp):
+                    continue
+                for remat, tile in itertools.product(REMATS, sizes):
+                    mesh = data, fsdp, tensor
+                    yield Candidate(*mesh, parts, remat, split, tile, is_long)
+
+
+def _meshes(
+    count: int, model: ModelConfig, most: int
+) -> Iterator[tuple[int, int, int]]:
+    """The ways to divide devices: (data, fsdp, tensor)."""
+    for tensor in _divisors(count, most):
+        if model.num_key_value_heads % tensor:
             continue
         rest = count // tensor
-        for fsdp in (n for n in range(1, rest + 1) if rest % n == 0):
-            for parts in (n for n in range(1, sequences + 1) if sequences % n == 0):
-                if sequences // parts % rest == 0:
-                    for remat in REMATS:
-                        sizes = rest // fsdp, fsdp, tensor
-                        yield Candidate(*sizes, parts, remat, context)
+        for fsdp in _divisors(rest):
+            yield rest // fsdp, fsdp, tensor
+
+
+def _divisors(count: int, most: int | None = None) -> list[int]:
+    return [n for n in range(1, min(count, most or count) + 1) if count % n == 0]
 
 
 def search(

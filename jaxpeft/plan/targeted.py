@@ -107,7 +107,10 @@ def _search(
             found.target.count,
             cfg.training.batch_size,
             found.model,
-            context=given.candidate.context,
+            given=given.candidate,
+            length=cfg.data.max_length,
+            # Each tile would drop others than the whole does.
+            tiles=not cfg.adapter.options.get("lora_dropout"),
         )
     )
     say(

@@ -55,7 +55,7 @@ class Compiler:
 
 
 class Model:
-    num_key_value_heads = 8
+    num_key_value_heads, num_attention_heads = 8, 32
 
 
 def found(compiler, first, most=10):
@@ -78,13 +78,38 @@ def test_every_candidate_divides_what_it_must():
 
 
 def test_a_split_of_sequences_stays_and_counts_for_tokens_and_weights():
-    found = list(search.candidates(16, 2, Model, context=4))
+    given = Candidate(1, 4, 1, 1, "full", 4, 512)
+    found = list(search.candidates(16, 2, Model, given=given))
+    assert {one.tile for one in found} == {512}
     assert {one.data * one.fsdp * one.tensor for one in found} == {4}
     assert all("mesh.context=4" in one.overrides for one in found)
     split = next(one for one in found if (one.fsdp, one.tensor) == (2, 2))
-    wide = dataclasses.replace(split, data=1, fsdp=8, context=1)
+    wide = dataclasses.replace(split, data=1, fsdp=8, context=1, tile=None)
+    split = dataclasses.replace(split, tile=None)
     assert ROUGH.memory(split) == ROUGH.memory(wide)
-    assert ROUGH.time(split) == ROUGH.time(wide)
+    assert ROUGH.time(split) > ROUGH.time(wide)  # heads are exchanged
+
+
+def test_long_sequences_may_be_split_and_taken_in_tiles():
+    given = Candidate(1, 1, 1, 1, "full", 8)
+    found = list(search.candidates(8, 1, Model, given=given, length=2**17, tiles=True))
+    assert {(one.context, one.tensor) for one in found} == {
+        (8, 1),
+        (4, 2),
+        (2, 4),
+        (1, 8),
+    }
+    assert {one.tile for one in found} == {None, search.TILE}
+    assert all(f"mesh.context={one.context}" in one.overrides for one in found)
+    kept = list(search.candidates(8, 1, Model, given=given, length=2**17))
+    assert {one.tile for one in kept} == {None}
+    short = search.candidates(8, 8, Model, given=replace(given, context=1), length=2048)
+    assert not any("mesh.context" in " ".join(one.overrides) for one in short)
+    # Tiles take longer and keep less.
+    long = replace(ROUGH, length=2**17, sequences=1)
+    tiled = replace(given, tile=search.TILE)
+    assert long.memory(tiled) < long.memory(given)
+    assert long.time(tiled) > long.time(given)
 
 
 def test_the_fastest_that_fits_is_found_without_asking_for_all():
