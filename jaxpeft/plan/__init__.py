@@ -194,6 +194,7 @@ def lines(plan: "Plan", room: float | None) -> list[str]:
         f"({share:.2%})",
         "memory of a device at the fullest moment of a step, in GiB of 2^30 bytes:",
         *(f"  {name:<16}{_gib(size):>12}" for name, size in parts.items()),
+        *_of_the_host(plan),
         *_undivided(plan),
         f"matrix products of a step: {plan.flops / 1e12:,.2f} TFLOP, "
         f"{plan.flops / 1e12 / plan.devices:,.2f} a device",
@@ -219,6 +220,12 @@ def lines(plan: "Plan", room: float | None) -> list[str]:
     return text
 
 
+def _of_the_host(plan: "Plan") -> list[str]:
+    if not plan.on_the_host:
+        return []
+    return [f"memory of its host, for each device: {_gib(plan.on_the_host)}"]
+
+
 def _undivided(plan: "Plan") -> list[str]:
     if not plan.whole:
         return []
@@ -240,6 +247,7 @@ def as_json(plan: "Plan", room: float | None, advice: Sequence[Any]) -> dict[str
     """
     names = "parameters trainable weights adapters optimizer batch activations".split()
     names += "temporaries total flops sent mesh devices simulated whole".split()
+    names += ["on_the_host"]
     fields: dict[str, Any] = {name: getattr(plan, name) for name in names}
     fields["fits"] = None if room is None else _fits(plan, room)
     fields["advice"] = [

@@ -37,6 +37,8 @@ class Plan:
         simulated: whether it was compiled for devices that are not there.
         whole: the weights that no axis of the mesh divides, though one was meant to.
         collectives: the collective operations of the step.
+        on_the_host: of what it is given in the memory of the device's host, which no
+            other number counts.
     """
 
     mesh: dict[str, int]
@@ -53,6 +55,7 @@ class Plan:
     simulated: bool
     whole: tuple[str, ...]
     collectives: list[Collective] = field(default_factory=list, repr=False)
+    on_the_host: int = 0
 
     @property
     def devices(self) -> int:
@@ -111,6 +114,7 @@ def plan(
         simulated=simulated,
         whole=step.whole(),
         collectives=sends,
+        on_the_host=step.on_the_host(),
     )
 
 

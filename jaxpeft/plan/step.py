@@ -153,6 +153,10 @@ class Step:
             "batch": on_a_device(self.batch),
         }
 
+    def on_the_host(self) -> int:
+        """The bytes of what a step is given in the host's memory, for each device."""
+        return on_a_device((self.frozen.params, self.state), of_host=True)
+
     def whole(self) -> tuple[str, ...]:
         """The weights that no axis of the mesh divides, though one was meant to."""
         specs = tree.named_leaves(
@@ -205,11 +209,16 @@ def _placed(shapes: Any, places: Any) -> Any:
     )
 
 
-def on_a_device(arrays: Any) -> int:
-    """The bytes in one device's own memory of arrays given as shapes with places."""
+def on_a_device(arrays: Any, of_host: bool = False) -> int:
+    """The bytes in one device's own memory of arrays given as shapes with places.
+
+    Args:
+        arrays: a tree of them.
+        of_host: whether what lies in the memory of its host counts in place of that.
+    """
     total = 0
     for x in jax.tree.leaves(arrays):
-        if x.sharding.memory_kind == host_memory.KIND:
+        if (x.sharding.memory_kind == host_memory.KIND) != of_host:
             continue
         shape = x.sharding.shard_shape(x.shape)
         size = 8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize

@@ -90,17 +90,36 @@ def test_a_device_says_whether_it_reaches_the_hosts_memory():
     assert not host_memory.is_lacking(Device())  # a description that says nothing
 
 
-def test_without_such_memory_a_run_is_refused_before_anything_is_read(monkeypatch):
-    more = ["model.offload=activations", "model.path=nowhere", "output_dir=nowhere"]
+@pytest.mark.parametrize("offload", ["activations", "weights", "both"])
+def test_without_such_memory_a_run_is_refused_before_anything_is_read(
+    offload, monkeypatch
+):
+    more = [f"model.offload={offload}", "model.path=nowhere", "output_dir=nowhere"]
     cfg = configuration.open_config("jaxpeft:quickstart.yaml", more)
     monkeypatch.setattr(host_memory, "is_lacking", lambda device: True)
     mesh = sharding.make_mesh()
-    with pytest.raises(InputError, match=r"model\.offload: found 'activations'.*remat"):
+    told = rf"model\.offload: found '{offload}'.*model\.remat: full"
+    with pytest.raises(InputError, match=told):
         compiling.Step(cfg, mesh, widened=False)
     from jaxpeft.assembly.run import Run
 
     with pytest.raises(InputError, match="has no memory of the kind 'pinned_host'"):
         Run(cfg)
+
+
+def test_what_lies_on_the_host_is_counted_there():
+    mesh, more = sharding.make_mesh(1, devices=jax.devices()[:1]), ["output_dir=x"]
+
+    def step(*offloads):
+        cfg = configuration.open_config("jaxpeft:quickstart.yaml", [*more, *offloads])
+        return compiling.Step(cfg, mesh, widened=False)
+
+    here = step()
+    there = step("model.offload=weights", "optimizer.offload=true")
+    assert here.on_the_host() == 0
+    kept, left = here.kept(), there.kept()
+    assert left["weights"] < kept["weights"] / 2 and left["optimizer"] < 100
+    assert sum(left.values()) + there.on_the_host() == sum(kept.values())
 
 
 @pytest.mark.slow
