@@ -121,7 +121,7 @@ def main() -> None:
                 f"average, {max(old):.2f} s at most"
             )
             print(
-                f"a timer of 50 ms is {sum(late) / len(late):.0f} ms late on average, "
+                f"a timer of 50 ms is {sum(late) / len(late):.1f} ms late on average, "
                 f"{max(late):.0f} ms at most"
             )
             print(f"heap of the tab: {begun:.1f} MiB, then {heap(browser):.1f} MiB")

@@ -6,7 +6,7 @@ import pytest
 
 from .conftest import CONFIG
 
-VOID = {"input", "meta", "link", "br"}
+VOID = {"input", "meta", "link", "br", "wbr"}
 FIELDS = {"input", "select", "textarea"}
 ROLES = {"table": "table", "thead": "rowgroup", "tbody": "rowgroup", "tr": "row"}
 
