@@ -130,6 +130,7 @@ class Queue:
         }
         try:
             self.make()
+            self._forget()
             number = 1 + max(self._numbers(), default=0)
             while True:
                 try:
@@ -140,6 +141,14 @@ class Queue:
                     number += 1
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def _forget(self) -> None:
+        """Removes the oldest jobs that have ended, beyond those remembered."""
+        for number in sorted(self._numbers())[:-KEPT]:
+            job = self.job(number)
+            if job is None or not job.is_left:
+                for kind in ("json", "started", "log", "ended"):
+                    self._path(number, kind).unlink(missing_ok=True)
 
     def make(self) -> None:
         """Makes the folder of the jobs, and sees to it that nobody else writes it.

@@ -252,6 +252,20 @@ def test_a_fault_of_the_queue_is_said_and_does_not_end_it(board, monkeypatch):
     assert "is broken" not in board.get("/jobs").text
 
 
+def test_the_oldest_jobs_that_have_ended_are_forgotten(queue, monkeypatch):
+    monkeypatch.setattr(jobs, "KEPT", 2)
+    for _ in range(5):
+        queue.add(["plan"])
+        queue._take(len(queue._numbers()))
+    for number in (1, 3, 4, 5):
+        queue._end(number, 0)
+    assert queue.add(["plan"]) == 6
+    names = {path.name for path in queue.folder.iterdir()}
+    assert not any(name.startswith(("000001", "000003")) for name in names)
+    assert queue.job(2).state == "running"  # and is not taken from under its process
+    assert {"000004.json", "000005.json", "000006.json"} <= names
+
+
 def test_a_job_whose_process_is_gone_has_failed(queue):
     number = queue.add(["plan"])
     queue.tend()
