@@ -3,7 +3,7 @@
     python scripts/rate_against_rank.py           # trains the cells not there yet
     python scripts/rate_against_rank.py --plot    # the picture and the table alone
 
-A cell is a method and a rank; its learning rates train in one program, by `sweep`, and
+A cell is a method and a rank; its learning rates train by one program, in turn, and
 the best is the one whose evaluation loss is lowest after the last step. Every cell is
 added to the results as soon as it is done, so that the command may be stopped and
 repeated. The picture needs matplotlib.
@@ -12,60 +12,62 @@ repeated. The picture needs matplotlib.
 import argparse
 import json
 import math
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
+from typing import Any
+
+import calibrate_rates
+
+from jaxpeft.assembly import configuration
+from jaxpeft.assembly.run import Run
+from jaxpeft.devices import programs
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "rate_against_rank.json"
 PICTURE = ROOT / "docs" / "images" / "rate_against_rank.png"
-RANKS = (4, 64, 16, 256)
+RANKS = (4, 64, 16)
 RATES = ("1e-3", "3e-3", "1e-2", "3e-2", "1e-1", "3e-1", "1e0")
-ADAMW = "optimizer={name: adamw, weight_decay: 0.0}"
+ADAMW: dict[str, Any] = {"name": "adamw", "weight_decay": 0.0}
 # The update is multiplied by 2 at every rank, but for rsLoRA: by 8 / sqrt(rank).
-METHODS = {
-    "adamw": (ADAMW,),
-    "adamw, rsLoRA": (ADAMW, "adapter.use_rslora=true", "adapter.lora_alpha=8"),
-    "adamw, LoRA+": (
-        "optimizer={name: adamw, weight_decay: 0.0, lora_plus_ratio: 16.0}",
-    ),
-    "riemannian_adamw": ("optimizer={name: riemannian_adamw, weight_decay: 0.0}",),
-    "lora_muon": ("optimizer={name: lora_muon, max_grad_norm: null}",),
-    "lora_rite": ("optimizer={name: lora_rite, max_grad_norm: null}",),
+METHODS: dict[str, dict[str, Any]] = {
+    "adamw": {"optimizer": ADAMW},
+    "adamw, rsLoRA": {
+        "optimizer": ADAMW,
+        "adapter.use_rslora": True,
+        "adapter.lora_alpha": 8,
+    },
+    "adamw, LoRA+": {"optimizer": {**ADAMW, "lora_plus_ratio": 16.0}},
+    "riemannian_adamw": {
+        "optimizer": {"name": "riemannian_adamw", "weight_decay": 0.0}
+    },
+    "lora_muon": {"optimizer": {"name": "lora_muon", "max_grad_norm": None}},
+    "lora_rite": {"optimizer": {"name": "lora_rite", "max_grad_norm": None}},
 }
-STEPS, BATCH, TARGETS = 30, 4, "[q_proj,v_proj]"
+STEPS, BATCH, TARGETS = 30, 4, ["q_proj", "v_proj"]
 
 
-def train(method: str, rank: int) -> list[float | None]:
-    """The evaluation loss at the end for each rate; None where it is no number."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = [
-            *(sys.executable, "-m", "jaxpeft.sweep", "--out", folder),
-            *("--config", "jaxpeft:quickstart.yaml", f"output_dir={folder}/run"),
-            *("--grid", f"optimizer.learning_rate={','.join(RATES)}"),
-            *(f"training.max_steps={STEPS}", f"training.eval_steps={STEPS}"),
-            *("training.save_steps=100000", "training.eval_max_examples=64"),
-            *(f"training.batch_size={BATCH}", "data.max_length=96"),
-            *(f"adapter.target_modules={TARGETS}", f"adapter.r={rank}"),
-            *(f"adapter.lora_alpha={2 * rank}", *METHODS[method]),
-        ]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        found = [
-            last_loss(Path(folder) / "points" / f"{i:02d}") for i in range(len(RATES))
-        ]
-        if not any(found):
-            raise SystemExit(f"{method}, rank {rank}: {done.stdout}{done.stderr}")
-        return found
+def train(method: str, rank: int, opened: list[Run]) -> list[float | None]:
+    """The evaluation loss at the end for each rate; None where it is no number.
 
-
-def last_loss(folder: Path) -> float | None:
-    """The evaluation loss at the last step of a point; None where there is none."""
-    path = folder / "metrics.jsonl"
-    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    ends = [x.get("eval_loss") for x in lines if x.get("step") == STEPS]
-    losses = [x for x in ends if isinstance(x, float) and math.isfinite(x)]
-    return losses[-1] if losses else None
+    Args:
+        method: a key of `METHODS`.
+        rank: of the adapter.
+        opened: a run whose base and data serve this one; empty: it is put there.
+    """
+    values = {
+        "training.max_steps": STEPS,
+        "training.batch_size": BATCH,
+        "training.eval_max_examples": 64,
+        "data.max_length": 96,
+        "adapter.target_modules": TARGETS,
+        "adapter.r": rank,
+        "adapter.lora_alpha": 2 * rank,
+        **METHODS[method],
+    }
+    cfg = configuration.open_config("jaxpeft:quickstart.yaml", values=values)
+    if not opened:
+        opened.append(Run(cfg, shares=True))
+    bench = calibrate_rates.Bench(Run(cfg, like=opened[0]))
+    return [bench.trained(float(rate))["loss"] for rate in RATES]
 
 
 def best(losses: list[float | None]) -> tuple[float, float]:
@@ -131,10 +133,12 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
     args = parser.parse_args()
     cells = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    programs.keep()
+    opened: list[Run] = []
     for rank in () if args.plot else args.ranks:
         for method in METHODS:
             if (key := f"{method}|{rank}") not in cells:
-                cells[key] = train(method, rank)
+                cells[key] = train(method, rank, opened)
                 RESULTS.write_text(json.dumps(cells, indent=1) + "\n")
                 print(key, cells[key], flush=True)
     print(table(cells))

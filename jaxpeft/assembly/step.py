@@ -206,6 +206,41 @@ def _norm(updates: Any) -> Array:
     return optax.tree.norm(jax.tree.map(lambda u: u.astype(jnp.float32), updates))
 
 
+def make_loss(
+    cfg: ModelConfig, objective: Objective = SFT
+) -> Callable[[Any, Frozen, Array, Array, Batch], tuple[Array, Array]]:
+    """The function (trainable, frozen, key, step, batch) -> (loss, weight).
+
+    The two are those of the metrics of a training step (see `make_train_step`) with
+    these parameters, the state's key and this number, also where something drops. No
+    gradient is computed.
+
+    Args:
+        cfg: the model's hyperparameters.
+        objective: what a step minimises.
+    """
+
+    def loss(
+        trainable: Any, frozen: Frozen, key: Array, step: Array, batch: Batch
+    ) -> tuple[Array, Array]:
+        params = tree.combine(trainable, frozen.params)
+        batch = {**batch, **objective.of_step(batch)}
+        step_key = jax.random.fold_in(key, step)
+
+        def sums_of(numbered: tuple[Array, Batch]) -> tuple[Array, Array]:
+            index, micro = numbered
+            own = jax.random.fold_in(step_key, index)
+            found = objective.loss(params, frozen.held, micro, cfg, own)
+            return found.total, found.weight
+
+        numbers = jnp.arange(batch["tokens"].shape[0])
+        totals, weights = jax.lax.map(sums_of, (numbers, batch))
+        weight = weights.sum()
+        return totals.sum() / jnp.where(weight > 0, weight, 1.0), weight
+
+    return loss
+
+
 def make_eval_step(cfg: ModelConfig, objective: Objective = SFT) -> EvalStep:
     """The function (trainable, frozen, batch) -> the objective's sums over the batch.
 

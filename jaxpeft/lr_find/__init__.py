@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         "--steps",
         metavar="N",
         type=int,
-        help="default: one pass over the data, from 50 to 100",
+        help="default: 50",
     )
     parser.add_argument(
         "--out",

@@ -12,11 +12,16 @@ from jaxpeft.errors import InputError
 
 FIRST = 5  # steps whose mean is the loss before anything was learned
 WINDOW = 10  # the smoothed loss looks back over a tenth of the steps
-SUGGESTED = "between"  # the rule whose rate is suggested; why: docs/learning_rate.md
+SUGGESTED = "window"  # the rule whose rate is suggested; why: docs/learning_rate.md
+PART = 0.25  # of the fall, behind which learning has begun
+# The best rate over the middle of the window, fitted by scripts/rate_rules.py to the
+# cells of docs/calibration.jsonl; and of optimizers that average their parameters.
+TIMES, TIMES_AVERAGED = 0.82, 1.4
 RULES = {
     "steepest": "steepest descent of the smoothed loss",
     "tenth": "a tenth of the rate at its minimum",
     "between": "half-way, in the logarithm, from the steepest descent to the minimum",
+    "window": "near the middle, in the logarithm, of a quarter of the fall and the end",
 }
 
 
@@ -28,21 +33,61 @@ class Curve:
         rates: (n,), the learning rate of each step taken.
         losses: (n,), in nats per token; the last one may have diverged.
         steps: how many the whole range would have had.
+        before: (n,) or more, the losses of the same batches before the first step;
+            None: they are not known.
     """
 
     rates: np.ndarray
     losses: np.ndarray
     steps: int
+    before: np.ndarray | None = None
+
+    @property
+    def level(self) -> np.ndarray:
+        """The losses without what tells their batches apart, see `levelled`."""
+        return levelled(self.losses, self.before)
 
     @property
     def smoothed(self) -> np.ndarray:
-        """The losses' debiased exponential averages, see `averages`."""
-        return averages(self.losses, self.steps)
+        """The debiased exponential averages of `level`, see `averages`."""
+        return averages(self.level, self.steps)
 
     @property
     def diverged(self) -> bool:
         """Whether the test ended before its range did."""
-        return diverged(self.losses, self.steps)
+        return diverged(self.level, self.steps)
+
+    @property
+    def first(self) -> float:
+        """The loss before anything was learned."""
+        return float(np.mean(self.level[:FIRST]))
+
+
+def levelled(
+    losses: Sequence[float] | np.ndarray, before: Sequence[float] | np.ndarray | None
+) -> np.ndarray:
+    """The losses without what tells their batches apart.
+
+    Some batches are harder than others. By how much is known from their losses with the
+    same weights, and is taken off: what is left is what the steps did.
+
+    Args:
+        losses: (n,), of the steps taken.
+        before: (n,) or more, of the same batches with the weights before any step;
+            None: they are not known.
+
+    Returns:
+        (n,); what is not finite stays so.
+    """
+    losses = np.asarray(losses, float)
+    if before is None:
+        return losses
+    own = np.asarray(before, float)
+    known = np.isfinite(own)
+    if not known.any():
+        return losses
+    apart = np.where(known, own - own[known].mean(), 0.0)
+    return losses - apart[: len(losses)]
 
 
 def averages(losses: Sequence[float] | np.ndarray, steps: int) -> np.ndarray:
@@ -109,14 +154,17 @@ def diverged(losses: Sequence[float] | np.ndarray, steps: int) -> bool:
     return bool(smoothed[-1] > best + max(0.0, first - best) / 2 + first / 10)
 
 
-def candidates(curve: Curve) -> dict[str, float]:
+def candidates(curve: Curve, averaged: bool = False) -> dict[str, float]:
     """The rate of each of `RULES`.
 
     The steepest descent is that of the smoothed loss over the logarithm of the rate,
-    taken over a tenth of the steps, and the minimum is that of the smoothed loss.
+    taken over a tenth of the steps; the minimum and the fall from the first loss to it
+    are those of the smoothed loss. The window goes from the rate at which `PART` of
+    that fall is behind to the last one: divergence, or the end of the range.
 
     Args:
         curve: of a range test.
+        averaged: whether the optimizer averages its parameters, which wants more.
 
     Returns:
         {rule: rate}.
@@ -129,7 +177,7 @@ def candidates(curve: Curve) -> dict[str, float]:
         smoothed, rates = smoothed[:-1], rates[:-1]
     width = max(1, curve.steps // WINDOW)
     lowest = int(np.argmin(smoothed)) if len(smoothed) else 0
-    first = float(np.mean(curve.losses[:FIRST]))
+    first = curve.first
     if lowest < width or smoothed[lowest] > first * 0.99:
         raise InputError(
             f"lr_find: the loss did not fall from {first:.4f} at any rate between "
@@ -148,7 +196,20 @@ def candidates(curve: Curve) -> dict[str, float]:
         "steepest": steepest,
         "tenth": minimum / 10,
         "between": math.sqrt(steepest * minimum),
+        "window": (TIMES_AVERAGED if averaged else TIMES)
+        * math.sqrt(_begun(curve, smoothed, lowest) * float(curve.rates[-1])),
     }
+
+
+def _begun(curve: Curve, smoothed: np.ndarray, lowest: int) -> float:
+    """The rate at which `PART` of the smoothed loss's fall to its lowest is behind."""
+    rates, bar = curve.rates, curve.first + PART * (smoothed[lowest] - curve.first)
+    after = int(np.argmax(smoothed <= bar))
+    if after == 0:
+        return float(rates[0])
+    above, below = smoothed[after - 1 : after + 1]
+    part = (above - bar) / (above - below)
+    return float(rates[after - 1] * (rates[after] / rates[after - 1]) ** part)
 
 
 def suggestion(rates: dict[str, float], factor: float = 1.0) -> float:
@@ -177,16 +238,19 @@ def plot(curve: Curve, rates: dict[str, float], target: Path, title: str) -> Non
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     # An explosion at the end would flatten all that matters.
-    shown: Any = np.where(curve.losses < 1.5 * curve.losses[0], curve.losses, np.nan)
+    level = curve.level
+    shown: Any = np.where(level < 1.5 * curve.first, level, np.nan)
     axes.plot(curve.rates, shown, alpha=0.3, color="tab:blue", label="of each step")
     axes.plot(curve.rates, curve.smoothed, color="tab:blue", label="smoothed")
-    for (rule, rate), color in zip(rates.items(), ("gray", "tab:olive", "tab:red")):
+    for (rule, rate), color in zip(
+        rates.items(), ("gray", "tab:olive", "tab:green", "tab:red")
+    ):
         chosen = ", suggested" if rule == SUGGESTED else ""
         style = "-" if chosen else "--"
         label = f"{rate:.1e}: {RULES[rule]}{chosen}"
         axes.axvline(rate, color=color, linestyle=style, label=label)
     axes.set_xscale("log")
-    axes.set_ylim(top=1.2 * float(curve.losses[0]))
+    axes.set_ylim(top=1.2 * curve.first)
     axes.set_title(title)
     axes.set_xlabel("learning rate (per step, logarithmic)")
     axes.set_ylabel("training loss (nats per token)")

@@ -13,10 +13,17 @@ import pytest
 
 from jaxpeft import adapters, tree
 from jaxpeft.assembly.places import make_places
-from jaxpeft.assembly.step import Frozen, TrainState, make_eval_step, make_train_step
+from jaxpeft.assembly.step import (
+    Frozen,
+    TrainState,
+    make_eval_step,
+    make_loss,
+    make_train_step,
+)
 from jaxpeft.data import Examples, collate
 from jaxpeft.devices import sharding
 from jaxpeft.devices.compiled import Compiled
+from jaxpeft.objectives import sft
 
 LOG = logging.getLogger(__name__)
 KEY = jax.random.key(7)
@@ -121,6 +128,21 @@ def test_accumulation_gives_the_same_step(count, step, parts, unpacked, whole):
     agree(f"{count} micro-batches", found, whole[0])
     for name in ("loss", "grad_norm", "weight"):
         np.testing.assert_allclose(metrics[name], whole[1][name], rtol=1e-5)
+
+
+def test_the_loss_alone_is_that_of_a_step_with_its_noise(model, parts, unpacked):
+    trainable, frozen = parts
+    objective = sft(neftune_noise_alpha=5.0)
+    state, batch = TrainState.create(trainable, DESCENT, KEY), accumulated(unpacked, 2)
+    loss = jax.jit(make_loss(model.cfg, objective))
+    found, weight = loss(trainable, Frozen(frozen), KEY, state.step, batch)
+    _, metrics = jax.jit(make_train_step(model.cfg, DESCENT, objective))(
+        state, Frozen(frozen), batch
+    )
+    assert weight == metrics["weight"]
+    np.testing.assert_allclose(found, metrics["loss"], rtol=1e-6)
+    other, _ = loss(trainable, Frozen(frozen), KEY, state.step + 1, batch)
+    assert abs(other - found) > 1e-4  # another step, other noise
 
 
 def test_a_state_in_the_hosts_memory_stays_there_and_changes_no_bit(

@@ -51,6 +51,9 @@ def test_it_takes_the_steps_of_the_run(changes, trained, metrics, tmp_path):
     curve = ramp.range_test(ramp.prepare(cfg), start=rate, stop=rate * NEARLY, steps=10)
     there = [line["loss"] for line in metrics(tmp_path / "run")[0]]
     np.testing.assert_allclose(curve.losses, there, rtol=1e-5)
+    # The batches' losses before it: the first is that of the first step.
+    assert curve.before[0] == pytest.approx(there[0], rel=1e-5)
+    assert np.all(curve.before[5:] > curve.losses[5:])
 
 
 @pytest.fixture

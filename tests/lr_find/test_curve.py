@@ -57,6 +57,35 @@ def test_the_candidates_are_where_the_curve_falls_fastest_and_where_it_is_lowest
     assert found["between"] == pytest.approx(middle)
 
 
+def test_the_window_goes_from_a_quarter_of_the_fall_to_the_end(curve):
+    # Of the way from 5 to 2 a quarter is behind where 1 / (1 + x^-6/ln 10) is 1/4.
+    begun = 1e-3 * 3 ** (-math.log(10) / 6)
+    lag = (1e-1 / 1e-6) ** 0.1  # as above
+    for averaged, times in (
+        (False, range_curve.TIMES),
+        (True, range_curve.TIMES_AVERAGED),
+    ):
+        found = range_curve.candidates(curve, averaged)["window"] / times
+        assert math.sqrt(begun * 1e-1) <= found <= math.sqrt(begun * lag * 1e-1)
+
+
+def test_what_batches_differ_by_is_taken_off():
+    rates, rng = np.geomspace(1e-6, 1e-1, 100), np.random.default_rng(2)
+    harder = rng.normal(0, 0.5, 100)
+    before = 5.0 + harder
+    noisy = Curve(rates, valley(rates) + harder, 100, before)
+    level = valley(rates) + harder.mean()
+    np.testing.assert_allclose(noisy.level, level, rtol=1e-12)
+    plain = range_curve.candidates(Curve(rates, level, 100))
+    assert range_curve.candidates(noisy) == pytest.approx(plain)
+    # A batch whose loss is not known keeps its own; none is made worse by it.
+    before[3] = math.inf
+    found = Curve(rates, noisy.losses, 100, before).level
+    assert found[3] == noisy.losses[3] and np.isfinite(found).all()
+    none = range_curve.levelled([1.0, 2.0], [math.nan, math.nan])
+    np.testing.assert_array_equal(none, [1.0, 2.0])
+
+
 def test_the_candidates_do_not_depend_on_how_many_steps_the_range_has(curve):
     rates = np.geomspace(1e-6, 1e-1, 100)
     short = range_curve.candidates(Curve(rates, valley(rates), 100))
@@ -64,14 +93,15 @@ def test_the_candidates_do_not_depend_on_how_many_steps_the_range_has(curve):
         assert short[rule] == pytest.approx(rate, rel=0.15), rule
 
 
-def test_an_explosion_moves_no_candidate_by_more_than_a_step(curve):
+def test_an_explosion_moves_no_candidate_but_the_end_of_the_window(curve):
     end = int(np.argmin(curve.smoothed)) + 5
     losses = np.append(curve.losses[:end], 60.0)
     exploded = Curve(curve.rates[: end + 1], losses, STEPS)
     assert exploded.diverged
-    assert range_curve.candidates(exploded) == pytest.approx(
-        range_curve.candidates(curve), rel=0.03
-    )
+    found, whole = range_curve.candidates(exploded), range_curve.candidates(curve)
+    # The window ends there, and its middle moves by the root of that.
+    whole["window"] *= math.sqrt(exploded.rates[-1] / curve.rates[-1])
+    assert found == pytest.approx(whole, rel=0.03)
 
 
 def test_noise_is_no_divergence_and_a_climb_is():
