@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxpeft import replacing
-from jaxpeft.board import inside, state
+from jaxpeft.board import confine, inside, state
 from jaxpeft.board.life import named
 from jaxpeft.board.processes import COMMANDS, TOKEN, python, terminate, write_end
 from jaxpeft.board.tail import is_number
@@ -95,6 +95,7 @@ class Queue:
     def __post_init__(self) -> None:
         self.folder = state.folder(self.top)
         self.tops = tuple(self.tops) or (Path(os.path.realpath(self.top)),)
+        self._is_apart = not confine.is_within(self.folder, self.tops)
         self._children: list[subprocess.Popen] = []
         self._over: dict[int, Job] = {}  # of which nothing changes any more
         self._turn = threading.Lock()
@@ -156,9 +157,16 @@ class Queue:
         What stands in it is started: who could write there could start anything.
 
         Raises:
-            InputError: it is somebody else's, or others may write it.
+            InputError: it is somebody else's, or others may write it, or it lies among
+                the runs.
             OSError: it cannot be made.
         """
+        if not self._is_apart:
+            raise InputError(
+                f"{self.folder}: lies below a folder of --runs, where anything may "
+                "come from elsewhere, and what stands in it would be started; set "
+                f"{state.SETTING} to a folder outside of those"
+            )
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._is_ours():
             raise InputError(
@@ -194,6 +202,8 @@ class Queue:
         )
 
     def _is_ours(self) -> bool:
+        if not self._is_apart:
+            return False
         try:
             found = os.stat(self.folder, follow_symlinks=False)
         except OSError:

@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from jaxpeft.board import confine, inside
 from jaxpeft.board.answers import form, page
 from jaxpeft.board.catalog import Entry
+from jaxpeft.board.jobs import Queue
 from jaxpeft.board.talk import DRAWING
 from jaxpeft.board.talks import Talks
 from jaxpeft.errors import InputError
@@ -89,14 +90,14 @@ async def say(request: Request) -> Response:
         asked["messages"] = json.loads(fields.get("messages", "[]"))
     except (ValueError, RecursionError):
         raise HTTPException(400, "The conversation is no JSON.") from None
-    await asyncio.to_thread(request.app.state.queue.make)  # the log is there
     talks: Talks = request.app.state.talks
     is_base, folder = fields.get("base") == "1", entry.place.folder
-    tops = request.app.state.queue.tops
+    queue: Queue = request.app.state.queue
 
     async def parts() -> AsyncIterator[str]:
         try:
-            await asyncio.to_thread(confine.check, folder, tops)
+            await asyncio.to_thread(confine.check, folder, queue.tops)
+            await asyncio.to_thread(queue.make)  # for the log
         except InputError as error:
             yield json.dumps({"error": "; ".join(error.problems)}) + "\n"
             return

@@ -44,9 +44,9 @@ training:
 
 
 @pytest.fixture(autouse=True)
-def state_home(tmp_path, monkeypatch) -> Path:
+def state_home(tmp_path_factory, monkeypatch) -> Path:
     """Where boards keep their jobs: nothing of the user's own is read or added to."""
-    home = tmp_path / "state-home"
+    home = tmp_path_factory.mktemp("state")
     monkeypatch.setenv("XDG_STATE_HOME", str(home))
     return home
 

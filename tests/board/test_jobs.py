@@ -196,6 +196,22 @@ def test_what_comes_with_the_runs_is_never_a_job(board, tmp_path, make_run, plac
     assert board.get("/jobs/1").code == 404
 
 
+def test_no_job_is_known_where_the_user_s_folder_is_among_the_runs(
+    tmp_path, monkeypatch
+):
+    """As with --runs and the home directory, into which archives are unpacked, too."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home" / "state"))
+    found = Queue(tmp_path)
+    found.folder.mkdir(mode=0o700, parents=True)
+    plant(found.folder)
+    found._start = pytest.fail  # type: ignore[assignment]
+    found.tend()
+    assert found.jobs() == []
+    with pytest.raises(InputError, match="set XDG_STATE_HOME"):
+        found.add(["plan"])
+    assert Queue(tmp_path / "home" / "runs").add(["plan"]) == 1
+
+
 def test_jobs_lie_in_a_folder_of_the_user_alone(queue, state_home, tmp_path):
     queue.add(["plan"])
     assert queue.folder.parent == state_home / "jaxpeft" / "board"
