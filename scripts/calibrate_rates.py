@@ -95,13 +95,13 @@ KINDS: tuple[tuple[Any, ...], ...] = (
     ("lora-16", "schedule_free_adamw"),
     ("lora-16", "muon"),
     ("full", "lion"),
-    ("lora-16", "adamw", 16),
     ("lora-16", "adamw_8bit"),
-    ("full", "adamw", 16),
     ("lora-16", "lora_rite"),
     ("lora-16", "riemannian_adamw"),
+    ("lora-16", "adamw", 16),
     ("full", "muon"),
     ("full", "adamw_8bit"),
+    ("full", "adamw", 16),
     ("lora-256", "adamw"),
 )
 PLACES = (("qwen3", "e2e"), ("gemma3", "e2e"), ("toy", "weather"))

@@ -2,6 +2,7 @@
 
     python scripts/rate_rules.py              # the tables of docs/learning_rate.md
     python scripts/rate_rules.py --cells      # and the rates of each cell
+    python scripts/rate_rules.py --best       # the best rates alone
 
 Regret is what a run at the chosen rate loses: its evaluation loss over that at the best
 rate, as a share of what the best run brought the loss down by. Between the rates that
@@ -352,6 +353,28 @@ def table(cells: Sequence[Measured]) -> list[str]:
     return lines
 
 
+def best_rates(cells: Sequence[Measured]) -> list[str]:
+    """Markdown: the best rate of each method, optimizer and batch, a column a place."""
+
+    def place(cell: Measured) -> str:
+        return f"{cell.record['model']}, {cell.record['data']}"
+
+    def kind(cell: Measured) -> str:
+        keys = ("method", "optimizer", "batch", "steps")
+        return " | ".join(str(cell.record[key]) for key in keys)
+
+    found = {(kind(cell), place(cell)): f"{math.exp(cell.best):.2g}" for cell in cells}
+    places = list(dict.fromkeys(map(place, cells)))
+    lines = [
+        f"| method | optimizer | batch | steps | {' | '.join(places)} |",
+        "|---" * (4 + len(places)) + "|",
+    ]
+    for name in dict.fromkeys(map(kind, cells)):
+        row = " | ".join(found.get((name, place), "") for place in places)
+        lines.append(f"| {name} | {row} |")
+    return lines
+
+
 def constants(cells: Sequence[Measured]) -> list[str]:
     """What the library is given: the factors, and by what the best rates were off."""
     known = [(cell, rate) for cell in cells if (rate := window(cell)) is not None]
@@ -371,9 +394,13 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cells", action="store_true", help="each cell's best rate")
+    parser.add_argument("--best", action="store_true", help="the table of best rates")
     parser.add_argument("--table", type=Path, default=calibrate_rates.TABLE)
     args = parser.parse_args()
     cells = [measured(record) for record in calibrate_rates.records(args.table)]
+    if args.best:
+        print("\n".join(best_rates(cells)))
+        return
     if args.cells:
         rates = left_out(fits()[SUGGESTED], cells)
         for cell, rate in zip(cells, rates, strict=True):

@@ -13,15 +13,15 @@ from jaxpeft.errors import InputError
 FIRST = 5  # steps whose mean is the loss before anything was learned
 WINDOW = 10  # the smoothed loss looks back over a tenth of the steps
 SUGGESTED = "window"  # the rule whose rate is suggested; why: docs/learning_rate.md
-PART = 0.25  # of the fall, behind which learning has begun
 # The best rate over the middle of the window, fitted by scripts/rate_rules.py to the
 # cells of docs/calibration.jsonl; and of optimizers that average their parameters.
-TIMES, TIMES_AVERAGED = 0.82, 1.4
+TIMES, TIMES_AVERAGED = 0.52, 0.95
 RULES = {
     "steepest": "steepest descent of the smoothed loss",
     "tenth": "a tenth of the rate at its minimum",
     "between": "half-way, in the logarithm, from the steepest descent to the minimum",
-    "window": "near the middle, in the logarithm, of a quarter of the fall and the end",
+    "window": "half-way, likewise, from half of the fall to where it is undone, times "
+    f"{TIMES:g} (averaging optimizers: {TIMES_AVERAGED:g})",
 }
 
 
@@ -159,8 +159,8 @@ def candidates(curve: Curve, averaged: bool = False) -> dict[str, float]:
 
     The steepest descent is that of the smoothed loss over the logarithm of the rate,
     taken over a tenth of the steps; the minimum and the fall from the first loss to it
-    are those of the smoothed loss. The window goes from the rate at which `PART` of
-    that fall is behind to the last one: divergence, or the end of the range.
+    are those of the smoothed loss. The window goes from the rate at which half of that
+    fall is behind to the one at which all of it is lost again, or the last one.
 
     Args:
         curve: of a range test.
@@ -197,19 +197,33 @@ def candidates(curve: Curve, averaged: bool = False) -> dict[str, float]:
         "tenth": minimum / 10,
         "between": math.sqrt(steepest * minimum),
         "window": (TIMES_AVERAGED if averaged else TIMES)
-        * math.sqrt(_begun(curve, smoothed, lowest) * float(curve.rates[-1])),
+        * math.sqrt(_half(curve, smoothed, lowest) * undone(curve)),
     }
 
 
-def _begun(curve: Curve, smoothed: np.ndarray, lowest: int) -> float:
-    """The rate at which `PART` of the smoothed loss's fall to its lowest is behind."""
-    rates, bar = curve.rates, curve.first + PART * (smoothed[lowest] - curve.first)
+def _half(curve: Curve, smoothed: np.ndarray, lowest: int) -> float:
+    """The rate at which half of the smoothed loss's fall to its lowest is behind."""
+    rates, bar = curve.rates, (curve.first + smoothed[lowest]) / 2
     after = int(np.argmax(smoothed <= bar))
     if after == 0:
         return float(rates[0])
     above, below = smoothed[after - 1 : after + 1]
     part = (above - bar) / (above - below)
     return float(rates[after - 1] * (rates[after] / rates[after - 1]) ** part)
+
+
+def undone(curve: Curve) -> float:
+    """The first rate behind the lowest loss at which the whole fall is lost again.
+
+    Where the test ended before, it is the last rate.
+
+    Args:
+        curve: of a range test.
+    """
+    smoothed = curve.smoothed
+    lowest = int(np.nanargmin(smoothed))
+    lost = ~(smoothed[lowest:] <= curve.first)  # also what is no number
+    return float(curve.rates[lowest + np.argmax(lost) if lost.any() else -1])
 
 
 def suggestion(rates: dict[str, float], factor: float = 1.0) -> float:
@@ -236,7 +250,7 @@ def plot(curve: Curve, rates: dict[str, float], target: Path, title: str) -> Non
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
     # An explosion at the end would flatten all that matters.
     level = curve.level
     shown: Any = np.where(level < 1.5 * curve.first, level, np.nan)
@@ -255,6 +269,7 @@ def plot(curve: Curve, rates: dict[str, float], target: Path, title: str) -> Non
     axes.set_xlabel("learning rate (per step, logarithmic)")
     axes.set_ylabel("training loss (nats per token)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="lower left")
+    # Below the axes, where it hides no curve.
+    figure.legend(fontsize="small", loc="outside lower center")
     figure.savefig(target, dpi=120)
     pyplot.close(figure)

@@ -73,7 +73,8 @@ class RangeTest:
         ]
         low, high = (format(rate, ".1e") for rate in trust.interval(self.rate))
         lines.append(
-            f"the best rate was between {low} and {high} in 8 of 10 {trust.basis()}"
+            f"in 8 of 10 measured cases the best rate lay from {low} to {high} "
+            f"{trust.basis()}"
         )
         lines += [f"not to be trusted: {doubt}" for doubt in self.doubts]
         if self.factor != 1:

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from jaxpeft.lr_find.curve import FIRST, PART, WINDOW, Curve
+from jaxpeft.lr_find.curve import FIRST, WINDOW, Curve
 
 FEW = 50  # with fewer steps the noise of single batches moves what is suggested
 # By what the best rate of eight in ten measured cells was off the suggestion, either
 # way, each model's cells by factors that were fitted to the others: rate_rules.py.
-LOW, HIGH = 0.8, 1.4
-CELLS = 26  # of docs/calibration.jsonl
+LOW, HIGH = 0.75, 1.6
+CELLS = 41  # of docs/calibration.jsonl
 SHORT = 0.05  # of the first loss: a fall of less says little of rates
 NOISE = 0.25  # of the fall: as much as the batches may differ by
 NORMAL = 0.954  # the median difference of two normal numbers over their deviation
@@ -25,10 +25,7 @@ def interval(rate: float) -> tuple[float, float]:
 
 def basis() -> str:
     """What the interval rests on, in words."""
-    return (
-        f"of {CELLS} measured cases, each model's judged by the others "
-        "(docs/learning_rate.md)"
-    )
+    return f"({CELLS} cells of three small models: docs/learning_rate.md)"
 
 
 def doubts(curve: Curve, steps: int = FEW) -> list[str]:
@@ -41,13 +38,13 @@ def doubts(curve: Curve, steps: int = FEW) -> list[str]:
     smoothed, first, found = curve.smoothed, curve.first, []
     lowest = int(np.nanargmin(smoothed))
     fall = first - float(smoothed[lowest])
-    begun = int(np.argmax(smoothed <= first - PART * fall))
+    begun = int(np.argmax(smoothed <= first - fall / 2))
     if curve.steps < steps:
         found.append(
             f"{curve.steps} steps are few: expect the suggestion to be right within a "
             f"factor of 3; with --steps {steps} it is surer"
         )
-    if not curve.diverged:
+    if not curve.diverged and np.all(smoothed[lowest:] <= first):
         found.append(
             f"the loss did not diverge up to {curve.rates[-1]:.1e}, where the test "
             "ended: the best rate may be higher; try a higher --stop"
@@ -66,7 +63,7 @@ def doubts(curve: Curve, steps: int = FEW) -> list[str]:
             f"the curve is noisy: single batches differ by {swing:.2g} nats where it "
             f"came down by {fall:.2g}; a larger training.batch_size makes it surer"
         )
-    if begun <= max(FIRST, curve.steps // WINDOW):
+    if begun <= 2 * max(FIRST, curve.steps // WINDOW):
         found.append(
             f"the loss came down from the first steps on, at {curve.rates[0]:.1e}: "
             "give a lower --start"

@@ -57,16 +57,22 @@ def test_the_candidates_are_where_the_curve_falls_fastest_and_where_it_is_lowest
     assert found["between"] == pytest.approx(middle)
 
 
-def test_the_window_goes_from_a_quarter_of_the_fall_to_the_end(curve):
-    # Of the way from 5 to 2 a quarter is behind where 1 / (1 + x^-6/ln 10) is 1/4.
-    begun = 1e-3 * 3 ** (-math.log(10) / 6)
+@pytest.mark.parametrize(
+    ("at", "bottom", "end"),
+    # The rise of 2 x^2 makes up for the fall of 3 at x = sqrt(1.5) decades.
+    [(1e-3, 1e-2, 1e-1), (1e-4, 1e-3, 1e-3 * 10 ** math.sqrt(1.5))],
+    ids=["to the end", "to where the fall is undone"],
+)
+def test_the_window_goes_from_half_of_the_fall(at, bottom, end):
+    rates = np.geomspace(1e-6, 1e-1, STEPS)
+    made = Curve(rates, valley(rates, at, bottom), STEPS)
     lag = (1e-1 / 1e-6) ** 0.1  # as above
     for averaged, times in (
         (False, range_curve.TIMES),
         (True, range_curve.TIMES_AVERAGED),
     ):
-        found = range_curve.candidates(curve, averaged)["window"] / times
-        assert math.sqrt(begun * 1e-1) <= found <= math.sqrt(begun * lag * 1e-1)
+        found = range_curve.candidates(made, averaged)["window"] / times
+        assert math.sqrt(at * end) * 0.99 <= found <= math.sqrt(at * end) * lag
 
 
 def test_what_batches_differ_by_is_taken_off():

@@ -30,7 +30,7 @@ def test_a_clean_curve_is_trusted():
     [
         (falling(depth=0.2), "the curve is flat: the loss came down by 3."),
         (falling(depth=1.0, noise=0.8), "the curve is noisy"),
-        (falling(at=3e-7), "give a lower --start"),
+        (falling(at=2e-6), "give a lower --start"),
         (Curve(RATES, falling().losses[0] - RATES, STEPS), "a higher --stop"),
     ],
     ids=["flat", "noisy", "from the first step on", "no divergence"],
