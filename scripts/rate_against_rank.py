@@ -89,17 +89,25 @@ def best(losses: list[float | None]) -> tuple[float, float]:
 
 
 def table(cells: dict[str, list[float | None]]) -> str:
-    """Markdown: the best rate and its loss of each method, a column for each rank."""
+    """Markdown: the best rate and its loss of each method, a column for each rank.
+
+    Where the best is the first or the last of the grid, it may lie beyond.
+    """
     ranks = sorted({int(key.split("|")[1]) for key in cells})
     lines = ["| optimizer | " + " | ".join(f"r {r}" for r in ranks) + " | spread |"]
     lines.append("|---|" + "---|" * (len(ranks) + 1))
     for method in METHODS:
-        row = [best(cells[k]) for r in ranks if (k := f"{method}|{r}") in cells]
-        if len(row) == len(ranks):
-            rates = [rate for rate, _ in row]
-            texts = [f"{rate:.2g} ({loss:.3f})" for rate, loss in row]
-            spread = f"{max(rates) / min(rates):.1f}"
-            lines.append(f"| {method} | " + " | ".join([*texts, spread]) + " |")
+        texts, rates = [], []
+        for rank in ranks:
+            if (losses := cells.get(f"{method}|{rank}")) is None:
+                texts.append("")
+                continue
+            rate, loss = best(losses)
+            rates.append(rate)
+            ends = {float(RATES[0]): "at most ", float(RATES[-1]): "at least "}
+            texts.append(f"{ends.get(rate, '')}{rate:.2g} ({loss:.3f})")
+        spread = f"{max(rates) / min(rates):.1f}" if len(rates) > 1 else ""
+        lines.append(f"| {method} | " + " | ".join([*texts, spread]) + " |")
     return "\n".join(lines)
 
 
@@ -121,7 +129,7 @@ def draw(cells: dict[str, list[float | None]]) -> None:
         axes.set_xlabel("rank")
         axes.set_title(title)
         axes.grid(alpha=0.3)
-    left.legend(fontsize=8)
+    right.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(PICTURE, dpi=110)
 
@@ -131,12 +139,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--plot", action="store_true", help="train nothing")
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     args = parser.parse_args()
     cells = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     programs.keep()
     opened: list[Run] = []
     for rank in () if args.plot else args.ranks:
-        for method in METHODS:
+        for method in args.methods:
             if (key := f"{method}|{rank}") not in cells:
                 cells[key] = train(method, rank, opened)
                 RESULTS.write_text(json.dumps(cells, indent=1) + "\n")
