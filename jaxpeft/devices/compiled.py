@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxpeft import console
-from jaxpeft.devices import host_memory, programs, termination
+from jaxpeft.devices import gpu_memory, host_memory, programs, termination
 
 
 def build(
@@ -33,7 +33,10 @@ def build(
     """
     jaxpr, lowered = lower(function, arguments, carries=carries, mesh=mesh)
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    told = host_memory.options(lowered, device.platform)
+    told = {
+        **host_memory.options(lowered, device.platform),
+        **gpu_memory.of_device(lowered, device, 1 if mesh is None else mesh.size),
+    }
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         return jaxpr, termination.in_background(lambda: lowered.compile(told or None))
 

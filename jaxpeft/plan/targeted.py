@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 from jaxpeft import console
-from jaxpeft.devices import sharding, topologies
+from jaxpeft.devices import gpu_memory, sharding, topologies
 from jaxpeft.devices.topologies import Topology
 from jaxpeft.plan.collectives import collectives, totals
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jaxpeft.plan.search import Trial
 
 # Of a GPU's memory, as plan has it; a TPU's compiler counts what the runtime needs.
-HEADROOM = {"gpu": 0.92, "tpu": 1.0}
+HEADROOM = {"gpu": gpu_memory.SHARE, "tpu": 1.0}
 GIB = 2**30
 # For a process that has no device of its own, and wants to hear of none.
 ALONE = {

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from jaxpeft import console
-from jaxpeft.devices import host_memory, programs, termination
+from jaxpeft.devices import gpu_memory, host_memory, programs, termination
 from jaxpeft.devices.topologies import Topology
 
 FOLDER = "plans"  # of what compilers said, beside the programs that are kept
@@ -76,9 +76,13 @@ def compiled(
         (the verdict, whether it was kept from before).
     """
     name = compiler(target)
-    ahead = host_memory.options(lowered, target.platform)
+    told: dict[str, Any] = host_memory.options(lowered, target.platform)
+    if target.gpu is not None and target.count == 1:
+        memory = target.gpu.memory
+        limit = gpu_memory.SHARE * memory
+        told = {**told, **gpu_memory.options(lowered, memory, limit)}
     asked = [lowered.as_text(), name, jax.__version__, str(target.grid), target.name]
-    asked += list(ahead)
+    asked += [f"{name}={value}" for name, value in told.items()]
     key = hashlib.sha256("\0".join(asked).encode()).hexdigest()
     if (found := _kept(folder, key)) is not None:
         return found, True
@@ -87,7 +91,7 @@ def compiled(
     with console.waiting(doing):
         try:
             program = termination.in_background(
-                lambda: lowered.compile({**target.options, **ahead} or None)
+                lambda: lowered.compile({**target.options, **told} or None)
             )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxpeft.devices import sharding, topologies
+from jaxpeft.devices import gpu_memory, sharding, topologies
 from jaxpeft.plan import vendor
 
 GIB = 2**30
@@ -17,12 +17,14 @@ class Lowered:
 
     def __init__(self, text="module", refusal=None):
         self.text, self.refusal, self.compiles = text, refusal, 0
+        self.args_info, self.told = (), {}
 
     def as_text(self):
         return self.text
 
     def compile(self, options):
         self.compiles += 1
+        self.told = options
         if self.refusal:
             raise jax.errors.JaxRuntimeError(self.refusal)
         sizes = {"argument": 7, "temp": 5, "output": 4, "alias": 3}
@@ -119,3 +121,10 @@ def test_a_tpus_compiler_knows_its_memory():
     assert f"{target.memory / GIB}G" in verdict.refused
     # The argument, the result and what stands between them are 8 GiB each.
     assert 16 * GIB <= verdict.total <= 25 * GIB
+
+
+def test_one_gpu_is_told_its_memory_and_others_nothing():
+    for text, is_told in (("h100x1", True), ("h100x2", False), ("v5e-1", False)):
+        lowered = Lowered()
+        vendor.compiled(lowered, topologies.parse(text), None)
+        assert (gpu_memory.FLAG in (lowered.told or {})) == is_told
