@@ -1,12 +1,13 @@
 """What XLA is told of a GPU's memory."""
 
+import re
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxpeft.devices import gpu_memory, host_memory
+from jaxpeft.devices import gpu_memory, host_memory, sharding, topologies
 
 GB = 10**9
 
@@ -65,3 +66,41 @@ def test_a_run_tells_what_jax_can_take_of_one_gpu():
     assert told(device(memory), count=2) == {}
     assert told(device(None)) == {} == told(device(memory, "Another"))
     assert told(device(memory, platform="cpu")) == {}
+
+
+def test_no_product_is_repeated_where_there_is_room():
+    target = topologies.parse("rtx4090x1")
+    if remedy := topologies.missing(target):
+        pytest.skip(remedy)
+    mesh = sharding.make_mesh(1, devices=topologies.devices(target))
+    place = sharding.replicated(mesh)
+
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=place)
+
+    def gradient(x, layers, held):
+        def loss(x):
+            for up, down in layers:
+                x = x + jnp.tanh(x @ up) @ down
+            return x.astype(jnp.float32).sum()
+
+        return jax.grad(loss)(x) + held[0]
+
+    layers = [(shape(1024, 16384), shape(16384, 1024))] * 3
+    arguments = shape(2**15, 1024), layers, shape(15 * 2**29)
+    lowered = jax.jit(gradient).trace(*arguments).lower()
+    room = gpu_memory.SHARE * target.memory
+    told = gpu_memory.options(lowered, target.memory, room)
+
+    def compiled(options):
+        program = lowered.compile({**target.options, **options})
+        repeated = re.findall(r"%(\S*dot\S*\.remat\d*) = ", program.as_text())
+        memory = program.memory_analysis()
+        total = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        return repeated, total + memory.temp_size_in_bytes
+
+    assert compiled({})[
+        0
+    ]  # what it is told for: were this empty, it would be of no use
+    repeated, total = compiled(told)
+    assert not repeated and total < room
