@@ -144,15 +144,26 @@ def _table(
     entries: dict[str, Entry], key: str, down: bool, words: str
 ) -> dict[str, Any]:
     rows = pages.in_order([pages.row(one) for one in entries.values()], key, down)
-    groups: dict[str, list[str]] = {"": []}
+    drawn: dict[str, list[str]] = {}  # a sweep, or a run that stands alone
     shown = 0
     wanted = words.lower().split()
-    for found in sorted(rows, key=lambda one: not one["is_sweep"]):
+    # A sweep stands where its own row does, with its points beneath in their order.
+    for found in sorted(rows, key=lambda one: bool(one["sweep"])):
         text = " ".join(map(str, (found["name"], *pages.texts(found, 0).values())))
         hidden = not all(word in text.lower() for word in wanted)
         shown += not hidden
-        group = found["key"] if found["is_sweep"] else found["sweep"]
-        groups.setdefault(group, []).append(pages.render_row(found, hidden))
+        group = found["sweep"] or found["key"]
+        drawn.setdefault(group, []).append(pages.render_row(found, hidden))
+    sweeps = {one["key"] for one in rows if one["is_sweep"]}
+    groups: list[tuple[str | None, list[str]]] = [("", [])]  # runs that begin come here
+    for group, texts in drawn.items():
+        is_sweep = group in sweeps or len(texts) > 1
+        if is_sweep:
+            groups.append((group, texts))
+        elif groups[-1][0]:
+            groups.append((None, texts))
+        else:
+            groups[-1][1].extend(texts)
     return {"groups": groups, "shown": shown, "total": len(rows)}
 
 

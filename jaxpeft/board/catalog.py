@@ -44,6 +44,7 @@ class Entry:
         heard: when the board last had a sign of its process, where that is on another
             host, in seconds since the epoch.
         changed: when it last changed, in seconds since the epoch.
+        latest: the same, where a change of a sweep's point is one of the sweep.
         title: what its sweep calls it, where it is a point of one.
         faults: what could not be read, a sentence each.
     """
@@ -61,6 +62,7 @@ class Entry:
     memory: int | None = None
     heard: float | None = None
     changed: float = 0.0
+    latest: float = 0.0
     title: str = ""
     faults: dict[str, str] = field(default_factory=dict)
     _stamps: dict[str, Stamp | None] = field(default_factory=dict)
@@ -123,9 +125,11 @@ class Entry:
         self.faults.pop(CONFIG, None)
         try:
             self.settings = glance(inside.text(self.place.folder, CONFIG, 10**6))
+            self._complain(CONFIG, not self.settings)
         except FileNotFoundError:
             self.settings = {}
         except OSError as error:
+            self.settings = {}
             self.faults[CONFIG] = f"{CONFIG} cannot be read ({error.strerror})"
 
     def _read_metrics(self) -> None:
@@ -141,9 +145,9 @@ class Entry:
             self.figures = Figures()
         self.figures.add(lines)
         if self._tail.bad:
-            self.faults[METRICS] = (
-                f"{METRICS}: {self._tail.bad} of its last lines are no object with a "
-                "step"
+            many = self._tail.bad > 1
+            self.faults[METRICS] = f"{METRICS}: {self._tail.bad} of its last lines " + (
+                "are no objects with a step" if many else "is no object with a step"
             )
 
     def fail(self, error: Exception) -> None:
@@ -295,4 +299,17 @@ class Catalog:
             if entry.seen() != before or not entry.version:
                 self.version += 1
                 entry.version = self.version
+        self._date(entries)
         self.entries = entries
+
+    def _date(self, entries: dict[str, Entry]) -> None:
+        """Says when each last changed: a sweep does with each of its points."""
+        latest = {key: entry.changed for key, entry in entries.items()}
+        for entry in entries.values():
+            if (sweep := entry.place.sweep) in latest:
+                latest[sweep] = max(latest[sweep], entry.changed)
+        for key, entry in entries.items():
+            if entry.place.is_sweep and entry.latest != latest[key]:
+                self.version += 1
+                entry.version = self.version
+            entry.latest = latest[key]

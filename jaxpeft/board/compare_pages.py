@@ -12,9 +12,16 @@ from jaxpeft.board.catalog import Catalog
 from jaxpeft.board.kept import Kept
 from jaxpeft.board.shared import SECONDS
 
+NONE = (
+    "Mark runs by the boxes before their names in the table, or a sweep for all of its "
+    'points, then choose "compare the marked".'
+)
+
 
 async def compare(request: Request) -> Response:
     """The page."""
+    if not request.query_params.getlist("run"):
+        return page("complaint.html", title="Nothing is marked", why=NONE)
     kept: Kept = request.app.state.comparisons
     key = ("opened", *_asked(request))
     content = await kept.in_thread(key, SECONDS, _opened, request)

@@ -195,11 +195,25 @@ def problems(text: str, tops: Sequence[Path], work: Path) -> list[str]:
         mapping = strict_yaml.load(text, NAME)
         cfg = config.parse(mapping, NAME, TABLES, METRICS)
     except InputError as error:
-        return list(error.problems)
-    if is_inside(cfg.output_dir, tops, work):
+        # Where another key is wrong, too, the folder is said at once with it.
+        return [*error.problems, *_outside(_output(text), tops, work)]
+    return _outside(cfg.output_dir, tops, work)
+
+
+def _output(text: str) -> str | None:
+    """The output_dir of a configuration that need not be sound, if it is a text."""
+    try:
+        found = strict_yaml.load(text, NAME).get("output_dir")
+    except InputError:
+        return None
+    return found if isinstance(found, str) and found else None
+
+
+def _outside(output: str | None, tops: Sequence[Path], work: Path) -> list[str]:
+    if output is None or is_inside(output, tops, work):
         return []
     return [
-        f"output_dir: found {cfg.output_dir!r}; name a folder below "
+        f"output_dir: found {output!r}; name a folder below "
         + " or ".join(map(inside.shown, tops))
     ]
 
@@ -225,12 +239,14 @@ def begin(
     Raises:
         InputError: for all that is wrong with it.
     """
+    from jaxpeft.board import grids  # half a second, which the form need not wait for
+
     if kind not in KINDS:
         raise InputError(f"found {kind!r}; choose one of {', '.join(KINDS)}")
     wrong = problems(text, tops, queue.work)
     grid = [line.strip() for line in grid if line.strip()]
-    if kind == "sweep" and not grid:
-        wrong.append("sweep: give at least one line KEY=A,B,C")
+    if kind == "sweep" and wrong:
+        wrong += grids.problems(grid, "", Path())
     memory = memory.strip()
     if memory and not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", memory):
         wrong.append(f"memory: found {memory!r}; give a number of GB, such as 24")
@@ -238,7 +254,11 @@ def begin(
         raise InputError(*wrong)
     cfg = config.parse(strict_yaml.load(text, NAME), NAME, TABLES, METRICS)
     run = Path(os.path.realpath(queue.work / cfg.output_dir))
+    if kind == "sweep":
+        run = run.with_name(f"{run.name}-sweep")
     confine.check(run, queue.tops)  # it may be there, and be gone on with
+    if kind == "sweep" and (wrong := grids.problems(grid, text, run)):
+        raise InputError(*wrong)
     path = queue.written(text)
     argv = [kind, "--config", str(path)]
     if kind == "plan" and memory:
@@ -246,9 +266,8 @@ def begin(
     if kind == "lr_find":
         argv += ["--out", str(path.with_suffix(""))]
     if kind == "sweep":
-        run = run.with_name(f"{run.name}-sweep")
         argv += [*(f"--grid={line}" for line in grid), "--out", str(run)]
-    return queue.add(argv, str(run) if kind in ("train", "sweep") else "")
+    return queue.add(argv, str(run))
 
 
 def converted(text: str) -> tuple[str, list[str]]:

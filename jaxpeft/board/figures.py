@@ -115,7 +115,9 @@ class Figures:
             return max(int(summary["steps"]), self.step)
         if _whole(settings.get("training.max_steps")):
             return int(settings["training.max_steps"])
-        epochs, epoch = settings.get("training.num_epochs"), self.training.get("epoch")
+        if "training.num_epochs" not in settings:
+            return None  # its configuration cannot be read: nothing is made up
+        epochs, epoch = settings["training.num_epochs"], self.training.get("epoch")
         epochs = 1.0 if epochs is None else epochs
         if not is_number(epochs) or not epoch or not self.training["step"]:
             return None

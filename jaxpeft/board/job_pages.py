@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -12,6 +13,7 @@ from starlette.responses import RedirectResponse, Response
 
 from jaxpeft.board import actions, inside, pages
 from jaxpeft.board.answers import Told, new_parts, page, stream
+from jaxpeft.board.catalog import Entry
 from jaxpeft.board.jobs import DONE, WAITING, Job, Queue
 from jaxpeft.board.shared import Shared
 
@@ -25,7 +27,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]
 async def index(request: Request) -> Response:
     """The table of jobs."""
     queue: Queue = request.app.state.queue
-    jobs = await asyncio.to_thread(_table, queue)
+    jobs = await asyncio.to_thread(_table, request)
     return page(
         "jobs.html",
         title="Jobs",
@@ -35,23 +37,31 @@ async def index(request: Request) -> Response:
     )
 
 
-def _table(queue: Queue) -> dict[str, Any]:
+def _table(request: Request) -> dict[str, Any]:
+    queue: Queue = request.app.state.queue
+    places = {str(e.place.folder): e.place for e in _entries(request).values()}
     now = time.time()
-    rows = [
-        (job, inside.shown(actions.shell(job.argv)), f"{pages.ago(now - job.made)} ago")
-        for job in queue.jobs()
-    ]
+    rows = []
+    for job in queue.jobs():
+        place = places.get(job.run)
+        name = Path(job.run).name if place is None else place.name
+        subject = inside.shown(name), "" if place is None else place.key
+        command = inside.shown(actions.shell(job.argv))
+        rows.append((job, subject, command, f"{pages.ago(now - job.made)} ago"))
     return {"jobs": rows, "fault": inside.shown(queue.fault)}
+
+
+def _entries(request: Request) -> dict[str, Entry]:
+    return request.app.state.catalog.refresh()
 
 
 async def index_events(request: Request) -> Response:
     """What is new among the jobs."""
-    queue: Queue = request.app.state.queue
     shared: Shared = request.app.state.shared
     seen: dict[str, str] = {}
 
     def look() -> str:
-        return pages.render("jobs_table.html", **_table(queue))
+        return pages.render("jobs_table.html", **_table(request))
 
     def changes() -> Told:
         _, html = shared.look("jobs", lambda: look)
@@ -84,7 +94,7 @@ def _job(request: Request) -> Job:
 
 def _head(request: Request, found: Job) -> dict[str, Any]:
     """What the head of its page says, and the key of the run that it is about."""
-    entries = request.app.state.catalog.refresh().values()
+    entries = _entries(request).values()
     keys = (e.place.key for e in entries if str(e.place.folder) == found.run)
     draft = ""
     if found.name == "lr_find" and found.state == DONE:

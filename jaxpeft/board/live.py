@@ -40,7 +40,8 @@ class Live:
         except OSError as error:
             remarks.append(f"the metrics cannot be read ({error.strerror})")
         if follower.bad:
-            remarks.append(f"{follower.bad} lines of the metrics could not be read")
+            lines = "line" if follower.bad == 1 else "lines"
+            remarks.append(f"{follower.bad} {lines} of the metrics could not be read")
         if follower.every > 1:
             remarks.append(f"the curves show one of {follower.every} lines")
         folder = now.place.folder

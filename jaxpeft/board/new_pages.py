@@ -28,7 +28,10 @@ def _opened(request: Request) -> dict[str, Any]:
     return _content(request, _from(request))
 
 
-EMPTY: dict[str, Any] = {"remarks": (), "kind": "", "grid": "", "memory": ""}
+EMPTY: dict[str, Any] = {
+    **{"remarks": (), "kind": "", "grid": "", "memory": ""},
+    "grid_problems": (),
+}
 
 
 def _from(request: Request) -> str:
@@ -96,6 +99,7 @@ def _checked(request: Request, fields: dict[str, str]) -> dict[str, Any]:
     content = _content(request, text)
     content["unplaced"] = [*wrong, *content["unplaced"]]
     count = len({*wrong, *content["problems"]})
+    content["grid_problems"] = ()  # they are found when a sweep is started
     return {
         "yaml": text,
         "shape": content["shape"],
@@ -107,6 +111,8 @@ def _checked(request: Request, fields: dict[str, str]) -> dict[str, Any]:
 
 async def start(request: Request) -> Response:
     """Starts a command with the configuration, or says what is wrong with it."""
+    from jaxpeft.board.grids import FIELD
+
     fields = await form(request)
     text, kind = fields.get("yaml", ""), fields.get("kind", "")
     asked = {name: fields.get(name, "") for name in ("grid", "memory")}
@@ -116,9 +122,13 @@ async def start(request: Request) -> Response:
         content = await asyncio.to_thread(_content, request, text)
         known = {*content["problems"]}
         more = [one for one in error.problems if one not in known]
-        content["unplaced"] = [*more, *content["unplaced"]]
+        of_grid = [one for one in more if one.startswith(FIELD)]
+        others = [one for one in more if one not in of_grid]
+        content["unplaced"] = [*others, *content["unplaced"]]
         content["problems"] = [*more, *content["problems"]]
-        return page("new.html", 409, **content, remarks=(), kind=kind, **asked)
+        content["grid_problems"] = [one.removeprefix(FIELD) for one in of_grid]
+        content |= {"remarks": (), "kind": kind, **asked}
+        return page("new.html", 409, **content)
     return RedirectResponse(f"/jobs/{number}", 303)
 
 

@@ -146,7 +146,7 @@ def _unknown(entry: Entry) -> dict[str, Any]:
         "faults": list(entry.faults.values()),
         "step": 0,
         "steps": None,
-        "changed": entry.changed or None,
+        "changed": max(entry.latest, entry.changed) or None,
         "heard": entry.heard,
         "host": "" if entry.held is None else inside.shown(entry.held.host),
     }

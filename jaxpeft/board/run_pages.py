@@ -160,7 +160,8 @@ async def download(request: Request) -> Response:
                 left -= len(piece)
                 yield piece
 
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    # Who loads an adapter looks for its files by their own names.
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name.rpartition("/")[2])
     return StreamingResponse(
         content(),
         media_type="application/octet-stream",

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from jaxpeft import config
+from jaxpeft import config, replacing
 from jaxpeft.assembly import configuration
 from jaxpeft.board import inside, life, pages, tail
 from jaxpeft.board.figures import Figures, glance
@@ -15,7 +15,7 @@ from jaxpeft.board.folders import Folders
 from jaxpeft.board.follower import Follower
 from jaxpeft.board.tail import Tail
 
-from .conftest import CONFIG, line
+from .conftest import CONFIG, grow_old, line
 
 
 def names(folders: Folders) -> set[str]:
@@ -224,7 +224,8 @@ def test_the_steps_of_a_run_of_epochs_follow_from_the_share_that_is_done():
     figures = Figures()
     figures.add([{"step": 30, "loss": 1.0, "epoch": 0.25}])
     assert figures.steps({"training.num_epochs": 2.0}, {}) == 240
-    assert figures.steps({}, {}) == 120
+    assert figures.steps({"training.num_epochs": None}, {}) == 120  # the default
+    assert figures.steps({}, {}) is None  # no configuration that could say so
     assert figures.steps({"training.max_steps": 50}, {}) == 50
     assert Figures().steps({"training.num_epochs": 2.0}, {}) is None
 
@@ -286,3 +287,72 @@ def test_no_time_is_left_of_a_run_that_goes_past_its_steps(make_run, board):
     make_run("one", steps=50, lock={"pid": 7, "host": "another-host"})
     text = board.get(f"/run/{board.key('one')}").text
     assert "50 of 40" in text and ">0.0 s<" in text
+
+
+@pytest.mark.parametrize("config", ["", "[1", "\0\0"])
+def test_a_run_without_a_readable_configuration_says_so_in_its_row(
+    make_run, board, config
+):
+    run = make_run("one", config=config)
+    run.joinpath("metrics.jsonl").write_text(line(5, epoch=0.5))
+    found = pages.row(board.entry("one"))
+    assert found["step"] == 5 and found["steps"] is None and found["share"] is None
+    assert any(one.startswith("config.yaml cannot be read") for one in found["faults"])
+    # As runs write it: in place of the other.
+    replacing.write_text(run / "config.yaml", CONFIG)
+    found = pages.row(board.entry("one"))
+    assert found["steps"] == 40 and not found["faults"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (1, "1 of its last lines is no object"),
+        (2, "2 of its last lines are no objects"),
+    ],
+)
+def test_what_cannot_be_read_is_counted_in_words(make_run, board, bad, said):
+    make_run("one").joinpath("metrics.jsonl").write_text("nonsense\n" * bad + line(3))
+    assert said in board.get("/").text
+
+
+@pytest.fixture
+def dated(make_run):
+    """The folder of runs and sweeps whose files are as old as said, in seconds."""
+    ages = {"old": 900, "s/points/00": 700, "s/points/01": 100, "new": 50, "mid": 150}
+    top = [make_run(name) for name in (*ages, "t/points/00")][0].parent
+    ages |= {"s": 800, "t": 300, "t/points/00": 200}
+    for name in ("s", "t"):
+        (top / name / "sweep.json").write_text('{"points": []}')
+    for name, age in ages.items():
+        for file in (top / name).iterdir():
+            if file.is_file():
+                grow_old(file, age)
+    return top
+
+
+def test_the_newest_stand_first_and_a_sweep_is_as_new_as_its_points(dated, board):
+    text = board.get("/").text
+    names = ["new", "s", "01", "00", "mid", "t", "00", "old"]
+    assert re.findall(r'aria-label="compare ([^"]+)"', text) == names
+    before = board.entry("t").version
+    grow_old(dated / "t" / "points" / "00" / "metrics.jsonl", 1)
+    assert board.entry("t").version > before  # its row is told again
+    text = board.get("/").text
+    assert re.findall(r'aria-label="compare ([^"]+)"', text)[0] == "t"
+    # Every sweep has its own body, and what begins has one above all others.
+    groups = re.findall(r'<tbody[^>]*id="group-(\w*)"', text)
+    assert groups == ["", board.key("t"), board.key("s")]
+
+
+def test_a_filter_without_a_hit_and_an_empty_board_say_what_to_do(make_run, board):
+    def is_shown(mark, text):
+        return "hidden" not in re.search(f'<p[^>]*id="{mark}"[^>]*>', text)[0]
+
+    text = board.get("/").text
+    assert is_shown("none", text) and not is_shown("no-hit", text)
+    assert 'href="/new">make a new run' in text
+    make_run("one")
+    for words, hit in (("one", True), ("zebra", False)):
+        text = board.get(f"/?words={words}").text
+        assert not is_shown("none", text) and is_shown("no-hit", text) == (not hit)

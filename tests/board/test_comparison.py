@@ -124,7 +124,14 @@ def test_damaged_runs_can_be_compared(make_run, board):
         assert board.get(path).code == 200
 
 
-@pytest.mark.parametrize("query", ["", "?run=x", "?run=%22%3E&x=%22%3E"])
+@pytest.mark.parametrize("query", ["?run=x", "?run=%22%3E&x=%22%3E"])
 def test_nothing_to_compare_is_said(board, query):
     answer = board.get(f"/compare{query}")
     assert answer.code == 404 and '">&' not in answer.text
+
+
+def test_nothing_marked_is_a_hint_and_no_missing_page(board):
+    for query in ("", "?x=time"):
+        answer = board.get(f"/compare{query}")
+        assert answer.code == 200 and "<h1>Nothing is marked</h1>" in answer.text
+        assert "Mark runs" in answer.text and "Not found" not in answer.text

@@ -209,6 +209,17 @@ def test_a_file_that_is_had_is_never_shown(make_run, board):
     assert answer.headers["content-disposition"].startswith("attachment")
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_file_of_the_adapter_keeps_the_name_that_peft_looks_for(
+    make_run, board, name
+):
+    run = make_run("one")
+    (run / "adapter").mkdir()
+    (run / "adapter" / name).write_bytes(b"x")
+    answer = board.get(f"/run/{board.key('one')}/file?name=adapter/{name}")
+    assert answer.headers["content-disposition"] == f"attachment; filename={name}"
+
+
 @pytest.mark.parametrize(
     "name",
     ["../two/config.yaml", "/etc/passwd", ".lock", "checkpoints/x", "", "secret"]

@@ -478,3 +478,23 @@ def test_the_command_is_shown_as_one_would_type_it():
     argv = ["train", "--config", "a b.yaml", "x=$HOME"]
     typed = "python -m jaxpeft.train --config 'a b.yaml' 'x=$HOME'"
     assert actions.shell(argv) == typed
+
+
+def test_the_list_of_jobs_says_which_run_each_is_for(board, make_run):
+    run = make_run("deep/one")
+    board.queue.add(["train", "--config", "config-1.yaml"], str(run))
+    board.queue.add(["plan"], str(run.with_name("later")))
+    text = board.get("/jobs").text
+    assert f'<a href="/run/{board.key("deep/one")}">deep/one</a>' in text
+    assert 'data-label="of">later</td>' in text
+
+
+def test_a_code_is_shown_of_a_failure_alone(board):
+    number = board.queue.add(["plan"])
+    board.ask("POST", f"/jobs/{number}/stop", OWN)
+    text = board.get(f"/jobs/{number}").text
+    assert ">stopped</span>" in text and "code 75" not in text
+    number = board.queue.add(["plan"])
+    board.queue._take(number)
+    board.queue._end(number, 3)
+    assert ">failed</span> code 3" in board.get(f"/jobs/{number}").text

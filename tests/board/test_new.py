@@ -191,10 +191,51 @@ def test_the_rate_that_was_found_is_taken_over(board, text):
 def test_a_sweep_needs_its_axes_and_none_is_an_option(board, text):
     answer = post(board, "/new/start", yaml=text, kind="sweep", grid=" \n")
     assert answer.code == 409 and "KEY=A,B,C" in answer.text
-    grid = "optimizer.learning_rate=1e-4,1e-3\r\n--out=/etc"
+    grid = "optimizer.learning_rate=1e-4,1e-3\r\n"
+    answer = post(
+        board, "/new/start", yaml=text, kind="sweep", grid=f"{grid}--out=/etc"
+    )
+    assert answer.code == 409 and board.queue.jobs() == []
     post(board, "/new/start", yaml=text, kind="sweep", grid=grid)
     (job,) = board.queue.jobs()
-    assert "--grid=--out=/etc" in job.argv and "--out=/etc" not in job.argv
+    assert "--grid=optimizer.learning_rate=1e-4,1e-3" in job.argv
+    assert job.run == str(board.queue.top / "new-sweep")
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ("garbage", "garbage: write section.key=value"),
+        ("optimizer.learning_rat=1e-3,1e-2", "learning_rat"),
+        ("optimizer.learning_rate=1e-3,abc", "abc"),
+        ("seed=1,1", "names a value twice"),
+        ("seed=[1", "seed"),
+        (f"seed={','.join(map(str, range(1001)))}", "1,001 points"),
+    ],
+)
+def test_a_grid_is_checked_before_it_is_queued(board, text, grid, said):
+    answer = post(board, "/new/start", yaml=text, kind="sweep", grid=grid)
+    assert answer.code == 409 and board.queue.jobs() == []
+    beside = answer.text.partition('id="about-grid"')[2].partition("</ul>")[0]
+    assert said in beside and "--grid" not in beside
+    assert 'aria-describedby="about-grid"' in answer.text
+    assert answer.text.count(beside) == 1  # and nowhere else
+    assert '<a href="#grid">' in answer.text
+    # Where the configuration is wrong, too, the lines are read all the same.
+    bad = drafts.changed(text, "adapter.r", "x")
+    answer = post(board, "/new/start", yaml=bad, kind="sweep", grid="garbage")
+    assert "garbage: write" in answer.text and 'href="#key-adapter.r"' in answer.text
+
+
+def test_what_is_to_mend_is_linked_and_the_folder_is_said_at_once(board, text):
+    text = drafts.changed(text, "adapter.r", "x")
+    text = drafts.changed(text, "output_dir", "/elsewhere/run")
+    told = json.loads(post(board, "/new/check", yaml=text).body)
+    assert told["problems"] == 2 and "2 to mend" in told["verdict"]
+    for key in ("adapter.r", "output_dir"):
+        assert f'<a href="#key-{key}">' in told["verdict"]
+        assert f'id="key-{key}"' in told["form"]
+    assert "name a folder below" in told["form"]
 
 
 def test_a_plan_takes_the_memory_of_a_device(board, text):

@@ -16,6 +16,7 @@
     const shown = rows.filter((row) => !row.hidden).length;
     byId("count").textContent = `${shown} of ${rows.length}`;
     byId("none").hidden = rows.length > 0;
+    byId("no-hit").hidden = shown > 0 || !rows.length;
   };
   words?.addEventListener("input", filter);
 
@@ -26,7 +27,7 @@
     made.id = `group-${key}`;
     made.className = "sweep";
     made.setAttribute("role", "rowgroup");
-    document.querySelector(".runs").append(made);
+    byId("group-").after(made); // what is new stands above
     return made;
   };
 

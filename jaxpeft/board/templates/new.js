@@ -32,6 +32,18 @@
     }
   };
 
+  // A link to what is wrong goes to where it can be mended at once.
+  document.getElementById("verdict").addEventListener("click", (event) => {
+    const to = event.target.closest("a")?.getAttribute("href") ?? "#";
+    const field = document.getElementById(to.slice(1));
+    if (!field) return;
+    event.preventDefault();
+    const around = field.closest("details");
+    if (around) around.open = true;
+    field.scrollIntoView({ block: "center" });
+    (field.querySelector("summary") ?? field).focus({ preventScroll: true });
+  });
+
   fields.addEventListener("change", (event) => {
     const { key } = event.target.dataset;
     if (key) check({ key, value: event.target.value });
