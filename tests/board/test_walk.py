@@ -330,3 +330,40 @@ def test_serving_loads_no_jax(start):
     text = Path(f"/proc/{start().process.pid}/maps").read_text()
     assert "libpython" in text or "python" in text
     assert "jaxlib" not in text
+
+
+def test_what_starts_a_run_is_in_reach_in_windows_of_any_height(browser, start):
+    board = start()
+    browser.get(board.url)
+    browser.get(f"{board.address}/new")
+    run = browser.execute_script
+    place = (
+        "const it = document.querySelector(arguments[0]).getBoundingClientRect();"
+        "return it.top >= 0 && it.bottom <= innerHeight && it.right <= innerWidth"
+    )
+    # A configuration that is longer than any window.
+    run("yaml.value += '# more\\n'.repeat(200)")
+    for height in (1000, 768, 560):
+        browser.set_window_size(1280, height)
+        run("scrollTo(0, 0)")
+        if height > 600:
+            assert run(place, "[value=train]"), height
+        run("scrollTo(0, document.body.scrollHeight / 2)")
+        assert run(place, "[value=train]"), height
+        run("document.querySelector('.side details').open = true")
+        # The column scrolls by itself: the page stays where it is.
+        before = run("return scrollY")
+        run("const [it] = document.querySelectorAll('.side'); it.scrollTop = 9999")
+        assert run(place, "[value=sweep]") and run("return scrollY") == before, height
+        run("document.querySelector('.side details').open = false")
+    phone = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        browser.get(board.address)
+        assert run("return innerWidth") == 390  # nothing makes the page wider
+        edge = (
+            "return document.querySelector(arguments[0]).getBoundingClientRect().right"
+        )
+        assert run(edge, ".filter button") <= run(edge, "main")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
