@@ -1,6 +1,7 @@
 """A configuration on its way to a run: read, changed key by key, checked, begun."""
 
 import itertools
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,16 +13,19 @@ from jaxpeft.board import confine, inside
 from jaxpeft.board.catalog import Entry
 from jaxpeft.board.jobs import Job, Queue
 from jaxpeft.config import paths, strict_yaml
+from jaxpeft.config.sections import AUTO
 from jaxpeft.errors import InputError
 from jaxpeft.lr_find.ramp import FOUND
 from jaxpeft.metrics import METRICS
-from jaxpeft.rundir.files import CONFIG
+from jaxpeft.rundir.files import CHECKPOINTS, CONFIG
+from jaxpeft.rundir.fingerprint import differences
 
 QUICKSTART = "jaxpeft:quickstart.yaml"
 RECIPES = "configs"
 NAME = "the configuration"
 LONGEST = 100  # characters of a name that is made up
 KINDS = ("train", "plan", "lr_find", "sweep")
+WRITE = ("train", "sweep")  # a folder of their own
 
 
 def recipes(work: Path) -> dict[str, Path]:
@@ -259,6 +263,16 @@ def begin(
     confine.check(run, queue.tops)  # it may be there, and be gone on with
     if kind == "sweep" and (wrong := grids.problems(grid, text, run)):
         raise InputError(*wrong)
+    axes = [f"--grid={line}" for line in grid]
+    if kind in WRITE and (job := _under_way(run, queue)):
+        if job.argv[0] == kind and _told(job) == (text, axes):
+            return job.number  # it was pressed twice
+        raise InputError(
+            f"output_dir: job {job.number} is {job.state} with {inside.shown(run)}; "
+            "choose another folder, or stop that job first"
+        )
+    if kind == "train":
+        _check_same(cfg, run)
     path = queue.written(text)
     argv = [kind, "--config", str(path)]
     if kind == "plan" and memory:
@@ -266,8 +280,49 @@ def begin(
     if kind == "lr_find":
         argv += ["--out", str(path.with_suffix(""))]
     if kind == "sweep":
-        argv += [*(f"--grid={line}" for line in grid), "--out", str(run)]
+        argv += [*axes, "--out", str(run)]
     return queue.add(argv, str(run))
+
+
+def _under_way(run: Path, queue: Queue) -> Job | None:
+    """The job that waits or works on the folder of a run that is to begin."""
+    left = (job for job in queue.jobs() if job.is_left and job.argv[0] in WRITE)
+    return next((job for job in left if job.run == str(run)), None)
+
+
+def _told(job: Job) -> tuple[str, list[str]]:
+    """The configuration and the grid of a job that began here."""
+    axes = [word for word in job.argv if word.startswith("--grid=")]
+    try:
+        path = Path(job.argv[job.argv.index("--config") + 1])
+        return path.read_text(encoding="utf-8"), axes
+    except (ValueError, IndexError, OSError):
+        return "", axes
+
+
+def _check_same(cfg: config.RunConfig, run: Path) -> None:
+    """Checks that a run that is there already would be continued, and not refused.
+
+    What the files of its model and data say, only the command itself finds out.
+    """
+    if not any((run / CHECKPOINTS).glob("[0-9]*")):
+        return
+    try:
+        text = inside.text(run, CONFIG)
+        before = config.parse(strict_yaml.load(text, CONFIG), CONFIG, TABLES, METRICS)
+    except (InputError, OSError):
+        return
+    rate = before.optimizer.learning_rate
+    if cfg.optimizer.learning_rate == AUTO:  # was found then, and is taken from there
+        section = cfg.optimizer.model_copy(update={"learning_rate": rate})
+        cfg = cfg.model_copy(update={"optimizer": section})
+    one, other = (config.identity(c, TABLES, False) for c in (before, cfg))
+    if one != other:
+        raise InputError(
+            f"output_dir: in {inside.shown(run)} there is a run already, with other "
+            f"settings{differences(json.dumps(one), json.dumps(other))}; choose "
+            "another folder, or continue that run on its own page"
+        )
 
 
 def converted(text: str) -> tuple[str, list[str]]:

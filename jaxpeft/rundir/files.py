@@ -11,6 +11,7 @@ import numpy as np
 from jaxpeft import replacing
 
 CONFIG, ADAPTER = "config.yaml", "adapter"
+CHECKPOINTS = "checkpoints"  # a folder, with one for each step
 MODEL = "model"  # in its place after full fine-tuning
 METRICS, PLOT, SAMPLES = "metrics.jsonl", "loss.png", "samples.json"
 SKIPPED = "skipped.jsonl"  # rows of the data that were left out, if there are any

@@ -47,6 +47,7 @@ class RunLock:
         self.path = directory / LOCK
         self._file: int | None = None
         self._over = threading.Event()
+        self._has_begun = False
 
     def __enter__(self) -> "RunLock":
         directory = self.path.parent
@@ -61,7 +62,6 @@ class RunLock:
                 "since": round(time.time(), 3),
             }
             os.pwrite(self._file, json.dumps(holder).encode(), 0)
-            (directory / ENDED).unlink(missing_ok=True)
         except OSError as error:
             self._release()
             raise InputError(
@@ -80,7 +80,8 @@ class RunLock:
         trace: TracebackType | None,
     ) -> None:
         self._over.set()
-        if error is not None:
+        # What is refused before it has begun leaves the run as it was.
+        if self._has_begun or not isinstance(error, InputError | None):
             self._say(error)
         # Removed while still held: whoever opened this file meanwhile sees in
         # `_acquire` that it is no longer the directory's lock file.
@@ -89,14 +90,22 @@ class RunLock:
             self.path.unlink()
         self._release()
 
+    def begin(self) -> None:
+        """From here on the run changes: how it ended before no longer counts."""
+        self._has_begun = True
+        with contextlib.suppress(OSError):  # what is written next says it better
+            (self.path.parent / ENDED).unlink(missing_ok=True)
+
     def _beat(self) -> None:
         """Renews the lock file's time of change until the block ends."""
         while not self._over.wait(BEAT):
             with contextlib.suppress(OSError):
                 os.utime(self.path, follow_symlinks=False)
 
-    def _say(self, error: BaseException) -> None:
+    def _say(self, error: BaseException | None) -> None:
         """Writes what ended the block, where it has left anything to be asked about."""
+        if error is None:
+            return
         directory = self.path.parent
         asked = isinstance(error, Preempted) or not isinstance(error, Exception)
         now = datetime.datetime.now(datetime.UTC)

@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
         sweep.add(grid.points(axes))
     check(sweep)  # all complaints, before anything is written
     plan = halving.prepare(sweep, args.halving) if args.halving else None
-    with RunLock(directory):
+    with RunLock(directory) as lock:
+        lock.begin()
         left = sum(not point.ended for point in sweep.points)
         if sweep.points and not left and not args.search:
             console.say(f"all {len(sweep.points)} points have ended: nothing to train")

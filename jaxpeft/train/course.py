@@ -21,7 +21,7 @@ from jaxpeft.lr_find import auto
 from jaxpeft.lr_find.ramp import FILES
 from jaxpeft.rundir import sinks
 from jaxpeft.rundir.checkpoint import Checkpoints
-from jaxpeft.rundir.files import ADAPTER, METRICS, MODEL, PLOT, REPORT
+from jaxpeft.rundir.files import ADAPTER, CHECKPOINTS, METRICS, MODEL, PLOT, REPORT
 from jaxpeft.rundir.lock import ENDED, LOCK, RunLock
 from jaxpeft.rundir.metrics import read_metrics
 from jaxpeft.train import hooks, results, samples, steering
@@ -39,8 +39,6 @@ from jaxpeft.train.standing import (
 )
 from jaxpeft.train.watch import Watch
 from jaxpeft.train.watchdog import Watchdog
-
-CHECKPOINTS = "checkpoints"
 
 
 class Guards(NamedTuple):
@@ -105,13 +103,17 @@ def train(
         console.say(f"evaluations also score {scores.summary()}")
 
     def begin(first: int) -> None:
+        lock.begin()
         results.begin(run, first, fingerprint)
         if chosen is not None:
             chosen.write(run.output, str(run.output))
 
     primary = cluster.is_primary()
-    lock = RunLock(run.output) if primary else contextlib.nullcontext()
-    with lock, guarded(run.output / CHECKPOINTS, run.cfg, fingerprint) as guards:
+    lock = RunLock(run.output)
+    with (
+        lock if primary else contextlib.nullcontext(),
+        guarded(run.output / CHECKPOINTS, run.cfg, fingerprint) as guards,
+    ):
         guards.watchdog.pet(hooks.SAVE_GRACE)
         program = Alone(run)
         ended = follow(

@@ -254,13 +254,15 @@ def test_a_run_without_a_line_waits(make_run, board):
 )
 def test_how_a_run_ended_stands_in_its_directory(make_run, board, error, state):
     run = make_run("one")
-    with pytest.raises(type(error)), RunLock(run):
+    with pytest.raises(type(error)), RunLock(run) as held:
+        held.begin()
         raise error
     entry = board.entry("one")
     assert entry.state == state
     assert entry.why == (str(error) or "KeyboardInterrupt")
-    with RunLock(run):  # it goes on
+    with RunLock(run) as held:  # it goes on
         assert board.entry("one").state == life.RUNNING
+        held.begin()
     assert not run.joinpath(".ended").exists()
 
 

@@ -177,6 +177,33 @@ def test_starting_queues_the_very_text(board, text, tmp_path):
     assert "learning_rate: 1e-2" in again
 
 
+def test_what_is_begun_twice_begins_once(board, text):
+    post(board, "/new/start", yaml=text, kind="train")
+    again = post(board, "/new/start", yaml=text, kind="train")
+    assert again.headers["location"] == "/jobs/1"
+    other = drafts.changed(text, "seed", "7")
+    again = post(board, "/new/start", yaml=other, kind="train")
+    assert again.code == 409 and "output_dir: job 1 is waiting" in again.text
+    assert len(board.queue.jobs()) == 1
+
+
+def test_a_run_with_other_settings_is_not_there_already(board, text, tmp_path):
+    run = tmp_path / "runs" / "new"
+    (run / "checkpoints" / "12").mkdir(parents=True)
+    (run / "config.yaml").write_text(text)
+    other = drafts.changed(text, "optimizer.learning_rate", "5e-3")
+    answer = post(board, "/new/start", yaml=other, kind="train")
+    assert answer.code == 409 and "there is a run already" in answer.text
+    assert "optimizer.learning_rate: 0.01 then, 0.005 now" in answer.text
+    # What decides nothing may change, and the rate that was found is taken from there.
+    for key, value in (("training.logging_steps", "1"), ("learning_rate", "auto")):
+        key = key if "." in key else f"optimizer.{key}"
+        same = drafts.changed(text, key, value)
+        answer = post(board, "/new/start", yaml=same, kind="train")
+        assert answer.code == 303
+        board.queue.stop(int(answer.headers["location"].rpartition("/")[2]))
+
+
 def test_the_rate_that_was_found_is_taken_over(board, text):
     post(board, "/new/start", yaml=text, kind="lr_find")
     (job,) = board.queue.jobs()

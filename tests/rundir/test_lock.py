@@ -1,5 +1,6 @@
 """Two processes never write one run directory."""
 
+import json
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from jaxpeft.errors import InputError
-from jaxpeft.rundir.lock import LOCK, RunLock
+from jaxpeft.rundir.lock import ENDED, LOCK, RunLock
 
 HOLD = """
 import sys
@@ -58,6 +59,24 @@ def test_the_lock_ends_with_an_error(tmp_path):
         raise ZeroDivisionError
     with RunLock(tmp_path):
         pass
+
+
+def test_what_is_refused_leaves_the_run_as_it_was(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    for text in (None, "before"):
+        if text:
+            (tmp_path / ENDED).write_text(text)
+        with pytest.raises(InputError), RunLock(tmp_path):
+            raise InputError("another configuration")
+        assert (tmp_path / ENDED).exists() == bool(text)
+    with RunLock(tmp_path):  # nothing was left to do
+        pass
+    assert (tmp_path / ENDED).read_text() == "before"
+    with pytest.raises(InputError), RunLock(tmp_path) as lock:
+        lock.begin()
+        assert not (tmp_path / ENDED).exists()
+        raise InputError("no space is left")
+    assert json.loads((tmp_path / ENDED).read_text())["why"] == "no space is left"
 
 
 def test_the_directory_is_made(tmp_path):
