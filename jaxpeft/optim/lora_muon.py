@@ -8,6 +8,7 @@ from jax import Array
 
 from jaxpeft.optim.adamw import adamw_rule
 from jaxpeft.optim.layout import Layout
+from jaxpeft.optim.one_by_one import one_by_one
 from jaxpeft.optim.pairs import PairRule, Two
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
@@ -79,7 +80,7 @@ def inverse_root(gram: Array, eps: float | Array) -> Array:
     Returns:
         (r, r) float32.
     """
-    values, vectors = jnp.linalg.eigh(gram)
+    values, vectors = one_by_one(jnp.linalg.eigh)(gram)
     largest = values[-1]
     floored = jnp.maximum(values, eps * largest)
     roots = jnp.where(largest > 0, 1 / jnp.sqrt(jnp.where(largest > 0, floored, 1)), 0)

@@ -8,6 +8,7 @@ from jax import Array
 
 from jaxpeft.optim.adamw import adamw_rule
 from jaxpeft.optim.layout import Layout
+from jaxpeft.optim.one_by_one import one_by_one
 from jaxpeft.optim.pairs import PairRule, Two
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import (
@@ -71,7 +72,7 @@ def lora_rite_rule(
         return jnp.where(rms > skip_unmagnified_rms, 0.0, g)
 
     def measure(g: Two, p: Two) -> Array:
-        a, b = map(_split, p)
+        a, b = map(one_by_one(_split), p)
         squares = (jnp.square(unmagnified(g[0], b)), jnp.square(unmagnified(g[1], a)))
         return sum(map(jnp.sum, squares), jnp.zeros(()))
 
@@ -99,7 +100,7 @@ def lora_rite_rule(
         fresh = g.T @ g / g.shape[0]
         covariance = decay2 * moved + (1 - decay2) * fresh
         covariance = (covariance + covariance.T) / 2
-        values, vectors = jnp.linalg.eigh(covariance)
+        values, vectors = one_by_one(jnp.linalg.eigh)(covariance)
         root = jnp.sqrt(jnp.maximum(values, 0)) + eps
         # Where both are zero, so is the gradient.
         scales = jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0)
@@ -109,7 +110,7 @@ def lora_rite_rule(
         return new, mu, covariance
 
     def update(g: Two, state: Two, p: Two, ctx: Two, norm: Any) -> tuple[Two, Two]:
-        factors = tuple(map(_split, p))
+        factors = tuple(map(one_by_one(_split), p))
         short = 1.0
         if clip_unmagnified_grad is not None:
             over = norm > clip_unmagnified_grad

@@ -10,6 +10,7 @@ this module. (Of a square embedding, which both store alike, they would not agre
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ import optax
 from jax import Array
 
 from jaxpeft.optim.layout import Layout
+from jaxpeft.optim.one_by_one import one_by_one
 from jaxpeft.optim.ranges import check_pattern
 from jaxpeft.optim.rule import (
     Context,
@@ -124,7 +126,8 @@ def singular_vectors(g: Array, rank: int) -> Array:
         g: the matrix, (rows, columns).
         rank: how many vectors.
     """
-    u, _, vh = jnp.linalg.svd(g, full_matrices=False)
+    thin = partial(jnp.linalg.svd, full_matrices=False)
+    u, _, vh = one_by_one(thin)(g)
     vectors = (u if reduced_axis(g.shape) == 0 else vh.T)[:, :rank]
     largest = jnp.argmax(jnp.abs(vectors), axis=0)[None]
     return vectors * jnp.where(

@@ -1,5 +1,6 @@
 """Riemannian AdamW: LoRA's gradients in the geometry of their product."""
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jax import Array
 
 from jaxpeft.optim.adamw import adamw_rule
 from jaxpeft.optim.layout import Layout
+from jaxpeft.optim.one_by_one import one_by_one
 from jaxpeft.optim.pairs import PairRule, Two
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import Place, Rule, RuleTransformation, transformation
@@ -40,7 +42,8 @@ def scaled_gradient(g: Array, other: Array, reg: float | Array) -> Array:
         (d, r) float32.
     """
     gram = other.T @ other + reg * jnp.eye(other.shape[1])
-    return jax.scipy.linalg.solve(gram, g.T, assume_a="pos").T
+    solve = partial(jax.scipy.linalg.solve, assume_a="pos")
+    return one_by_one(solve)(gram, g.T).T
 
 
 @in_range
