@@ -127,7 +127,10 @@ class Page:
         self.all(selector)[0].send_keys(Keys.CONTROL + "a" + Keys.NULL, text)
 
     def value(self, selector) -> str:
-        return self.all(selector)[0].get_attribute("value")
+        """What a field holds, read in one step: the page may replace it meanwhile."""
+        return self.browser.execute_script(
+            "return document.querySelector(arguments[0])?.value ?? ''", selector
+        )
 
     def set(self, key, value):
         """Fills in a key of the form, and waits until the YAML has followed."""
