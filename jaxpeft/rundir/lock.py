@@ -81,7 +81,8 @@ class RunLock:
     ) -> None:
         self._over.set()
         # What is refused before it has begun leaves the run as it was.
-        if self._has_begun or not isinstance(error, InputError | None):
+        is_refusal = isinstance(error, InputError) and not self._has_begun
+        if error is not None and not is_refusal:
             self._say(error)
         # Removed while still held: whoever opened this file meanwhile sees in
         # `_acquire` that it is no longer the directory's lock file.
@@ -102,10 +103,8 @@ class RunLock:
             with contextlib.suppress(OSError):
                 os.utime(self.path, follow_symlinks=False)
 
-    def _say(self, error: BaseException | None) -> None:
+    def _say(self, error: BaseException) -> None:
         """Writes what ended the block, where it has left anything to be asked about."""
-        if error is None:
-            return
         directory = self.path.parent
         asked = isinstance(error, Preempted) or not isinstance(error, Exception)
         now = datetime.datetime.now(datetime.UTC)

@@ -70,7 +70,6 @@ def test_the_command_of_the_board_takes_a_sweep_over(make_sweep, board, axes, mo
 
 
 def test_a_search_goes_on_to_as_many_trials(make_sweep):
-    pytest.importorskip("optuna")
     axes = {
         "optimizer.learning_rate": {"kind": "log", "low": 1e-05, "high": 0.01},
         "adapter.r": {"kind": "int", "low": 4, "high": 64},
