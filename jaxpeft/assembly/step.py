@@ -1,5 +1,6 @@
 """The training step and the evaluation step: pure functions, jitted by the caller."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -133,6 +134,8 @@ def make_train_step(
         if scaled is not None:
             gradient = scaling.gradient(loss_of, scaled, parts)
 
+        # Traced once for its shapes and the loop; `inline` leaves no call behind.
+        @functools.partial(jax.jit, inline=True)
         def sums_of(index: Array, micro: Batch) -> Any:
             key = jax.random.fold_in(step_key, index)
             (total, rest), grads = gradient(state.params, frozen, micro, key)
