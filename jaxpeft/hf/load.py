@@ -82,15 +82,7 @@ def load(
 
     def place(spec: ParamSpec, pool: Executor) -> Array:
         read = functools.partial(_read, sources, jnp.dtype(dtype), spec, pool)
-        if shardings is not None:
-            array = jax.make_array_from_callback(spec.shape, shardings(spec), read)
-        elif mesh is not None:
-            by_axes = sharding.named(mesh, spec.axes, spec.shape)
-            array = jax.make_array_from_callback(
-                spec.shape, _placed(by_axes, spec, spec, cfg), read
-            )
-        else:
-            array = jax.device_put(read((slice(None),) * len(spec.shape)))
+        array = _array(read, spec, cfg, mesh, shardings)
         # Transfers are asynchronous: without waiting, the host could hold several.
         return array.block_until_ready()
 
@@ -122,6 +114,23 @@ def load(
         return tree.map_named(
             lambda path, spec: load_one(path, spec, pool), specs, is_leaf=is_spec
         )
+
+
+def _array(
+    read: Callable[[Any], Any],
+    spec: ParamSpec,
+    cfg: ModelConfig,
+    mesh: jax.sharding.Mesh | None,
+    shardings: Shardings | None,
+) -> Array:
+    """A weight where it belongs, of what `read` gives of each part of it."""
+    if shardings is not None:
+        return jax.make_array_from_callback(spec.shape, shardings(spec), read)
+    if mesh is None:
+        return jax.device_put(read((slice(None),) * len(spec.shape)))
+    by_axes = sharding.named(mesh, spec.axes, spec.shape)
+    places = _placed(by_axes, spec, spec, cfg)
+    return jax.make_array_from_callback(spec.shape, places, read)
 
 
 def _placed(places: Any, arrays: Any, spec: ParamSpec, cfg: ModelConfig) -> Any:

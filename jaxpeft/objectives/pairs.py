@@ -132,16 +132,13 @@ def objective(
         none = jnp.zeros_like(answers.logps)
         return rule(answers, none if of_reference is None else of_reference, numbers)
 
-    def brought(micro: Micro) -> Array | None:
-        return micro[REFERENCE].reshape(-1, 2) if precomputed is not None else None
-
     def passed(params: Any, micro: Micro, model: ModelConfig) -> Answers:
         hidden = last_hidden(params, micro, model)
         return answers_of(hidden, models.head(params, model), micro, whole)
 
     def weighed(params: Any, held: Any, micro: Micro, model: ModelConfig) -> Any:
         if reference is None:
-            return brought(micro)
+            return _brought(micro, precomputed)
         return reference(params, held["reference"], micro, model)
 
     def loss(
@@ -153,7 +150,8 @@ def objective(
 
     def from_hidden(hidden: Array, head: Any, micro: Micro) -> Loss:
         answers = answers_of(hidden, head, micro, whole)
-        return summed(answers, terms(answers, brought(micro), numbers), micro)
+        against = _brought(micro, precomputed)
+        return summed(answers, terms(answers, against, numbers), micro)
 
     def sums(params: Any, held: Any, batch: Micro, model: ModelConfig) -> Any:
         against = weighed(params, held, batch, model)
@@ -161,15 +159,12 @@ def objective(
         return totals(answers, terms(answers, against, held["numbers"]))
 
     def keep(params: Any) -> Any:
-        return {
-            "numbers": {name: np.float32(x) for name, x in numbers.items()},
-            "reference": held(params),
-        }
+        fixed = {name: np.float32(x) for name, x in numbers.items()}
+        return {"numbers": fixed, "reference": held(params)}
 
     load_train, load_eval = loads(PAIRS)
-    columns = dict(PAIRS.columns)
-    if precomputed is not None:
-        columns[REFERENCE] = "float32"
+    besides = {} if precomputed is None else {REFERENCE: "float32"}
+    columns = {**PAIRS.columns, **besides}
     return Objective(
         loss=loss,
         sums=sums,
@@ -183,6 +178,11 @@ def objective(
         precomputed=precomputed,
         batch_shapes=functools.partial(row_shapes, columns=columns),
     )
+
+
+def _brought(micro: Micro, precomputed: Precomputed | None) -> Array | None:
+    """The reference's (pairs, 2) that a batch brings along, if it does."""
+    return None if precomputed is None else micro[REFERENCE].reshape(-1, 2)
 
 
 def of_step(whole: bool) -> Callable[[Micro], dict[str, Array]]:

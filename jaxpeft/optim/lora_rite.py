@@ -76,39 +76,6 @@ def lora_rite_rule(
         squares = (jnp.square(unmagnified(g[0], b)), jnp.square(unmagnified(g[1], a)))
         return sum(map(jnp.sum, squares), jnp.zeros(()))
 
-    def side(
-        g: Array,
-        state: LoRARiteState,
-        p: Array,
-        other: _Factor,
-        old: Array,
-        ctx: Context,
-    ) -> tuple[Array, Array, Array]:
-        """The new factor, its new average and its new covariance.
-
-        Args:
-            g: its gradient, unmagnified and clipped, (d, k).
-            state: its state.
-            p: the factor.
-            other: the other factor.
-            old: the other's basis at the last update.
-            ctx: its context.
-        """
-        turn = other.basis.T @ old
-        decay1, decay2 = _unbiased(b1, ctx.t), _unbiased(b2, ctx.t)
-        moved = turn @ state.covariance @ turn.T
-        fresh = g.T @ g / g.shape[0]
-        covariance = decay2 * moved + (1 - decay2) * fresh
-        covariance = (covariance + covariance.T) / 2
-        values, vectors = one_by_one(jnp.linalg.eigh)(covariance)
-        root = jnp.sqrt(jnp.maximum(values, 0)) + eps
-        # Where both are zero, so is the gradient.
-        scales = jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0)
-        direction = g @ ((vectors * scales) @ vectors.T)
-        mu = decay1 * (state.mu @ turn.T) + (1 - decay1) * direction
-        new = ctx.decayed(p) - ctx.learning_rate * (mu @ other.inverse.T)
-        return new, mu, covariance
-
     def update(g: Two, state: Two, p: Two, ctx: Two, norm: Any) -> tuple[Two, Two]:
         factors = tuple(map(one_by_one(_split), p))
         short = 1.0
@@ -117,19 +84,57 @@ def lora_rite_rule(
             short = jnp.where(over, clip_unmagnified_grad / jnp.where(over, norm, 1), 1)
         new, states = [], []
         for i, j in ((0, 1), (1, 0)):
-            x, mu, covariance = side(
+            x, mu, covariance = _side(
                 short * unmagnified(g[i], factors[j]),
                 state[i],
                 p[i],
                 factors[j],
                 state[j].basis,
                 ctx[i],
+                (b1, b2, eps),
             )
             new.append(x)
             states.append(LoRARiteState(mu, covariance, factors[i].basis))
         return (new[0], new[1]), (states[0], states[1])
 
     return PairRule(init, update, None if clip_unmagnified_grad is None else measure)
+
+
+def _side(
+    g: Array,
+    state: LoRARiteState,
+    p: Array,
+    other: _Factor,
+    old: Array,
+    ctx: Context,
+    numbers: tuple[float | Array, float | Array, float | Array],
+) -> tuple[Array, Array, Array]:
+    """The new factor, its new average and its new covariance.
+
+    Args:
+        g: its gradient, unmagnified and clipped, (d, k).
+        state: its state.
+        p: the factor.
+        other: the other factor.
+        old: the other's basis at the last update.
+        ctx: its context.
+        numbers: b1, b2 and eps.
+    """
+    b1, b2, eps = numbers
+    turn = other.basis.T @ old
+    decay1, decay2 = _unbiased(b1, ctx.t), _unbiased(b2, ctx.t)
+    moved = turn @ state.covariance @ turn.T
+    fresh = g.T @ g / g.shape[0]
+    covariance = decay2 * moved + (1 - decay2) * fresh
+    covariance = (covariance + covariance.T) / 2
+    values, vectors = one_by_one(jnp.linalg.eigh)(covariance)
+    root = jnp.sqrt(jnp.maximum(values, 0)) + eps
+    # Where both are zero, so is the gradient.
+    scales = jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0)
+    direction = g @ ((vectors * scales) @ vectors.T)
+    mu = decay1 * (state.mu @ turn.T) + (1 - decay1) * direction
+    new = ctx.decayed(p) - ctx.learning_rate * (mu @ other.inverse.T)
+    return new, mu, covariance
 
 
 def _unbiased(beta: float | Array, t: Array) -> Array:

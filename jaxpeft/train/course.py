@@ -210,10 +210,7 @@ def follow(
             for hook in again:  # it was interrupted
                 hook(Moment(first, {}, ()))
         else:
-            starts = program.runs[0].cfg.training.eval_on_start
-            for hook in evaluate if starts else ():
-                hook.run(0)
-            samples.before(program, watchdog)
+            _before_first(program, evaluate, watchdog)
         limit = program.runs[0].cfg.training.max_nonfinite_steps
         abort = hooks.Abort(standings, give_up, limit=limit, last=last)
         log.restart()
@@ -238,6 +235,16 @@ def follow(
     if until is None or not active(standings).any():
         _settle(program, standings, checkpoints)
     return Ended(standings, log.seconds)
+
+
+def _before_first(
+    program: Program, evaluate: Sequence[Evaluate], watchdog: Watchdog
+) -> None:
+    """What is measured and answered before anything is learned."""
+    if program.runs[0].cfg.training.eval_on_start:
+        for hook in evaluate:
+            hook.run(0)
+    samples.before(program, watchdog)
 
 
 def _restored(first: int, continues: bool, pauses: bool) -> str:
