@@ -30,7 +30,8 @@ from jaxpeft.rundir.metrics import unit_of_loss
 from jaxpeft.rundir.sweep_files import SWEEP, SWEEP_PLOT
 
 OFFERED = (CONFIG, METRICS, SUMMARY, SAMPLES, ENVIRONMENT, REPORT, PLOT, SKIPPED)
-OFFERED += (SWEEP, SWEEP_PLOT, "sweep.csv", "lr_find.json", "lr_find.png")
+RATES = "lr_find.png"  # of a range test
+OFFERED += (SWEEP, SWEEP_PLOT, "sweep.csv", "lr_find.json", RATES)
 FOLDERS = (ADAPTER, MODEL, PREDICTIONS)
 PARTS = ("prompt", "reference", "before", "after")
 MOST_SAMPLES = 50

@@ -83,6 +83,7 @@ def application(
             Route("/jobs/events", job_pages.index_events),
             Route("/jobs/{number}", job_pages.job),
             Route("/jobs/{number}/events", job_pages.job_events),
+            Route("/jobs/{number}/picture", job_pages.picture),
             Route("/jobs/{number}/{action}", job_pages.act, methods=["POST"]),
             Route("/static/{name}", static),
         ],

@@ -1,6 +1,7 @@
 """The pages about the commands that the board has started."""
 
 import asyncio
+import itertools
 import re
 import socket
 import time
@@ -11,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from jaxpeft.board import actions, inside, pages
+from jaxpeft.board import about, actions, inside, pages
 from jaxpeft.board.answers import Told, new_parts, page, stream
 from jaxpeft.board.catalog import Entry
 from jaxpeft.board.jobs import DONE, WAITING, Job, Queue
@@ -20,6 +21,7 @@ from jaxpeft.board.shared import Shared
 DRAWN_UP = ("train", "plan", "lr_find", "sweep")
 DIGITS = 6  # of a job's number
 LAST = 2**16  # bytes of a log that are shown
+PNG, LARGEST = b"\x89PNG\r\n\x1a\n", 2**23  # how a picture begins; its bytes
 # What moves a terminal's cursor or colors its text.
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]")
 
@@ -104,7 +106,30 @@ def _head(request: Request, found: Job) -> dict[str, Any]:
     away = found.state == WAITING and found.host not in ("", socket.gethostname())
     elsewhere = found.host if away else ""
     content = {"job": found, "key": next(keys, ""), "draft": draft}
+    content["drawn"] = bool(_picture(request.app.state.queue, found))
     return {**content, "elsewhere": inside.shown(elsewhere)}
+
+
+def _picture(queue: Queue, found: Job) -> bytes:
+    """What a range test that the board has started drew; nothing, where it did not."""
+    out = Path(dict(itertools.pairwise(found.argv)).get("--out", ""))
+    if found.name != "lr_find" or found.state != DONE or out.parent != queue.folder:
+        return b""
+    try:
+        with inside.opened(queue.folder, f"{out.name}/{about.RATES}") as file:
+            content = file.read(LARGEST)
+    except OSError:
+        return b""
+    return content if content.startswith(PNG) else b""
+
+
+async def picture(request: Request) -> Response:
+    """The losses of a range test over its rates."""
+    found = await asyncio.to_thread(_job, request)
+    content = await asyncio.to_thread(_picture, request.app.state.queue, found)
+    if not content:
+        raise HTTPException(404, "The job has drawn nothing.")
+    return Response(content, media_type="image/png")
 
 
 async def job_events(request: Request) -> Response:

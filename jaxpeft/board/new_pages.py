@@ -62,12 +62,14 @@ def _content(request: Request, text: str) -> dict[str, Any]:
     wrong = drafts.problems(text, _tops(request), queue.work)
     try:
         mapping = strict_yaml.load(text, drafts.NAME)
+        is_read = True
     except InputError:
-        mapping = {}
+        mapping, is_read = {}, False
     groups = schema.groups(mapping, wrong)
     return {
         "title": "New run",
         "yaml": text,
+        "is_read": is_read,
         "groups": groups,
         "shape": schema.shape(mapping),
         "problems": wrong,
@@ -105,7 +107,10 @@ def _checked(request: Request, fields: dict[str, str]) -> dict[str, Any]:
         "shape": content["shape"],
         "problems": count,
         "verdict": pages.render("new_verdict.html", **content),
-        "form": pages.render("new_form.html", **content),
+        # Of what cannot be read the form has nothing to say: it stays as it is.
+        "form": pages.render("new_form.html", **content)
+        if content["is_read"]
+        else None,
     }
 
 

@@ -2,8 +2,8 @@
 
 Each line of standard input is a request and each of standard output a part of an
 answer, both JSON. A request has a number, which the parts of its answer repeat; loading
-is the first one, and {"stop": number} ends an answer early. The process ends with its
-standard input, so that it never outlives the board.
+is the first one, with the settings of the next, and {"stop": number} ends an answer
+early. The process ends with its standard input, so that it never outlives the board.
 """
 
 import dataclasses
@@ -52,6 +52,7 @@ def main() -> int:
     if first is None:
         return 0
     try:
+        _settings(first)  # what is wrong with them is said before a large model loads
         model = _load(first)
     except InputError as error:
         _tell(out, LOADING, error="; ".join(error.problems))

@@ -76,7 +76,7 @@ class Talk:
         try:
             if self._process is None or self._process.returncode is not None:
                 yield {"status": "loading the model"}
-                self._process = await self._begun()
+                self._process = await self._begun(request)
                 told = await _hear(self._process, LOADING)
                 if "ready" not in told:
                     yield told
@@ -101,7 +101,8 @@ class Talk:
         while self._leaving is not None and not self._leaving.done():
             await asyncio.wait([self._leaving])
 
-    async def _begun(self) -> asyncio.subprocess.Process:
+    async def _begun(self, request: Told) -> asyncio.subprocess.Process:
+        """The process; what it is asked is checked before it loads anything."""
         environment = {k: v for k, v in os.environ.items() if k != TOKEN}
         with self._log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
@@ -116,7 +117,7 @@ class Talk:
                 start_new_session=True,
             )
         self._process = process
-        await _say(process, self._first)
+        await _say(process, {**request, **self._first})
         return process
 
     async def _stop(self, number: int) -> None:

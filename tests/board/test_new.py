@@ -215,6 +215,30 @@ def test_the_rate_that_was_found_is_taken_over(board, text):
     assert found["optimizer"]["learning_rate"] == 0.00325
 
 
+def test_what_a_range_test_drew_is_shown_once_it_is_done(board, text):
+    post(board, "/new/start", yaml=text, kind="lr_find")
+    (job,) = board.queue.jobs()
+    address = f"/jobs/{job.number}/picture"
+    out = drafts.Path(job.argv[job.argv.index("--out") + 1])
+    out.mkdir()
+    content = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+    (out / "lr_find.png").write_bytes(content)
+    assert board.get(address).code == 404
+    (board.queue.folder / f"{job.number:06}.ended").write_text('{"code": 0}')
+    assert f'src="{address}"' in board.get(f"/jobs/{job.number}").text
+    answer = board.get(address)
+    assert answer.code == 200 and answer.body == content
+    assert answer.headers["content-type"] == "image/png"
+    # Neither what is no picture nor what a link leads to is given away.
+    (out / "lr_find.png").write_bytes(b"<script>")
+    assert board.get(address).code == 404
+    (out / "lr_find.png").unlink()
+    (out / "lr_find.png").symlink_to(out.parent / "elsewhere.png")
+    (out.parent / "elsewhere.png").write_bytes(content)
+    assert board.get(address).code == 404
+    assert address not in board.get(f"/jobs/{job.number}").text
+
+
 def test_a_sweep_needs_its_axes_and_none_is_an_option(board, text):
     answer = post(board, "/new/start", yaml=text, kind="sweep", grid=" \n")
     assert answer.code == 409 and "KEY=A,B,C" in answer.text
@@ -252,6 +276,17 @@ def test_a_grid_is_checked_before_it_is_queued(board, text, grid, said):
     bad = drafts.changed(text, "adapter.r", "x")
     answer = post(board, "/new/start", yaml=bad, kind="sweep", grid="garbage")
     assert "garbage: write" in answer.text and 'href="#key-adapter.r"' in answer.text
+
+
+@pytest.mark.parametrize("key", ["", "adapter.r"])
+def test_what_cannot_be_read_leaves_the_form_as_it_is(board, text, key):
+    asked = {"key": key, "value": "4"}
+    broken = json.loads(post(board, "/new/check", yaml=text + "seed: [1", **asked).body)
+    assert broken["form"] is None and broken["yaml"].endswith("seed: [1")
+    assert "the configuration" in broken["verdict"] and "to mend" in broken["verdict"]
+    mended = json.loads(post(board, "/new/check", yaml=text, **asked).body)
+    value = "4" if key else "16"
+    assert f'data-key="adapter.r" value="{value}"' in mended["form"]
 
 
 def test_what_is_to_mend_is_linked_and_the_folder_is_said_at_once(board, text):

@@ -236,6 +236,19 @@ def test_the_base_is_loaded_as_the_run_s_configuration_says(tmp_path, quantizati
 
 
 @pytest.mark.slow
+def test_settings_are_checked_before_anything_is_loaded(tmp_path):
+    async def course():
+        found = Talks(tmp_path, tmp_path)
+        request = {"text": "Write.", "temperature": "x"}
+        parts = [part async for part in found.ask(tmp_path / "none", False, request)]
+        await all_closed(found)
+        return parts
+
+    *_, told = asyncio.run(course())
+    assert told == {"error": "temperature: found 'x'; give a number"}
+
+
+@pytest.mark.slow
 def test_the_model_s_process_answers_as_the_chat_does(tmp_path, asset_model):
     """And it ends with its standard input."""
     from jaxpeft.assembly import trained

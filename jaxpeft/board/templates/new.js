@@ -15,6 +15,7 @@
     const told = await answer.json();
     if (more.key) yaml.value = told.yaml;
     document.getElementById("verdict").innerHTML = told.verdict;
+    if (told.form === null) return; // no YAML, for now
     const focus = document.activeElement?.dataset?.key;
     const typed = focus && document.activeElement.value;
     const open = new Set([...fields.querySelectorAll("details[open]")].map(
