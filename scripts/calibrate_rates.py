@@ -1,6 +1,7 @@
 """Measures best learning rates beside range tests: docs/calibration.jsonl.
 
-    python scripts/calibration_models.py              # once: two of the three models
+    python scripts/calibration_models.py              # once: three of the five models
+    python scripts/gguf_to_hf.py FILE --out runs/calibration/models/smollm2/model
     python scripts/calibrate_rates.py --minutes 30    # a sitting; repeat it to go on
     python scripts/calibrate_rates.py --list
     python scripts/calibrate_rates.py --only toy/ full
@@ -11,8 +12,8 @@ and of the same batches before it; and the evaluation loss at the end of trainin
 rates a factor of 2 apart, as many as it takes until the best has two worse ones on
 either side. The rates of a cell train from the same weights on the same batches, by one
 compiled program, in turn. A line is written as soon as its cell is done, and a cell
-that has a line is not repeated. Takes about a minute a cell on one core.
-scripts/rate_rules.py reads the file.
+that has a line is not repeated. Takes about a minute a cell on one core, and ten to
+twenty of SmolLM2-135M. scripts/rate_rules.py reads the file.
 """
 
 import argparse
@@ -43,6 +44,7 @@ TABLE = ROOT / "docs" / "calibration.jsonl"
 MODELS = ROOT / "runs" / "calibration" / "models"
 SHARED = ROOT.parent / "shared" / "data"
 RANGE_STEPS, EVALUATED = 50, 48
+LONGER = {"smollm2": 128}  # tokens: its chat template writes more
 CENTRE, FACTOR = 1e-3, 2.0  # the lattice of rates
 EITHER, MOST = 2, 12  # rates on either side of the guess, and rates in all
 BLOCK = 5  # steps of training over whose losses a mean is kept
@@ -62,9 +64,10 @@ class Cell:
     """What a best rate is looked for.
 
     Attributes:
-        model: "toy", or a folder of scripts/calibration_models.py.
+        model: "toy", or a folder of `MODELS`.
         data: a key of `DATA`.
-        method: "full", or "lora-" and the rank; LoRA's alpha is twice the rank.
+        method: "full", or "lora-" and the rank, whose alpha is twice the rank or what
+            follows an "@".
         optimizer: as in the configuration, with its default keys.
         batch: sequences a step.
         steps: of a run.
@@ -102,11 +105,19 @@ KINDS: tuple[tuple[Any, ...], ...] = (
     ("full", "muon"),
     ("full", "adamw_8bit"),
     ("full", "adamw", 16),
-    ("lora-256", "adamw"),
 )
 PLACES = (("qwen3", "e2e"), ("gemma3", "e2e"), ("toy", "weather"))
 MORE = (("gemma3", "weather"), ("qwen3", "gsm8k"), ("toy", "e2e"))
+ALPHA = (("lora-4@32", "adamw"), ("lora-64@32", "adamw"))
 LONG = (("lora-16", "adamw", 4, 300), ("full", "adamw", 4, 300))
+WIDE = tuple((f"lora-{rank}", "adamw") for rank in (256, 64, 16, 4))
+# Of a model of 135 million parameters: small batches and short runs.
+REAL = (
+    ("lora-16", "adamw", 2, 30),
+    ("lora-4", "lion", 2, 20),
+    ("full", "adamw", 2, 30),
+    ("lora-16", "schedule_free_adamw", 2, 30),
+)
 CELLS = tuple(
     Cell(*place, *kind)
     for kinds, places in (
@@ -114,11 +125,22 @@ CELLS = tuple(
         (KINDS[:3], MORE),
         (KINDS[8:], PLACES),
         (LONG, PLACES[:2]),
+        (ALPHA, PLACES),
+        (REAL, [("smollm2", "e2e")]),
+        (WIDE, [("wide", "e2e")]),
         (KINDS[3:], MORE),
     )
     for kind in kinds
     for place in places
 )
+
+
+def lora_of(method: str) -> tuple[int, int]:
+    """The rank and the alpha of a cell's method; 0 and 0 without LoRA."""
+    if method == "full":
+        return 0, 0
+    rank, _, alpha = method.removeprefix("lora-").partition("@")
+    return int(rank), int(alpha or 2 * int(rank))
 
 
 def settings(cell: Cell, models: Path) -> dict[str, Any]:
@@ -131,8 +153,8 @@ def settings(cell: Cell, models: Path) -> dict[str, Any]:
     }
     own = models / cell.model / "model"
     toy = cell.model == "toy"
-    rank = 0 if cell.method == "full" else int(cell.method.removeprefix("lora-"))
-    adapter = {"method": "lora", "r": rank, "lora_alpha": 2 * rank}
+    rank, alpha = lora_of(cell.method)
+    adapter = {"method": "lora", "r": rank, "lora_alpha": alpha}
     optimizer: dict[str, Any] = {"name": cell.optimizer, "learning_rate": 1.0}
     if cell.optimizer in NO_CLIP:
         optimizer["max_grad_norm"] = None
@@ -146,7 +168,7 @@ def settings(cell: Cell, models: Path) -> dict[str, Any]:
         "adapter": adapter if rank else {"method": "full"},
         "data": {
             **sources,
-            "max_length": length,
+            "max_length": LONGER.get(cell.model, length),
             "packing": packed,
             "length_buckets": 1,
             "eval_batch_size": cell.batch,  # one program for both

@@ -1,10 +1,11 @@
-"""Makes the two small models that scripts/calibrate_rates.py trains further.
+"""Makes the small models that scripts/calibrate_rates.py trains further.
 
     python scripts/calibration_models.py
     python scripts/calibration_models.py --steps 2000 --texts DIR
 
-One has the shape of Qwen3, one that of Gemma3, with about 1.4 million parameters each
-and the tokenizer of the shipped toy. Torch draws their weights, and `train` with method
+One has the shape of Qwen3, one that of Gemma3, with about 1.4 million parameters each;
+"wide" is a Llama of 2.8 million, whose every matrix takes LoRA of rank 256. They have
+the tokenizer of the shipped toy. Torch draws their weights, and `train` with method
 full trains them on wiki_demo.txt, c4_demo.jsonl and alpaca_en_demo.json, in a few
 minutes of one core each. Needs transformers; what is there is not made again.
 """
@@ -41,7 +42,16 @@ SHAPES = {
         "sliding_window": 64,
         "query_pre_attn_scalar": 32,
     },
+    "wide": {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+    },
 }
+SHORTER = {"wide": 300}  # steps, where they are not what --steps says
 
 
 def start(name: str, folder: Path) -> None:
@@ -104,7 +114,8 @@ def main() -> None:
         begun = args.folder / f"{name}-start"
         if not begun.is_dir():
             start(name, begun)
-        pretrain(begun, args.folder / name, args.texts.resolve(), args.steps)
+        steps = SHORTER.get(name, args.steps)
+        pretrain(begun, args.folder / name, args.texts.resolve(), steps)
 
 
 if __name__ == "__main__":

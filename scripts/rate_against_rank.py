@@ -1,11 +1,13 @@
-"""The best learning rate of each optimizer against LoRA's rank, on the shipped toy.
+"""The best learning rate of each optimizer against LoRA's rank, on two small models.
 
+    python scripts/calibration_models.py --only wide    # once: one of the models
     python scripts/rate_against_rank.py           # trains the cells not there yet
     python scripts/rate_against_rank.py --plot    # the picture and the table alone
 
-A cell is a method and a rank; its learning rates train by one program, in turn, and
-the best is the one whose evaluation loss is lowest after the last step. Every cell is
-added to the results as soon as it is done, so that the command may be stopped and
+A cell is a model, a method and a rank: at most the shorter side of any matrix, 64 in
+the shipped toy and 256 in the other. Its learning rates train by one program, in turn,
+and the best is the one whose evaluation loss is lowest after the last step. Every cell
+is added to the results as soon as it is done, so that the command may be stopped and
 repeated. The picture needs matplotlib.
 """
 
@@ -24,7 +26,8 @@ from jaxpeft.devices import programs
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "rate_against_rank.json"
 PICTURE = ROOT / "docs" / "images" / "rate_against_rank.png"
-RANKS = (4, 64, 16)
+# The ranks that each takes.
+MODELS = {"toy": (4, 64, 16), "wide": (256, 16, 64, 4)}
 RATES = ("1e-3", "3e-3", "1e-2", "3e-2", "1e-1", "3e-1", "1e0")
 ADAMW: dict[str, Any] = {"name": "adamw", "weight_decay": 0.0}
 # The update is multiplied by 2 at every rank, but for rsLoRA: by 8 / sqrt(rank).
@@ -45,10 +48,19 @@ METHODS: dict[str, dict[str, Any]] = {
 STEPS, BATCH, TARGETS = 30, 4, ["q_proj", "v_proj"]
 
 
-def train(method: str, rank: int, opened: list[Run]) -> list[float | None]:
+Cells = dict[str, list[float | None]]
+
+
+def key_of(model: str, method: str, rank: int) -> str:
+    """Where a cell's losses are in the results."""
+    return f"{method}|{rank}" + (f"|{model}" if model != "toy" else "")
+
+
+def train(model: str, method: str, rank: int, opened: list[Run]) -> list[float | None]:
     """The evaluation loss at the end for each rate; None where it is no number.
 
     Args:
+        model: a key of `MODELS`.
         method: a key of `METHODS`.
         rank: of the adapter.
         opened: a run whose base and data serve this one; empty: it is put there.
@@ -63,6 +75,8 @@ def train(method: str, rank: int, opened: list[Run]) -> list[float | None]:
         "adapter.lora_alpha": 2 * rank,
         **METHODS[method],
     }
+    if model != "toy":
+        values["model.path"] = str(calibrate_rates.MODELS / model / "model")
     cfg = configuration.open_config("jaxpeft:quickstart.yaml", values=values)
     if not opened:
         opened.append(Run(cfg, shares=True))
@@ -88,18 +102,27 @@ def best(losses: list[float | None]) -> tuple[float, float]:
     return 10 ** (logs[i] + shift * (logs[i + 1] - logs[i - 1]) / 2), known[i]
 
 
-def table(cells: dict[str, list[float | None]]) -> str:
+def known_ranks(cells: Cells, model: str) -> list[int]:
+    """The ranks that a model has a cell of, rising."""
+    return sorted(
+        rank
+        for rank in MODELS[model]
+        if any(key_of(model, method, rank) in cells for method in METHODS)
+    )
+
+
+def table(cells: Cells, model: str) -> str:
     """Markdown: the best rate and its loss of each method, a column for each rank.
 
     Where the best is the first or the last of the grid, it may lie beyond.
     """
-    ranks = sorted({int(key.split("|")[1]) for key in cells})
-    lines = ["| optimizer | " + " | ".join(f"r {r}" for r in ranks) + " | spread |"]
+    ranks = known_ranks(cells, model)
+    lines = [f"| {model} | " + " | ".join(f"r {r}" for r in ranks) + " | spread |"]
     lines.append("|---|" + "---|" * (len(ranks) + 1))
     for method in METHODS:
         texts, rates = [], []
         for rank in ranks:
-            if (losses := cells.get(f"{method}|{rank}")) is None:
+            if (losses := cells.get(key_of(model, method, rank))) is None:
                 texts.append("")
                 continue
             rate, loss = best(losses)
@@ -111,46 +134,54 @@ def table(cells: dict[str, list[float | None]]) -> str:
     return "\n".join(lines)
 
 
-def draw(cells: dict[str, list[float | None]]) -> None:
-    """The picture: the best rate, and the loss there, against the rank."""
+def draw(cells: Cells) -> None:
+    """The picture: the best rate against the rank, a part for each model."""
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    ranks = sorted({int(key.split("|")[1]) for key in cells})
-    for method, mark in zip(METHODS, "osD^vP"):
-        at = [r for r in ranks if f"{method}|{r}" in cells]
-        ends = [best(cells[f"{method}|{r}"]) for r in at]
-        left.plot(at, [rate for rate, _ in ends], marker=mark, label=method)
-        right.plot(at, [loss for _, loss in ends], marker=mark, label=method)
-    left.set_yscale("log")
-    for axes, title in ((left, "best learning rate"), (right, "evaluation loss there")):
+    shown = [model for model in MODELS if len(known_ranks(cells, model)) > 1]
+    figure, parts = plt.subplots(
+        1, len(shown), figsize=(5 * len(shown) + 2, 4), sharey=True, squeeze=False
+    )
+    figure.set_layout_engine("constrained")
+    for axes, model in zip(parts[0], shown, strict=True):
+        ranks = known_ranks(cells, model)
+        for method, mark in zip(METHODS, "osD^vP", strict=True):
+            known = [
+                (rank, best(losses)[0])
+                for rank in ranks
+                if (losses := cells.get(key_of(model, method, rank))) is not None
+            ]
+            if known:
+                axes.plot(*zip(*known, strict=True), marker=mark, label=method)
+        axes.set_yscale("log")
         axes.set_xscale("log", base=2)
         axes.set_xticks(ranks, [str(r) for r in ranks])
         axes.set_xlabel("rank")
-        axes.set_title(title)
+        axes.set_title(f"best learning rate, {model}")
         axes.grid(alpha=0.3)
-    right.legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*parts[0][0].get_legend_handles_labels(), loc="outside right")
     figure.savefig(PICTURE, dpi=110)
 
 
 def main() -> None:
-    """Train what is missing, then print the table and draw the picture."""
+    """Train what is missing, then print the tables and draw the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--plot", action="store_true", help="train nothing")
-    parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--ranks", type=int, nargs="+", help="default: all of a model")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     args = parser.parse_args()
     cells = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     programs.keep()
-    opened: list[Run] = []
-    for rank in () if args.plot else args.ranks:
-        for method in args.methods:
-            if (key := f"{method}|{rank}") not in cells:
-                cells[key] = train(method, rank, opened)
-                RESULTS.write_text(json.dumps(cells, indent=1) + "\n")
-                print(key, cells[key], flush=True)
-    print(table(cells))
+    for model in () if args.plot else args.models:
+        opened: list[Run] = []
+        for rank in args.ranks or MODELS[model]:
+            for method in args.methods:
+                if (key := key_of(model, method, rank)) not in cells:
+                    cells[key] = train(model, method, rank, opened)
+                    RESULTS.write_text(json.dumps(cells, indent=1) + "\n")
+                    print(key, cells[key], flush=True)
+    print("\n".join(table(cells, model) for model in MODELS))
     draw(cells)
 
 

@@ -3,6 +3,7 @@
     python scripts/rate_rules.py              # the tables of docs/learning_rate.md
     python scripts/rate_rules.py --cells      # and the rates of each cell
     python scripts/rate_rules.py --best       # the best rates alone
+    python scripts/rate_rules.py --transfer   # how they move with one setting
 
 Regret is what a run at the chosen rate loses: its evaluation loss over that at the best
 rate, as a share of what the best run brought the loss down by. Between the rates that
@@ -11,6 +12,7 @@ to be fitted to are the cells of the other models: each model is left out once.
 """
 
 import argparse
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -63,7 +65,7 @@ class Measured:
     @property
     def rank(self) -> int | None:
         """LoRA's."""
-        return None if self.kind == "full" else int(self.record["method"][5:])
+        return calibrate_rates.lora_of(self.record["method"])[0] or None
 
     def regret(self, rate: Any) -> Any:
         """What a rate costs, from 0 to 1; beyond those trained at, what the last does.
@@ -255,24 +257,32 @@ def fixed(rule: Rule) -> Fit:
     return lambda others: rule
 
 
-def halving(candidates: int, blocks: int) -> Rule:
-    """The best of a few rates by their training losses after a few steps.
+def halving(*rounds: tuple[int, int]) -> Rule:
+    """The rate left over of a few, of which the better part goes on from time to time.
 
-    The rates lie a factor of 2 apart around the middle of the window, and the loss is
-    that of the last of some blocks of steps, on the same batches.
+    The rates lie a factor of 2 apart around the middle of the window, and are judged by
+    the training loss of the last of some blocks of steps, on the same batches.
 
     Args:
-        candidates: how many rates.
-        blocks: how many blocks of `calibrate_rates.BLOCK` steps each trains for.
+        rounds: how many rates there are, and after how many blocks of
+            `calibrate_rates.BLOCK` steps each they are judged, the last one for good.
     """
 
     def rule(cell: Measured) -> float | None:
         if (centre := window(cell)) is None:
             return None
-        near = np.argsort(np.abs(cell.rates - centre))[:candidates]
-        points = [cell.record["sweep"][i] for i in near]
-        losses = [p["train"][blocks - 1] if p["train"] else math.inf for p in points]
-        return float(cell.rates[near[int(np.argmin(losses))]])
+
+        def loss(i: int, block: int) -> float:
+            trained = cell.record["sweep"][i]["train"]
+            return trained[block - 1] if trained else math.inf
+
+        left = list(np.argsort(np.abs(cell.rates - centre)))
+        blocks = 0
+        for count, until in (*rounds, (1, 0)):
+            if blocks:
+                left.sort(key=lambda i, b=blocks: loss(i, b))
+            left, blocks = left[:count], until
+        return float(cell.rates[left[0]])
 
     return rule
 
@@ -297,8 +307,10 @@ def fits() -> dict[str, Fit]:
         "window, level, x factor": shifted(window, by=all_alike),
         "window, level, x factors of averaging": shifted(window, by=by_averaging),
         "window, level, with prior": weighed(window),
-        "5 rates of 10 steps each": fixed(halving(5, 2)),
-        "5 rates of 20 steps each": fixed(halving(5, 4)),
+        "5 rates of 10 steps each": fixed(halving((5, 2))),
+        "5 rates of 20 steps each": fixed(halving((5, 4))),
+        "5 rates of 10 steps, the best 2 of 30": fixed(halving((5, 2), (2, 6))),
+        "the same x factor": shifted(halving((5, 2), (2, 6)), by=all_alike),
     }
 
 
@@ -375,6 +387,67 @@ def best_rates(cells: Sequence[Measured]) -> list[str]:
     return lines
 
 
+# What differs between two cells that are otherwise alike.
+MOVES: dict[str, tuple[str, Any, Any]] = {
+    "batch 4 to 16": ("batch", 4, 16),
+    "steps 60 to 300": ("steps", 60, 300),
+    "rank 4 to 16": ("method", "lora-4", "lora-16"),
+    "rank 16 to 64": ("method", "lora-16", "lora-64"),
+    "rank 64 to 256": ("method", "lora-64", "lora-256"),
+    "rank 4 to 16, alpha 32": ("method", "lora-4@32", "lora-16"),
+    "rank 16 to 64, alpha 32": ("method", "lora-16", "lora-64@32"),
+    "full to LoRA of rank 16": ("method", "full", "lora-16"),
+    "adamw to adamw_8bit": ("optimizer", "adamw", "adamw_8bit"),
+}
+
+
+def transfers(cells: Sequence[Measured]) -> list[str]:
+    """Markdown: by what one difference multiplies the best rate, in all pairs known."""
+    named = {calibrate_rates.cell_of(cell.record): cell for cell in cells}
+    lines = [
+        "| what differs | pairs | x, in the mean | least | most |",
+        "|---" * 5 + "|",
+    ]
+    for what, (key, before, after) in MOVES.items():
+        pairs = [
+            (cell, other)
+            for cell, measured in named.items()
+            if getattr(cell, key) == before
+            if (other := dataclasses.replace(cell, **{key: after})) in named
+        ]
+        if pairs:
+            logs = [named[other].best - named[cell].best for cell, other in pairs]
+            told = (float(f(logs)) for f in (np.mean, np.min, np.max))
+            numbers = " | ".join(f"{math.exp(x):.2f}" for x in told)
+            lines.append(f"| {what} | {len(pairs)} | {numbers} |")
+    return [*lines, *powers(cells)]
+
+
+def powers(cells: Sequence[Measured]) -> list[str]:
+    """The powers of rank and of scale, alpha over rank, that the best rates go with.
+
+    By least squares over AdamW's LoRA cells, each model and data set with a level of
+    its own.
+    """
+    known = [
+        cell
+        for cell in cells
+        if cell.kind == "lora" and cell.record["optimizer"] == "adamw"
+        if (cell.record["batch"], cell.record["steps"]) == (4, 60)
+    ]
+    places = sorted({(c.record["model"], c.record["data"]) for c in known})
+    rows = []
+    for cell in known:
+        rank, alpha = calibrate_rates.lora_of(cell.record["method"])
+        own = [(cell.record["model"], cell.record["data"]) == one for one in places]
+        rows.append([math.log(rank), math.log(alpha / rank), *map(float, own)])
+    best = np.array([cell.best for cell in known])
+    table, (power, scale) = np.array(rows), (math.nan, math.nan)
+    if len(known):
+        (power, scale, *_), *_ = np.linalg.lstsq(table, best, rcond=None)
+    return [f"rate ~ rank^{power:.2f} x scale^{scale:.2f}, of {len(known)} cells"]
+
+
 def constants(cells: Sequence[Measured]) -> list[str]:
     """What the library is given: the factors, and by what the best rates were off."""
     known = [(cell, rate) for cell in cells if (rate := window(cell)) is not None]
@@ -395,11 +468,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cells", action="store_true", help="each cell's best rate")
     parser.add_argument("--best", action="store_true", help="the table of best rates")
+    parser.add_argument("--transfer", action="store_true", help="factors between cells")
     parser.add_argument("--table", type=Path, default=calibrate_rates.TABLE)
     args = parser.parse_args()
     cells = [measured(record) for record in calibrate_rates.records(args.table)]
     if args.best:
         print("\n".join(best_rates(cells)))
+        return
+    if args.transfer:
+        print("\n".join(transfers(cells)))
         return
     if args.cells:
         rates = left_out(fits()[SUGGESTED], cells)

@@ -182,8 +182,8 @@ def test_the_command_carries_a_run_s_rate(command, root, tmp_path):
     (run / "config.yaml").write_text(text)
     scaled = ("training.lr_scaling=sqrt", "training.lr_reference_batch_size=4")
     done = command("lr_find", "--from", str(run), "training.batch_size=64", *scaled)
-    # 0.01 x sqrt(64 / 16), of which lr_scaling gives sqrt(64 / 4).
-    assert done.out.splitlines()[-1] == "optimizer: {learning_rate: 0.005}"
+    # 0.01 x (64 / 16)^0.25 over sqrt(64 / 4), which lr_scaling gives.
+    assert done.out.splitlines()[-1] == "optimizer: {learning_rate: 0.0035}"
     assert command("lr_find", "--from", str(tmp_path)).code == 2
     (run / "config.yaml").write_text(text.replace("1e-2", "auto"))
     assert command("lr_find", "--from", str(run)).code == 2

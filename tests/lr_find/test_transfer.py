@@ -27,16 +27,21 @@ def guess(*changes, since=()):
 @pytest.mark.parametrize(
     ("changes", "factor"),
     [
-        (("training.batch_size=64",), 2.0),
+        (("training.batch_size=64",), 4**0.25),
         (("optimizer={name: sgd}",), None),
-        (("adapter.r=64", "adapter.lora_alpha=128"), 1 / 4),
-        (("adapter.r=64",), 1.0),
-        (("adapter.r=64", "adapter.use_rslora=true"), 1 / 8),
+        (("adapter.r=64", "adapter.lora_alpha=128"), 4**-0.42),
+        (("adapter.r=64",), 4**-0.42 * 4**0.57),
+        (("adapter.r=64", "adapter.use_rslora=true"), 4**-0.42 * 2**-0.57),
         (("optimizer.name=paged_adamw_8bit",), 1.0),
         (("adapter={method: full}",), 1 / 10),
-        (("adapter={method: full}", "training.max_steps=50"), 1 / 15),
+        (("adapter={method: full}", "training.max_steps=50"), 4**0.33 / 15),
         (("adapter={method: ia3}",), None),
-        (("adapter.r=32", "adapter.lora_alpha=64", "training.batch_size=4"), 1 / 4),
+        (
+            ("adapter.r=32", "adapter.lora_alpha=64", "training.batch_size=4"),
+            2**-0.42 / 4**0.25,
+        ),
+        (("training.max_steps=1000",), 5**-0.33),
+        (("training.max_steps=300",), 1.0),
         (("seed=7", "data.max_length=64"), 1.0),
     ],
 )
