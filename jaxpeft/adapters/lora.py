@@ -12,12 +12,17 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Float32
 
+from jaxpeft import hardware
 from jaxpeft import kernel as kernels
 from jaxpeft.adapters import lora_init
 from jaxpeft.adapters.targets import by_pattern
 from jaxpeft.devices import sharding
 from jaxpeft.errors import InputError
 from jaxpeft.kernel import Axes
+
+# Places of an input from which on a GPU's product with the base adds its result onto
+# the update: of fewer, one product of base and `a` side by side is the cheaper one.
+MANY = 512
 
 Init = bool | str
 Patterns = Mapping[str, Any]
@@ -82,7 +87,10 @@ class LoRA:
         return self.base.dtype
 
     def __rmatmul__(self, x: Array) -> Array:
-        return x @ self.base + self.update(x)
+        if not _adds_onto(x):
+            return x @ self.base + self.update(x)
+        keep = jax.lax.optimization_barrier
+        return x @ self.base + keep(self.update(keep(x)))
 
     def update(self, x: Float[Array, "*rows d_in"]) -> Float[Array, "*rows d_out"]:
         """What is added to `x @ base`, the dropout of `x` included.
@@ -296,6 +304,17 @@ def lora_fa(
         alpha_pattern=alpha_pattern,
     )
     return dataclasses.replace(node, train_a=False)
+
+
+def _adds_onto(x: Array) -> bool:
+    """Whether a large product is to add its result onto an update of many places.
+
+    NVIDIA's library multiplies and adds in one pass through memory. Without barriers,
+    XLA joins the products with base and `a`, whose parts it then copies, or has the
+    narrow product add onto the large one, an array of that size more to read.
+    """
+    many = math.prod(x.shape[:-1]) >= MANY
+    return many and hardware.current().platform == "gpu"
 
 
 @jax.custom_vjp

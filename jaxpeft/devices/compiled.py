@@ -8,7 +8,14 @@ from typing import Any
 import jax
 
 from jaxpeft import console
-from jaxpeft.devices import gpu_memory, host_memory, programs, termination
+from jaxpeft.devices import (
+    gpu_memory,
+    gpu_products,
+    host_memory,
+    programs,
+    shipped,
+    termination,
+)
 
 
 def build(
@@ -37,6 +44,8 @@ def build(
         **host_memory.options(lowered, device.platform),
         **gpu_memory.of_device(lowered, device, 1 if mesh is None else mesh.size),
     }
+    if carries and device.platform == "gpu":
+        told |= gpu_products.options()
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         return jaxpr, termination.in_background(lambda: lowered.compile(told or None))
 
@@ -127,4 +136,6 @@ class Compiled:
             f"{verb} the {self._name} for batches of {size}{once} in {took:.1f} s "
             f"({room:,.0f} MiB of temporaries)"
         )
+        if self._carries and not taken():
+            shipped.missed(self._report)
         return program

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxpeft import cli, console
@@ -85,6 +86,9 @@ def main(argv: Sequence[str]) -> int:
             console.say(_verdict(advice[-1].plan if advice else plan, room))
     if args.json:
         console.say(json.dumps(as_json(plan, room, advice)))
+    if args.save is not None:
+        planning.save(cfg, mesh, Path(args.save))
+        console.say(f"the compiled step is in {args.save}: train --programs uses it")
     return 0
 
 
@@ -146,6 +150,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=6,
         help="that --search or --longest may take (default: 6)",
     )
+    parser.add_argument(
+        "--save",
+        metavar="FILE",
+        type=cli.path,
+        help="keep the compiled step in a file, for train --programs FILE: of the "
+        "devices that are here, or of a TPU that --target names",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--in-child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args(list(argv))
@@ -161,12 +172,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise InputError(f"{name} needs a target; name one, such as --target v5e-16")
     if args.search and args.longest:
         raise InputError("--search and --longest look for two things; give one of them")
+    if args.save is not None:
+        _check_save(args)
     if args.compilations < 1:
         raise InputError(f"--compilations: found {args.compilations}; give 1 or more")
     memory = args.device_memory
     if memory is not None and not memory > 0:
         raise InputError(f"--device-memory: found {memory}; give a number of GB")
     return args
+
+
+def _check_save(args: argparse.Namespace) -> None:
+    """Raises InputError where a program could not be used by a run."""
+    if args.devices is not None or args.platform is not None:
+        raise InputError(
+            "--save keeps a program for the devices that are here, or that --target "
+            "names; leave out --devices and --platform"
+        )
+    if args.search or args.longest:
+        raise InputError("--save keeps one step; paste what was found, and save that")
+    if args.target is not None and args.target.gpu is not None:
+        raise InputError(
+            f"--save: {args.target.text!r}: XLA times a GPU's kernels on the device "
+            "while it compiles; run plan --save on a machine that has it, without "
+            "--target"
+        )
 
 
 def lines(plan: "Plan", room: float | None) -> list[str]:

@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from jaxpeft import hardware
 from jaxpeft.assembly.places import check_batches
 from jaxpeft.config import RunConfig
-from jaxpeft.devices import sharding
+from jaxpeft.devices import sharding, shipped
 from jaxpeft.devices.topologies import Topology
 from jaxpeft.models import ModelConfig
 from jaxpeft.plan import flops, program_text, vendor
@@ -151,7 +152,27 @@ class Compiled:
         }
 
 
-def compiled(cfg: RunConfig, target: Topology, devices: Sequence[Any]) -> Compiled:
+def saved(
+    cfg: RunConfig, target: Topology, devices: Sequence[Any], path: Path
+) -> Compiled:
+    """`compiled`, and the program in a file: see `shipped.saving`.
+
+    Args:
+        cfg: see `compiled`.
+        target: see `compiled`.
+        devices: see `compiled`.
+        path: of the file.
+
+    Raises:
+        InputError: as a run would, or the file cannot be written.
+    """
+    with shipped.saving(path, devices):
+        return compiled(cfg, target, devices, anew=True)
+
+
+def compiled(
+    cfg: RunConfig, target: Topology, devices: Sequence[Any], anew: bool = False
+) -> Compiled:
     """What the compiler of a target says of a run's step.
 
     Sequences have `data.max_length` tokens, as in `planning.plan`.
@@ -160,6 +181,7 @@ def compiled(cfg: RunConfig, target: Topology, devices: Sequence[Any]) -> Compil
         cfg: the configuration.
         target: what it is for.
         devices: the target's devices.
+        anew: whether the compiler is asked, whatever it said before.
 
     Raises:
         InputError: as a run would.
@@ -168,7 +190,9 @@ def compiled(cfg: RunConfig, target: Topology, devices: Sequence[Any]) -> Compil
     check_batches(cfg, mesh)
     step = Step(cfg, mesh, widened=False)
     jaxpr, lowered = step.lower()
-    verdict, is_kept = vendor.compiled(lowered, target, vendor.folder())
+    verdict, is_kept = vendor.compiled(
+        lowered, target, None if anew else vendor.folder()
+    )
     tokens = cfg.training.batch_size * cfg.data.max_length
     return Compiled(
         verdict=verdict,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import jax
@@ -11,6 +12,7 @@ from jaxpeft import kernel
 from jaxpeft.assembly.adapter import gives_a_model
 from jaxpeft.assembly.places import check_batches
 from jaxpeft.config import RunConfig
+from jaxpeft.devices import shipped
 from jaxpeft.errors import InputError
 from jaxpeft.optim import OPTIMIZERS
 from jaxpeft.plan import flops
@@ -116,6 +118,23 @@ def plan(
         collectives=sends,
         on_the_host=step.on_the_host(),
     )
+
+
+def save(cfg: RunConfig, mesh: jax.sharding.Mesh, path: Path) -> None:
+    """Compiles a run's step for devices that are here, and keeps it in a file.
+
+    Args:
+        cfg: the configuration; it says how many steps there are, where the step does
+            not get them from the data.
+        mesh: of devices that are here.
+        path: of the file: see `shipped.saving`.
+
+    Raises:
+        InputError: as a run would, or the file cannot be written.
+    """
+    check_batches(cfg, mesh)
+    with shipped.saving(path, list(mesh.devices.flat)):
+        Step(cfg, mesh, widened=False).build()
 
 
 def _in_its_dtype(one: Collective, share: float) -> Collective:

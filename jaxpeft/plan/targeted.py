@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jaxpeft import console
@@ -71,7 +72,10 @@ def main(args: argparse.Namespace, target: Topology, argv: Sequence[str]) -> int
         room = HEADROOM["gpu"] * args.device_memory * 1e9
     if args.longest:
         return _longest(args, reopen, room, trial, devices)
-    found = trial(cfg)
+    if args.save is None:
+        found = trial(cfg)
+    else:
+        found = compiling.saved(cfg, target, devices, Path(args.save))
     say: Callable[[str], None] = (lambda _: None) if args.json else console.say
     for line in lines(found, target, room):
         say(line)

@@ -9,6 +9,7 @@ FREE = (
     *("conditional", "call", "after-all", "optimization-barrier", "partition-id"),
     *("replica-id", "add-dependency", "domain", "opt-barrier", "async-start"),
 )
+BLAS = "__cublas$"  # how NVIDIA's library of products is called
 # Names of the same array, through which is looked for who reads it.
 _SAME = ("bitcast", "reshape", "get-tuple-element")
 
@@ -40,6 +41,9 @@ def moved(program: Program, computation: Computation, operation: Operation) -> i
         _read(computation, operation, at, name)
         for at, name in enumerate(operation.operands)
     )
+    if operation.opcode == "custom-call" and target.startswith(BLAS):
+        # The last array is what it works in, of as many bytes as it may ever need.
+        return read + _in_memory(operation.arrays[: max(1, len(operation.arrays) - 1)])
     return read + _written(computation, operation)
 
 

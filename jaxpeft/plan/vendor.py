@@ -13,7 +13,13 @@ from typing import Any
 import jax
 
 from jaxpeft import console
-from jaxpeft.devices import gpu_memory, host_memory, programs, termination
+from jaxpeft.devices import (
+    gpu_memory,
+    gpu_products,
+    host_memory,
+    programs,
+    termination,
+)
 from jaxpeft.devices.topologies import Topology
 
 FOLDER = "plans"  # of what compilers said, beside the programs that are kept
@@ -81,6 +87,8 @@ def compiled(
         memory = target.gpu.memory
         limit = gpu_memory.SHARE * memory
         told = {**told, **gpu_memory.options(lowered, memory, limit)}
+    if target.gpu is not None:
+        told |= gpu_products.options()
     asked = [lowered.as_text(), name, jax.__version__, str(target.grid), target.name]
     asked += [f"{name}={value}" for name, value in told.items()]
     key = hashlib.sha256("\0".join(asked).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """`python -m jaxpeft.train --config FILE`: fine-tune a model; continues by itself."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from jaxpeft import cli
 
@@ -21,6 +22,13 @@ def main(argv: Sequence[str]) -> int:
         "run; never: start over, only in an empty or absent directory; anyway: "
         "continue although configuration, data or base have changed",
     )
+    parser.add_argument(
+        "--programs",
+        metavar="FILE",
+        type=cli.path,
+        help="a file of plan --save, whose program of the step is used in place of "
+        "compiling it; it is code, so take it from nobody whose code you would not run",
+    )
     cli.metric_argument(parser)
     cli.process_arguments(parser)
     args = parser.parse_intermixed_args(list(argv))
@@ -29,8 +37,9 @@ def main(argv: Sequence[str]) -> int:
         cli.begin(f"training as {args.config} says")
 
     # Imported here, so that --help answers at once.
+    from jaxpeft import console
     from jaxpeft.assembly import configuration
-    from jaxpeft.devices import cluster, determinism, programs
+    from jaxpeft.devices import cluster, determinism, programs, shipped
     from jaxpeft.train import course
 
     cfg = configuration.open_config(args.config, args.overrides)
@@ -38,5 +47,7 @@ def main(argv: Sequence[str]) -> int:
         determinism.require()  # before the devices are looked for
     cluster.join(rank, **cfg.cluster.model_dump())
     programs.keep()
+    if args.programs is not None:
+        shipped.add(Path(args.programs), console.say)
     course.train(cfg, resume=args.resume, metrics=args.metric)
     return 0

@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 
-from jaxpeft import adapters, kernel
+from jaxpeft import adapters, hardware, kernel
 from jaxpeft.adapters import lora
 from jaxpeft.errors import InputError
 
@@ -97,6 +97,31 @@ def test_the_own_backward_pass_is_autodiff_s(shape):
     expected = jax.jit(jax.grad(plain, argnums=range(4)))(*arguments)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_on_a_gpu_many_places_take_another_order_and_give_the_same(monkeypatch):
+    many, few = normal(2, 300, 24), normal(2, 200, 24)
+    node = make(base=normal(24, 10), r=3, init_lora_weights=False)
+
+    def both(x):
+        def total(x, a, b):
+            return jnp.sum(jnp.sin(x @ node.replace(a=a, b=b)))
+
+        return jax.value_and_grad(total, argnums=(0, 1, 2))(x, node.a, node.b)
+
+    def kept_apart(x):
+        return "optimization_barrier" in str(jax.make_jaxpr(lambda x: x @ node)(x))
+
+    expected = both(many)
+    assert not kept_apart(many)
+    target = hardware.Target("gpu", "NVIDIA H100 80GB HBM3", 1)
+    monkeypatch.setattr(hardware, "current", lambda: target)
+    assert kept_apart(many) and not kept_apart(few)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
+        both(many),
+        expected,
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

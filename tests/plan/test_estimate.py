@@ -212,6 +212,22 @@ def test_of_stacks_one_layer_is_read_and_one_row_written():
     assert traffic.moved(program, body, body.operations["y"]) == ROWS + WEIGHT + 4
 
 
+def test_the_workspace_of_a_product_is_no_result():
+    text = """HloModule m
+
+ENTRY %main (a: bf16[512,1024], w: bf16[1024,1024], c: bf16[512,1024]) -> bf16[512,1024] {
+  %a = bf16[512,1024] parameter(0)
+  %w = bf16[1024,1024] parameter(1)
+  %c = bf16[512,1024] parameter(2)
+  %y = (bf16[512,1024], s8[33554432]) custom-call(%a, %w, %c), custom_call_target="__cublas$lt$matmul"
+  ROOT %r = bf16[512,1024] get-tuple-element(%y), index=0
+}
+"""  # noqa: E501
+    program = program_text.read(text)
+    product = program.entry.operations["y"]
+    assert traffic.moved(program, program.entry, product) == 3 * ROWS + WEIGHT
+
+
 def test_a_step_takes_its_operations_one_after_another_and_what_is_waited_for():
     found, device, share = cost_of(LAYERS, H100), H100.device, SHARES["gpu"]
     assert device is not None

@@ -44,6 +44,7 @@ MODEL = {
 LAYER = 256 * (256 + 128 + 128 + 256 + 3 * 640)
 WEIGHTS = 2 * 2 * LAYER * 2 + 2 * 256 * VOCABULARY
 MIB = 2**20
+BLAS = 32  # MiB that NVIDIA's library of products works in, however small they are
 LORA = {"method": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 
@@ -53,7 +54,7 @@ class Row(NamedTuple):
     Attributes:
         target: what it is compiled for.
         settings: keys of the configuration.
-        memory: MiB of a device, by its compiler.
+        memory: MiB of a device, by its compiler; on GPUs without `BLAS`.
         copied: MiB of whole stacks that are copied. Compilers lay some small ones out
             anew once a step; a copy for each layer is many times this.
         sent: how many times the bytes a device sends of what gathering the weights
@@ -125,7 +126,8 @@ def test_what_is_to_be_true_of_a_step(name, tmp_path):
     assert step.filled == 0
     assert step.copied / MIB <= row.copied
     assert step.not_donated == ()
-    assert found.total / MIB <= row.memory
+    work = BLAS if target.gpu else 0
+    assert found.total / MIB <= row.memory + work
     assert cost.unknown == ()
     # No optimizer state, and no weight more often than a layer needs it.
     whole = WEIGHTS * (target.count - 1) / target.count
