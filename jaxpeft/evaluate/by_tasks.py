@@ -8,6 +8,7 @@ import jax
 
 from jaxpeft import console, hf
 from jaxpeft.assembly import configuration, precision, trained
+from jaxpeft.assembly.places import check_offload
 from jaxpeft.assembly.trained import Trained
 from jaxpeft.config import ModelSection
 from jaxpeft.devices import programs, sharding
@@ -87,6 +88,7 @@ def opened(args: argparse.Namespace) -> tuple[Trained, jax.sharding.Mesh, int]:
         if cfg.adapter.init_from is not None:
             adapter = hf.resolve(cfg.adapter.init_from)
     mesh = sharding.make_mesh(**cfg.mesh.model_dump())
+    check_offload(cfg, mesh)
     section = precision.settled(cfg, of_mesh(mesh)).model
     head = configuration.objective(cfg).head
     model = trained.to_answer(section, adapter, mesh, head)

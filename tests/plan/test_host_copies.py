@@ -1,5 +1,6 @@
 """What goes to the host's memory and back, and what of it is waited for."""
 
+import argparse
 import json
 from types import SimpleNamespace
 
@@ -105,6 +106,12 @@ def test_without_such_memory_a_run_is_refused_before_anything_is_read(
 
     with pytest.raises(InputError, match="has no memory of the kind 'pinned_host'"):
         Run(cfg)
+    from jaxpeft.evaluate import by_tasks
+
+    asked = {"config": "jaxpeft:quickstart.yaml", "overrides": more}
+    none = dict.fromkeys(("model", "run", "batch_size"))
+    with pytest.raises(InputError, match="has no memory of the kind 'pinned_host'"):
+        by_tasks.opened(argparse.Namespace(**none, **asked))
 
 
 def test_what_lies_on_the_host_is_counted_there():
