@@ -10,6 +10,44 @@ from jaxpeft.errors import InputError
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command with its arguments; returns the exit code."""
+    args = _parse(argv)
+    if args.known:
+        return _carry(args)
+    rank = cli.place(args)
+    if rank is None or rank.index == 0:
+        cli.begin(f"a range test of the learning rate, as {args.config} says")
+
+    # Imported here, so that --help answers at once.
+    from jaxpeft.assembly import configuration
+    from jaxpeft.devices import cluster, determinism, programs
+    from jaxpeft.lr_find import ramp
+    from jaxpeft.rundir.files import CONFIG
+
+    cfg = configuration.open_config(args.config, args.overrides)
+    if cfg.deterministic:
+        determinism.require()
+    cluster.join(rank, **cfg.cluster.model_dump())
+    programs.keep()
+    start = ramp.START if args.start is None else args.start
+    stop = ramp.STOP if args.stop is None else args.stop
+    ramp.check(start, stop, args.steps)
+    output = Path(args.out or cfg.output_dir)
+    if (output / CONFIG).exists():
+        output = output / "lr_find"
+    run = ramp.prepare(cfg)
+    curve = ramp.range_test(run, start=start, stop=stop, steps=args.steps, keep=False)
+    if cluster.is_primary():
+        ramp.write_lines(curve, output)  # also where nothing can be suggested
+    test = ramp.conclude(curve, cfg)
+    if cluster.is_primary():
+        test.write(output, f"learning-rate range test, {cfg.optimizer.name}")
+    for line in test.describe():
+        console.say(line)
+    console.say(f"plot: {output / ramp.PLOT}")
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.parser(
         "lr_find",
         "Learning-rate range test: a few of the run's own steps while the "
@@ -46,41 +84,9 @@ def main(argv: Sequence[str]) -> int:
         for name in ("start", "stop", "steps", "out"):
             if getattr(args, name) is not None:
                 parser.error(f"--{name} goes with a range test, and --from runs none")
-        return _carry(args)
-    if args.config is None:
+    elif args.config is None:
         parser.error("the following arguments are required: --config")
-    rank = cli.place(args)
-    if rank is None or rank.index == 0:
-        cli.begin(f"a range test of the learning rate, as {args.config} says")
-
-    # Imported here, so that --help answers at once.
-    from jaxpeft.assembly import configuration
-    from jaxpeft.devices import cluster, determinism, programs
-    from jaxpeft.lr_find import ramp
-    from jaxpeft.rundir.files import CONFIG
-
-    cfg = configuration.open_config(args.config, args.overrides)
-    if cfg.deterministic:
-        determinism.require()
-    cluster.join(rank, **cfg.cluster.model_dump())
-    programs.keep()
-    start = ramp.START if args.start is None else args.start
-    stop = ramp.STOP if args.stop is None else args.stop
-    ramp.check(start, stop, args.steps)
-    output = Path(args.out or cfg.output_dir)
-    if (output / CONFIG).exists():
-        output = output / "lr_find"
-    run = ramp.prepare(cfg)
-    curve = ramp.range_test(run, start=start, stop=stop, steps=args.steps, keep=False)
-    if cluster.is_primary():
-        ramp.write_lines(curve, output)  # also where nothing can be suggested
-    test = ramp.conclude(curve, cfg)
-    if cluster.is_primary():
-        test.write(output, f"learning-rate range test, {cfg.optimizer.name}")
-    for line in test.describe():
-        console.say(line)
-    console.say(f"plot: {output / ramp.PLOT}")
-    return 0
+    return args
 
 
 def _carry(args: argparse.Namespace) -> int:
