@@ -127,3 +127,17 @@ def test_nothing_runs_foreign_code(name):
             unsafe = keyword.arg in {"shell", "allow_pickle", "trust_remote_code"}
             is_false = ast.unparse(keyword.value) == "False"
             assert not unsafe or is_false, f"{where}: {keyword.arg}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_files_and_functions_stay_short(name):
+    """At most 400 lines a file, and 60 a function, its docstring apart."""
+    text = MODULES[name].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if ast.get_docstring(node, clean=False) is not None:
+                told = node.body[0]
+                lines -= (told.end_lineno or 0) - told.lineno + 1
+            assert lines <= 60, f"{node.name}: {lines} lines"

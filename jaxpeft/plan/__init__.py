@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ from jaxpeft.plan import targeted
 if TYPE_CHECKING:
     from jaxpeft.plan.planning import Plan
 
+ABOUT = """What a training run needs on each device, from config.json and the compiled step
+alone: no weights are read, no data, and no step is taken. Works for devices that are
+not there."""
 GIB = 2**30
 HEADROOM = 0.92  # of a device's memory; the runtime and the allocator need the rest
 SIMULATED = "--xla_force_host_platform_device_count="
@@ -64,9 +67,9 @@ def main(argv: Sequence[str]) -> int:
     if memory is None and not args.in_child:
         memory = _reported_memory(jax.devices()[0])
     room = None if memory is None else memory * 1e9
-    if not args.json:
-        for line in lines(plan, room):
-            console.say(line)
+    say: Callable[[str], None] = (lambda _: None) if args.json else console.say
+    for line in lines(plan, room):
+        say(line)
     advice = []
     if room is not None and not _fits(plan, room):
 
@@ -75,15 +78,11 @@ def main(argv: Sequence[str]) -> int:
             other = sharding.make_mesh(**sizes, devices=devices)
             return planning.plan(changed, other, **how)
 
-        advised = planning.advise(
-            reopen, plan, plan.devices, HEADROOM * room, trial=again
-        )
-        for one in advised:
+        asked = (reopen, plan, plan.devices, HEADROOM * room, again)
+        for one in planning.advise(*asked):
             advice.append(one)
-            if not args.json:
-                console.say(f"  {_gib(one.plan.total)} with {' '.join(one.overrides)}")
-        if not args.json:
-            console.say(_verdict(advice[-1].plan if advice else plan, room))
+            say(f"  {_gib(one.plan.total)} with {' '.join(one.overrides)}")
+        say(_verdict(advice[-1].plan if advice else plan, room))
     if args.json:
         console.say(json.dumps(as_json(plan, room, advice)))
     if args.save is not None:
@@ -98,12 +97,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         InputError: for those without sense.
     """
-    parser = cli.parser(
-        "plan",
-        "What a training run needs on each device, from config.json and "
-        "the compiled step alone: no weights are read, no data, and no step is taken. "
-        "Works for devices that are not there.",
-    )
+    args = _parser().parse_intermixed_args(list(argv))
+    if args.devices is not None and args.devices < 1:
+        raise InputError(f"--devices: found {args.devices}; give 1 or more")
+    if args.target is not None:
+        for name in ("devices", "platform"):
+            if getattr(args, name) is not None:
+                raise InputError(f"--target says what --{name} says; give one of them")
+        args.target = topologies.parse(args.target)
+    elif args.search or args.longest:
+        name = "--search" if args.search else "--longest"
+        raise InputError(f"{name} needs a target; name one, such as --target v5e-16")
+    if args.search and args.longest:
+        raise InputError("--search and --longest look for two things; give one of them")
+    if args.save is not None:
+        _check_save(args)
+    if args.compilations < 1:
+        raise InputError(f"--compilations: found {args.compilations}; give 1 or more")
+    memory = args.device_memory
+    if memory is not None and not memory > 0:
+        raise InputError(f"--device-memory: found {memory}; give a number of GB")
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser("plan", ABOUT)
     cli.config_arguments(parser)
     parser.add_argument(
         "--devices",
@@ -159,27 +177,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--in-child", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_intermixed_args(list(argv))
-    if args.devices is not None and args.devices < 1:
-        raise InputError(f"--devices: found {args.devices}; give 1 or more")
-    if args.target is not None:
-        for name in ("devices", "platform"):
-            if getattr(args, name) is not None:
-                raise InputError(f"--target says what --{name} says; give one of them")
-        args.target = topologies.parse(args.target)
-    elif args.search or args.longest:
-        name = "--search" if args.search else "--longest"
-        raise InputError(f"{name} needs a target; name one, such as --target v5e-16")
-    if args.search and args.longest:
-        raise InputError("--search and --longest look for two things; give one of them")
-    if args.save is not None:
-        _check_save(args)
-    if args.compilations < 1:
-        raise InputError(f"--compilations: found {args.compilations}; give 1 or more")
-    memory = args.device_memory
-    if memory is not None and not memory > 0:
-        raise InputError(f"--device-memory: found {memory}; give a number of GB")
-    return args
+    return parser
 
 
 def _check_save(args: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from jaxpeft.plan.collectives import collectives, totals
 
 if TYPE_CHECKING:
     from jaxpeft.plan.compiling import Compiled
-    from jaxpeft.plan.search import Trial
+    from jaxpeft.plan.search import Trial, Tried
 
 # Of a GPU's memory, as plan has it; a TPU's compiler counts what the runtime needs.
 HEADROOM = {"gpu": gpu_memory.SHARE, "tpu": 1.0}
@@ -145,18 +145,19 @@ def _search(
         say(f"  {' '.join(chosen.candidate.overrides)}")
     if args.json:
         said = as_json(found, args.target, room, [])
-        said["search"] = [
-            {
-                "overrides": list(one.candidate.overrides),
-                "total": one.trial.total,
-                "fits": one.trial.fits(room),
-                "tokens_per_second": one.trial.speed,
-                "best": one is chosen,
-            }
-            for one in tried
-        ]
+        said["search"] = [_as_json(one, one is chosen, room) for one in tried]
         console.say(json.dumps({**said, "search_seconds": took}))
     return 0
+
+
+def _as_json(one: "Tried", best: bool, room: float) -> dict[str, Any]:
+    return {
+        "overrides": list(one.candidate.overrides),
+        "total": one.trial.total,
+        "fits": one.trial.fits(room),
+        "tokens_per_second": one.trial.speed,
+        "best": best,
+    }
 
 
 def _longest(
