@@ -17,9 +17,9 @@ from jaxpeft.plan import targeted
 if TYPE_CHECKING:
     from jaxpeft.plan.planning import Plan
 
-ABOUT = """What a training run needs on each device, from config.json and the compiled step
-alone: no weights are read, no data, and no step is taken. Works for devices that are
-not there."""
+ABOUT = """What a training run needs on each device, from config.json and the compiled
+step alone: no weights are read, no data, and no step is taken. Works for devices that
+are not there."""
 GIB = 2**30
 HEADROOM = 0.92  # of a device's memory; the runtime and the allocator need the rest
 SIMULATED = "--xla_force_host_platform_device_count="
