@@ -20,7 +20,7 @@ _SHORT_FULL = 15.0  # the same in runs of fewer steps than
 _SHORT = 100
 # Powers that best rates go with in docs/calibration.jsonl: rate_rules.py --transfer.
 _RANK = -0.42
-_SCALE = -0.57
+_SCALE = -0.58
 _STEPS = -0.33
 _BATCH = 0.25  # between none, as measured from 4 to 16 in short runs, and the root
 _SIZE_FULL = -0.5
