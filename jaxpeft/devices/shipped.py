@@ -129,10 +129,10 @@ def add(path: Path, note: Callable[[str], None]) -> bool:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            manifest = json.loads(archive.read(MANIFEST))
+            manifest = dict(json.loads(archive.read(MANIFEST)))
             names = [name for name in archive.namelist() if NAME.fullmatch(name)]
             entries = {name: archive.read(name) for name in names}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or "it is no file of plan --save"
         raise InputError(f"--programs: {str(path)!r}: {reason}") from None
     here = about(jax.devices())

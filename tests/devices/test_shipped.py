@@ -123,12 +123,12 @@ def test_where_nothing_is_kept_it_is_a_warning(kept, tmp_path, capsys, monkeypat
     assert "no programs are kept" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [None, b"no archive", "no manifest"])
+@pytest.mark.parametrize("content", [None, b"no archive", "a-cache", "manifest.json"])
 def test_what_is_no_such_file_is_refused(kept, tmp_path, content):
     path = tmp_path / "file"
-    if content == "no manifest":
+    if isinstance(content, str):
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("a-cache", b"")
+            archive.writestr(content, b"3")
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match="--programs: .*file'"):
