@@ -15,12 +15,12 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import filelock
 import jax
-import jaxlib
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxpeft import caches, console
@@ -50,7 +50,7 @@ def about(devices: Sequence[Any]) -> dict[str, Any]:
     return {
         "form": FORM,
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": version("jaxlib"),
         "platform": devices[0].platform,
         "kind": devices[0].device_kind,
         "count": len(devices),
