@@ -274,7 +274,7 @@ def halving(*rounds: tuple[int, int]) -> Rule:
 
         def loss(i: int, block: int) -> float:
             trained = cell.record["sweep"][i]["train"]
-            return trained[block - 1] if trained else math.inf
+            return trained[min(block, len(trained)) - 1] if trained else math.inf
 
         left = list(np.argsort(np.abs(cell.rates - centre)))
         blocks = 0
