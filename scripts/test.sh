@@ -37,7 +37,18 @@ check() {
 
 check ruff format --check .
 check ruff check .
-check pyright --pythonpath .venv/bin/python
+
+# Types are checked beside the tests: that takes one core two minutes.
+types="$(mktemp)"
+pyright --pythonpath .venv/bin/python >"$types" 2>&1 &
+checker=$!
+trap 'kill "$checker" 2>/dev/null || true; rm -f "$types"' EXIT
+
+failed=
 check pytest --numprocesses "${PYTEST_WORKERS:-auto}" --maxprocesses 8 \
-    --dist worksteal "$@"
+    --dist worksteal "$@" || failed=1
+echo "== pyright --pythonpath .venv/bin/python"
+wait "$checker" || failed=1
+cat "$types"
+[ -z "$failed" ] || exit 1
 echo "All checks passed."
