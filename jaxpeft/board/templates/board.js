@@ -125,9 +125,9 @@
       });
     }
   };
-  document.addEventListener("focusout", () => {
-    setTimeout(() => parts(Object.fromEntries(waiting))); // when it is elsewhere
-  });
+  const catchUp = () => parts(Object.fromEntries(waiting));
+  document.addEventListener("focusout", () => setTimeout(catchUp)); // when it is elsewhere
+  setInterval(catchUp, 1000); // a window behind others hears nothing of its focus
 
   for (const button of document.querySelectorAll("[data-copy]")) {
     button.addEventListener("click", async () => {
