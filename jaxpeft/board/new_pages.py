@@ -102,15 +102,14 @@ def _checked(request: Request, fields: dict[str, str]) -> dict[str, Any]:
     content["unplaced"] = [*wrong, *content["unplaced"]]
     count = len({*wrong, *content["problems"]})
     content["grid_problems"] = ()  # they are found when a sweep is started
+    drawn = pages.render("new_form.html", **content) if content["is_read"] else None
     return {
         "yaml": text,
         "shape": content["shape"],
         "problems": count,
         "verdict": pages.render("new_verdict.html", **content),
         # Of what cannot be read the form has nothing to say: it stays as it is.
-        "form": pages.render("new_form.html", **content)
-        if content["is_read"]
-        else None,
+        "form": drawn,
     }
 
 
