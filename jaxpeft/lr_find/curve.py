@@ -245,12 +245,10 @@ def plot(curve: Curve, rates: dict[str, float], target: Path, title: str) -> Non
         target: the file to write.
         title: above the picture.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axes = figure.subplots()
     # An explosion at the end would flatten all that matters.
     level = curve.level
     shown: Any = np.where(level < 1.5 * curve.first, level, np.nan)
@@ -272,4 +270,3 @@ def plot(curve: Curve, rates: dict[str, float], target: Path, title: str) -> Non
     # Below the axes, where it hides no curve.
     figure.legend(fontsize="small", loc="outside lower center")
     figure.savefig(target, dpi=120)
-    pyplot.close(figure)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 from jaxpeft import cli, report
 from jaxpeft.report import plots
@@ -12,13 +12,16 @@ from jaxpeft.rundir import files, sweep_files
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were drawn, still open."""
+    """The figures that were drawn."""
     figures = []
-    close = pyplot.close
-    monkeypatch.setattr(pyplot, "close", figures.append)
-    yield figures
-    for figure in figures:
-        close(figure)
+    save = Figure.savefig
+
+    def savefig(figure, *args, **kwargs):
+        figures.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
 
 
 def labels(axes):
