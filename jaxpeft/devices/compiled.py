@@ -8,14 +8,7 @@ from typing import Any
 import jax
 
 from jaxpeft import console
-from jaxpeft.devices import (
-    gpu_memory,
-    gpu_products,
-    host_memory,
-    programs,
-    shipped,
-    termination,
-)
+from jaxpeft.devices import gpu_memory, programs, shipped, termination, xla_options
 
 
 def build(
@@ -40,12 +33,13 @@ def build(
     """
     jaxpr, lowered = lower(function, arguments, carries=carries, mesh=mesh)
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    told = {
-        **host_memory.options(lowered, device.platform),
-        **gpu_memory.of_device(lowered, device, 1 if mesh is None else mesh.size),
-    }
-    if carries and device.platform == "gpu":
-        told |= gpu_products.options()
+    told = xla_options.options(
+        lowered,
+        device.platform,
+        1 if mesh is None else mesh.size,
+        gpu_memory.room_of(device),
+        carries=carries,
+    )
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         return jaxpr, termination.in_background(lambda: lowered.compile(told or None))
 

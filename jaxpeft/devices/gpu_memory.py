@@ -10,7 +10,7 @@ that products are repeated though there is room. Source: XLA's `gpu_hlo_schedule
 
 import math
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -24,7 +24,19 @@ USUAL = 95  # of a hundred of what is left, by XLA
 LEAST = 0.05  # of the memory that XLA counts as left, for which a factor says much
 
 
-def options(lowered: Any, memory: int, limit: float) -> dict[str, int]:
+class Room(NamedTuple):
+    """A GPU's memory.
+
+    Attributes:
+        memory: the bytes of it that the driver reports.
+        limit: the bytes of it that a program can have.
+    """
+
+    memory: int
+    limit: float
+
+
+def options(lowered: Any, room: Room) -> dict[str, int]:
     """What a compiler is told so that it counts on the memory that there is.
 
     It is told nothing where it counts on as much by itself, where `XLA_FLAGS` says
@@ -32,8 +44,7 @@ def options(lowered: Any, memory: int, limit: float) -> dict[str, int]:
 
     Args:
         lowered: a program for one GPU, `jax.stages.Lowered`.
-        memory: the bytes of it that the driver reports.
-        limit: the bytes of it that the program can have.
+        room: of that GPU.
     """
     if FLAG in os.environ.get("XLA_FLAGS", "") or host_memory.KIND in lowered.as_text():
         return {}
@@ -41,26 +52,26 @@ def options(lowered: Any, memory: int, limit: float) -> dict[str, int]:
         math.prod(x.shape) * x.dtype.itemsize
         for x in jax.tree.leaves(lowered.args_info)
     )
-    counted = ASSUMED * memory - given
-    if counted < LEAST * memory:
+    counted = ASSUMED * room.memory - given
+    if counted < LEAST * room.memory:
         return {}
-    factor = int(USUAL * (limit - given) / counted)
+    factor = int(USUAL * (room.limit - given) / counted)
     return {FLAG: factor} if factor > USUAL else {}
 
 
-def of_device(lowered: Any, device: Any, count: int) -> dict[str, int]:
-    """`options` for a device that is here, by what JAX can take of it.
+def room_of(device: Any) -> Room | None:
+    """The room of a device that is here, by what JAX can take of it.
 
     Args:
-        lowered: see `options`.
-        device: the device.
-        count: of the program's devices. Several are told nothing: what they send each
-            other is scheduled by the same number, and all have to be told the same.
+        device: a `jax.Device`.
+
+    Returns:
+        None where it is no GPU, or one that is not known.
     """
-    if count != 1 or device.platform != "gpu":
-        return {}
+    if device.platform != "gpu":
+        return None
     memory = {gpu.kind: gpu.memory for gpu in GPUS.values()}.get(device.device_kind)
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if memory is None or limit is None:
-        return {}
-    return options(lowered, memory, min(limit, SHARE * memory))
+        return None
+    return Room(memory, min(limit, SHARE * memory))

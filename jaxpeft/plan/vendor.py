@@ -13,13 +13,7 @@ from typing import Any
 import jax
 
 from jaxpeft import console
-from jaxpeft.devices import (
-    gpu_memory,
-    gpu_products,
-    host_memory,
-    programs,
-    termination,
-)
+from jaxpeft.devices import gpu_memory, programs, termination, xla_options
 from jaxpeft.devices.topologies import Topology
 
 FOLDER = "plans"  # of what compilers said, beside the programs that are kept
@@ -82,13 +76,13 @@ def compiled(
         (the verdict, whether it was kept from before).
     """
     name = compiler(target)
-    told: dict[str, Any] = host_memory.options(lowered, target.platform)
-    if target.gpu is not None and target.count == 1:
-        memory = target.gpu.memory
-        limit = gpu_memory.SHARE * memory
-        told = {**told, **gpu_memory.options(lowered, memory, limit)}
+    room = None
     if target.gpu is not None:
-        told |= gpu_products.options()
+        memory = target.gpu.memory
+        room = gpu_memory.Room(memory, gpu_memory.SHARE * memory)
+    told = xla_options.options(
+        lowered, target.platform, target.count, room, carries=True
+    )
     asked = [lowered.as_text(), name, jax.__version__, str(target.grid), target.name]
     asked += [f"{name}={value}" for name, value in told.items()]
     key = hashlib.sha256("\0".join(asked).encode()).hexdigest()

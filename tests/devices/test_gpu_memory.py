@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxpeft.devices import gpu_memory, host_memory, sharding, topologies
+from jaxpeft.devices import (
+    gpu_memory,
+    host_memory,
+    sharding,
+    topologies,
+    xla_options,
+)
 
 GB = 10**9
 
@@ -31,21 +37,23 @@ def limit_of_xla(memory, given, factor):
 @pytest.mark.parametrize("given", [0, 8 * GB, 16 * GB, 17 * GB])
 def test_xla_counts_on_the_room_that_there_is(given):
     room = 22 * GB
-    told = gpu_memory.options(Lowered(given), 24 * GB, room)
+    told = gpu_memory.options(Lowered(given), gpu_memory.Room(24 * GB, room))
     limit = limit_of_xla(24 * GB, given, told[gpu_memory.FLAG])
     assert 0.93 * (room - given) < limit <= 0.95 * (room - given)
 
 
 def test_xla_is_told_nothing_where_that_would_say_less_or_too_much(monkeypatch):
     # As much as it counts on by itself, or less: JAX has 75 % of the device.
-    assert gpu_memory.options(Lowered(GB), 24 * GB, 0.75 * 24 * GB) == {}
+    assert (
+        gpu_memory.options(Lowered(GB), gpu_memory.Room(24 * GB, 0.75 * 24 * GB)) == {}
+    )
     # More is given than it counts on: no factor makes room of that.
-    assert gpu_memory.options(Lowered(20 * GB), 24 * GB, 22 * GB) == {}
+    assert gpu_memory.options(Lowered(20 * GB), gpu_memory.Room(24 * GB, 22 * GB)) == {}
     # Arrays on the host are no part of the device's memory.
     there = Lowered(GB, f"memory_kind = {host_memory.KIND}")
-    assert gpu_memory.options(there, 24 * GB, 22 * GB) == {}
+    assert gpu_memory.options(there, gpu_memory.Room(24 * GB, 22 * GB)) == {}
     monkeypatch.setenv("XLA_FLAGS", f"--{gpu_memory.FLAG}=95")
-    assert gpu_memory.options(Lowered(GB), 24 * GB, 22 * GB) == {}
+    assert gpu_memory.options(Lowered(GB), gpu_memory.Room(24 * GB, 22 * GB)) == {}
 
 
 def test_a_run_tells_what_jax_can_take_of_one_gpu():
@@ -56,11 +64,12 @@ def test_a_run_tells_what_jax_can_take_of_one_gpu():
         )
 
     def told(device, count=1):
-        return gpu_memory.of_device(Lowered(16 * GB), device, count)
+        room, program = gpu_memory.room_of(device), Lowered(16 * GB)
+        return xla_options.options(program, device.platform, count, room, carries=False)
 
     memory = 25393692672
     room = gpu_memory.SHARE * memory
-    expected = gpu_memory.options(Lowered(16 * GB), memory, room)
+    expected = gpu_memory.options(Lowered(16 * GB), gpu_memory.Room(memory, room))
     assert expected and told(device(memory)) == told(device(int(room))) == expected
     assert told(device(int(0.75 * memory))) == {}
     assert told(device(memory), count=2) == {}
@@ -90,7 +99,7 @@ def test_no_product_is_repeated_where_there_is_room():
     arguments = shape(2**15, 1024), layers, shape(15 * 2**29)
     lowered = jax.jit(gradient).trace(*arguments).lower()
     room = gpu_memory.SHARE * target.memory
-    told = gpu_memory.options(lowered, target.memory, room)
+    told = gpu_memory.options(lowered, gpu_memory.Room(target.memory, room))
 
     def compiled(options):
         program = lowered.compile({**target.options, **options})
