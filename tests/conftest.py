@@ -85,6 +85,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", f"ignore:{kept}:UserWarning")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `few(n)`, cases but n that are spread over them are slow."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("few") is not None:
+            cases.setdefault(item.nodeid.split("[", 1)[0], []).append(item)
+    for group in cases.values():
+        (wanted,) = group[0].get_closest_marker("few").args
+        every = -(-len(group) // wanted)
+        for place, item in enumerate(group):
+            if place % every:
+                item.add_marker("slow")
+
+
 def pytest_collection_finish() -> None:
     """What all modules have made by now stays: no later collection looks through it."""
     with entropy.deterministic_PRNG():  # asks who refers to what is seeded, only once

@@ -111,19 +111,18 @@ def open_base(section: ModelSection) -> Base:
             f"{directory}: of this {cfg.model_type} the language model alone is read, "
             "trained and run; what sees stays as it is"
         )
-    section = as_stored(section, directory, cfg)
+    section = as_stored(section, cfg)
     tokenizer = hf.load_tokenizer(directory)
     hf.check_vocab(tokenizer, cfg)
     return Base(directory, cfg, tokenizer, section)
 
 
-def as_stored(section: ModelSection, directory: Path, cfg: ModelConfig) -> ModelSection:
+def as_stored(section: ModelSection, cfg: ModelConfig) -> ModelSection:
     """The section, with the quantization of a checkpoint that is stored in few bits.
 
     Args:
         section: the section `model` of the configuration.
-        directory: the model's folder.
-        cfg: its hyperparameters.
+        cfg: the model's hyperparameters.
 
     Raises:
         InputError: where the section wants another quantization.
@@ -132,7 +131,8 @@ def as_stored(section: ModelSection, directory: Path, cfg: ModelConfig) -> Model
     if kind is None:
         return section
     stored.check(kind, section.quantization)
-    changes = {"quantization": kind, "quantization_skip": hf.kept_whole(directory, cfg)}
+    kept = hf.kept_whole(hf.resolve(section.path), cfg)  # by the weights' own headers
+    changes = {"quantization": kind, "quantization_skip": kept}
     return section.model_copy(update=changes)
 
 

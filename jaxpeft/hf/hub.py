@@ -12,26 +12,28 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 FILES = (
     "config.json",
     "generation_config.json",
-    "model*.safetensors",
     "model.safetensors.index.json",
     "adapter_config.json",
-    "adapter_model.safetensors",
     *TOKENIZER_FILES,
     *PROCESSOR_FILES,
 )
+WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
 TIMEOUT = 5.0  # seconds for the hub to answer at all
 
 
-def resolve(path_or_id: str | Path) -> Path:
+def resolve(path_or_id: str | Path, *, weights: bool = True) -> Path:
     """The local folder of a model or adapter, downloaded first if it is a hub id.
 
     Args:
         path_or_id: A folder that exists is returned as it is; `org/name` is fetched
             into the hub's cache, or found there without a network; `jaxpeft:name` is
             a folder that ships with the package.
+        weights: Whether they are downloaded too. A plan and a look at the data need
+            only what lies beside them.
 
     Raises:
-        InputError: Where it is neither a folder nor a reachable hub id.
+        InputError: Where it is neither a folder nor a reachable hub id, or has no
+            weights where they are wanted.
     """
     text = paths.at_home(str(path_or_id))
     path = paths.find(text)
@@ -47,18 +49,20 @@ def resolve(path_or_id: str | Path) -> Path:
             f"model.path: the folder {text!r} does not exist; give a local folder in "
             "Hugging Face format, or a hub id such as 'org/name'" + paths.remedy(text)
         )
-    return _download(text)
+    return _download(text, weights)
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, weights: bool) -> Path:
     import huggingface_hub
 
     try:
-        folder = huggingface_hub.snapshot_download(
-            repository,
-            allow_patterns=list(FILES),
-            ignore_patterns=["*/*"],
-            etag_timeout=TIMEOUT,
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                repository,
+                allow_patterns=[*FILES, *(WEIGHTS if weights else ())],
+                ignore_patterns=["*/*"],
+                etag_timeout=TIMEOUT,
+            )
         )
     except Exception as error:
         # Besides OSErrors these are its HTTP library's, another one in each version.
@@ -69,4 +73,12 @@ def _download(repository: str) -> Path:
             "model, `hf auth login`, or give a local folder (for `plan`, one with "
             "config.json alone, such as those in configs/shapes)"
         ) from error
-    return Path(folder)
+    # Without a network the copy of a plan, which has none, is all that there is.
+    if weights and not any(found for name in WEIGHTS for found in folder.glob(name)):
+        raise InputError(
+            f"model.path: {repository!r} has no safetensors, neither at the hub nor in "
+            f"its copy {str(folder)!r}; if only its configuration was fetched so far, "
+            "start once where the hub can be reached, and if it holds pickles alone, "
+            "convert them with transformers (save_pretrained)"
+        )
+    return folder

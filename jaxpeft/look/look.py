@@ -57,7 +57,7 @@ def opened(cfg: RunConfig) -> tuple[Any, Batches | StreamBatches, EvalBatches | 
     """
     cfg = configuration.settled(cfg)
     objective = configuration.objective(cfg)
-    directory = hf.resolve(cfg.model.path)
+    directory = hf.resolve(cfg.model.path, weights=False)
     model = models.config(directory)
     tokenizer = hf.load_tokenizer(directory)
     hf.check_vocab(tokenizer, model)

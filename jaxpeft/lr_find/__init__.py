@@ -108,7 +108,10 @@ def _carry(args: argparse.Namespace) -> int:
             f"--from: {str(path)!r} has optimizer.learning_rate {rate} with "
             f"{known.optimizer.name}, which is no rate to carry over"
         )
-    sides = [transfer.Side(c, hf.resolve(c.model.path)) for c in (known, wanted)]
+    sides = [
+        transfer.Side(c, hf.resolve(c.model.path, weights=False))
+        for c in (known, wanted)
+    ]
     found = transfer.moves(*sides)
     rate = updates.learning_rate(known)
     factor = updates.learning_rate(wanted.at_rate(1.0))

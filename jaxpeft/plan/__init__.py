@@ -61,10 +61,14 @@ def main(argv: Sequence[str]) -> int:
     others = others or args.platform not in (None, jax.default_backend())
     if not args.in_child and others:
         return _in_child(args.devices or jax.device_count(), list(argv))
-    how = {"simulated": args.in_child, "like": args.platform or "gpu"}
+    # Where only a CPU is, a question for devices or their memory means an accelerator.
+    asked = args.devices is not None or memory is not None
+    means = asked and args.platform is None and jax.default_backend() == "cpu"
+    simulated = args.save is None and (args.in_child or means)
+    how = {"simulated": simulated, "like": args.platform or "gpu"}
     mesh = sharding.make_mesh(**cfg.mesh.model_dump())
     plan = planning.plan(cfg, mesh, **how)
-    if memory is None and not args.in_child:
+    if memory is None and not simulated:
         memory = _reported_memory(jax.devices()[0])
     room = None if memory is None else memory * 1e9
     say: Callable[[str], None] = (lambda _: None) if args.json else console.say

@@ -38,9 +38,9 @@ class Step:
         target = hardware.of_mesh(mesh)
         cfg = precision.settled(cfg, None if widened else target)
         self.mesh, section, self._adapter = mesh, cfg.model, cfg.adapter
-        directory = hf.resolve(section.path)
+        directory = hf.resolve(section.path, weights=False)
         model = model_config(section, directory, target)
-        section = as_stored(section, directory, model)
+        section = as_stored(section, model)
         cfg = cfg.model_copy(update={"model": section})
         if cfg.optimizer.is_auto:
             cfg = cfg.at_rate(1.0)  # memory is the same at any rate

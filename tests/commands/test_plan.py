@@ -103,6 +103,10 @@ def test_one_device_of_another_kind_is_planned_for(planned):
     assert (here["simulated"], there["simulated"]) == (False, True)
     assert there["devices"] == here["devices"] == 1
     assert there["activations"] * 2 == here["activations"]
+    # Whoever names a memory where only a CPU is does not mean the CPU's.
+    asked = planned("--device-memory", "1", **changes)
+    assert asked.pop("fits") and there.pop("fits") is None
+    assert asked == there
 
 
 def test_weights_that_the_mesh_does_not_divide_are_named(planned):
