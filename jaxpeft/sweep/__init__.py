@@ -68,9 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         "sweep",
         "Train every combination of the values that --grid names, and "
         "print a table, best first. Points that differ only in learning rate, weight "
-        "decay, seed, rank, lora_alpha or the schedule's numbers train together: one "
-        "program, one frozen base in memory. Repeating the command continues a sweep "
-        "that was interrupted.",
+        "decay, seed, rank, lora_alpha, the schedule or the objective's numbers "
+        "(beta and the like) train together: one program, one frozen base in memory. "
+        "Repeating the command continues a sweep that was interrupted.",
     )
     cli.config_arguments(parser)
     parser.add_argument(
