@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         type=cli.path,
-        help="folders in which runs and sweeps are, at any depth (default: runs)",
+        help="folders, which must exist, with runs and sweeps up to six folders below "
+        "(default: runs)",
     )
     parser.add_argument(
         "--port", type=int, default=PORT, help=f"default: {PORT}; 0: any that is free"
