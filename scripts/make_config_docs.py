@@ -2,7 +2,9 @@
 
 import inspect
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from jaxpeft.assembly.configuration import TABLES
@@ -48,12 +50,35 @@ def rows(model: type) -> list[str]:
     lines = ["| key | default | meaning |", "|---|---|---|"]
     for name, field in model.model_fields.items():
         if field.default is not PydanticUndefined:
-            default = "null" if field.default is None else str(field.default)
+            default = shown(field.default)
         else:
             default = "required" if field.is_required() else ""
-        meaning = (field.description or "").replace("|", "\\|")
-        lines.append(f"| `{name}` | {default.lower()} | {meaning} |")
+        meaning = escaped(field.description or "") + choices(field)
+        lines.append(f"| `{name}` | {default} | {meaning} |")
     return lines
+
+
+def shown(default: object) -> str:
+    """A default as YAML has it; a pattern as it is."""
+    if default is None or isinstance(default, bool):
+        return "null" if default is None else str(default).lower()
+    text = str(default)
+    return escaped(f"`{text}`" if "\\" in text or "*" in text else text)
+
+
+def escaped(text: str) -> str:
+    """The text inside a cell of a table."""
+    return text.replace("|", "\\|")
+
+
+def choices(field: FieldInfo) -> str:
+    """The values that a key can have, where its meaning leaves some of a few out."""
+    values = get_args(field.annotation)
+    if get_origin(field.annotation) is not Literal:
+        return ""
+    if all(value in (field.description or "") for value in values):
+        return ""
+    return f"; one of {', '.join(f'`{value}`' for value in values)}"
 
 
 def components(section: str, table: Table) -> list[str]:
@@ -73,10 +98,8 @@ def components(section: str, table: Table) -> list[str]:
             parameter = table.parameters(name)[key]
             kind = described(parameter.annotation)
             needed = parameter.default is inspect.Parameter.empty
-            default = "required" if needed else str(parameter.default).lower()
-            lines.append(
-                f"| `{key}` | {default} | {kind.replace('|', chr(92) + '|')} |"
-            )
+            default = "required" if needed else shown(parameter.default)
+            lines.append(f"| `{key}` | {default} | {escaped(kind)} |")
     return lines
 
 
@@ -112,7 +135,7 @@ def text() -> str:
     lines.append("|---|---|---|")
     for name in top:
         field = RunConfig.model_fields[name]
-        default = "required" if field.is_required() else field.default
+        default = "required" if field.is_required() else shown(field.default)
         lines.append(f"| `{name}` | {default} | {field.description} |")
     for section, model in SECTIONS.items():
         summary = (inspect.getdoc(model) or "").replace("\n", " ")

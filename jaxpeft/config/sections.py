@@ -70,9 +70,10 @@ class AdapterSection(ComponentSection):
     selector: ClassVar[str] = "method"
     method: Text = Field(
         default="lora",
-        description="how the base is adapted: lora, lora_fa, dora, ia3, bottleneck, "
-        "bitfit for its biases alone, or full for no adapter: the base itself trains, "
-        "or the part of it that the keys below name",
+        description="how the base is adapted: lora, lora_fa, dora, vera, ia3, "
+        "bottleneck, prompt_tuning, prefix_tuning, bitfit for its biases alone, or "
+        "full for no adapter: the base itself trains, or the part of it that the keys "
+        "below name",
         json_schema_extra=keys.ALWAYS,
     )
     target_modules: Targets = Field(
@@ -267,7 +268,8 @@ class ObjectiveSection(ComponentSection):
 
     name: Text = Field(
         default="sft",
-        description="sft, dpo, orpo, simpo, cpo, kto: docs/objectives.md",
+        description="sft, dpo, orpo, simpo, cpo, kto, reward, classification: "
+        "docs/objectives.md",
         json_schema_extra=keys.IF_SET,
     )
 

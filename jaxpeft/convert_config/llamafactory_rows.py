@@ -19,7 +19,8 @@ _LOSS = "the loss is cross entropy, or that of dft (objective.loss_type)"
 _BLOCKS = "choose optimizer.name adalomo or adamw_8bit, which need as little memory"
 _FP8 = "nothing is computed in 8-bit floats; model.quantization: int8 stores so"
 _BENCHMARK = (
-    "benchmarks are not run here; serve the adapter and use lm-evaluation-harness"
+    "benchmarks run after training: jaxpeft evaluate --run DIR --tasks NAME "
+    "(docs/evaluation.md)"
 )
 _VISION = Refused(TEXT_ONLY, off=(None,))
 _SWANLAB = "curves go to metrics.jsonl, loss.png and training.report_to"
@@ -43,7 +44,9 @@ ROWS: dict[str, Row] = {
     "use_fast_tokenizer": Idle("the tokenizer is always the fast one"),
     "low_cpu_mem_usage": Idle("each tensor is read into its place on its device"),
     "offload_folder": Idle("each tensor is read into its place on its device"),
-    "flash_attn": Idle("attention never stores its scores; on NVIDIA it is cuDNN's"),
+    "flash_attn": Idle(
+        "attention never stores its scores, whichever kernel computes it"
+    ),
     "use_unsloth": Idle(_SPEED),
     "use_unsloth_gc": Idle(_SPEED),
     "enable_liger_kernel": Idle(_SPEED),

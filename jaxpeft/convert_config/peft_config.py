@@ -18,7 +18,7 @@ COMMON: dict[str, Row] = {
     "layers_to_transform": To("adapter.layers_to_transform"),
     "layers_pattern": Without("layers are found by their numbers", _OFF),
     "modules_to_save": To("adapter.modules_to_save"),
-    "task_type": Idle("what is trained is always a causal language model"),
+    "task_type": Idle("objective.name says this: sft, classification, ..."),
     "auto_mapping": Idle(_RUN),
     "peft_version": Idle(_RUN),
     "revision": Without("fetch that revision and name its folder in model.path", _OFF),

@@ -8,7 +8,11 @@ from jaxpeft.convert_config.draft import Draft, Idle, Row, To, Without, names, t
 from jaxpeft.convert_config.optimizers import Optimizer, optimizer, schedule
 from jaxpeft.convert_config.spread import SPREAD, spread
 
-_LOADING = "examples are read and tokenized by the training process itself"
+_LOADING = (
+    "batches are made beside the step; data.num_workers says how many processes "
+    "tokenize before it"
+)
+_COLUMNS = "data.train.format and columns say what of a record is read"
 _SPEED = "how the step is compiled decides this here"
 _LOG = "the log and metrics.jsonl are always written so"
 _SAVED = "checkpoints are always whole, sealed and in the run directory"
@@ -51,13 +55,13 @@ ROWS: dict[str, Row] = {
     "dataloader_multiprocessing_context": Idle(_LOADING),
     "dataloader_in_order": Idle(_LOADING),
     "dataloader_drop_last": Idle("every batch is whole; epochs run into each other"),
-    "remove_unused_columns": Idle(_LOADING),
-    "label_names": Idle(_LOADING),
+    "remove_unused_columns": Idle(_COLUMNS),
+    "label_names": Idle(_COLUMNS),
     "group_by_length": Without(
         "rows are padded to one of data.length_buckets lengths instead"
     ),
-    "length_column_name": Idle(_LOADING),
-    "accelerator_config": Idle(_LOADING),
+    "length_column_name": Idle(_COLUMNS),
+    "accelerator_config": Idle(_SPEED),
     # numbers
     "average_tokens_across_devices": Idle(
         "the loss is always the mean over the batch's tokens, on any devices"
@@ -100,7 +104,7 @@ ROWS: dict[str, Row] = {
     "ddp_static_graph": Idle(SPREAD),
     "ddp_timeout": Idle("cluster.heartbeat_timeout says when a process counts as dead"),
     "parallelism_config": Without(
-        "say how devices share the work with mesh: {data, fsdp, tensor}"
+        "say how devices share the work with mesh: {data, fsdp, tensor, context}"
     ),
     "fsdp_min_num_params": Idle(SPREAD),
     "fsdp_transformer_layer_cls_to_wrap": Idle(SPREAD),
@@ -134,7 +138,9 @@ ROWS: dict[str, Row] = {
     "metric_for_best_model": Without(
         _METRICS, off=(None, "loss", "eval_loss", "eval_eval_loss")
     ),
-    "greater_is_better": Idle("the evaluation loss is what is compared, lower first"),
+    "greater_is_better": Idle(
+        "known of each metric that training.metric_for_best_model can name"
+    ),
     "predict_with_generate": Idle(_GENERATE),
     "generation_max_length": Idle(_GENERATE),
     "generation_num_beams": Idle(_GENERATE),

@@ -10,7 +10,7 @@ MODEL, DATA = "MODEL", "train.json"
 LENGTH = 1024  # by TRL's default
 
 _TOKENIZER = "the tokenizer in the model's folder says this; change it there"
-_READING = "examples are read and tokenized by the training process itself"
+_READING = "data.num_workers says how many processes read and tokenize"
 
 # What TRL's SFTConfig has besides.
 SFT: dict[str, Row] = {

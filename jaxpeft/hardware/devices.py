@@ -59,6 +59,21 @@ DEVICES: dict[str, Device] = {
     "NVIDIA A10": Device(125e12, 0, 250e12, 24e9, 600e9, 32e9),
     "NVIDIA GeForce RTX 4090": Device(165e12, 330e12, 661e12, 24e9, 1008e9, 32e9),
     "NVIDIA GeForce RTX 3090": Device(71e12, 0, 284e12, 24e9, 936e9, 32e9),
+    "NVIDIA GeForce RTX 2080 Ti": Device(
+        0, 0, 215e12, 11e9, 616e9, 16e9, fp16=53.8e12, host=16e9
+    ),
+    "NVIDIA GeForce RTX 2080": Device(
+        0, 0, 161e12, 8e9, 448e9, 16e9, fp16=40.3e12, host=16e9
+    ),
+    "NVIDIA GeForce RTX 2070": Device(
+        0, 0, 119e12, 8e9, 448e9, 16e9, fp16=29.9e12, host=16e9
+    ),
+    "NVIDIA GeForce RTX 2060": Device(
+        0, 0, 103e12, 6e9, 336e9, 16e9, fp16=25.8e12, host=16e9
+    ),
+    "Quadro RTX 8000": Device(0, 0, 261e12, 48e9, 672e9, 50e9, fp16=131e12, host=16e9),
+    "Quadro RTX 6000": Device(0, 0, 261e12, 24e9, 672e9, 50e9, fp16=131e12, host=16e9),
+    "NVIDIA TITAN RTX": Device(0, 0, 261e12, 24e9, 672e9, 50e9, fp16=131e12, host=16e9),
     "Tesla T4": Device(0, 0, 130e12, 16e9, 320e9, 16e9, fp16=65e12, host=16e9),
     "Tesla P100": Device(0, 0, 0, 16e9, 732e9, 32e9, fp16=18.7e12, host=16e9),
     "Tesla V100": Device(0, 0, 0, 16e9, 900e9, 150e9, fp16=125e12, host=16e9),

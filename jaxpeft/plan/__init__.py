@@ -61,10 +61,7 @@ def main(argv: Sequence[str]) -> int:
     others = others or args.platform not in (None, jax.default_backend())
     if not args.in_child and others:
         return _in_child(args.devices or jax.device_count(), list(argv))
-    # Where only a CPU is, a question for devices or their memory means an accelerator.
-    asked = args.devices is not None or memory is not None
-    means = asked and args.platform is None and jax.default_backend() == "cpu"
-    simulated = args.save is None and (args.in_child or means)
+    simulated = _simulated(args, jax.default_backend())
     how = {"simulated": simulated, "like": args.platform or "gpu"}
     mesh = sharding.make_mesh(**cfg.mesh.model_dump())
     plan = planning.plan(cfg, mesh, **how)
@@ -93,6 +90,16 @@ def main(argv: Sequence[str]) -> int:
         planning.save(cfg, mesh, Path(args.save))
         console.say(f"the compiled step is in {args.save}: train --programs uses it")
     return 0
+
+
+def _simulated(args: argparse.Namespace, here: str) -> bool:
+    """Whether the devices that are here stand for others.
+
+    Where only a CPU is, a question for devices or their memory means an accelerator.
+    """
+    asked = args.devices is not None or args.device_memory is not None
+    meant = asked and args.platform is None and here == "cpu"
+    return args.in_child or (meant and args.save is None)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -144,7 +151,8 @@ def _parser() -> argparse.ArgumentParser:
         "--platform",
         choices=("cpu", "gpu", "tpu"),
         help="what the devices are, there or not (default: those of this machine; gpu "
-        "where there are not so many)",
+        "where there are not so many, or only a CPU and --devices or --device-memory "
+        "is given)",
     )
     parser.add_argument(
         "--target",

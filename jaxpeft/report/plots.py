@@ -126,7 +126,7 @@ def plot_sweep(sweep: SweepRecord, target: Path, title: str) -> None:
     width, columns = (13, 2) if outcome.key else (8, 1)
     figure = _figure(width, 5.5, layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)
-    colors = _colors()
+    color = _colors()
     figure.suptitle(_literal(title))
     right, seen = axes[0, -1], []
     if outcome.key:
@@ -139,7 +139,7 @@ def plot_sweep(sweep: SweepRecord, target: Path, title: str) -> None:
             steps, losses = values(training, "step"), values(training, "loss")
             losses = smoothed(losses)
         seen += [*training, *evaluation]
-        style = {"marker": "o", "ms": 3, "color": colors[rank % len(colors)]}
+        style = {"marker": "o", "ms": 3, "color": color(rank % 20)}
         right.plot(steps, losses, label=_literal(point.name), **style)
     right.set_xlabel(STEP)
     right.set_ylabel(f"{sweep.measure} {label_of_loss(seen)}")
@@ -261,10 +261,10 @@ def _figure(width: float, height: float, **settings: Any) -> Any:
 
 
 def _colors() -> Any:
-    """Twenty colours that are told apart."""
+    """Twenty colours that are told apart, by their numbers."""
     from matplotlib import colormaps
 
-    return colormaps["tab20"].colors
+    return colormaps["tab20"]
 
 
 def _save(figure: Any, target: Path) -> None:

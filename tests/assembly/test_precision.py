@@ -14,6 +14,8 @@ AUTO = {
     "Tesla T4": ("float16", "float32"),
     "Tesla V100-SXM2-16GB": ("float16", "float32"),
     "Tesla P100-PCIE-16GB": ("float16", "float32"),
+    "NVIDIA GeForce RTX 2080 Ti": ("float16", "float32"),
+    "Quadro RTX 6000": ("float16", "float32"),
     "NVIDIA A100-SXM4-40GB": ("bfloat16", "bfloat16"),
     "TPU v5 lite": ("bfloat16", "bfloat16"),
     "a card of tomorrow": ("bfloat16", "bfloat16"),

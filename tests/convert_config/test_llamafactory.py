@@ -218,7 +218,7 @@ REFUSED = {
         "do_predict",
         "jaxpeft.generate",
     ),
-    "benchmark": ({"task": "mmlu_test", "n_shot": 5}, "task", "lm-evaluation-harness"),
+    "benchmark": ({"task": "mmlu_test", "n_shot": 5}, "task", "jaxpeft evaluate"),
     "no layers": (
         {"finetuning_type": "freeze", "freeze_trainable_layers": 0},
         "freeze_trainable_layers",
