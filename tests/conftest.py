@@ -42,6 +42,7 @@ os.environ.setdefault("JAXPEFT_CACHE_DIR", "off")
 PROGRAMS_BYTES = 2**30  # kept from run to run, those used last
 MEMORY_BYTES = 2**30  # resident in a process before its compiled programs are dropped
 SLACK_BYTES = 2**28  # what must have come on top of what no clearing frees
+FEW = 4  # cases of a test that `scripts/test.sh --fast` runs
 LOWERED_TOGETHER = 64  # programs that are lowered in one MLIR context
 COLLECTED_AFTER = (10_000, 20, 50)  # what is made before garbage is looked for
 
@@ -87,14 +88,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked `few(n)`, cases but n that are spread over them are slow."""
+    """Of a test's cases all but a few, spread over them, count as slow."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("few") is not None:
-            cases.setdefault(item.nodeid.split("[", 1)[0], []).append(item)
+        cases.setdefault(item.nodeid.split("[", 1)[0], []).append(item)
     for group in cases.values():
-        (wanted,) = group[0].get_closest_marker("few").args
-        every = -(-len(group) // wanted)
+        every = -(-len(group) // FEW)
         for place, item in enumerate(group):
             if place % every:
                 item.add_marker("slow")

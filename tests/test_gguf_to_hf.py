@@ -81,6 +81,7 @@ def folder(file):
     return out
 
 
+@pytest.mark.slow
 def test_the_weights_are_those_that_transformers_reads(file, folder):
     there = transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name

@@ -176,6 +176,7 @@ def asked(tree):
                 yield call.lineno, name.value
 
 
+@pytest.mark.slow
 def test_nobody_else_asks_a_node_which_members_it_has():
     package = Path(kernel.__file__).parent
     protocols = (kernel.Kernel, kernel.KernelExtras, kernel.LayerwiseKernel)

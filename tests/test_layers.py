@@ -1,12 +1,11 @@
 """Imports point downward only, and nothing in the package can run foreign code."""
 
 import ast
+import functools
 import graphlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).parent.parent / "jaxpeft"
 
@@ -50,9 +49,14 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path: Path) -> Iterator[str]:
     """Every module that a file imports anywhere, functions and type checks included."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -86,16 +90,18 @@ def test_the_page_on_architecture_shows_these_storeys():
     assert shown == [set(names) - {"__main__"} for names in STOREYS]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if "." in name])
-def test_imports_point_downward(name):
-    own = room(name)
-    storey = len(STOREYS) if name.endswith(f".{START}") else LEVEL.get(own, -1)
-    for other in imported(MODULES[name]):
-        if not other.startswith("jaxpeft.") or room(other) == own:
+def test_imports_point_downward():
+    for name in MODULES:
+        if "." not in name:
             continue
-        assert not other.endswith(f".{START}"), f"{name} imports what starts a process"
-        below, above = LEVEL.get(room(other), 99), storey
-        assert below < above, f"{name} imports {other}"
+        own = room(name)
+        storey = len(STOREYS) if name.endswith(f".{START}") else LEVEL.get(own, -1)
+        for other in imported(MODULES[name]):
+            if not other.startswith("jaxpeft.") or room(other) == own:
+                continue
+            assert not other.endswith(f".{START}"), f"{name} imports {other}"
+            below, above = LEVEL.get(room(other), 99), storey
+            assert below < above, f"{name} imports {other}"
 
 
 def test_no_modules_import_each_other_in_a_circle():
@@ -110,14 +116,19 @@ def test_the_package_itself_imports_nothing():
     assert not list(imported(PACKAGE / "__init__.py"))
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_nothing_runs_foreign_code(name):
-    path = MODULES[name]
-    assert not {module.split(".")[0] for module in imported(path)} & BANNED
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.Call):
-            continue
-        where = f"{path.name}:{node.lineno}"
+def calls():
+    """(where it stands, the call) for every call in the package."""
+    for name, path in MODULES.items():
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Call):
+                yield f"{name}:{node.lineno}", node
+
+
+def test_nothing_runs_foreign_code():
+    for name, path in MODULES.items():
+        roots = {module.split(".")[0] for module in imported(path)}
+        assert not roots & BANNED, name
+    for where, node in calls():
         called = node.func
         if isinstance(called, ast.Name):
             assert called.id not in {"eval", "exec", "__import__"}, where
@@ -129,15 +140,14 @@ def test_nothing_runs_foreign_code(name):
             assert not unsafe or is_false, f"{where}: {keyword.arg}"
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_files_and_functions_stay_short(name):
+def test_files_and_functions_stay_short():
     """At most 400 lines a file, and 60 a function, its docstring apart."""
-    text = MODULES[name].read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 400
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or 0) - node.lineno + 1
-            if ast.get_docstring(node, clean=False) is not None:
-                told = node.body[0]
-                lines -= (told.end_lineno or 0) - told.lineno + 1
-            assert lines <= 60, f"{node.name}: {lines} lines"
+    for name, path in MODULES.items():
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, name
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if ast.get_docstring(node, clean=False) is not None:
+                    told = node.body[0]
+                    lines -= (told.end_lineno or 0) - told.lineno + 1
+                assert lines <= 60, f"{name}.{node.name}: {lines} lines"

@@ -125,6 +125,7 @@ def here(folder, batches):
     return np.array(losses), np.array(norms), params, after, expected
 
 
+@pytest.mark.slow
 def test_each_loss(there, here):
     losses, norms = there
     assert (norms > CLIP).any()  # the clipping is put to use

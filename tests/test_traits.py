@@ -64,6 +64,7 @@ def comparisons(source: str) -> Iterator[str]:
             yield ast.unparse(node)
 
 
+@pytest.mark.slow
 def test_no_code_compares_a_component_s_name():
     found = {
         (str(path.relative_to(PACKAGE)), code)

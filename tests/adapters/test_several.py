@@ -52,6 +52,7 @@ def expected(llama, alone):
     return np.stack([logits[name][row] for row, name in enumerate(NAMES)])
 
 
+@pytest.mark.slow
 def test_every_row_has_the_logits_of_its_adapter_alone(llama, alone, shared):
     found = forward(adapters.choose(shared, NAMES), TOKENS, llama.cfg)
     there = expected(llama, alone)
@@ -76,6 +77,7 @@ def test_a_quantized_base_is_shared_as_it_is(llama):
     np.testing.assert_allclose(found, expected(llama, alone), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_answers_of_a_batch_are_those_of_each_adapter_alone(llama, alone, shared):
     prompts = [[10, 11, 12], [20], [3, 1, 4, 1, 5], [7, 7], [10, 11, 12]]
     settings = {"max_new_tokens": 12, "stop": [5]}

@@ -20,6 +20,7 @@ def params(request, llama):
     return adapters.inject(llama.params, rules, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_generation_is_what_the_whole_sequence_says(params, llama):
     prompts = [TOKENS[0, :4].tolist(), TOKENS[0, 4:15].tolist()]
     found = generate(params, llama.cfg, prompts, max_new_tokens=8, stop=[])
@@ -38,6 +39,7 @@ def test_generation_is_what_the_whole_sequence_says(params, llama):
     assert bare != found
 
 
+@pytest.mark.slow
 def test_packed_examples_share_them(params, llama):
     spans = np.split(np.arange(20), [6, 13])
     segments, positions = np.zeros_like(TOKENS), np.zeros_like(TOKENS)

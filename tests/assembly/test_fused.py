@@ -83,6 +83,7 @@ def test_every_rule_can_be_fused(make_llama, name):
 
 
 @pytest.mark.parametrize("settings", [{"loss_type": "dft"}, {"label_smoothing": 0.1}])
+@pytest.mark.slow
 def test_losses_of_other_forms_and_noise(make_llama, settings):
     objective = sft(**settings, neftune_noise_alpha=5.0)
     compare(make_llama(**SIZES), "adalomo", None, objective)
@@ -109,6 +110,7 @@ def compare(model, name, limit, objective=SFT):
     assert int(found.opt_state.count) == 3
 
 
+@pytest.mark.slow
 def test_inputs_in_the_hosts_memory_change_no_bit(make_llama):
     model, tx = make_llama(**SIZES), RULES["adalomo"]()
     batches = [batch_of(61, seed=seed) for seed in range(2)]
@@ -155,6 +157,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_layer(make_llama, limit):
         jax.tree.map(np.testing.assert_array_equal, state.opt_state, tx.init(params))
 
 
+@pytest.mark.slow
 def test_the_gradients_of_the_layers_never_exist_at_once():
     cfg = models.config(
         {

@@ -113,6 +113,7 @@ def at_scale(state, scale):
     return dataclasses.replace(state, loss_scale=scaled)
 
 
+@pytest.mark.slow
 def test_losses_and_scales_are_those_of_torch(theirs, here):
     _, _, losses, scales = theirs
     state, lines, found = here.start(), [], []

@@ -120,6 +120,7 @@ def whole(step, parts, unpacked):
 
 
 @pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.slow
 def test_accumulation_gives_the_same_step(count, step, parts, unpacked, whole):
     batch = accumulated(unpacked, count)
     tokens = batch["supervised"].sum(axis=(1, 2))
@@ -145,6 +146,7 @@ def test_the_loss_alone_is_that_of_a_step_with_its_noise(model, parts, unpacked)
     assert abs(other - found) > 1e-4  # another step, other noise
 
 
+@pytest.mark.slow
 def test_a_state_in_the_hosts_memory_stays_there_and_changes_no_bit(
     model, parts, unpacked
 ):

@@ -184,6 +184,7 @@ def test_a_bad_input_is_explained_and_leaves_nothing(spoil, words, refused):
     refused(spoil, words)
 
 
+@pytest.mark.slow
 def test_the_run_that_is_spoilt_above_is_a_good_one(place, capfd):
     """Also 19, code named by a config is never imported; 2, 1e-4 is a number; and 25,
     files that the index does not name are ignored."""

@@ -94,6 +94,7 @@ TEXTS = TEXT | st.sampled_from(["1e-4", "on", "007", "null", "a: b", "- x", "1:3
     steps=st.none() | st.integers(1, 10**6),
     evaluate=st.booleans(),
 )
+@pytest.mark.slow
 def test_a_configuration_survives_being_written_and_read(
     tmp_path_factory, rate, weight, path, fields, option, steps, evaluate
 ):

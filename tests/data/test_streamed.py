@@ -73,6 +73,7 @@ def test_a_row_is_what_it_is_without_streaming(write, load, tokenizer):
     assert numbers(in_order[3], tokenizer) == [12, 13, 14, 15]
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_wherever_they_are_taken_up(write, load):
     """Through the ends of epochs, and of two sources by weight."""
     write("d/1.jsonl", lines(records(11)))

@@ -77,6 +77,7 @@ def test_a_run_tells_what_jax_can_take_of_one_gpu():
     assert told(device(memory, platform="cpu")) == {}
 
 
+@pytest.mark.slow
 def test_no_product_is_repeated_where_there_is_room():
     target = topologies.parse("rtx4090x1")
     if remedy := topologies.missing(target):

@@ -309,6 +309,7 @@ def in_a_process(code: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_processes_share_it_at_once(cache):
     running = [in_a_process(COMMAND) for _ in range(2)]
     for process in running:

@@ -82,6 +82,7 @@ def run(model, variables, *args, **kwargs):
     return apply(variables)
 
 
+@pytest.mark.slow
 def test_nothing_changes_at_the_start(vit, adapted, images):
     model, variables = vit
     assert len(kernel.nodes(adapted)) == 14
@@ -99,6 +100,7 @@ def test_merged_equals_unmerged(vit, adapted, images):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_short_training_run_moves_the_adapters_alone(vit, adapted, images):
     model, variables = vit
     mask = adapt.trainable_mask(adapted)
@@ -133,6 +135,7 @@ def test_a_short_training_run_moves_the_adapters_alone(vit, adapted, images):
         assert node.base.values is originals[name]
 
 
+@pytest.mark.slow
 def test_scanned_and_rematerialised_layers_are_the_same_as_single_ones(images):
     scanned, single = VisionTransformer(scanned=True), VisionTransformer()
     variables = jax.jit(scanned.init)(KEY, images)
@@ -219,6 +222,7 @@ def test_the_update_is_that_of_the_weight_formed_by_hand(name):
     )
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key(vit, images):
     model, variables = vit
     rules = {**RULES, "lora_dropout": 0.5, "init_lora_weights": False}

@@ -68,6 +68,7 @@ def test_the_values_are_the_params(model, folder):
     assert len(weights) == 12
 
 
+@pytest.mark.slow
 def test_a_head_of_one_s_own_trains_beside_the_adapters(model):
     classifier = Classifier(nnx.clone(model), nnx.Rngs(0))
     trains = nnx.Any(nnx.LoRAParam, nnx.PathContains("head"))
@@ -94,6 +95,7 @@ def test_a_head_of_one_s_own_trains_beside_the_adapters(model):
     assert len(trained) == 6
 
 
+@pytest.mark.slow
 def test_dropout_follows_train_and_eval(folder, model, call):
     rules = {**RULES, "lora_dropout": 0.5, "init_lora_weights": False}
     dropping = Model.load(folder, rules, KEY)

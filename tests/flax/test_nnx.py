@@ -43,6 +43,7 @@ def case(request):
     return model, adapt.inject(model, rules(pattern), KEY), x
 
 
+@pytest.mark.slow
 def test_nothing_changes_at_the_start(case, call):
     model, adapted, x = case
     np.testing.assert_array_equal(call(adapted, x), call(model, x))
@@ -57,6 +58,7 @@ def test_merged_equals_unmerged(case, call):
     np.testing.assert_allclose(call(merged, x), call(adapted, x), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_short_training_run_moves_the_adapters_alone(case):
     model, adapted, x = case
     original, adapted = arrays(model), nnx.clone(adapted)
@@ -86,6 +88,7 @@ def test_a_short_training_run_moves_the_adapters_alone(case):
         np.testing.assert_array_equal(value, original[name])
 
 
+@pytest.mark.slow
 def test_dropout_follows_train_and_eval(vit, images, call):
     settings = {"lora_dropout": 0.5, "init_lora_weights": False}
     model = adapt.inject(vit, rules(VIT, **settings), KEY)
@@ -135,6 +138,7 @@ def test_layers_stacked_in_one_module_are_adapted_one_by_one(call):
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.slow
 def test_an_update_that_begins_in_the_base(init, vit, images, call, tmp_path):
     settings = rules(VIT, init_lora_weights=init, exclude_modules=["head"])
     model = adapt.inject(vit, settings, KEY)

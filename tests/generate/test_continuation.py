@@ -36,6 +36,7 @@ def begun(llama, stop=(), sampling=PENALISED):
     return Continuation(llama.params, llama.cfg, stop, sampling)
 
 
+@pytest.mark.slow
 def test_turns_are_answered_as_if_read_anew(llama, whole):
     sequence, prompt = begun(llama), FIRST
     for more in ([7, 8, 9], list(range(1, 41)), [3]):
@@ -76,6 +77,7 @@ def test_an_answer_may_be_left(llama, whole):
     assert sequence.reused == len(FIRST) + 3
 
 
+@pytest.mark.slow
 def test_a_cache_that_grows_keeps_what_it_holds(make_llama, whole):
     long = make_llama(max_position_embeddings=1024)
     sequence = Continuation(long.params, long.cfg, [], Sampling())

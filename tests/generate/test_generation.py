@@ -93,6 +93,7 @@ def test_any_of_several_stop_tokens_ends_it(llama, greedy):
     assert all(a == b[: len(a)] for a, b in zip(found, greedy))
 
 
+@pytest.mark.slow
 def test_the_shipped_model_answers_as_in_transformers(asset_model):
     cfg = models.config(asset_model)
     params = hf.load(asset_model, cfg, "float32")
@@ -129,6 +130,7 @@ def test_samples_repeat_by_seed(llama, greedy):
     assert one != other and one != greedy
 
 
+@pytest.mark.slow
 def test_a_tiny_nucleus_or_temperature_is_greedy(llama, greedy):
     assert sampled(llama, top_p=1e-6) == greedy
     assert sampled(llama, temperature=1e-4) == greedy
@@ -155,6 +157,7 @@ def test_other_settings_need_no_other_program(llama):
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
+@pytest.mark.slow
 def test_samples_follow_the_softmax_of_the_nucleus(top_p, llama):
     draws, temperature = 1500, 0.8
     logits = jax.jit(models.forward, static_argnums=2)(

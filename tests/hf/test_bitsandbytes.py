@@ -81,6 +81,7 @@ def matrices(model, cfg):
 
 
 @pytest.mark.parametrize("name", STORED)
+@pytest.mark.slow
 def test_what_bitsandbytes_wrote_loads_bit_for_bit(name, write):
     folder, there = write(name)
     cfg = models.config(folder)
@@ -151,6 +152,7 @@ def test_what_is_quantized_here_is_what_bitsandbytes_quantizes(plain, write, tmp
     assert ours.items() <= {**theirs, "bnb_4bit_compute_dtype": "bfloat16"}.items()
 
 
+@pytest.mark.slow
 def test_a_lora_over_it_is_merged_into_16_bits(write, tmp_path):
     folder, _ = write("nf4")
     cfg = models.config(folder)

@@ -36,6 +36,7 @@ def stored(write_model, tmp_path_factory):
     return cfg, params, folder / "stood_for"
 
 
+@pytest.mark.slow
 def test_every_form_computes_what_peft_does(
     stored, logits_here, logits_there, tmp_path
 ):

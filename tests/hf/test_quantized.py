@@ -142,6 +142,7 @@ def make_sizes(layers):
 
 
 @pytest.mark.parametrize("kind", PRODUCTS)
+@pytest.mark.slow
 def test_a_step_keeps_no_dequantized_stack(kind):
     """Not even of some of the modules, in 16 bits."""
     temporary, whole = step_bytes(kind, 64)

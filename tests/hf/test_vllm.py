@@ -50,6 +50,7 @@ def read_config(folder):
 
 # peft remarks that the head's adapter could be saved with the head's own weights.
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.slow
 def test_mixed_ranks_and_scales_become_one(
     base, params, cfg, tmp_path, logits_here, logits_there
 ):

@@ -135,6 +135,7 @@ def test_nothing_is_suggested_where_nothing_fell(losses, remedy):
         range_curve.candidates(Curve(rates, losses, 100))
 
 
+@pytest.mark.slow
 def test_the_plot_is_a_picture(curve, tmp_path):
     rates = range_curve.candidates(curve)
     range_curve.plot(curve, rates, tmp_path / "curve.png", "a valley")

@@ -93,6 +93,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.slow
 def test_each_implementation_is_the_softmax(way, case, monkeypatch):
     monkeypatch.setattr(loops, "QUERIES", 32)
     monkeypatch.setattr(loops, "KEYS", 64)

@@ -170,6 +170,7 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.slow
 def test_peft_loads_what_is_written_here(name, mixture, tmp_path):
     pattern, parameters = TARGETS[name]
     rules = {"r": 4, "lora_dropout": 0.1, "init_lora_weights": False}
@@ -259,6 +260,7 @@ def made_by(jaxpr):
     return shapes
 
 
+@pytest.mark.slow
 def test_frozen_experts_cost_no_gradients(mixture):
     params, cfg = mixture.adapted(r=2), mixture.cfg
     trainable, frozen = tree.partition(params, adapters.trainable_mask(params))

@@ -293,6 +293,7 @@ def test_logits(family):
 # PEFT looks for these patterns among modules alone, and applies them to parameters.
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern:RuntimeWarning")
 @pytest.mark.parametrize("family", LONGER, indirect=True)
+@pytest.mark.slow
 def test_gradients_of_a_lora(family):
     import peft
 

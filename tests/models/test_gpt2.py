@@ -83,6 +83,7 @@ ADAPTED = {
 
 
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.slow
 def test_peft_loads_what_is_written_here(name, there, folder, params, tmp_path):
     cfg, key = models.config(folder), jax.random.key(1)
     adapted = adapters.inject(params, RULES[name], key, models.module_names(cfg))

@@ -124,6 +124,7 @@ def test_padding_on_the_right_changes_nothing(llama):
     np.testing.assert_allclose(padded[:, :20], whole[:, :20], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rematerialization_changes_memory_alone(llama):
     targets = np.roll(TOKENS, -1, axis=1)
     supervised = np.ones_like(TOKENS, bool)

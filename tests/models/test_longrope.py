@@ -122,6 +122,7 @@ def expected(there):
     return [answer(prompt) for prompt in PROMPTS]
 
 
+@pytest.mark.slow
 def test_answers_in_a_batch_are_transformers_alone(here, expected):
     found = generate(*here, PROMPTS, max_new_tokens=NEW, stop=[])
     assert found == expected
@@ -151,6 +152,7 @@ def test_streamed_answers_and_turns_are_the_same(here, there, expected):
     assert list(sequence.answer(PROMPTS[0], NEW)) == expected[0]
 
 
+@pytest.mark.slow
 def test_each_row_is_read_anew_with_its_own_adapter(here, expected):
     params, cfg = here
     rules = {"r": 4, "lora_alpha": 64, "target_modules": "all-linear"}
@@ -192,6 +194,7 @@ def test_virtual_tokens_count_and_have_the_factors_of_what_follows(virtual, here
             np.testing.assert_allclose(found[0, start:end], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_answers_behind_virtual_tokens_are_what_whole_sequences_say(virtual, here):
     there, params = virtual
     prompts = [PROMPTS[0], PROMPTS[2], PROMPTS[4]]

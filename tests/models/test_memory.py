@@ -41,6 +41,7 @@ def gradients(model, parts, **settings):
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.slow
 def test_offloaded_activations_change_no_bit(model, parts, remat):
     value, grads = gradients(model, parts, remat=remat)
     again, other = gradients(model, parts, remat=remat, offload="activations")
@@ -49,6 +50,7 @@ def test_offloaded_activations_change_no_bit(model, parts, remat):
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.slow
 def test_offloaded_weights_change_no_bit(model, parts, remat):
     value, grads = gradients(model, parts, remat=remat)
     trainable, frozen = parts
@@ -66,6 +68,7 @@ def test_offloaded_weights_change_no_bit(model, parts, remat):
 
 # 50 tokens: tiles that divide them and tiles that do not, and one larger than all.
 @pytest.mark.parametrize("tile", [25, 16, 64])
+@pytest.mark.slow
 def test_tiles_of_the_mlp_are_the_whole(model, parts, tile):
     value, grads = gradients(model, parts, remat="full")
     again, other = gradients(model, parts, remat="full", tile=tile)

@@ -13,6 +13,7 @@ KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.slow
 def test_new_rows_are_drawn_as_in_transformers(tied, make_llama):
     llama = make_llama(tie_word_embeddings=tied)
     params, cfg = models.resize_embeddings(llama.params, llama.cfg, 64, KEY)

@@ -100,6 +100,7 @@ def test_packed_examples_are_as_alone_behind_virtual_tokens(virtual):
         np.testing.assert_allclose(found[0, start:end], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_answers_are_what_sequences_alone_say(virtual):
     there, cfg, params = virtual
 

@@ -76,6 +76,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
 def test_the_reference_with_the_adapter_off_is_the_bare_base(name, llama, batch):
     rules = dict(METHODS[name])
     if rules.get("method", "lora") != "lora":
@@ -121,6 +122,7 @@ SLOW = {"ipo", "orpo", "cpo"}
         for name in OBJECTIVES
     ],
 )
+@pytest.mark.slow
 def test_a_step_is_the_same_however_it_is_cut_for_accumulation(name, llama, batch):
     objective = OBJECTIVES[name]
     params = adapted(llama.params)
@@ -151,6 +153,7 @@ def test_a_step_is_the_same_however_it_is_cut_for_accumulation(name, llama, batc
     assert "preferred in" in objective.in_words(told)
 
 
+@pytest.mark.slow
 def test_dropout_is_the_trained_model_s_alone(llama, batch):
     objective = objectives.dpo()
     params = adapted(llama.params, lora_dropout=0.5)

@@ -123,6 +123,7 @@ def test_noise_is_as_large_as_that_of_transformers():
     assert not np.array_equal(ours[0], ours[1])
 
 
+@pytest.mark.slow
 def test_noise_is_the_keys_and_no_evaluations(make_llama):
     model = make_llama(tie_word_embeddings=True)
     tokens = RNG.integers(0, 61, (2, 9)).astype(np.int32)

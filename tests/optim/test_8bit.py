@@ -80,6 +80,7 @@ def test_codes_are_bitsandbytes_after_200_steps(ours, theirs, fields):
 
 @pytest.mark.parametrize("make", [adamw_8bit, lion_8bit])
 @pytest.mark.parametrize("shape", [(300, 512), (3, 37, 1024), (70_000,), (190, 777)])
+@pytest.mark.slow
 def test_chunks_give_what_one_piece_gives(make, shape, monkeypatch):
     params = {"w": normal(shape)}
     many = run(make(1e-2), params)
@@ -95,6 +96,7 @@ def test_chunks_give_what_one_piece_gives(make, shape, monkeypatch):
 
 @pytest.mark.parametrize("make", [adamw_8bit, lion_8bit])
 @pytest.mark.parametrize("shape", [(3, 50, 100), (3, 16, 256)])
+@pytest.mark.slow
 def test_a_layer_of_a_stack_is_a_tensor(make, shape):
     layout = Layout(stacked="w")
     tx, alone = make(1e-2, layout=layout, min_quantized_size=4096), make(1e-2)

@@ -41,6 +41,7 @@ def gradients():
 
 
 @pytest.mark.parametrize("name", MAKE)
+@pytest.mark.slow
 def test_what_has_no_gradient_only_decays(name):
     tx, rate, reference = MAKE[name]
     start = np.random.default_rng(1).normal(size=(16, 384)).astype(np.float32)

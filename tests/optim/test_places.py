@@ -491,6 +491,7 @@ def test_a_state_goes_through_msgpack(name):
     assert_identical(serialization.from_bytes(make(name).init(START), data), state)
 
 
+@pytest.mark.slow
 def test_every_state_goes_through_orbax(tmp_path):
     states = {name: plain(name)[1] for name in NAMES}
     with ocp.StandardCheckpointer() as checkpointer:

@@ -64,6 +64,7 @@ def test_shapes_and_axes_for_a_target():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_weights_are_loaded_in_words_and_saved_in_bytes(
     kind, asset_model, tmp_path, monkeypatch
 ):

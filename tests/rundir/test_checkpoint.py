@@ -144,6 +144,7 @@ def assert_restores(directory, step, **options):
 # Round trip ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_kind_of_leaf_round_trips(two_steps):
     assert names(two_steps) == ["10", "20"]
     assert_restores(two_steps, 20)

@@ -90,6 +90,7 @@ def test_trackio_holds_every_step_once(output, tmp_path, monkeypatch):
         assert [found[s] for s in steps] == pytest.approx(VALUES[key])
 
 
+@pytest.mark.slow
 def test_wandb_writes_every_step_once_offline(output, monkeypatch):
     import wandb
 
