@@ -111,18 +111,19 @@ def open_base(section: ModelSection) -> Base:
             f"{directory}: of this {cfg.model_type} the language model alone is read, "
             "trained and run; what sees stays as it is"
         )
-    section = as_stored(section, cfg)
+    section = as_stored(section, directory, cfg)
     tokenizer = hf.load_tokenizer(directory)
     hf.check_vocab(tokenizer, cfg)
     return Base(directory, cfg, tokenizer, section)
 
 
-def as_stored(section: ModelSection, cfg: ModelConfig) -> ModelSection:
+def as_stored(section: ModelSection, directory: Path, cfg: ModelConfig) -> ModelSection:
     """The section, with the quantization of a checkpoint that is stored in few bits.
 
     Args:
         section: the section `model` of the configuration.
-        cfg: the model's hyperparameters.
+        directory: the model's folder, with its weights: their headers are read.
+        cfg: its hyperparameters.
 
     Raises:
         InputError: where the section wants another quantization.
@@ -131,8 +132,7 @@ def as_stored(section: ModelSection, cfg: ModelConfig) -> ModelSection:
     if kind is None:
         return section
     stored.check(kind, section.quantization)
-    kept = hf.kept_whole(hf.resolve(section.path), cfg)  # by the weights' own headers
-    changes = {"quantization": kind, "quantization_skip": kept}
+    changes = {"quantization": kind, "quantization_skip": hf.kept_whole(directory, cfg)}
     return section.model_copy(update=changes)
 
 
@@ -163,7 +163,8 @@ def base_shapes(
 
     Args:
         section: the section `model` of the configuration.
-        cfg: the model's hyperparameters.
+        directory: the model's folder, with its weights: their headers are read.
+        cfg: its hyperparameters.
         dtype: of the weights that are not quantized.
         target: what the weights are held for.
 

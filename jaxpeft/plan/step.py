@@ -17,7 +17,7 @@ from jaxpeft.assembly.step import Frozen, TrainState
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import host_memory, sharding
 from jaxpeft.devices.compiled import build, lower
-from jaxpeft.models import ModelConfig, stacks
+from jaxpeft.models import ModelConfig, stacks, stored
 from jaxpeft.plan import flops
 
 # Of a run whose length only its data says: no figure depends on it.
@@ -40,7 +40,9 @@ class Step:
         self.mesh, section, self._adapter = mesh, cfg.model, cfg.adapter
         directory = hf.resolve(section.path, weights=False)
         model = model_config(section, directory, target)
-        section = as_stored(section, model)
+        if stored.quantization(model.hf) is not None:
+            directory = hf.resolve(section.path)  # its weights say what stays whole
+        section = as_stored(section, directory, model)
         cfg = cfg.model_copy(update={"model": section})
         if cfg.optimizer.is_auto:
             cfg = cfg.at_rate(1.0)  # memory is the same at any rate
