@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from jaxpeft import __version__, console
-from jaxpeft.devices import launch, termination
+from jaxpeft.devices import cpus, launch, termination
 from jaxpeft.devices.huge_pages import restart_with_huge_pages
 from jaxpeft.errors import (
     EXIT_INPUT,
@@ -124,6 +124,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
         argv: the command's arguments.
     """
     console.forget_remarks()
+    cpus.give_threads()
     with termination.listening():
         try:
             code = _outcome(main, argv)

@@ -25,6 +25,7 @@ from jax._src.interpreters import mlir
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxpeft import console, models
+from jaxpeft.devices import cpus
 
 # The tests compile thousands of tiny programs: code of the best quality for each would
 # take five times the time of all else. What XLA does before that is as ever.
@@ -183,6 +184,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             left -= stat.st_size
             if left < 0:
                 path.unlink()
+
+
+@pytest.fixture(scope="session")
+def of_devices() -> Callable[[int], dict[str, str]]:
+    """of_devices(count): the environment of a process of so many CPU devices."""
+
+    def make(count: int) -> dict[str, str]:
+        flags = f"{os.environ['XLA_FLAGS']} {cpus.FLAG}{count}"
+        threads = {cpus.VARIABLE: str(cpus.THREADS * count)}
+        return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **threads}
+
+    return make
 
 
 @pytest.fixture(scope="session")

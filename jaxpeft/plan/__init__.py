@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxpeft import cli, console
-from jaxpeft.devices import topologies
+from jaxpeft.devices import cpus, topologies
 from jaxpeft.errors import InputError
 from jaxpeft.plan import targeted
 
@@ -22,7 +22,6 @@ step alone: no weights are read, no data, and no step is taken. Works for device
 are not there."""
 GIB = 2**30
 HEADROOM = 0.92  # of a device's memory; the runtime and the allocator need the rest
-SIMULATED = "--xla_force_host_platform_device_count="
 # Their code is never run: only the plan of its memory counts.
 FAST_COMPILES = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -316,7 +315,7 @@ def _verdict(plan: "Plan", room: float) -> str:
 
 def _in_child(devices: int, argv: list[str]) -> int:
     """The same command where so many CPU devices stand for those that are not here."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILES} {SIMULATED}{devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILES} {cpus.FLAG}{devices}"
     done = subprocess.run(
         [sys.executable, "-m", "jaxpeft.plan", *argv, "--in-child"],
         env={**os.environ, "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"},

@@ -1,7 +1,6 @@
 """Steps whose sequences are split over devices, beside those of one device."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -152,11 +151,10 @@ print(json.dumps([steps, pairs]))
 
 
 @pytest.fixture(scope="module")
-def found():
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+def found(of_devices):
     done = subprocess.run(
         [sys.executable, "-c", CHILD],
-        env={**os.environ, "XLA_FLAGS": flags},
+        env=of_devices(8),
         capture_output=True,
         text=True,
     )

@@ -5,7 +5,6 @@ or the file, the value found, the remedy.
 """
 
 import json
-import os
 import subprocess
 import sys
 
@@ -166,7 +165,7 @@ for arguments in json.load(sys.stdin):
 
 
 @pytest.mark.slow
-def test_a_mesh_and_a_batch_have_to_fit_the_devices(place, contents):
+def test_a_mesh_and_a_batch_have_to_fit_the_devices(place, contents, of_devices):
     """13 and 14, with 4 devices; the numbers on offer are right."""
     place.set("training.gradient_accumulation_steps", 2)
     place.set("training.batch_size", 8)
@@ -178,11 +177,10 @@ def test_a_mesh_and_a_batch_have_to_fit_the_devices(place, contents):
         "training.batch_size=22": ["4 devices", "use 16 or 24\n"],
         "data.eval_batch_size=6": ["data.eval_batch_size: 6", "4 or 8"],
     }
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     child = subprocess.run(
         [sys.executable, "-c", DEVICES],
         input=json.dumps([[*arguments, override] for override in tries]),
-        env={**os.environ, "XLA_FLAGS": flags},
+        env=of_devices(4),
         capture_output=True,
         text=True,
     )

@@ -1,7 +1,6 @@
 """A tiny model with the shipped tokenizer, and the commands run on it in-process."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -217,17 +216,18 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="session")
-def on_eight() -> Iterator[Callable[[Path], None]]:
+def on_eight(
+    of_devices: Callable[[int], dict[str, str]],
+) -> Iterator[Callable[[Path], None]]:
     """on_eight(config): trains on eight devices; all runs share a process for that."""
     child: subprocess.Popen[str] | None = None
 
     def train_there(config: Path) -> None:
         nonlocal child
-        if child is None:
-            count = "--xla_force_host_platform_device_count=8"
+        if child is None or child.poll() is not None:  # one that fell fails one test
             child = subprocess.Popen(
                 [sys.executable, "-c", EIGHT],
-                env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}"},
+                env=of_devices(8),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

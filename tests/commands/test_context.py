@@ -1,7 +1,6 @@
 """Training and evaluation with sequences split over devices, by the commands."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -22,7 +21,7 @@ for name, arguments in json.loads(sys.argv[1]):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_sequences_split_otherwise(
-    trained, command, settings, files, metrics, tmp_path
+    trained, command, settings, files, metrics, of_devices, tmp_path
 ):
     """Losses, evaluations and samples are those of one device."""
     changes = {
@@ -44,10 +43,9 @@ def test_a_run_goes_on_with_sequences_split_otherwise(
         ("train", last),
         ("evaluate", ["--run", str(output), "--json"]),
     ]
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", CHILD, json.dumps(steps)],
-        env={**os.environ, "XLA_FLAGS": flags},
+        env=of_devices(8),
         capture_output=True,
         text=True,
     )

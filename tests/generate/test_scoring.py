@@ -1,7 +1,6 @@
 """Answers that are scored: on a mesh they are those of one device, by one program."""
 
 import json
-import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -45,11 +44,10 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_a_mesh_answers_as_one_device_does_and_compiles_once():
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+def test_a_mesh_answers_as_one_device_does_and_compiles_once(of_devices):
     done = subprocess.run(
         [sys.executable, "-c", CHILD],
-        env={**os.environ, "XLA_FLAGS": flags},
+        env=of_devices(4),
         capture_output=True,
         text=True,
     )

@@ -1,7 +1,6 @@
 """Loading: logits and values as in transformers, on one device and on several."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,12 +123,10 @@ def test_the_cache_of_the_hub_may_link_its_files(base, cfg, params, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
-def run_alone(script: str, *arguments: str, devices: int = 1) -> str:
-    count = f"--xla_force_host_platform_device_count={devices}"
-    flags = f"{os.environ['XLA_FLAGS']} {count}"
+def run_alone(environment: dict[str, str], script: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env=environment,
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -157,8 +154,8 @@ for parts in (hf.load(sys.argv[1], cfg, mesh=mesh),
 
 
 @pytest.mark.slow
-def test_each_device_of_a_mesh_gets_its_part(base):
-    assert run_alone(ON_A_MESH, str(base), devices=4).splitlines() == [
+def test_each_device_of_a_mesh_gets_its_part(base, of_devices):
+    assert run_alone(of_devices(4), ON_A_MESH, str(base)).splitlines() == [
         "P('fsdp', 'tensor')",
         "(3, 24, 16)",
         "P()",
@@ -183,7 +180,7 @@ print((megabytes("VmHWM") - before) / (tree.nbytes(params) / 2**20))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
-def test_the_model_is_never_twice_in_memory(tmp_path):
+def test_the_model_is_never_twice_in_memory(tmp_path, of_devices):
     from jaxpeft.hf import safetensors_file
     from jaxpeft.models.weights import param_specs
 
@@ -208,4 +205,4 @@ def test_the_model_is_never_twice_in_memory(tmp_path):
         lambda name: np.ones(shapes[name][1], np.float32),
         {},
     )
-    assert float(run_alone(MEMORY, str(tmp_path))) < 1.25
+    assert float(run_alone(of_devices(1), MEMORY, str(tmp_path))) < 1.25

@@ -1,6 +1,9 @@
 """Bases in few bits: loaded a layer at a time, trained over, merged, exported."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -178,16 +181,10 @@ for kind in ("nf4", "nf4_single", "int8"):
 
 
 @pytest.mark.slow
-def test_codes_are_split_like_the_matrix(base, tmp_path):
-    import os
-    import subprocess
-    import sys
-    from pathlib import Path
-
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+def test_codes_are_split_like_the_matrix(base, of_devices, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", ON_A_MESH, str(base), str(tmp_path)],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env=of_devices(4),
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

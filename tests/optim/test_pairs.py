@@ -1,6 +1,5 @@
 """Optimizers made for LoRA: beside references, and blind to how a product is split."""
 
-import os
 import subprocess
 import sys
 
@@ -346,12 +345,11 @@ def test_split_factors_on_a_mesh_with_explicit_axes_take_the_same_steps(name, in
 
 
 @pytest.mark.slow
-def test_they_take_the_same_steps_on_eight_devices():
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+def test_they_take_the_same_steps_on_eight_devices(of_devices):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(
         [*command, "-k", "explicit_axes"],
-        env={**os.environ, "XLA_FLAGS": flags},
+        env=of_devices(8),
         capture_output=True,
         text=True,
     )

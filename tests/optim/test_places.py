@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import os
 import re
 import subprocess
 import sys
@@ -309,12 +308,11 @@ def test_it_goes_its_plain_course(name, place):
 
 
 @pytest.mark.slow
-def test_it_goes_its_plain_course_on_four_devices():
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+def test_it_goes_its_plain_course_on_four_devices(of_devices):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(
         [*command, "-k", "plain_course and (mesh or shard_map)"],
-        env={**os.environ, "XLA_FLAGS": flags},
+        env=of_devices(4),
         capture_output=True,
         text=True,
     )

@@ -222,8 +222,7 @@ def test_extra_that_is_not_json_is_refused_at_once(tmp_path):
 
 
 SHARDED = """
-import os, sys
-os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
+import sys
 from pathlib import Path
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -250,8 +249,9 @@ for got, want in ((restored, state), (moved, other)):
 
 
 @pytest.mark.slow
-def test_shardings_are_those_asked_for(tmp_path):
-    subprocess.run([sys.executable, "-c", SHARDED, str(tmp_path)], check=True)
+def test_shardings_are_those_asked_for(tmp_path, of_devices):
+    command = [sys.executable, "-c", SHARDED, str(tmp_path)]
+    subprocess.run(command, env=of_devices(2), check=True)
 
 
 # Refusals -----------------------------------------------------------------------------
