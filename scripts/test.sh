@@ -2,7 +2,7 @@
 # Set up .venv with the test extra, then check format, lint, types and tests.
 #
 #   bash scripts/test.sh                    everything
-#   bash scripts/test.sh --fast             without slow tests, and four cases of each
+#   bash scripts/test.sh --fast             without slow tests, and two cases of each
 #   bash scripts/test.sh tests/data -x      arguments go on to pytest
 #
 # PYTEST_WORKERS sets the number of test processes (default: one a core, at most 8).

@@ -43,7 +43,7 @@ os.environ.setdefault("JAXPEFT_CACHE_DIR", "off")
 PROGRAMS_BYTES = 2**30  # kept from run to run, those used last
 MEMORY_BYTES = 2**30  # resident in a process before its compiled programs are dropped
 SLACK_BYTES = 2**28  # what must have come on top of what no clearing frees
-FEW = 4  # cases of a test that `scripts/test.sh --fast` runs
+FEW = 2  # cases of a test that `scripts/test.sh --fast` runs
 LOWERED_TOGETHER = 64  # programs that are lowered in one MLIR context
 COLLECTED_AFTER = (10_000, 20, 50)  # what is made before garbage is looked for
 

@@ -47,6 +47,7 @@ def weighted_sum(adapted):
     return total
 
 
+@pytest.mark.slow
 def test_concatenated_ranks_are_the_exact_sum(adapted):
     found = adapters.combine(adapted, WEIGHTS)
     expected = weighted_sum(adapted)
@@ -95,6 +96,7 @@ def test_the_base_stays(adapted, llama):
     jax.tree.map(np.testing.assert_array_equal, same, llama.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["cat", "svd"])
 def test_peft_computes_the_same(method, adapted, llama, make_torch, tmp_path):
     for i, params in enumerate(adapted[:2]):

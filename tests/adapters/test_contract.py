@@ -204,6 +204,7 @@ def injected(rules, llama):
     return adapters.inject(llama.params, rules, KEY)
 
 
+@pytest.mark.slow
 def test_no_model_changes_at_the_start(injected, llama):
     expected = forward(llama.params, TOKENS, llama.cfg)
     np.testing.assert_allclose(
@@ -212,6 +213,7 @@ def test_no_model_changes_at_the_start(injected, llama):
     assert len(kernel.nodes(injected)) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", MERGED, indirect=True)
 def test_merged_and_unmerged_give_the_same_logits(injected, llama):
     params = moved(injected, 0.05)

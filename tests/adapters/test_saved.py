@@ -48,6 +48,7 @@ def test_bitfit_without_biases_is_refused(llama):
         adapters.inject(llama.params, {"method": "bitfit"}, KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ia3", "lora", "dora"])
 def test_merged_with_all_that_trained_beside_it(method, biased):
     rules = {"method": method, "bias": "all", "modules_to_save": ["lm_head", "norm"]}

@@ -62,6 +62,7 @@ def test_every_row_has_the_logits_of_its_adapter_alone(llama, alone, shared):
     assert np.abs(there - base)[other].max(axis=(1, 2)).min() > 0.1
 
 
+@pytest.mark.slow
 def test_a_quantized_base_is_shared_as_it_is(llama):
     stack = jax.vmap(lambda matrix: int8(matrix, "float32"))
     changes = {

@@ -138,6 +138,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(make_llama, limit):
     assert int(state.step) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [None, 1.0], ids=["unclipped", "clipped"])
 def test_a_gradient_that_is_not_finite_reaches_no_layer(make_llama, limit):
     model = make_llama(**SIZES)

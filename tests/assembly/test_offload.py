@@ -123,6 +123,7 @@ def test_dora_begins_with_the_norms_of_what_lies_in_the_hosts_memory(mesh):
     np.testing.assert_array_equal(squares, column_squares(stack))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", [None, "nf4"])
 def test_weights_are_read_straight_into_the_hosts_memory(asset_model, mesh, storage):
     loaded = [

@@ -174,6 +174,7 @@ def test_only_what_no_scale_explains_counts_as_not_finite(here):
     assert poor and not scaling.is_fault(at_scale_alone(2.0), jnp.float32(1.0))
 
 
+@pytest.mark.slow
 def test_a_course_goes_on_bit_for_bit_after_an_overflow(here, tmp_path):
     state, _ = here.follow(at_scale(here.start(), TOO_LARGE), 1)
     state, _ = here.follow(at_scale(state, 2.0**15), 4)
@@ -188,6 +189,7 @@ def test_a_course_goes_on_bit_for_bit_after_an_overflow(here, tmp_path):
     assert len({tree.digest(one) for one in ends}) == 1
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_same_gradient(here):
     """Scaled by unlike shares, which leave as they came."""
     found = []

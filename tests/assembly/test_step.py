@@ -131,6 +131,7 @@ def test_accumulation_gives_the_same_step(count, step, parts, unpacked, whole):
         np.testing.assert_allclose(metrics[name], whole[1][name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_alone_is_that_of_a_step_with_its_noise(model, parts, unpacked):
     trainable, frozen = parts
     objective = sft(neftune_noise_alpha=5.0)
@@ -186,6 +187,7 @@ def test_a_part_without_targets_weighs_nothing(step, parts, unpacked):
     np.testing.assert_allclose(metrics["loss"], whole["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_packing_gives_the_same_loss_and_gradient(step, parts, examples, whole):
     packed = rows(examples, [0, 7], [5, 1, 6], [2], [3, 4], length=21)
     assert packed["segments"].max() == 3
@@ -220,6 +222,7 @@ def adam_state(parts):
     return TrainState.create(copies, ADAM, jax.random.clone(KEY))
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_is_skipped(adam_step, parts, unpacked):
     step, frozen = adam_step, parts[1]
     norm = {"scale": frozen["model"]["norm"]["scale"].at[0].set(jnp.inf)}
@@ -267,6 +270,7 @@ def dropping(model, unpacked):
     return loss
 
 
+@pytest.mark.slow
 def test_dropout_follows_the_step_and_the_key_and_repeats(dropping):
     assert dropping() == dropping()
     others = [dropping(step=jnp.int32(1)), dropping(key=jax.random.key(8))]
@@ -287,6 +291,7 @@ def test_the_state_can_be_donated(adam_step, parts, unpacked):
     assert not any(x.is_deleted() for x in jax.tree.leaves((new, parts)))
 
 
+@pytest.mark.slow
 def test_a_float16_base_trains_a_float32_adapter(step, model, unpacked, whole):
     parts = split(model, "float16")
     found, metrics = gradient(step, parts, accumulated(unpacked, 1))

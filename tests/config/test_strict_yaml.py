@@ -92,6 +92,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.dictionaries(st.text("abcdef_", min_size=1), VALUES, min_size=1, max_size=4))
 def test_load_reads_back_what_dump_wrote(mapping):

@@ -224,6 +224,7 @@ def test_a_folder_that_holds_a_file_twice(write, tmp_path):
         sources.read(write("d.parquet.gz", b""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.csv", "d.txt", "d.parquet"])
 def test_memory_does_not_grow_with_the_file(tmp_path, size, name):
     import pyarrow

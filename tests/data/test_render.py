@@ -178,6 +178,7 @@ def test_a_prompt_that_opens_a_thought(tokenizer_with):
     ]
 
 
+@pytest.mark.slow
 def test_repeated_and_tiny_contents_do_not_confuse(tokenizer_with):
     for template, special in [(MISTRAL, ()), (LLAMA3, LLAMA3_TOKENS), (CHATML, ())]:
         tokenizer = tokenizer_with(template, *special)

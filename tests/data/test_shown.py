@@ -78,6 +78,7 @@ def test_what_is_learned_and_what_is_special_is_known(tokenizer):
     assert special == ["<|bos|>", *marks, *marks]
 
 
+@pytest.mark.slow
 def test_nothing_reaches_the_terminal_that_it_would_obey():
     everything = "".join(map(chr, range(0x110000)))
     shown = visible(everything)

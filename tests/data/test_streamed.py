@@ -56,6 +56,7 @@ def same(one, other):
     )
 
 
+@pytest.mark.slow
 def test_a_row_is_what_it_is_without_streaming(write, load, tokenizer):
     """The same records in another order: row by row as stored examples give them."""
     path = write("d.jsonl", lines(records(30)))

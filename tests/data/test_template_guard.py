@@ -23,6 +23,7 @@ def test_a_plain_template_passes():
     ) is (None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "template",
     [

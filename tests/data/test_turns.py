@@ -56,6 +56,7 @@ ANSWERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 def test_an_answer_is_learned_to_the_end_of_turn(tokenizer_with, block):
     """Whatever of a turn a block marks."""
@@ -65,6 +66,7 @@ def test_an_answer_is_learned_to_the_end_of_turn(tokenizer_with, block):
     assert found == [[a + "<|im_end|>", b + "<|im_end|>"] for a, b in pairs]
 
 
+@pytest.mark.slow
 def test_a_block_marks_which_turns_are_learned(tokenizer_with):
     last = (
         "{% if loop.last %}" + BLOCKS["content"] + "{% else %}" + USER + "{% endif %}"
@@ -108,6 +110,7 @@ def call_of(name):
     return {"id": "0", "type": "function", "function": {"name": name, "arguments": {}}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("through_end", [True, False])
 def test_a_block_around_a_call(tokenizer_with, through_end):
     """The content is not known, and a special token ends the call before the turn."""
@@ -185,6 +188,7 @@ QWEN3_THINKING = (
 )
 
 
+@pytest.mark.slow
 def test_thoughts_in_several_turns(tokenizer_with):
     """In the text or apart from it; the template keeps those of the last turn alone."""
     tokenizer = tokenizer_with(QWEN3_THINKING)
@@ -282,6 +286,7 @@ SIDES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", SIDES)
 def test_special_tokens_that_take_white_space_with_them(sides):
     """What they take is theirs: the rest of an answer and its end are learned."""

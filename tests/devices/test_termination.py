@@ -76,6 +76,7 @@ def test_what_is_held_is_saved_while_a_call_goes_on():
     assert (out, err) == ("", "warning: SIGTERM: saved\n")
 
 
+@pytest.mark.slow
 def test_what_does_not_come_to_an_end_within_its_grace_is_given_up():
     out, err = ended(["with termination.holding(1.5): deaf()"], within=4)
     assert out == "" and "longer than the 1.5 s of training.termination_grace" in err

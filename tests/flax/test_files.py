@@ -108,6 +108,7 @@ def of_torch(model):
 run = nnx.jit(lambda model: model(IMAGES, WORDS))
 
 
+@pytest.mark.slow
 def test_peft_computes_the_same_with_what_is_saved(torch_model, model, trained, folder):
     expected = run(trained)
     assert np.abs(expected - run(model)).max() > 0.1

@@ -169,6 +169,7 @@ def test_what_has_no_low_rank_update_is_refused(name):
         inject(Holder(make()), {"r": 2, "target_modules": ["inner"]}, KEY)
 
 
+@pytest.mark.slow
 def test_names_that_match_nothing_are_refused(vit):
     with pytest.raises(InputError, match="'hed' matches no.*did you mean 'head'"):
         inject(vit, {"target_modules": ["hed"]}, KEY)

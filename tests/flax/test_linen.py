@@ -90,6 +90,7 @@ def test_nothing_changes_at_the_start(vit, adapted, images):
     np.testing.assert_array_equal(run(model, adapted, images), expected)
 
 
+@pytest.mark.slow
 def test_merged_equals_unmerged(vit, adapted, images):
     model, variables = vit
     params = moved(adapted)
@@ -238,6 +239,7 @@ def test_dropout_needs_a_key(vit, images):
         assert np.abs(dropping[0] - other).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_what_cannot_be_adapted_is_refused(vit, adapted, images):
     model, variables = vit
 

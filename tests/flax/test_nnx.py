@@ -121,6 +121,7 @@ class Stack(nnx.Module):
         return through(x, self.layers)
 
 
+@pytest.mark.slow
 def test_layers_stacked_in_one_module_are_adapted_one_by_one(call):
     settings = {"lora_dropout": 0.1, "init_lora_weights": False}
     model = adapt.inject(Stack(nnx.Rngs(0)), rules("layers", **settings), KEY)

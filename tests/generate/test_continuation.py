@@ -90,6 +90,7 @@ def test_a_cache_that_grows_keeps_what_it_holds(make_llama, whole):
     )
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_the_request_s_number(llama, whole):
     drawn = Sampling(temperature=1.0, seed=4)
     sequence = begun(llama, sampling=drawn)

@@ -50,6 +50,7 @@ def greedy(llama):
     return answers(llama, PROMPTS)
 
 
+@pytest.mark.slow
 def test_greedy_is_transformers(llama, greedy):
     assert [len(answer) for answer in greedy] == [NEW] * 3
     assert greedy == [continued(llama.torch, prompt) for prompt in PROMPTS]
@@ -112,6 +113,7 @@ def test_the_shipped_model_answers_as_in_transformers(asset_model):
     assert found == [token for token in expected if token not in stops]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [1.3, 0.8])
 def test_greedy_with_a_repetition_penalty_is_transformers(penalty, llama, greedy):
     found = answers(llama, PROMPTS, repetition_penalty=penalty)
@@ -136,10 +138,12 @@ def test_a_tiny_nucleus_or_temperature_is_greedy(llama, greedy):
     assert sampled(llama, temperature=1e-4) == greedy
 
 
+@pytest.mark.slow
 def test_one_of_one_is_greedy(llama, greedy):
     assert sampled(llama, top_k=1) == greedy
 
 
+@pytest.mark.slow
 def test_what_is_drawn_for_a_request_does_not_depend_on_its_batch(llama):
     together = sampled(llama, seed=5, top_k=20)
     alone = [

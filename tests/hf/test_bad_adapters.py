@@ -153,6 +153,7 @@ def test_tensors_of_other_methods(folder, params, cfg, key, said):
     assert repr(key) in found and said in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -108,6 +108,7 @@ def test_announced_header_of_absurd_length(folder, length):
     assert peak < 5_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entries", "said"),
     [(300_000, "more than 200000 tensors"), (500_000, "at most 25000000")],

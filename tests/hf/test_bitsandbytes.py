@@ -103,6 +103,7 @@ def test_names_of_wrappers_are_passed_over(write, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nf4", "nf4_single"])
 def test_it_computes_what_the_torch_model_does(name, write):
     folder, _ = write(name)
@@ -114,6 +115,7 @@ def test_it_computes_what_the_torch_model_does(name, write):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nf4", "nf4_single", "nf4 but for o_proj"])
 def test_what_is_written_here_loads_there(name, write, tmp_path):
     folder, there = write(name)

@@ -81,6 +81,7 @@ def shifted(params, **changes):
     return tree.replace(params, found)
 
 
+@pytest.mark.slow
 def test_it_is_read_as_it_was_written(shift, params, cfg, tmp_path, logits_here):
     trained = shifted(params, squash="sin")
     hf.check_writable(trained, cfg)

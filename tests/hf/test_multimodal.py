@@ -81,6 +81,7 @@ def logits(model):
         return model(torch.from_numpy(TOKENS)).logits.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rules", "suffix"),
     [
@@ -153,6 +154,7 @@ def test_files_are_read_and_written_under_their_own_names(
             assert torch.equal(tensors.get_tensor(name), stored[name])
 
 
+@pytest.mark.slow
 def test_in_4_bits_the_other_parts_stay_whole(tmp_path):
     sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
     config = Gemma3Config(

@@ -40,6 +40,7 @@ def moved(params):
     return tree.combine(jax.tree.map(away, trainable), frozen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IA3_ROWS)
 def test_what_peft_writes_loads_here_and_back(
     name, base, params, cfg, tmp_path, logits_here, logits_there
@@ -67,6 +68,7 @@ def test_what_peft_writes_loads_here_and_back(
     np.testing.assert_allclose(logits_there(again), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ia3", "bottleneck"])
 @pytest.mark.parametrize("targets", [None, r".*layers\.[02]\.mlp\.down_proj"])
 def test_written_and_read_again(method, targets, params, cfg, tmp_path, logits_here):

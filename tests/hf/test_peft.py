@@ -80,6 +80,7 @@ def write_with_peft(model, directory, **settings):
 
 
 # peft remarks that it saves the head's own weights beside an adapter on the head.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.parametrize("name", WRITTEN_BY_PEFT)
 def test_what_peft_writes_loads_here(
@@ -157,6 +158,7 @@ WRITTEN_HERE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITTEN_HERE)
 def test_what_is_written_here_loads_in_peft(
     name, torch_base, params, cfg, tmp_path, logits_here, logits_there

@@ -66,6 +66,7 @@ def text_of(tokenizer, messages, prompt=False):
     return template.render([talk], ["here"], prompt=prompt)[0]
 
 
+@pytest.mark.slow
 def test_text_is_that_of_transformers(chat):
     name, entry, tokenizer = chat
     talks = [TALK] if name in NO_SYSTEM else [TALK, TOLD]

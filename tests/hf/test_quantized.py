@@ -33,6 +33,7 @@ def cfg(base):
     return models.config(base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kernel_of_the_layers_is_quantized(kind, base, cfg):
     params, whole = hf.load(base, cfg, quantization=kind), hf.load(base, cfg)

@@ -85,6 +85,7 @@ def test_the_older_name_of_the_dtype_is_kept(params, cfg, tmp_path):
     assert "dtype" not in written and "auto_map" not in written
 
 
+@pytest.mark.slow
 def test_merged_adapters_are_what_transformers_computes(
     params, cfg, tmp_path, logits_here, logits_there
 ):

@@ -48,6 +48,7 @@ def test_rouge_l_is_what_rouge_score_0_1_2_gives():
     assert found == pytest.approx([0.8, 1.0, 0.0, 0.7272727272727272])
 
 
+@pytest.mark.slow
 def test_rouge_l_is_rouge_score_s():
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
 

@@ -195,6 +195,7 @@ def count(jaxpr, name):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "forward"), [(H100, "attention_forward"), (V5E, "splash_mha_fwd")]
 )

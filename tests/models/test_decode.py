@@ -21,6 +21,7 @@ def positions(start, stop):
     return jnp.broadcast_to(jnp.arange(start, stop), (2, stop - start))
 
 
+@pytest.mark.slow
 def test_a_prefix_at_once_and_then_token_by_token(llama, expected):
     cache = models.init_cache(llama.cfg, 2, 16, "float32")
     at, found = 0, []

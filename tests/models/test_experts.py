@@ -61,6 +61,7 @@ def one_by_one(x, kernels, chosen, shares):
     return jnp.einsum("tk,td,tkdo->to", shares, x, dense[chosen])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("kind", KERNELS)
 def test_product_is_that_of_each_tokens_own_experts(kind, choice):
@@ -185,6 +186,7 @@ def test_peft_loads_what_is_written_here(name, mixture, tmp_path):
     np.testing.assert_allclose(forward(again, TOKENS, mixture.cfg), found, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "parameters", [["experts.down_proj"], ["mlp.experts.gate_up_proj", "gate.weight"]]
 )
@@ -204,6 +206,7 @@ def test_what_peft_writes_is_loaded(parameters, mixture, tmp_path):
     np.testing.assert_allclose(found, mixture.with_peft(tmp_path), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_merge_computes_the_same(mixture, tmp_path):
     params = mixture.adapted(r=4, init_lora_weights=False)
     expected = forward(params, TOKENS, mixture.cfg)

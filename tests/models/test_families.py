@@ -382,6 +382,7 @@ def test_saved_and_loaded_bit_for_bit(family, tmp_path):
     assert written["model_type"] == family.cfg.model_type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", LONGER, indirect=True)
 def test_generation_is_transformers_greedy(family):
     prompts = [TOKENS[0, :5].tolist(), TOKENS[1, :17].tolist()]

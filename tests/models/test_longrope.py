@@ -71,6 +71,7 @@ def packed(spans, rows=1):
     return segments, positions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(5, 40, 16), (17, 16, 1)])
 def test_rows_of_a_batch_are_as_alone(lengths, here, there):
     rows = [packed([(0, length)]) for length in lengths]
@@ -182,6 +183,7 @@ def virtual(request, folder, here, tmp_path_factory):
     return model, hf.load_adapter(here[0], saved, here[1])
 
 
+@pytest.mark.slow
 def test_virtual_tokens_count_and_have_the_factors_of_what_follows(virtual, here):
     there, params = virtual
     for spans in ([(0, 13), (13, 25), (25, 38)], [(0, 40)]):

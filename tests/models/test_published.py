@@ -124,6 +124,7 @@ def test_a_field_of_another_kind_is_a_problem_in_words(family):
             assert all(said.startswith("config.json: ") for said in error.problems)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", distinct())
 def test_logits(name, tmp_path):
     content = {k: v for k, v in CONTENTS[name].items() if k != "quantization_config"}

@@ -108,6 +108,7 @@ def test_rotation_keeps_lengths_and_depends_on_distances():
     np.testing.assert_allclose(near, far, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("half", [8, 5])

@@ -79,6 +79,7 @@ def published(family, folder, labels):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_published_model_gives_its_scores_here_and_there_again(family, tmp_path):
     import transformers

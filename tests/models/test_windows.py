@@ -88,6 +88,7 @@ def logits_of(model, tokens):
     return logits[0, -len(tokens) :].numpy()  # PEFT's of a prompt come first
 
 
+@pytest.mark.slow
 def test_packed_examples_are_as_alone_behind_virtual_tokens(virtual):
     there, cfg, params = virtual
     segments, positions = np.zeros((2, *TOKENS.shape), np.int32)

@@ -36,6 +36,7 @@ def model(llama):
     return {"model": llama.params["model"], "score": {"kernel": head}}, cfg
 
 
+@pytest.mark.slow
 def test_loss_and_metrics_are_torch_s(model):
     import torch
 

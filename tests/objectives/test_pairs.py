@@ -93,6 +93,7 @@ def test_the_reference_with_the_adapter_off_is_the_bare_base(name, llama, batch)
     assert float(jnp.abs(on - bare).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_start_is_kept_while_the_adapter_moves(llama, batch):
     start = moved(adapted(llama.params), seed=1)
     held = reference.held("start", start)

@@ -89,6 +89,7 @@ def of_trl(model, micro, coefficient, margin):
     return float(loss.detach()), slope.numpy().T, metrics["train"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("coefficient", "margin"), [(None, False), (0.05, True)])
 def test_loss_gradient_and_figures_are_trl_s(coefficient, margin, torch_model):
     model, folder = torch_model
@@ -118,6 +119,7 @@ def test_loss_gradient_and_figures_are_trl_s(coefficient, margin, torch_model):
     assert f"{report['eval_rewards/accuracies']:.1%}" in objective.in_words(report)
 
 
+@pytest.mark.slow
 def test_padding_of_an_evaluation_is_no_pair(torch_model):
     _, folder = torch_model
     cfg, micro, objective = models.config(folder), batch(), objectives.reward()

@@ -60,6 +60,7 @@ def test_values_are_those_of_a_log_softmax(chunked):
     close(found, plain(HIDDEN, HEAD))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [HEAD, LOW], ids=["array", "lora"])
 @pytest.mark.parametrize("trains", [(0,), (0, 1)], ids=["frozen head", "trained head"])
 def test_each_place_has_a_slope_of_its_own(head, trains, chunked):

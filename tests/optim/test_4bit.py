@@ -20,6 +20,7 @@ def rounded(x, values):
     return (values[codes] * scale).ravel(), packed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(40, 256), (64, 96)])
 def test_three_updates_are_those_written_out(shape):
     rng = np.random.default_rng(0)

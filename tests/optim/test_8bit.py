@@ -132,6 +132,7 @@ def test_bf16_parameters_and_gradients_are_computed_with_in_float32(make):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_small_and_named_leaves_are_those_of_adamw():
     params = {"embed": normal((64, 128)), "norm": normal((4095,)), "w": normal((4096,))}
     ours, state = run(adamw_8bit(1e-2, float32_names=".*embed.*"), params)
@@ -158,6 +159,7 @@ def test_a_gradient_that_is_not_finite_shows():
     assert np.flatnonzero(~np.isfinite(updates["w"])).tolist() == [300]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [adamw_8bit, lion_8bit, adamw_4bit])
 @pytest.mark.parametrize("shape", [(N,), (4, 2048, 2048), (4096, 4096), (4096, 3968)])
 def test_an_update_holds_no_moment_in_float32(make, shape):
@@ -180,6 +182,7 @@ def test_an_update_holds_no_moment_in_float32(make, shape):
         assert tree.nbytes(state.leaves) <= 1.02 * p.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [adamw_8bit, lion_8bit, adamw_4bit, quantize_state])
 def test_a_state_comes_back_from_a_checkpoint(make, tmp_path):
     tx = make(adamw(1e-3)) if make is quantize_state else make(1e-3)

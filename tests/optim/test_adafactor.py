@@ -76,6 +76,7 @@ OPTAX = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTAX)
 def test_optax_agrees_when_told_to_factor_all_and_to_scale_the_decay(name):
     ours, theirs = OPTAX[name]

@@ -79,6 +79,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_course_is_torch_s(name, problem, expected):
     found = train(CHAINS[name](), problem)

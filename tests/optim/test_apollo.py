@@ -122,6 +122,7 @@ def test_of_a_square_kernel_the_inputs_are_reduced_as_in_torch():
     np.testing.assert_allclose(found["w"], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proj", ["random", "svd"])
 def test_stacked_layers_are_tensors_of_their_own(proj):
     start = normal(0, 3, 8, 12)

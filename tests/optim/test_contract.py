@@ -194,6 +194,7 @@ def test_nothing_and_single_numbers_are_parameters_too(name):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state) if x.ndim)
 
 
+@pytest.mark.slow
 def test_it_converges_around_holes(name):
     params, _ = trained(make(name), started(), STEPS)
     assert params["hole"] is None
@@ -260,6 +261,7 @@ def test_zeros_beside_a_tensor_change_nothing_where_elements_are_apart(name):
         assert not wide[:, 7:].any()
 
 
+@pytest.mark.slow
 def test_steps_do_not_recompile_and_a_checkpoint_goes_on_exactly(name, tmp_path):
     tx, traces = make(name), []
 

@@ -219,6 +219,7 @@ def test_a_batch_size_has_no_rule_for_a_rate_that_is_found():
         config.parse({"output_dir": "z", **sections}, tables=TABLES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamax", "lamb", "contrib.ademamix", "dog", "momo"])
 def test_in_8_bits_a_checkpoint_goes_on_exactly(name, tmp_path):
     name = name if name in optim.OPTIMIZERS.aliases else f"optax.{name}"

@@ -113,6 +113,7 @@ def test_a_gradient_out_of_proportion_counts_as_zero():
     np.testing.assert_array_equal(b, B)
 
 
+@pytest.mark.slow
 def test_lora_muon_steps_along_the_nearest_orthogonal_matrix_of_the_kernel():
     rate = 0.01
     (a, b), *_ = course(optim.lora_muon(rate, momentum=0.0, **EXACT), A, B)
@@ -207,6 +208,7 @@ def test_b_may_start_at_zero(name):
     assert np.abs(seen[-1][0] - A).max() > 1e-3 and np.abs(seen[-1][1]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_a_stack_is_its_layers_and_what_is_beyond_a_rank_stays_zero(name):
     """The second layer has a rank less."""
@@ -235,6 +237,7 @@ def test_a_stack_is_its_layers_and_what_is_beyond_a_rank_stays_zero(name):
         np.testing.assert_allclose(params["layers"][key], together, atol=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_what_is_no_pair_gets_adamw(name):
     """A vector, a matrix, two factors that do not fit, and an a without a b."""
@@ -286,6 +289,7 @@ def test_other_methods_are_refused(method):
         updates.updates(run_config("lora_rite", method), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_rates_and_decays_of_a_sweep_share_a_program(name):
     points = [
@@ -313,6 +317,7 @@ def test_rates_and_decays_of_a_sweep_share_a_program(name):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("injected", [False, True], ids=["plain", "injected"])
 @pytest.mark.parametrize("name", MADE)
 def test_split_factors_on_a_mesh_with_explicit_axes_take_the_same_steps(name, injected):

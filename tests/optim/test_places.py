@@ -499,6 +499,7 @@ def test_every_state_goes_through_orbax(tmp_path):
         assert_identical(checkpointer.restore(tmp_path / "states", fresh), states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_adapters_train_in_nnx_as_the_readme_says(name):
     rngs = nnx.Rngs(0)

@@ -150,6 +150,7 @@ def chained(name, **own):
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(RATE), scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCALES)
 def test_updates_are_multiplied(name):
     tx, plain = chained(name, patience=0), optax.adamw(RATE)

@@ -26,6 +26,7 @@ def course(tx, steps=4):
     return testbed.run_open(tx, at, grads)
 
 
+@pytest.mark.slow
 def test_adamw_around_is_adamw_8bit_inside():
     found, state = course(quantize_state(adamw(1e-3, weight_decay=0.0)))
     expected, inside = course(adamw_8bit(1e-3))

@@ -78,6 +78,7 @@ def test_a_product_with_fp8_is_that_with_its_matrix(dtype):
         assert (np.abs(np.asarray(found, np.float64) - left @ right) <= room).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_nf4_is_bitsandbytes(matrix, dtype):
     there = torch.from_numpy(np.ascontiguousarray(matrix.T)).to(getattr(torch, dtype))
@@ -123,6 +124,7 @@ def test_the_book_is_bitsandbytes():
     np.testing.assert_array_equal(VALUES, there)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stack_is_its_layers_in_few_bits(kind):
     stack = np.stack([normal((128, 24), seed) for seed in range(3)])

@@ -29,6 +29,7 @@ def test_each_weight_has_the_bits_that_are_its_place():
         assert words[8 * block + r, o] >> (4 * n) & 15 == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_words_are_the_same_kernel(kind, dtype):

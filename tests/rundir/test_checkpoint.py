@@ -303,6 +303,7 @@ def test_a_limit_below_one_is_refused(tmp_path):
 # Space and limits ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_newest_steps_stay(tmp_path):
     with open_at(tmp_path, save_total_limit=2) as checkpoints:
         for step in (5, 50, 100, 1000):
