@@ -25,20 +25,12 @@ def main(argv: Sequence[str]) -> int:
     if (code := _as_process(args)) is not None:
         return code
     folders = [Path(folder) for folder in args.runs or ["runs"]]
-    missing = [folder for folder in folders if not folder.is_dir()]
-    if missing:
-        raise InputError(
-            *(
-                f"--runs: {str(folder)!r} is no folder; name the one in which the "
-                "output_dir of runs are, or make it first"
-                for folder in missing
-            )
-        )
     if not 0 <= args.port < 2**16:
         raise InputError(f"--port: found {args.port}; give a number from 0 to 65535")
 
     if args.places < 1:
         raise InputError(f"--places: found {args.places}; give 1 or more")
+    _make(folders)
 
     # Imported here, so that --help answers at once.
     try:
@@ -58,6 +50,33 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _make(folders: Sequence[Path]) -> None:
+    """Makes those that are not there yet, as before anybody's first run.
+
+    Raises:
+        InputError: what a folder would lie in is not there either, or a file is there.
+    """
+    missing = [folder for folder in folders if not folder.is_dir()]
+    wrong = [x for x in missing if x.exists() or not x.absolute().parent.is_dir()]
+    if wrong:
+        raise InputError(
+            *(
+                f"--runs: {str(folder)!r} is no folder; name the one in which the "
+                "output_dir of runs are"
+                for folder in wrong
+            )
+        )
+    for folder in missing:
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise InputError(
+                f"--runs: {str(folder)!r} is not there and cannot be made: "
+                f"{error.strerror}"
+            ) from error
+        console.say(f"made {folder}, in which there is no run yet")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
         "board",
@@ -72,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         type=cli.path,
-        help="folders, which must exist, with runs and sweeps up to six folders below "
-        "(default: runs)",
+        help="folders with runs and sweeps up to six folders below "
+        "(default: runs); made where only the last part of the name is missing",
     )
     parser.add_argument(
         "--port", type=int, default=PORT, help=f"default: {PORT}; 0: any that is free"

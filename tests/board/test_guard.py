@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from jaxpeft.board import HERE, guard
+from jaxpeft.board import HERE, guard, main, server
 from jaxpeft.board.server import listening
 from jaxpeft.errors import InputError
 
@@ -145,3 +145,17 @@ def test_the_printed_address_opens_the_board_from_another_page_as_well(board):
     assert answer.code == 200 and "HttpOnly" in answer.headers["set-cookie"]
     assert 'content="0; url=/?words=%22%3E%3Cscript%3E"' in answer.text
     assert TOKEN not in answer.text and "<script" not in answer.text
+
+
+def test_a_folder_that_is_not_there_is_made_where_its_place_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "serve", lambda *_: None)
+    assert main(["--runs", str(tmp_path / "runs"), str(tmp_path)]) == 0
+    assert (tmp_path / "runs").is_dir()
+    (tmp_path / "file").touch()
+    wrong = [str(tmp_path / name) for name in ("there/runs", "file", "file/runs")]
+    with pytest.raises(InputError) as caught:
+        main(["--runs", str(tmp_path / "new"), *wrong])
+    assert [str(caught.value).count(f"{name!r} is no folder") for name in wrong] == [
+        1
+    ] * 3
+    assert not (tmp_path / "new").exists()
