@@ -44,6 +44,7 @@ SFT: dict[str, Row] = {
     "eos_token": Without(_TOKENIZER),
     "pad_token": Idle("masks go by position; which token pads does not matter"),
     "loss_type": To("objective.loss_type", off=(None, "nll", "chunked_nll")),
+    "router_aux_loss_coef": trl.ROUTER,
     "activation_offloading": Without(
         "set model.offload: activations, if `plan` says that it does not fit without"
     ),

@@ -33,6 +33,7 @@ DPO_LOSSES = ("sigmoid", "hinge", "ipo", "robust")
 LIKELIHOOD = "sft"  # a loss of the chosen answer beside another one
 CPO_LOSSES = ("sigmoid", "hinge", "ipo", "simpo")
 
+ROUTER = Without("a router is not trained to spread tokens evenly: no such loss")
 _REFERENCE = "the reference is the same model, in the same program"
 _MASKS = "masks go by position; which token pads does not matter"
 _CUT = (
@@ -65,7 +66,7 @@ ROWS: dict[str, Row] = {
     "truncation_mode": Without(_CUT, (None, "keep_end")),
     "use_logits_to_keep": Idle("prompts and padding never have logits"),
     "use_liger_loss": Idle("logits of a whole batch never exist"),
-    "router_aux_loss_coef": Without("the router is frozen with adapters: no such loss"),
+    "router_aux_loss_coef": ROUTER,
     "tools": Idle("tools stand in the records: docs/data.md"),
     "base_model_attribute_name": Idle("the family says this"),
 }

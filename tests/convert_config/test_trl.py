@@ -113,6 +113,14 @@ def test_a_configuration_is_an_objective(given, expected, converted):
     assert "is not a key that is known" not in done.out
 
 
+@pytest.mark.parametrize(("given", "told"), [(None, False), (0.01, True)])
+def test_all_keys_of_supervised_training_are_known(given, told, converted):
+    done = converted("sft", router_aux_loss_coef=given)
+    assert (done.code, done.err) == (0, ""), done.err
+    assert "is not a key that is known" not in done.out
+    assert ("router_aux_loss_coef: a router" in done.out) is told
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
