@@ -38,6 +38,8 @@ FREE = {
     **{"momo_adam": 0.01, "polyak_sgd": 1.0, "prodigy": 1.0},
     "scale_by_distance_over_gradients": 1.0,
 }
+# Those that turn to nan where the first rates are zero, which they divide by.
+DIVIDE_BY_RATE = ("dadapt_adamw", "prodigy")
 OWN_RATE = {"polyak_sgd": "scaling"}  # what they call the learning rate
 WRAPS = {"mechanize": "base_optimizer"}  # what has the learning rate in their place
 GIVEN = ("learning_rate", "mask", "stacked")  # by the run itself
@@ -74,10 +76,12 @@ class Found(NamedTuple):
         make: (learning_rate, mask, stacked, **its keys) -> the transformation; `mask`
             says what decays, and `stacked` which leaves stack layers, as in `Layout`.
         rate: the learning rate that goes with it where it finds its own; else None.
+        divides_by_rate: it divides by its rate, which may not begin at zero.
     """
 
     make: Callable[..., optax.GradientTransformationExtraArgs]
     rate: float | None
+    divides_by_rate: bool = False
 
 
 @functools.cache
@@ -107,7 +111,8 @@ def find(name: str) -> Found | str | None:
         return f"optax has no optimizer of that name{also}"
     if not _is_optimizer(short, function):
         return "it has no learning rate, and is no optimizer"
-    return Found(_component(short, function), FREE.get(short))
+    made = _component(short, function)
+    return Found(made, FREE.get(short), short in DIVIDE_BY_RATE)
 
 
 def names() -> list[str]:

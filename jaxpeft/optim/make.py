@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from jaxpeft import config, tree
 from jaxpeft.errors import InputError
@@ -163,6 +164,8 @@ def _scheduled(
     if section.options.get("relative_step"):
         rate = _relative(section, schedule)
         given["learning_rate"] = None
+    if OPTIMIZERS[section.name].divides_by_rate:
+        _check_begins_above_zero(section.name, rate)
     return given, rate
 
 
@@ -201,6 +204,16 @@ def decayed(params: Any) -> Any:
     names = [name for name, _ in tree.named_weights(params)]
     decays = [not UNDECAYED.fullmatch(name) for name in names]
     return jax.tree.unflatten(jax.tree.structure(params), decays)
+
+
+def _check_begins_above_zero(name: str, rate: optax.Schedule) -> None:
+    first = rate(0)
+    if not isinstance(first, Tracer) and first == 0:
+        raise InputError(
+            f"optimizer.name: found {name!r}, which divides by its rate, and the "
+            "schedule begins at zero; leave warmup_steps and warmup_ratio out, or use "
+            "prodigy"
+        )
 
 
 def _check_takes_a_rate(section: Any) -> None:

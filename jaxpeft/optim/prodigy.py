@@ -1,6 +1,7 @@
 """Prodigy: AdamW that estimates its own learning rate (Mishchenko & Defazio, 2023)."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,30 @@ from jaxpeft.optim.explicit import placed
 from jaxpeft.optim.leaves import check_real, decaying
 from jaxpeft.optim.ranges import in_range, is_zero
 from jaxpeft.optim.rule import debias
+
+
+class State(NamedTuple):
+    """The state of `optax.contrib.prodigy`, and how often it was asked for a step.
+
+    Attributes:
+        exp_avg: m, like the parameters, float32.
+        exp_avg_sq: v, likewise.
+        grad_sum: s, likewise.
+        params0: the parameters at the start, likewise.
+        estim_lr: d, () float32.
+        numerator_weighted: r, () float32.
+        count: () int32, the steps that changed anything: the t of the corrections.
+        asked: () int32, all steps: where a schedule stands.
+    """
+
+    exp_avg: Any
+    exp_avg_sq: Any
+    grad_sum: Any
+    params0: Any
+    estim_lr: Array
+    numerator_weighted: Array
+    count: Array
+    asked: Array
 
 
 @in_range
@@ -40,9 +65,9 @@ def prodigy(
 
     It is `optax.contrib.prodigy`, equal to prodigyopt's Prodigy with its defaults;
     optax alone always corrects the bias, decays every leaf, keeps state in the dtype of
-    the parameters, and turns to nan where all gradients so far were zero (here, as in
-    prodigyopt, such a step changes nothing). `growth_rate` and `slice_p` are not
-    offered.
+    the parameters, and turns to nan where all gradients so far were zero, or the rate
+    was. Here, as in prodigyopt, a step without either changes nothing but where the
+    schedule stands. `growth_rate` and `slice_p` are not offered.
 
     Args:
         learning_rate: the factor of d, a number or a schedule. Leave it at 1 and scale
@@ -64,26 +89,27 @@ def prodigy(
         InputError: for settings out of their range, all at once.
     """
 
-    def rate(count: Any) -> Array:
-        given = learning_rate(count) if callable(learning_rate) else learning_rate
-        rate = jnp.asarray(given, jnp.float32)
-        t = count + 1
-        return rate * _correction(b1, b2, t) if use_bias_correction else rate
+    def plain_rate(state: State) -> Array:
+        step = state.asked
+        given = learning_rate(step) if callable(learning_rate) else learning_rate
+        return jnp.asarray(given, jnp.float32)
 
-    def uncorrected(count: Any) -> Array:
+    def rate(state: State) -> Array:
+        factor = _correction(b1, b2, state.count + 1) if use_bias_correction else 1.0
+        return plain_rate(state) * factor
+
+    def inner(rate: Callable[[Any], Array]) -> optax.GradientTransformation:
+        settings = (b3, eps, d0, d_coef, 0.0, safeguard_warmup)
+        return optax.contrib.prodigy(rate, (b1, b2), *settings)
+
+    def step(updates: Any, state: State, params: Any) -> tuple[Any, Any]:
         # optax multiplies by a correction of its own.
-        return rate(count) / _correction_of_optax(b1, b2, count + 1)
+        own = _correction_of_optax(b1, b2, state.count + 1)
+        return _step(inner(lambda _: rate(state) / own), updates, state, params)
 
-    inner = optax.contrib.prodigy(
-        uncorrected, (b1, b2), b3, eps, d0, d_coef, 0.0, safeguard_warmup
-    )
-
-    def init(params: Any) -> Any:
+    def init(params: Any) -> State:
         check_real(params)
-        # Arrays of their own: a buffer cannot be donated twice.
-        return inner.init(
-            jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
-        )
+        return _start(inner(jnp.ones_like), params)
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
@@ -94,25 +120,46 @@ def prodigy(
             )
         params = _float32(params)
         updates, new = placed(
-            inner.update, lambda: (params, state), _float32(updates), state, params
+            step, lambda: (params, state), _float32(updates), state, params
         )
         if not is_zero(weight_decay):
-            shrink = rate(state.count) * state.estim_lr * weight_decay
+            shrink = rate(state) * state.estim_lr * weight_decay
             updates = jax.tree.map(
                 lambda u, p, decays: u - shrink * p if decays else u,
                 updates,
                 params,
                 decaying(mask, params),
             )
-        return _unless_idle(updates, state, new)
+        return _unless_idle(plain_rate(state), updates, state, new)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _unless_idle(updates: Any, state: Any, new: Any) -> tuple[Any, Any]:
-    """No step while all gradients so far were zero: nothing to estimate from, 0 / 0."""
-    idle = optax.tree.norm(new.grad_sum, ord=1) == 0
+def _start(tx: optax.GradientTransformation, params: Any) -> State:
+    # Arrays of their own: a buffer cannot be donated twice.
+    own = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+    made: Any = tx.init(own)
+    return State(*made, asked=jnp.zeros((), jnp.int32))
+
+
+def _step(
+    tx: optax.GradientTransformation, updates: Any, state: State, params: Any
+) -> tuple[Any, State]:
+    """A step of optax's, on the part of the state that is its own."""
+    *kept, asked = state
+    own: Any = optax.contrib.ProdigyState(*kept)
+    changes = tx.update(updates, own, params)
+    new: Any = changes[1]
+    return changes[0], State(*new, asked=asked)
+
+
+def _unless_idle(
+    rate: Array, updates: Any, state: State, new: State
+) -> tuple[Any, State]:
+    """No step where no gradient was seen yet, 0 / 0, or the rate is zero."""
+    idle = (optax.tree.norm(new.grad_sum, ord=1) == 0) | (rate == 0)
     new = jax.tree.map(lambda old, new: jnp.where(idle, old, new), state, new)
+    new = new._replace(asked=optax.safe_increment(state.asked))
     return jax.tree.map(lambda u: jnp.where(idle, 0.0, u), updates), new
 
 

@@ -53,6 +53,7 @@ class Optimizer:
         averages: it averages its parameters instead of lowering the rate: its schedule
             is constant, and it is the averages that are evaluated and kept.
         finds_rate: its `learning_rate` is a factor on a rate that it finds itself.
+        divides_by_rate: it divides by its rate, which may not begin at zero.
         factors: it is made for the two factors of LoRA, and says nothing of others.
         elementwise: what becomes of an element depends on no other of its tensor, and
             one that is 0 and has gradients of 0 stays 0 (with an `eps` above 0).
@@ -69,6 +70,7 @@ class Optimizer:
     fused: bool = False
     averages: bool = False
     finds_rate: bool = False
+    divides_by_rate: bool = False
     factors: bool = False
     elementwise: bool = False
     steps_of: str | None = None
@@ -91,7 +93,13 @@ def of_optax(name: str) -> Optimizer | str | None:
         return found
     free = found.rate is not None
     defaults = {"learning_rate": found.rate} if free else {}
-    return Optimizer(found.make, leafwise=False, finds_rate=free, defaults=defaults)
+    return Optimizer(
+        found.make,
+        leafwise=False,
+        finds_rate=free,
+        divides_by_rate=found.divides_by_rate,
+        defaults=defaults,
+    )
 
 
 # Transformers' names of optimizers whose state lies in the host's memory.

@@ -152,6 +152,38 @@ def test_those_that_find_their_rate_have_one_of_1_unless_it_is_given():
         optim.make_parts({"name": "momo"}, CONSTANT, 10, lambda count: 0.1)
 
 
+def finding():
+    """The names of all that find their rate, optax's and our own."""
+    names = [*optim.OPTIMIZERS.entries, *(f"optax.{name}" for name in NAMES)]
+    rows = {name: optim.OPTIMIZERS[name] for name in names}
+    return sorted(name for name, row in rows.items() if row.finds_rate)
+
+
+@pytest.mark.parametrize("name", finding())
+def test_those_that_find_their_rate_move_after_a_warmup_from_zero(name):
+    """Or say that they cannot begin so."""
+    schedule = {"name": "cosine", "warmup_steps": 3}
+    try:
+        tx = optim.make({"name": name}, schedule, 40)
+    except InputError as error:
+        assert "the schedule begins at zero" in str(error)
+        assert optim.OPTIMIZERS[name].divides_by_rate
+        return
+    params = {"k": normal(3, 4)}
+    state, start = tx.init(params), params["k"]
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(lambda p: jnp.sum(p["k"] ** 2))(params)
+        updates, state = tx.update(grads, state, params, value=value)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(40):
+        params, state = step(params, state)
+    assert np.all(np.isfinite(params["k"]))
+    assert np.abs(params["k"] - start).max() > 1e-4
+
+
 def test_mechanic_goes_around_another():
     params, grads = {"k": normal(3, 4)}, [{"k": normal(3, 4, seed=1)}] * 3
     inner = {"name": "optax.sgd", "momentum": 0.5}

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import prodigyopt
 import pytest
+import torch
 
 from jaxpeft.optim.prodigy import prodigy
 
@@ -41,12 +43,34 @@ def test_gradients_of_zero_change_nothing_before_others_came():
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, after = step(zero, state, params)
     assert not np.any(np.asarray(updates["w"]))
-    jax.tree.map(np.testing.assert_array_equal, after, state)
+    jax.tree.map(np.testing.assert_array_equal, after._replace(asked=0), state)
+    assert after.asked == 1
     updates, _ = step(params, after, params)
     assert np.all(np.asarray(updates["w"]) < 0)
     updates, _ = step({"w": jnp.full(3, jnp.nan, jnp.float32)}, state, params)
     assert np.all(np.isnan(updates["w"]))  # and what is wrong stays visible
     assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_steps_at_a_rate_of_zero_are_prodigyopt_s(corrected):
+    """A warmup from zero, a pause, and an end at zero."""
+    rates = np.array([0.0, 0.5, 1.0, 0.0, 1.0, 0.7, 0.0], np.float32)
+    start, settings = [1.0, -2.0, 3.0], {"use_bias_correction": corrected, "d0": 1e-2}
+    theirs = torch.nn.Parameter(torch.tensor(start))
+    tool = prodigyopt.Prodigy([theirs], weight_decay=0.1, **settings)
+    tx = prodigy(lambda n: jnp.asarray(rates)[n], weight_decay=0.1, **settings)
+    params = jnp.array(start)
+    state, step = tx.init(params), jax.jit(tx.update)
+    for rate in rates:
+        tool.param_groups[0]["lr"] = float(rate)
+        theirs.grad = theirs.detach().clone()
+        tool.step()
+        updates, state = step(params, state, params)
+        params = params + updates
+        np.testing.assert_allclose(params, theirs.detach(), rtol=1e-5)
+    assert np.max(np.abs(params - np.array(start))) > 1e-2
+    assert state.count == 4 and state.asked == 7
 
 
 @pytest.mark.parametrize("corrected", [False, True])
@@ -73,7 +97,7 @@ def test_the_state_is_float32_and_its_own():
     updates, state = jax.jit(tx.update)(params, tx.init(params), params)
     assert updates["w"].dtype == jnp.float32
     kinds = {x.dtype.name for x in jax.tree.leaves(state) if x.ndim}
-    assert kinds == {"float32"} and sum(x.size for x in jax.tree.leaves(state)) == 23
+    assert kinds == {"float32"} and sum(x.size for x in jax.tree.leaves(state)) == 24
     params = {"w": jnp.ones(5)}
     start = tx.init(params).params0["w"]
     assert start.unsafe_buffer_pointer() != params["w"].unsafe_buffer_pointer()
