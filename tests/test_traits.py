@@ -15,7 +15,6 @@ PACKAGE = Path(__file__).parent.parent / "jaxpeft"
 NAMES = {name for table in TABLES.values() for name in (*table.rows, *table.aliases)}
 # (file, line of code): what looks like a component's name there and is none.
 OTHERS = {
-    ("convert_config/llamafactory.py", "method == 'lora'"): "its finetuning_type",
     ("convert_config/llamafactory.py", "kind == 'lora'"): "its finetuning_type",
     ("convert_config/llamafactory.py", "inner == 'adafactor'"): "its optim",
     (

@@ -17,6 +17,7 @@ from jaxpeft.adapters.ia3 import IA3, ia3
 from jaxpeft.adapters.inject import inject
 from jaxpeft.adapters.lora import LoRA, lora, lora_fa
 from jaxpeft.adapters.off import off, starts
+from jaxpeft.adapters.oft import OFT, oft
 from jaxpeft.adapters.partly import Partly
 from jaxpeft.adapters.saved import Saved
 from jaxpeft.adapters.several import BASE, Several, choose, of_row, several
@@ -33,6 +34,7 @@ __all__ = [
     "Bottleneck",
     "DoRA",
     "IA3",
+    "OFT",
     "LoRA",
     "Method",
     "Partly",
@@ -53,6 +55,7 @@ __all__ = [
     "merge",
     "merged_biases",
     "off",
+    "oft",
     "parted",
     "prefix_tuning",
     "prompt_tuning",

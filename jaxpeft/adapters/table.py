@@ -10,6 +10,7 @@ from jaxpeft.adapters.dora import dora
 from jaxpeft.adapters.embedding import lora_embedding
 from jaxpeft.adapters.ia3 import ia3
 from jaxpeft.adapters.lora import lora, lora_fa
+from jaxpeft.adapters.oft import oft
 from jaxpeft.adapters.partly import full
 from jaxpeft.adapters.targets import ALL_LINEAR
 from jaxpeft.adapters.vera import vera
@@ -87,6 +88,7 @@ TABLE = Table(
             pads=True,
         ),
         "lora_fa": Method(lora_fa, heeds=COMMON, flax=True, pads=True),
+        "oft": Method(oft, random=False),
         "vera": Method(vera, random=False),
         "prefix_tuning": Method(prefix_tuning, wraps=False, heeds=()),
         "prompt_tuning": Method(prompt_tuning, wraps=False, heeds=()),

@@ -70,7 +70,7 @@ class AdapterSection(ComponentSection):
     selector: ClassVar[str] = "method"
     method: Text = Field(
         default="lora",
-        description="how the base is adapted: lora, lora_fa, dora, vera, ia3, "
+        description="how the base is adapted: lora, lora_fa, dora, oft, vera, ia3, "
         "bottleneck, prompt_tuning, prefix_tuning, bitfit for its biases alone, or "
         "full for no adapter: the base itself trains, or the part of it that the keys "
         "below name",

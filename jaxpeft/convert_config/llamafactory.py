@@ -26,7 +26,7 @@ STAGES = {
     "rm": "pairs",
     "ppo": "answers",
 }
-METHODS, FREEZE = ("lora", "full"), "freeze"
+METHODS, FREEZE = ("lora", "oft", "full"), "freeze"
 # Kinds of checkpoints in few bits, which show in the name alone.
 STORED = ("gptq", "awq", "aqlm")
 
@@ -41,16 +41,16 @@ def from_llamafactory(keys: Mapping[str, Any], devices: int | None = None) -> Dr
 
     Raises:
         InputError: all problems at once, for what cannot be trained here: stage `ppo`,
-            methods other than LoRA, its kinds, full fine-tuning and freezing layers,
-            images.
+            methods other than LoRA, its kinds, OFT, full fine-tuning and freezing
+            layers, images.
     """
     draft = Draft(keys)
     stage = _stage(draft)
     kind = STAGES[stage]
     method = _method(draft)
     _model(draft, method)
-    if method == "lora":
-        _lora(draft)
+    if method in ADAPTERS:
+        ADAPTERS[method](draft)
     _data(draft, kind)
     workers = draft.whole("ray_num_workers", 1)
     rows = 2 if kind == "pairs" else 1
@@ -80,7 +80,7 @@ def _method(draft: Draft) -> str:
         _freeze(draft)
         kind = "full"
     if kind not in METHODS:
-        draft.refuse("finetuning_type", "can be lora, full or freeze here")
+        draft.refuse("finetuning_type", "can be lora, oft, full or freeze here")
         kind = "lora"
     dora = draft.flag("use_dora")
     draft.set("adapter.method", "dora" if dora and kind == "lora" else kind)
@@ -160,6 +160,42 @@ def quantization(draft: Draft, path: str) -> None:
 
 
 def _lora(draft: Draft) -> None:
+    if _continues(draft, OF_THE_ADAPTER):
+        _lora_plus(draft)
+        return
+    rank = draft.whole("lora_rank", 8)
+    draft.set("adapter.r", rank)
+    draft.set("adapter.lora_alpha", draft.number("lora_alpha", 0) or 2 * rank)
+    _targets(draft, "lora_target")
+    if draft.flag("use_rslora"):
+        draft.set("adapter.use_rslora", True)
+    dropout = draft.number("lora_dropout", 0.0)
+    if dropout:
+        draft.set("adapter.lora_dropout", float(dropout))
+    passes = draft.whole("pissa_iter", 16)
+    if draft.flag("pissa_init"):
+        init = "pissa" if passes < 0 else f"pissa_niter_{passes}"
+        draft.set("adapter.init_lora_weights", init)
+    _lora_plus(draft)
+
+
+def _oft(draft: Draft) -> None:
+    if _continues(draft, OF_THE_ROTATION):
+        return
+    blocks, size = draft.whole("oft_rank", 0), draft.whole("oft_block_size", 32)
+    if bool(blocks) == bool(size):
+        draft.refuse("oft_rank", "one of oft_rank and oft_block_size is 0, there too")
+    if blocks:
+        draft.set("adapter.r", blocks)
+    else:
+        draft.set("adapter.oft_block_size", size)
+    _targets(draft, "oft_target")
+    if draft.number("module_dropout", 0.0):
+        draft.lack("module_dropout", "no rotation is dropped, in PEFT 0.18 neither")
+
+
+def _continues(draft: Draft, of_the_adapter: tuple[str, ...]) -> bool:
+    """Whether an adapter is continued, which says then what these keys say."""
     start = names(draft.take("adapter_name_or_path", []))
     anew = draft.flag("create_new_adapter")
     if len(start) > 1 or (start and anew):
@@ -170,34 +206,31 @@ def _lora(draft: Draft) -> None:
         )
     elif start:
         draft.set("adapter.init_from", start[0])
-        for key in OF_THE_ADAPTER:
+        for key in of_the_adapter:
             draft.skip(key, "the adapter to continue from says it")
-        _lora_plus(draft)
-        return
-    rank = draft.whole("lora_rank", 8)
-    draft.set("adapter.r", rank)
-    draft.set("adapter.lora_alpha", draft.number("lora_alpha", 0) or 2 * rank)
-    targets = names(draft.take("lora_target", "all"))
+        return True
+    return False
+
+
+ADAPTERS = {"lora": _lora, "oft": _oft}
+
+
+def _targets(draft: Draft, key: str) -> None:
+    targets = names(draft.take(key, "all"))
     draft.set("adapter.target_modules", "all-linear" if "all" in targets else targets)
-    if draft.flag("use_rslora"):
-        draft.set("adapter.use_rslora", True)
-    dropout = draft.number("lora_dropout", 0.0)
-    if dropout:
-        draft.set("adapter.lora_dropout", float(dropout))
     saved = names(draft.take("additional_target", []))
     if saved:
         draft.set("adapter.modules_to_save", saved)
-    passes = draft.whole("pissa_iter", 16)
-    if draft.flag("pissa_init"):
-        init = "pissa" if passes < 0 else f"pissa_niter_{passes}"
-        draft.set("adapter.init_lora_weights", init)
-    _lora_plus(draft)
 
 
 # What counts of a new adapter alone.
 OF_THE_ADAPTER = (
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "additional_target"),
     *("use_dora", "use_rslora", "pissa_init", "pissa_iter"),
+)
+OF_THE_ROTATION = (
+    *("oft_rank", "oft_block_size", "oft_target", "module_dropout"),
+    "additional_target",
 )
 
 

@@ -71,6 +71,18 @@ VERA: dict[str, Row] = {
     "init_weights": Idle("the vectors always begin so that nothing changes"),
     "bias": To("adapter.bias"),
 }
+OFT: dict[str, Row] = {
+    "r": To("adapter.r"),
+    "oft_block_size": To("adapter.oft_block_size", off=(None, 0)),
+    "block_share": To("adapter.block_share"),
+    "use_cayley_neumann": To("adapter.use_cayley_neumann"),
+    "num_cayley_neumann_terms": To("adapter.num_cayley_neumann_terms"),
+    "module_dropout": Without("no rotation is dropped, in PEFT 0.18 neither", _OFF),
+    "coft": Without("rotations are not held to small angles; lower the rate", _OFF),
+    "eps": Idle("of coft"),
+    "init_weights": Idle("rotations always begin at no angle"),
+    "bias": To("adapter.bias"),
+}
 PROMPT: dict[str, Row] = {
     "num_virtual_tokens": To("adapter.num_virtual_tokens"),
     "prompt_tuning_init": To("adapter.prompt_tuning_init"),
@@ -96,6 +108,7 @@ METHODS: dict[str, tuple[str, dict[str, Row]]] = {
     "LORA": ("lora", {**COMMON, **LORA}),
     "IA3": ("ia3", {**COMMON, **IA3}),
     "VERA": ("vera", {**COMMON, **VERA}),
+    "OFT": ("oft", {**COMMON, **OFT}),
     "PROMPT_TUNING": ("prompt_tuning", {**COMMON, **PROMPT}),
     "PREFIX_TUNING": ("prefix_tuning", {**COMMON, **PREFIX}),
 }
@@ -149,6 +162,7 @@ _KEYS, _QUERIES = ["k_proj", "v_proj", "down_proj"], ["q_proj", "v_proj", "down_
 OWN_TARGETS: dict[str, dict[str, list[str]]] = {
     "lora": {"": _USUAL, "gpt2": ["c_attn"]},
     "vera": {"": _USUAL, "gpt2": ["c_attn"]},
+    "oft": {"": _USUAL, "gpt2": ["c_attn"]},
     "ia3": {
         "": _KEYS,
         **dict.fromkeys(("qwen2", "qwen3", "gemma2", "gemma3_text"), _QUERIES),

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxpeft.devices.one_by_one import one_by_one
 from jaxpeft.optim.layout import Layout
-from jaxpeft.optim.one_by_one import one_by_one
 from jaxpeft.optim.ranges import check_pattern
 from jaxpeft.optim.rule import (
     Context,

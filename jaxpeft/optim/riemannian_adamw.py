@@ -8,9 +8,9 @@ import jax.scipy.linalg
 import optax
 from jax import Array
 
+from jaxpeft.devices.one_by_one import one_by_one
 from jaxpeft.optim.adamw import adamw_rule
 from jaxpeft.optim.layout import Layout
-from jaxpeft.optim.one_by_one import one_by_one
 from jaxpeft.optim.pairs import PairRule, Two
 from jaxpeft.optim.ranges import in_range
 from jaxpeft.optim.rule import Place, Rule, RuleTransformation, transformation

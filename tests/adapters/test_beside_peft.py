@@ -72,6 +72,43 @@ ROWS = {
         {"method": "ia3", "modules_to_save": ["model.norm"]},
     ),
     "ia3": (peft.IA3Config(task_type="CAUSAL_LM"), {"method": "ia3"}),
+    "oft": (
+        peft.OFTConfig(task_type="CAUSAL_LM", target_modules="all-linear"),
+        {"method": "oft", "target_modules": "all-linear"},
+    ),
+    "oft, exact and of four blocks": (
+        peft.OFTConfig(
+            r=4,
+            oft_block_size=0,
+            use_cayley_neumann=False,
+            task_type="CAUSAL_LM",
+            target_modules=ATTENTION,
+        ),
+        {
+            "method": "oft",
+            "r": 4,
+            "use_cayley_neumann": False,
+            "target_modules": ATTENTION,
+        },
+    ),
+    "oft, one block for all": (
+        peft.OFTConfig(
+            oft_block_size=8,
+            block_share=True,
+            num_cayley_neumann_terms=7,
+            task_type="CAUSAL_LM",
+            target_modules=ATTENTION,
+            modules_to_save=["model.norm"],
+        ),
+        {
+            "method": "oft",
+            "oft_block_size": 8,
+            "block_share": True,
+            "num_cayley_neumann_terms": 7,
+            "target_modules": ATTENTION,
+            "modules_to_save": ["model.norm"],
+        },
+    ),
     "vera": (
         peft.VeraConfig(r=8, task_type="CAUSAL_LM", target_modules="all-linear"),
         {"method": "vera", "r": 8, "target_modules": "all-linear"},
@@ -154,6 +191,8 @@ def logits_there(model):
 
 # What peft remarks about heads and embeddings saved along.
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+# A block of 32 does not divide the MLP's 40, and becomes 40 in both.
+@pytest.mark.filterwarnings("ignore:Invalid `oft_block_size`:UserWarning")
 @pytest.mark.parametrize("name", ROWS)
 def test_ten_steps_beside_peft(name, folder, here, tmp_path):
     config, rules = ROWS[name]

@@ -20,6 +20,7 @@ SETTINGS = {
     "ia3": {},
     "lora": {"r": 4, "lora_alpha": 16},
     "lora_fa": {"r": 4, "lora_alpha": 16},
+    "oft": {"oft_block_size": 8},
     "vera": {"r": 6},
 }
 METHODS = sorted(adapters.METHODS)

@@ -224,7 +224,12 @@ REFUSED = {
         "freeze_trainable_layers",
         "how many",
     ),
-    "oft": ({"finetuning_type": "oft"}, "finetuning_type", "lora"),
+    "another method": ({"finetuning_type": "lokr"}, "finetuning_type", "lora, oft"),
+    "blocks said twice": (
+        {"finetuning_type": "oft", "oft_rank": 4},
+        "oft_rank",
+        "oft_block_size is 0",
+    ),
     "full in few bits": (
         {"finetuning_type": "full", "quantization_bit": 4},
         "quantization_bit",
@@ -263,12 +268,24 @@ def test_what_cannot_be_trained_is_refused(name, convert, data_folder):
 
 def test_all_that_is_refused_is_told_at_once(convert, data_folder):
     keys = COMMON | {"dataset_dir": str(data_folder), "stage": "ppo"}
-    done = convert(keys | {"finetuning_type": "oft", "image_max_pixels": 9})
+    done = convert(keys | {"finetuning_type": "lokr", "image_max_pixels": 9})
     assert len(done.err.splitlines()) == 3
 
 
 # One key or a few: what becomes of it.
 KEYS = [
+    (
+        {"finetuning_type": "oft", "oft_target": "q_proj,v_proj"},
+        {
+            "adapter.method": "oft",
+            "adapter.oft_block_size": 32,
+            "adapter.target_modules": ["q_proj", "v_proj"],
+        },
+    ),
+    (
+        {"finetuning_type": "oft", "oft_rank": 8, "oft_block_size": 0},
+        {"adapter.r": 8, "adapter.target_modules": "all-linear"},
+    ),
     (
         {"label_smoothing_factor": 0.1, "neftune_noise_alpha": 5},
         {"objective.label_smoothing": 0.1, "objective.neftune_noise_alpha": 5},

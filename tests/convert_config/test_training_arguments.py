@@ -11,6 +11,7 @@ import torch
 from peft import (
     IA3Config,
     LoraConfig,
+    OFTConfig,
     PrefixTuningConfig,
     PromptTuningConfig,
     VeraConfig,
@@ -432,6 +433,10 @@ PEFT = {
         VeraConfig(r=64, target_modules=["q_proj"], d_initial=0.2),
         {"adapter.method": "vera", "adapter.r": 64, "adapter.d_initial": 0.2},
     ),
+    "oft": (
+        OFTConfig(r=4, oft_block_size=0, target_modules=["q_proj"], block_share=True),
+        {"adapter.method": "oft", "adapter.r": 4, "adapter.block_share": True},
+    ),
     "prompt_tuning": (
         PromptTuningConfig(num_virtual_tokens=7, task_type="CAUSAL_LM"),
         {"adapter.method": "prompt_tuning", "adapter.num_virtual_tokens": 7},
@@ -459,7 +464,7 @@ def test_peft_s_configs_become_the_adapter(name, arguments, convert, value, tmp_
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "mistral", "gpt2"])
-@pytest.mark.parametrize("config", [LoraConfig, VeraConfig, IA3Config])
+@pytest.mark.parametrize("config", [LoraConfig, OFTConfig, VeraConfig, IA3Config])
 def test_without_targets_the_modules_are_those_of_peft(
     config, kind, arguments, convert, tmp_path
 ):

@@ -272,7 +272,7 @@ def _refusals(content: Mapping[str, Any]) -> Iterable[str]:
     kind = content.get("peft_type")
     if kind != "LORA":
         yield (
-            f"peft_type: found {kind!r}; handled are LORA, IA3, VERA, "
+            f"peft_type: found {kind!r}; handled are LORA, IA3, VERA, OFT, "
             "PROMPT_TUNING, PREFIX_TUNING and, of ours, BOTTLENECK and BITFIT"
         )
     for name in REFUSED:

@@ -64,7 +64,7 @@ def load_adapter(
 ) -> dict[str, Any]:
     """The params with the PEFT adapter of a folder in its places, float32.
 
-    The adapter is a LoRA, DoRA, IA3 or VeRA of PEFT's, a prompt or prefix, or a
+    The adapter is a LoRA, DoRA, IA3, VeRA or OFT of PEFT's, a prompt or prefix, or a
     bottleneck adapter (`other_adapters`) or BitFit (`saved_weights`) of ours. Plain
     params get LoRA or DoRA nodes as the adapter's own config says. Params that hold
     such nodes already keep them, dropout included, and take the adapter's values;

@@ -1,4 +1,4 @@
-"""Adapters on the disk that are no LoRA: (IA)^3, VeRA as PEFT's, bottlenecks as ours.
+"""Adapters on the disk that are no LoRA: (IA)^3, VeRA, OFT as PEFT's, bottlenecks.
 
 All are a folder with `adapter_config.json` and `adapter_model.safetensors`, whose keys
 are PEFT's prefix, the module's name and the tensor's. For a bottleneck they are
@@ -17,11 +17,12 @@ import numpy as np
 from jaxpeft import kernel, tree
 from jaxpeft.adapters.bottleneck import ACTIVATIONS, Bottleneck
 from jaxpeft.adapters.ia3 import IA3, is_feedforward
+from jaxpeft.adapters.oft import OFT
 from jaxpeft.adapters.vera import VeRA
 from jaxpeft.adapters.vocabulary import HEAD_LEAF, closed, with_head
 from jaxpeft.errors import InputError
 from jaxpeft.hf import layout
-from jaxpeft.hf.peft import adapter_config, saved_weights
+from jaxpeft.hf.peft import adapter_config, oft_form, saved_weights
 from jaxpeft.hf.peft.folder import writing
 from jaxpeft.hf.peft.form import SCALE, Form, plain_forms
 from jaxpeft.hf.peft.modules import PREFIX, Module, linear_modules, targets
@@ -144,6 +145,7 @@ def _vera_projections(nodes: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 FORMS: dict[type, Form] = {
+    OFT: oft_form.FORM,
     VeRA: Form(
         "VERA",
         {"lambda_d": "vera_lambda_d", "lambda_b": "vera_lambda_b"},

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxpeft import optim
-from jaxpeft.optim.one_by_one import one_by_one
+from jaxpeft.devices.one_by_one import one_by_one
 
 # Those whose updates decompose matrices, with the kernel each one calls.
 KERNELS = {
