@@ -171,18 +171,27 @@ def scaling_line(cfg: RunConfig) -> str | None:
 
 
 def rate_warning(cfg: RunConfig, rate: optax.Schedule, steps: int) -> str | None:
-    """A line about a rate that is 0 at every step; None where some step learns.
+    """A line about a rate by which hardly anything is learned; None for all others.
+
+    It is 0 at every step, or a small factor on what an optimizer finds by itself.
 
     Args:
         cfg: the configuration.
         rate: the learning rate of each step, from 0.
         steps: how many the run takes.
     """
+    row, given = optim.OPTIMIZERS[cfg.optimizer.name], learning_rate(cfg)
+    usual = row.defaults.get("learning_rate", 1.0)
+    if row.finds_rate and 0 < given < usual / 10:
+        return (
+            f"optimizer.learning_rate: {given:g} multiplies the rate that "
+            f"{cfg.optimizer.name} finds by itself; leave it out, for {usual:g}"
+        )
     if np.asarray(rate(jnp.int32(steps - 1))) != 0:
         return None  # the usual case, without a look at all of them
     if np.asarray(jax.vmap(rate)(jnp.arange(steps))).any():
         return None
-    if learning_rate(cfg):
+    if given:
         remedy = (
             f"the warmup is all of the {steps} steps: set schedule.warmup_steps=0, or "
             "train longer"

@@ -187,11 +187,13 @@ def check_call(
 
 def _of_another(section: str, selector: str, name: str, table: Table, key: str) -> str:
     """What to do about a key of another component: a file that chose it names more."""
-    owner = next((other for other in table if key in table.keys(other)), None)
-    if owner is None:
+    owners = [repr(other) for other in table if key in table.keys(other)]
+    if not owners:
         return ""
+    more = " and others" if len(owners) > 3 else ""
     return (
-        f"; it is one of {owner!r}: leave it out, or give the section as a whole on "
+        f"; it is one of {', '.join(owners[:3])}{more}: leave it out, or give the "
+        "section as a whole on "
         f"the command line, '{section}={{{selector}: {name}}}'"
     )
 

@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
 
     # Imported here, so that --help answers at once.
+    from jaxpeft.convert_config.draft import ASKS_NOTHING
     from jaxpeft.convert_config.llamafactory import from_llamafactory
     from jaxpeft.convert_config.training_arguments import from_training_arguments
     from jaxpeft.convert_config.writing import to_yaml
@@ -64,7 +65,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         console.write(text)
         for why, keys in draft.idle.items():
-            console.warn(f"{', '.join(keys)}: says nothing here: {why}")
+            if why != ASKS_NOTHING:
+                console.warn(f"{', '.join(keys)}: left out: {why}")
         for key, why in draft.missing.items():
             console.warn(f"{key}: {why}")
     return 0

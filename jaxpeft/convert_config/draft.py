@@ -8,7 +8,7 @@ from typing import Any
 from jaxpeft.config.wording import shown
 from jaxpeft.errors import InputError, near, suggest
 
-_NOTHING = "asks for nothing"
+ASKS_NOTHING = "asks for nothing"
 
 
 def _same(value: Any) -> Any:
@@ -204,7 +204,7 @@ class Draft:
         elif isinstance(row, Idle):
             self.skip(key, row.why)
         elif truth(value) in row.off:
-            self.skip(key, _NOTHING)
+            self.skip(key, ASKS_NOTHING)
         elif isinstance(row, Refused):
             self.refuse(key, row.why)
         else:

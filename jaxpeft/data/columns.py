@@ -50,7 +50,7 @@ def value_of(record: Record, fields: Fields, name: str, *, required: bool) -> An
     if missing or (required and column not in record):
         names = ", ".join(map(str, record))
         raise InputError(
-            f"column {column!r} is missing; the record has {names}"
+            f"column {column!r} is missing; the record has {names or 'no columns'}"
             f"{near(column, record)} "
             f"(name your own with fields: {{{name}: your_column}})"
         )

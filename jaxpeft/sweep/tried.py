@@ -1,6 +1,7 @@
 """What tables and sentences about a sweep look at: what was tried, and its ranking."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from jaxpeft.sweep.judge import Judge
@@ -12,6 +13,7 @@ class Tried(Protocol):
 
     Attributes:
         source: the configuration file.
+        directory: the sweep's folder.
         overrides: texts `section.key=value` that replace its keys at every point.
         axes: {key: the values of a grid, or the space of a search}.
         halving: the factor by which points are dropped on the way, or None.
@@ -20,6 +22,7 @@ class Tried(Protocol):
     """
 
     source: str
+    directory: Path
     overrides: Sequence[str]
     axes: dict[str, Any]
     halving: int | None

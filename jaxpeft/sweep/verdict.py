@@ -3,6 +3,7 @@
 import math
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from jaxpeft.sweep import grid
@@ -141,9 +142,15 @@ def _finer(sweep: Tried, best: Point) -> Iterator[str]:
 
 
 def _command(sweep: Tried, point: Point) -> str:
-    """What trains a point again as a run of its own, quoted for a shell."""
+    """What trains a point again as a run of its own, quoted for a shell.
+
+    Its folder is another one than that of the configuration, where a run may be.
+    """
     words = ["python", "-m", "jaxpeft.train", "--config", sweep.source]
-    return shlex.join([*words, *sweep.overrides, *grid.overrides(point.values)])
+    number = Path(point.directory).name
+    beside = {"output_dir": f"{sweep.directory}-{number}"}
+    said = [*sweep.overrides, *grid.overrides({**point.values, **beside})]
+    return shlex.join([*words, *said])
 
 
 def _ends(key: str, axis: Any) -> tuple[float, ...]:

@@ -14,17 +14,16 @@ from jaxpeft.assembly.summary import describe
 from jaxpeft.config import RunConfig
 from jaxpeft.devices import cluster, determinism, termination
 from jaxpeft.diagnose import findings
-from jaxpeft.errors import InputError, NumericsError
+from jaxpeft.errors import NumericsError
 from jaxpeft.generate import scoring
 from jaxpeft.generate.scoring import Scoring
 from jaxpeft.lr_find import auto
-from jaxpeft.lr_find.ramp import FILES
 from jaxpeft.rundir import sinks
 from jaxpeft.rundir.checkpoint import Checkpoints
-from jaxpeft.rundir.files import ADAPTER, CHECKPOINTS, METRICS, MODEL, PLOT, REPORT
-from jaxpeft.rundir.lock import ENDED, LOCK, RunLock
+from jaxpeft.rundir.files import CHECKPOINTS, METRICS, PLOT, REPORT
+from jaxpeft.rundir.lock import RunLock
 from jaxpeft.rundir.metrics import read_metrics
-from jaxpeft.train import hooks, results, samples, steering
+from jaxpeft.train import hooks, output, results, samples, steering
 from jaxpeft.train.evaluating import Evaluate
 from jaxpeft.train.loop import Moment, fit
 from jaxpeft.train.program import Alone, Program
@@ -364,35 +363,4 @@ def _check(cfg: RunConfig, resume: str) -> None:
         "start all with the same configuration",
     )
     sinks.require(cfg.training.report_to)
-    check_output(Path(cfg.output_dir), resume)
-
-
-def check_output(output: Path, resume: str) -> None:
-    """Checks that the output directory allows what was asked for.
-
-    Args:
-        output: the run's directory.
-        resume: as for `train`.
-
-    Raises:
-        InputError: where it is a file, where it is not empty and "never" was asked for,
-            or where it holds a result and nothing to continue from.
-    """
-    if output.exists() and not output.is_dir():
-        raise InputError(f"output_dir: {str(output)!r} is a file; name a directory")
-    if not output.is_dir():
-        return
-    ours = {LOCK, ENDED, *FILES}  # a range test there is no run
-    names = [entry.name for entry in output.iterdir() if entry.name not in ours]
-    if names and resume == "never":
-        raise InputError(
-            f"output_dir: {str(output)!r} is not empty, and --resume never starts over "
-            "only in an empty directory; choose another one, or empty it yourself"
-        )
-    trained = [name for name in (ADAPTER, MODEL) if name in names]
-    if trained and CHECKPOINTS not in names:
-        raise InputError(
-            f"output_dir: {str(output)!r} holds a trained {trained[0]} and no "
-            "checkpoint to continue from; training would overwrite it: choose another "
-            "directory"
-        )
+    output.check(Path(cfg.output_dir), resume)

@@ -29,9 +29,13 @@ from jaxpeft.assembly.configuration import TABLES
         ({}, {}, 1, None),
         ({"learning_rate": 1e-30}, {"name": "constant"}, 1, None),
         ({"name": "adafactor", "relative_step": True}, {"name": "constant"}, 3, None),
+        ({"name": "prodigy", "learning_rate": 0.01}, {}, 9, "leave it out, for 1"),
+        ({"name": "momo_adam", "learning_rate": 1e-4}, {}, 9, "leave it out, for 0.01"),
+        ({"name": "prodigy", "learning_rate": 0.5}, {}, 9, None),
+        ({"name": "momo_adam"}, {}, 9, None),
     ],
 )
-def test_a_run_whose_rate_is_zero_throughout_is_warned_of(
+def test_a_run_of_which_the_rate_lets_hardly_anything_be_learned_is_warned_of(
     optimizer, schedule, steps, said
 ):
     mapping = {"output_dir": "runs/x", "model": {"path": "x"}}

@@ -31,7 +31,7 @@ def test_without_a_file_the_yaml_goes_to_standard_output(command, theirs, tmp_pa
     assert configuration.open_config(tmp_path / "ours.yaml").output_dir == "runs/theirs"
     # What has no equivalent is told apart from it.
     assert "warning: use_badam: " in done.err
-    assert "warning: use_unsloth: says nothing here: how the step" in done.err
+    assert "warning: use_unsloth: left out: how the step" in done.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ours.yaml", "theirs.yaml"]
 
 

@@ -307,6 +307,12 @@ def test_a_trained_adapter_is_not_overwritten_from_step_0(trained, tmp_path):
     done = trained("run")
     assert done.code == 2
     assert "holds a trained adapter and no checkpoint" in done.err
+    # Nor the report of a sweep.
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    done = trained("sweep")
+    assert done.code == 2 and "holds a sweep" in done.err
+    assert not (tmp_path / "sweep" / "config.yaml").exists()
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 

@@ -87,8 +87,10 @@ def test_text_on_a_grid_is_the_very_text_everywhere(config, tmp_path):
     line = verdict.advice(made)[1].removeprefix("train it again: ")
     words = shlex.split(line)
     assert words[:5] == ["python", "-m", "jaxpeft.train", "--config", str(file)]
-    again = configuration.open_config(words[4], words[5:]).adapter
-    assert (again.exclude_modules, again.init_from) == (STRINGS[-1], "null")
+    again = configuration.open_config(words[4], words[5:])
+    section = again.adapter
+    assert (section.exclude_modules, section.init_from) == (STRINGS[-1], "null")
+    assert again.output_dir == f"{folder}-09"  # in no folder that is there
     made.save()
     with (folder / "sweep.csv").open() as file:
         row = next(csv.DictReader(file))
@@ -219,7 +221,7 @@ def test_a_best_value_at_the_end_of_its_grid_is_told(sweep):
         "best: learning_rate=0.01, eval_loss 1.9150 nats per token on average over 2 "
         "seeds, standard error 0.0050"
     )
-    assert advice[1].endswith("optimizer.learning_rate=0.01 seed=1")
+    assert " optimizer.learning_rate=0.01 seed=1 output_dir=" in advice[1]
     assert advice[2].startswith(
         "the next is learning_rate=0.001, 0.0900 behind: more than seeds make"
     )
