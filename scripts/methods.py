@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[float, list[str]]] = {
     ),
     "lora_fa": (3e-3, [*RANK, "adapter.method=lora_fa"]),
     "dora": (3e-3, [*RANK, "adapter.method=dora"]),
+    "oft": (3e-3, ["adapter.method=oft"]),
     "vera": (3e-2, ["adapter.method=vera", "adapter.r=128"]),
     "ia3": (3e-2, ["adapter.method=ia3"]),
     "bottleneck": (3e-3, ["adapter.method=bottleneck", "adapter.reduction_factor=8"]),

@@ -78,7 +78,7 @@ class OFT:
         return base + (turn @ rows).reshape(base.shape)
 
     def axes(self, base: Axes) -> "OFT":
-        """The logical axes: the blocks are replicated, as few numbers as they are.
+        """The logical axes: the blocks follow the inputs that they rotate.
 
         Args:
             base: the logical axes of the kernel, one name for each dimension.
@@ -86,11 +86,11 @@ class OFT:
         Returns:
             This node with axes in the place of its arrays.
         """
-        *layers, _, _ = base
+        *layers, d_in, _ = base
         return dataclasses.replace(
             self,
             base=kernels.axes_of(self.base, base),
-            skew=(*layers, None, None),
+            skew=(*layers, None, d_in),
             scale=tuple(layers),
         )
 

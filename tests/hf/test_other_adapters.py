@@ -1,4 +1,4 @@
-"""(IA)^3 exchanged with peft, and bottleneck adapters in a format of ours."""
+"""(IA)^3 exchanged with peft, OFT, and bottleneck adapters in a format of ours."""
 
 import json
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from jaxpeft import adapters, hf, tree
+from jaxpeft import adapters, console, hf, tree
 from jaxpeft.errors import InputError
 
 IA3_ROWS = {
@@ -69,7 +69,7 @@ def test_what_peft_writes_loads_here_and_back(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["ia3", "bottleneck"])
+@pytest.mark.parametrize("method", ["ia3", "bottleneck", "oft"])
 @pytest.mark.parametrize("targets", [None, r".*layers\.[02]\.mlp\.down_proj"])
 def test_written_and_read_again(method, targets, params, cfg, tmp_path, logits_here):
     rules = {"method": method} | ({"target_modules": targets} if targets else {})
@@ -120,3 +120,47 @@ def test_a_missing_tensor_is_named(params, cfg, tmp_path):
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(InputError, match="x_proj"):
         hf.load_adapter(params, tmp_path, cfg)
+
+
+OFT = {
+    "another base": (
+        {},
+        {"hidden_size": 48, "num_hidden_layers": 3},
+        "made for another",
+    ),
+    "before PEFT 0.14": ({"oft_block_size": None}, {}, "0.13 and before"),
+    "constrained": ({"coft": True}, {}, "coft: found true"),
+    "a size in words": ({"r": "4"}, {}, "r: found '4'; PEFT writes one like 0"),
+    "another number of blocks": ({"block_share": True}, {}, "do not make up"),
+}
+
+
+@pytest.mark.parametrize("name", OFT)
+def test_an_oft_that_would_compute_something_else_is_refused(
+    name, params, cfg, tmp_path, make_llama
+):
+    changes, sizes, said = OFT[name]
+    adapted = adapters.inject(params, {"method": "oft"}, jax.random.key(0))
+    hf.save_adapter(adapted, tmp_path, cfg)
+    file = tmp_path / "adapter_config.json"
+    content = json.loads(file.read_text()) | changes
+    content = {key: value for key, value in content.items() if value is not None}
+    file.write_text(json.dumps(content))
+    other = make_llama(**sizes) if sizes else None
+    base, of = (other.params, other.cfg) if other else (params, cfg)
+    with pytest.raises(InputError, match=said):
+        hf.load_adapter(base, tmp_path, of)
+
+
+@pytest.mark.parametrize("version", ["0.17.1", None, "0.19.0.dev0@1f2a"])
+def test_an_oft_of_another_series_is_warned_of(version, params, cfg, tmp_path, capsys):
+    adapted = adapters.inject(params, {"method": "oft"}, jax.random.key(0))
+    hf.save_adapter(adapted, tmp_path, cfg)
+    file = tmp_path / "adapter_config.json"
+    content = json.loads(file.read_text()) | {"peft_version": version}
+    file.write_text(json.dumps(content))
+    console.forget_remarks()
+    capsys.readouterr()
+    hf.load_adapter(params, tmp_path, cfg)
+    times = capsys.readouterr().err.count("before PEFT 0.18")
+    assert times == (1 if version in ("0.17.1", None) else 0)

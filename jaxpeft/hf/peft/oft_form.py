@@ -42,7 +42,7 @@ def _build(
                 f"like {SETTINGS[key]!r}"
             )
     if said["use_cayley_neumann"] and _is_before_018(config.get("peft_version")):
-        console.warn(
+        console.remark(
             f"{adapter_config.CONFIG}: use_cayley_neumann: the series was another one "
             "before PEFT 0.18, by which this adapter may have been trained; compare "
             "its answers, or merge it there"
