@@ -56,6 +56,7 @@ MESHES = {
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 METHODS = {
     "lora": (LORA, {"name": "adamw"}),
+    "oft": ({"method": "oft", "target_modules": "all-linear"}, {"name": "adamw"}),
     "lora, adamw_8bit": (LORA, {"name": "adamw_8bit", "min_quantized_size": 256}),
     "full": ({"method": "full"}, {"name": "adamw"}),
     "full, one layer": ({"method": "full", "trainable_layers": 1}, {"name": "adamw"}),
