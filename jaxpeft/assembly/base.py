@@ -163,7 +163,6 @@ def base_shapes(
 
     Args:
         section: the section `model` of the configuration.
-        directory: the model's folder, with its weights: their headers are read.
         cfg: its hyperparameters.
         dtype: of the weights that are not quantized.
         target: what the weights are held for.
