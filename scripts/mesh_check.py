@@ -28,9 +28,11 @@ from jaxpeft import adapters, models, optim, tree  # noqa: E402
 from jaxpeft.assembly import configuration  # noqa: E402
 from jaxpeft.assembly.places import make_places  # noqa: E402
 from jaxpeft.assembly.step import Frozen, TrainState, make_train_step  # noqa: E402
-from jaxpeft.devices import sharding  # noqa: E402
+from jaxpeft.devices import cpus, sharding  # noqa: E402
 from jaxpeft.devices.compiled import build  # noqa: E402
 from jaxpeft.plan import planning  # noqa: E402
+
+cpus.give_threads()
 
 SMALL = {
     "model_type": "llama",

@@ -61,8 +61,10 @@ class OFT:
         turn = self._turn().astype(x.dtype)
         size = turn.shape[-1]
         blocks = x.reshape(*x.shape[:-1], -1, size)
-        kind = "...kb,kbc->...kc" if not self.block_share else "...kb,bc->...kc"
-        turned = jnp.einsum(kind, blocks, turn[0] if self.block_share else turn)
+        if self.block_share:
+            turned = blocks @ turn[0]
+        else:
+            turned = jnp.einsum("...kb,kbc->...kc", blocks, turn)
         return (x + turned.reshape(x.shape)) @ self.base
 
     def dense(self) -> Float32[Array, "*layers d_in d_out"]:

@@ -193,8 +193,7 @@ def _of_another(section: str, selector: str, name: str, table: Table, key: str) 
     more = " and others" if len(owners) > 3 else ""
     return (
         f"; it is one of {', '.join(owners[:3])}{more}: leave it out, or give the "
-        "section as a whole on "
-        f"the command line, '{section}={{{selector}: {name}}}'"
+        f"section as a whole on the command line, '{section}={{{selector}: {name}}}'"
     )
 
 

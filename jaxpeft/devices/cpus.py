@@ -3,8 +3,8 @@
 XLA gives a CPU's devices one thread each, or one a core. A device that waits in two
 collectives at once, of two loops that do not need each other, holds two: with as many
 threads as devices another finds none to meet it with, and after 40 s XLA ends the
-process ("This thread has been waiting for ... and may be stuck"). It is rare, one step
-in tens of thousands on a busy machine, and long runs and test suites meet it.
+process ("This thread has been waiting for ... and may be stuck"). It is rare, and seen
+on a busy machine.
 """
 
 import os

@@ -316,9 +316,12 @@ def _verdict(plan: "Plan", room: float) -> str:
 def _in_child(devices: int, argv: list[str]) -> int:
     """The same command where so many CPU devices stand for those that are not here."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILES} {cpus.FLAG}{devices}"
+    # Nothing runs there, so that no device waits for another in a thread of its own.
+    threads = {cpus.VARIABLE: str(os.cpu_count() or 1)}
+    said = {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-m", "jaxpeft.plan", *argv, "--in-child"],
-        env={**os.environ, "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"},
+        env={**threads, **os.environ, **said},
     )
     return done.returncode
 
